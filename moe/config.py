@@ -248,7 +248,8 @@ def _validate(c: Config):
     'model.num_kv_heads',
     'model.head_dim',
   )
-  at_least(0, 'model.num_dense_layers', 'model.d_ff', 'moe.num_experts', 'moe.num_shared_experts', 'moe.d_expert')
+  at_least(0, 'model.num_dense_layers', 'model.d_ff', 'moe.d_expert')
+  at_least(0, 'moe.num_experts', 'moe.experts_per_token', 'moe.num_shared_experts')
   at_least(0, 'moe.expert_balance_loss', 'moe.device_balance_loss', 'moe.router_z_loss', 'model.init_std')
   at_least(1, 'moe.device_groups', 'data.seq_len', 'data.batch_size', 'data.num_threads', 'data.prefetch')
   at_least(1, 'train.num_steps', 'train.microbatches', 'train.log_every', 'train.loss_chunk')

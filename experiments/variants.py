@@ -1,0 +1,45 @@
+"""What the config files share: overrides of `base.py` by dotted key, and the choice of a variant by name.
+
+A file's VARIANTS maps a name to its overrides; nothing is computed until one is asked for by `get_config(name)`.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from moe.errors import UserError
+
+
+def dense(num_layers: int, d_ff: int) -> dict:
+  """A plain Transformer: every layer has one dense FFN of hidden width `d_ff`, and there is no expert at all."""
+  return {'model.num_layers': num_layers, 'model.num_dense_layers': num_layers, 'model.d_ff': d_ff} | experts(
+    shared=0, routed=0, active=0, width=0
+  )
+
+
+def experts(shared: int, routed: int, active: int, width: int) -> dict:
+  """`shared` + `routed` (`active`) experts of hidden width `width`; without routed ones there is nothing to balance."""
+  balance = {} if routed else {'moe.expert_balance_loss': 0.0, 'moe.device_balance_loss': 0.0, 'moe.device_groups': 1}
+  return {
+    'moe.num_shared_experts': shared,
+    'moe.num_experts': routed,
+    'moe.experts_per_token': active,
+    'moe.d_expert': width,
+  } | balance
+
+
+def build(file: str, variants: Mapping[str, Mapping], name: str) -> ConfigDict:
+  """The config of one variant: `base.py` with its overrides, named `FILE:NAME`, locked. UserError on a name unknown."""
+  check(file, variants, name)
+  config = base.get_config()
+  config.update_from_flattened_dict({'name': f'{file}:{name}', **variants[name]})
+  return config
+
+
+def check(file: str, names: Iterable[str], name: str) -> None:
+  """UserError where `name` is no variant of experiments/FILE.py; it lists those that are, the nearest first."""
+  if name not in names:
+    nearest = sorted(names, key=lambda valid: -difflib.SequenceMatcher(None, name, valid).ratio())
+    raise UserError(f'experiments/{file}.py has no variant {name!r}: choose one of {", ".join(nearest)}')

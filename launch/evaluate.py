@@ -1,0 +1,33 @@
+"""Held-out loss and bits per byte of a run, by domain: python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
+
+Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes.
+"""
+
+import json
+
+from absl import flags
+
+from launch import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; the newest without it.')
+FORMAT = cli.format_flag()
+
+
+def main(_):
+  from moe import evaluate
+  from moe.checkpoint import load_for_notebook
+  from moe.data.prepare import prepare
+  from moe.train import data_directory
+
+  run = load_for_notebook(WORKDIR.value, STEP.value)
+  data = prepare(run.config, data_directory(run.config, WORKDIR.value))
+  rows = evaluate.report(evaluate.Evaluator(run.config, data)(run.params), data)
+  if FORMAT.value == 'json':
+    print(json.dumps({'step': run.step, 'domains': rows}, indent=2))
+  else:
+    print(f'{run.config.name}, step {run.step}\n{evaluate.table(rows)}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,36 @@
+"""Samples from a run: python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]"""
+
+import json
+
+from absl import flags
+
+from launch import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest without it.')
+PROMPTS = flags.DEFINE_multi_string('prompt', [''], 'Text to go on from; several are done as one batch.')
+MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'At most so many new tokens a prompt.')
+TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 is greedy.')
+TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k most likely tokens; 0: all.')
+TOP_P = flags.DEFINE_float('top_p', 0.95, 'Only the fewest tokens that together have this probability.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+FORMAT = cli.format_flag()
+
+
+def main(_):
+  from moe.checkpoint import load_for_notebook
+  from moe.generate import Sampling, generate
+
+  sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+  sampling.check()
+  run = load_for_notebook(WORKDIR.value, STEP.value)
+  completions = generate(run, PROMPTS.value, MAX_NEW_TOKENS.value, sampling, SEED.value)
+  if FORMAT.value == 'json':
+    print(json.dumps([completion._asdict() for completion in completions], indent=2))
+    return
+  for completion in completions:
+    print(f'{completion.prompt}{completion.text}\n--- {len(completion.tokens)} tokens, stopped by {completion.stopped_by}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,232 @@
+"""Checkpoints: Orbax step folders that hold all a run needs to go on, or a notebook to open it.
+
+DIR/checkpoints/STEP/ has the items params, training (optimizer state and counters), data (iterator state), config,
+tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax import lax
+from orbax.checkpoint import checkpoint_managers as managers
+
+from moe.config import CheckpointConfig, Config, from_config_dict
+from moe.data.tokenizer import Tokenizer
+from moe.errors import UserError
+from moe.model import Transformer, init_params
+from moe.train_step import TrainState, init_state
+
+
+class Restored(NamedTuple):
+  """A run as it was after `step` steps. `state` has the shardings that were asked for."""
+
+  step: int
+  state: TrainState
+  data_state: dict
+
+
+class Checkpointer:
+  """Writes a run's checkpoints in the background, and finds the newest that is whole."""
+
+  def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer):
+    self._directory = workdir / 'checkpoints'
+    self._config = config
+    self._tokenizer = np.frombuffer(tokenizer.to_bytes(), np.uint8)
+    self._manager = self._open()
+
+  def save(self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None) -> None:
+    """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
+    params, training = _split(state)
+    items = {
+      'params': ocp.args.StandardSave(params),
+      'training': ocp.args.StandardSave(training),
+      'data': ocp.args.JsonSave(data_state),
+      'config': ocp.args.JsonSave(self._config.to_dict()),
+      'tokenizer': ocp.args.StandardSave({'model': self._tokenizer}),
+      'checksums': ocp.args.JsonSave({'params': _checksums(params), 'training': _checksums(training)}),
+    }
+    metrics = {'held_out_loss': held_out_loss} if held_out_loss is not None else None
+    self._guarded(step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
+
+  def wait(self, step: int) -> None:
+    """Returns when everything started is on disk. UserError if it could not be written."""
+    self._guarded(step, self._manager.wait_until_finished)
+
+  def restore_newest(self, shardings: Callable = lambda tree: tree) -> Restored | None:
+    """The newest readable checkpoint; None if the run has none yet.
+
+    Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach their step again.
+    UserError if there are checkpoints but none can be read: never silently from scratch.
+    """
+    bad = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._restore(step, shardings)
+      except Exception as error:  # Orbax raises a different type for each way in which files can be damaged.
+        logging.error('checkpoint step %d in %s is unreadable: %s', step, self._directory, one_line(error))
+        bad.append(step)
+        continue
+      if bad:
+        logging.error('going on from step %d, the newest readable one', step)
+        self._set_aside(bad)
+      return restored
+    if bad:
+      raise UserError(
+        f'no checkpoint in {self._directory} can be read (steps {", ".join(map(str, sorted(bad)))}); '
+        'move that folder away to start from scratch'
+      )
+    return None
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _open(self):
+    return ocp.CheckpointManager(
+      self._directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_preserved(self._config.checkpoint),
+        cleanup_tmp_directories=True,  # what a killed process left half written
+      ),
+    )
+
+  def _restore(self, step, shardings):
+    params, training = _split(shardings(jax.eval_shape(lambda: init_state(self._config))))
+    items = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        training=ocp.args.StandardRestore(training),
+        data=ocp.args.JsonRestore(),
+        checksums=ocp.args.JsonRestore(),
+      ),
+    )
+    for name in ('params', 'training'):
+      _verify(items[name], items['checksums'][name])
+    return Restored(step, TrainState(params=items['params'], **items['training']), items['data'])
+
+  def _set_aside(self, steps):
+    self._manager.close()
+    for step in steps:
+      target = self._directory.parent / 'unreadable' / str(step)
+      if target.exists():
+        shutil.rmtree(target)
+      target.parent.mkdir(exist_ok=True)
+      (self._directory / str(step)).rename(target)
+    self._manager = self._open()
+
+  def _guarded(self, step, action):
+    try:
+      action()
+    except Exception as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
+      good = self._manager.all_steps(read=True)
+      kept = f'the newest complete one is step {max(good)}' if good else 'there is no complete one yet'
+      raise UserError(
+        f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
+      ) from error
+
+
+class NotebookRun(NamedTuple):
+  """A trained model opened for use: `model.apply({'params': params}, …)`."""
+
+  model: Transformer
+  params: dict
+  tokenizer: Tokenizer
+  config: Config
+  step: int
+
+
+def load_for_notebook(workdir: str | Path, step: int | None = None) -> NotebookRun:
+  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
+
+  Reads parameters only, onto this process's default device, whatever devices wrote them. Changes nothing in `workdir`.
+  UserError if there is none, or the step asked for is not there or unreadable.
+  """
+  directory = Path(workdir) / 'checkpoints'
+  steps = available_steps(workdir)
+  if not steps:
+    raise UserError(f'no checkpoint in {directory}: train with --workdir={workdir} first')
+  if step is not None and step not in steps:
+    raise UserError(f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}')
+  for candidate in [step] if step is not None else reversed(steps):
+    try:
+      return _load(directory, candidate)
+    except Exception as error:  # see Checkpointer.restore_newest
+      message = f'checkpoint step {candidate} in {directory} is unreadable: {one_line(error)}'
+      if step is not None:
+        raise UserError(message) from error
+      logging.error('%s', message)
+  raise UserError(f'no checkpoint in {directory} can be read (steps {", ".join(map(str, steps))})')
+
+
+def available_steps(workdir: str | Path) -> list[int]:
+  """Steps with a complete checkpoint folder, ascending."""
+  return sorted(int(f.name) for f in (Path(workdir) / 'checkpoints').glob('*') if f.is_dir() and f.name.isdigit())
+
+
+def one_line(error: BaseException) -> str:
+  """An exception's first words, without line breaks."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) <= 300 else text[:297] + '...'
+
+
+def _load(directory, step):
+  checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+  path = (directory / str(step)).absolute()
+  restore = lambda **items: checkpointer.restore(path, ocp.args.Composite(**items))
+  config = from_config_dict(restore(config=ocp.args.JsonRestore())['config'])
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+  items = restore(
+    params=ocp.args.StandardRestore(params),
+    tokenizer=ocp.args.StandardRestore(),
+    checksums=ocp.args.JsonRestore(),
+  )
+  _verify(items['params'], items['checksums']['params'])
+  tokenizer = Tokenizer.from_bytes(np.asarray(items['tokenizer']['model']).tobytes())
+  return NotebookRun(Transformer(config), items['params'], tokenizer, config, step)
+
+
+def _split(state):
+  """(params, the rest as a dict): a notebook then reads a third of the bytes."""
+  rest = {name: getattr(state, name) for name in ('step', 'optimizer_state', 'bad_steps', 'bad_streak')}
+  return state.params, rest
+
+
+def _preserved(config: CheckpointConfig):
+  policies = [managers.LatestN(config.keep_last)]
+  if config.keep_best:
+    better = lambda metrics: -metrics['held_out_loss'] if metrics else float('-inf')
+    policies.append(managers.BestN(get_metric_fn=better, n=config.keep_best))
+  return managers.AnyPreservationPolicy(policies)
+
+
+def _checksums(tree) -> dict[str, int]:
+  """{path: checksum}: the sum over elements of bits · an odd number for their index, modulo 2³².
+
+  Computed where the arrays lie. Integer sums do not depend on order, hence not on devices either.
+  """
+  flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {name: int(value) for name, value in jax.device_get(_checksum_leaves(flat)).items()}
+
+
+@jax.jit
+def _checksum_leaves(leaves):
+  def checksum(x):
+    bits = lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+    return (bits * (2 * lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
+
+  return {name: checksum(leaf) for name, leaf in leaves.items()}
+
+
+def _verify(tree, expected):
+  for name, value in _checksums(tree).items():
+    if expected.get(name) != value:
+      raise ValueError(f'the bytes of {name} are not those that were saved')

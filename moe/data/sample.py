@@ -1,0 +1,52 @@
+"""A sample of text of bounded size, drawn evenly in one pass over a corpus of any size."""
+
+import hashlib
+import heapq
+
+_PART = 10_000  # characters; the unit that is drawn
+
+
+class TextSample:
+  """Keeps the parts of text whose hash is lowest: the result depends on the text alone, not on its order.
+
+  Every domain gets the same share of the sample, whatever its weight or size; what a small one leaves, the others get.
+  """
+
+  def __init__(self, size: int):
+    """`size`: of the whole sample, in characters."""
+    self._size = size
+    self._kept: dict[str, list[tuple[int, str]]] = {}  # a heap a domain, the part to go first on top
+    self._total: dict[str, int] = {}
+
+  def add(self, domain: str, text: str) -> None:
+    kept = self._kept.setdefault(domain, [])
+    for part in _parts(text):
+      digest = hashlib.blake2b(part.encode(), digest_size=8).digest()
+      heapq.heappush(kept, (-int.from_bytes(digest, 'big'), part))
+      self._total[domain] = self._total.get(domain, 0) + len(part)
+      while self._total[domain] - len(kept[0][1]) >= self._size:
+        self._total[domain] -= len(heapq.heappop(kept)[1])
+
+  def texts(self) -> list[str]:
+    """The sample, at most about `size` characters."""
+    chosen, left = [], self._size
+    smallest_first = sorted(self._total, key=lambda domain: (self._total[domain], domain))
+    for position, domain in enumerate(smallest_first):
+      room = left // (len(smallest_first) - position)
+      for _, part in sorted(self._kept[domain], reverse=True):
+        if room <= 0:
+          break
+        chosen.append(part)
+        room -= len(part)
+        left -= len(part)
+    return chosen
+
+
+def _parts(text):
+  """Parts of about _PART characters that end at a line's end where there is one."""
+  begin = 0
+  while begin < len(text):
+    end = text.rfind('\n', begin, begin + _PART) + 1
+    end = end if end > begin and begin + _PART < len(text) else begin + _PART
+    yield text[begin:end]
+    begin = end

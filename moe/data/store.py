@@ -1,0 +1,201 @@
+"""The format of prepared data: a directory of tokenised documents, written once and read at random.
+
+  metadata.json                     settings, tokenizer, and per split and domain the totals and files with their sizes
+  tokenizer.model                   SentencePiece
+  SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS
+  SPLIT-DOMAIN.index.npz            tokens of every record, records and UTF-8 bytes of every document
+  held_out-DOMAIN.txt               the original held-out text, documents end to end
+
+Splits are `train` and `held_out`. A document longer than RECORD_TOKENS lies in several records, so that reading a
+sequence out of a book does not read the book.
+"""
+
+import array
+import functools
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from moe.data.tokenizer import Tokenizer
+from moe.errors import UserError
+
+FORMAT = 1  # raise it when older directories can no longer be read
+RECORD_TOKENS = 4096
+SHARD_TOKENS = 1 << 28
+TRAIN, HELD_OUT = 'train', 'held_out'
+_INDEX_TYPES = {'record_tokens': np.uint32, 'document_records': np.uint32, 'document_bytes': np.uint64}
+
+
+class DomainWriter:
+  """Writes the documents of one split and domain. Holds the index in memory, 16 bytes a document, but no tokens."""
+
+  def __init__(self, directory: Path, split: str, domain: str, token_type: np.dtype):
+    self._directory, self._name, self._token_type = directory, f'{split}-{domain}', token_type
+    self._index = {'record_tokens': array.array('I'), 'document_records': array.array('I')}
+    self._index['document_bytes'] = array.array('Q')
+    self._shards: list[list] = []  # [file name, records]
+    self._shard, self._room = None, 0
+    self._text = open(directory / f'{self._name}.txt', 'wb') if split == HELD_OUT else None
+
+  def add(self, tokens: Sequence[int], text: bytes) -> None:
+    """One document: its tokens without BOS and EOS (at least one), and its text in UTF-8."""
+    tokens_N = np.asarray(tokens, self._token_type)
+    for begin in range(0, len(tokens_N), RECORD_TOKENS):
+      self._write(tokens_N[begin : begin + RECORD_TOKENS])
+    self._index['document_records'].append(-(-len(tokens_N) // RECORD_TOKENS))
+    self._index['document_bytes'].append(len(text))
+    if self._text:
+      self._text.write(text)
+
+  def close(self) -> dict:
+    """Finishes the files and returns what metadata.json says of them."""
+    self._close_shard()
+    if self._text:
+      self._text.close()
+    index = {name: np.asarray(values, _INDEX_TYPES[name]) for name, values in self._index.items()}
+    np.savez(self._directory / f'{self._name}.index.npz', **index)
+    files = [name for name, _ in self._shards] + [f'{self._name}.index.npz']
+    files += [f'{self._name}.txt'] if self._text else []
+    return {
+      'documents': len(index['document_bytes']),
+      'bytes': int(index['document_bytes'].sum()),
+      'tokens': int(index['record_tokens'].sum()),
+      'shards': self._shards,
+      'files': {name: (self._directory / name).stat().st_size for name in files},
+    }
+
+  def _write(self, record_N):
+    if self._room <= 0:
+      self._close_shard()
+      name = f'{self._name}-{len(self._shards):05d}.array_record'
+      self._shard, self._room = ArrayRecordWriter(str(self._directory / name), 'group_size:1,zstd:1'), SHARD_TOKENS
+      self._shards.append([name, 0])
+    self._shard.write(record_N.tobytes())
+    self._shards[-1][1] += 1
+    self._index['record_tokens'].append(len(record_N))
+    self._room -= len(record_N)
+
+  def _close_shard(self):
+    if self._shard:
+      self._shard.close()
+      self._shard = None
+
+
+class Documents:
+  """Tokens of the documents of one split and domain, for reading at random; safe to share between threads."""
+
+  def __init__(self, directory: Path, name: str, entry: dict, token_type: np.dtype):
+    """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned. UserError if the index is damaged."""
+    self._token_type, self._where = token_type, directory / f'{name}-*.array_record'
+    self._shards = [f'{directory / shard}[0:{records}]' for shard, records in entry['shards']]
+    path = directory / f'{name}.index.npz'
+    try:
+      with np.load(path) as index:
+        self.record_tokens = index['record_tokens']  # (records,)
+        self.document_bytes = index['document_bytes']  # (documents,)
+        counts = index['document_records']
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise damaged(path) from error
+    self.first_record = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (documents + 1,)
+    right = len(counts) == len(self.document_bytes) == entry['documents'] and self.record_tokens.sum() == entry['tokens']
+    if not right or self.first_record[-1] != len(self.record_tokens):
+      raise damaged(path)
+
+  def __len__(self) -> int:
+    """Number of documents."""
+    return len(self.document_bytes)
+
+  @functools.cached_property
+  def _source(self):
+    return ArrayRecordDataSource(self._shards)
+
+  def record(self, number: int) -> np.ndarray:
+    """Tokens (N,) of one record. UserError if it cannot be read."""
+    try:
+      tokens_N = np.frombuffer(self._source[int(number)], self._token_type)
+    except (RuntimeError, ValueError, OSError) as error:  # records carry checksums
+      raise UserError(f'prepared data is damaged: {self._where}, record {number}: delete the directory') from error
+    if len(tokens_N) != self.record_tokens[number]:
+      raise UserError(f'prepared data is damaged: {self._where}, record {number}: delete the directory')
+    return tokens_N
+
+  def document(self, number: int) -> np.ndarray:
+    """Tokens (N,) of a whole document, without BOS and EOS."""
+    return np.concatenate([self.record(i) for i in range(*self.first_record[number : number + 2])])
+
+
+class PreparedData:
+  """An opened directory of prepared data."""
+
+  def __init__(self, directory: Path, metadata: dict, weights: dict[str, float]):
+    """`weights`: of the training domains. UserError that names the file if any is missing, truncated or damaged."""
+    self.directory, self.metadata = directory, metadata
+    self.domains: tuple[str, ...] = tuple(metadata['splits'][TRAIN])
+    self.held_out_domains: tuple[str, ...] = tuple(metadata['splits'][HELD_OUT])
+    self.weights: tuple[float, ...] = tuple(weights[domain] for domain in self.domains)
+    for entries in metadata['splits'].values():
+      for entry in entries.values():
+        for name, size in entry['files'].items():
+          path = directory / name
+          if not path.is_file() or path.stat().st_size != size:
+            raise damaged(path)
+    path = directory / 'tokenizer.model'
+    try:
+      model = path.read_bytes()
+    except OSError as error:
+      raise damaged(path) from error
+    if sha256(model) != metadata['tokenizer']['sha256']:
+      raise damaged(path)
+    self.tokenizer = Tokenizer.from_bytes(model)
+    self._opened: dict[tuple[str, str], Documents] = {}
+
+  def documents(self, split: str, domain: str) -> Documents:
+    """Token documents of `split` ('train' or 'held_out') and `domain`."""
+    key = (split, domain)
+    if key not in self._opened:
+      token_type = np.dtype(self.metadata['token_type'])
+      self._opened[key] = Documents(self.directory, f'{split}-{domain}', self.totals(split, domain), token_type)
+    return self._opened[key]
+
+  def totals(self, split: str, domain: str) -> dict:
+    """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain."""
+    return self.metadata['splits'][split][domain]
+
+  def held_out_text(self, domain: str) -> bytes:
+    """The held-out documents of a domain as they were read, end to end: exactly the bytes that evaluation scores."""
+    return (self.directory / f'{HELD_OUT}-{domain}.txt').read_bytes()
+
+
+def read_metadata(directory: Path) -> dict | None:
+  """metadata.json of a complete directory; None where there is nothing yet. UserError if it is something else."""
+  path = directory / 'metadata.json'
+  if not path.is_file():
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+      raise UserError(f'{directory} is in use and holds no prepared data: choose another data.dir')
+    return None
+  try:
+    metadata = json.loads(path.read_bytes())
+    found = metadata['format']
+    complete = {'settings', 'splits', 'tokenizer', 'token_type'} <= metadata.keys()
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise damaged(path) from error
+  if found != FORMAT:
+    raise UserError(f'{directory} was prepared by another version (format {found}, not {FORMAT}): delete it')
+  if not complete:
+    raise damaged(path)
+  return metadata
+
+
+def damaged(path: Path) -> UserError:
+  """The error for a file of prepared data that cannot be what was written."""
+  return UserError(f'prepared data is damaged: {path} is missing, truncated or altered: delete {path.parent} to rebuild')
+
+
+def sha256(contents: bytes) -> str:
+  return hashlib.sha256(contents).hexdigest()

@@ -1,0 +1,112 @@
+"""Held-out text: loss and bits per byte by domain, and what general-purpose compressors make of the same bytes.
+
+B sequences, L tokens a sequence, N MoE layers, E routed experts.
+"""
+
+import gzip
+import lzma
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.config import Config
+from moe.data import pipeline
+from moe.data.packing import Batch
+from moe.data.store import PreparedData
+from moe.loss import token_losses
+from moe.model import Transformer
+
+
+class Score(NamedTuple):
+  """Of some held-out text. Every token of it is scored once, the end of each document included."""
+
+  loss: float  # nats a token
+  bits_per_byte: float | None  # over the UTF-8 bytes of the original text; None if it was scored only in part
+  tokens: int
+  bytes: int | None
+
+
+class Evaluation(NamedTuple):
+  """Scores by domain and over all of them together, and the load of the routed experts meanwhile."""
+
+  domains: dict[str, Score]
+  total: Score
+  expert_load_NE: np.ndarray | None  # load over the layer's mean
+
+
+class Evaluator:
+  """Scores held-out text with one compiled function; `params` may change between calls."""
+
+  def __init__(self, config: Config, data: PreparedData):
+    self._config, self._data = config, data
+    self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch))
+
+  def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
+    """Scores all held-out documents, or at most `max_batches` batches a domain."""
+    sums, counts_NE = {}, 0
+    for domain in self._data.domains:
+      loss, tokens = 0.0, 0
+      for batch in pipeline.evaluation_batches(self._data, domain, self._config, max_batches):
+        batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
+        loss, tokens = loss + float(batch_loss), tokens + int(batch_tokens)
+        counts_NE = counts_NE + batch_counts_NE
+      size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
+      sums[domain] = loss, tokens, size
+    load_NE = counts_NE / np.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30) if np.ndim(counts_NE) else None
+    domains = {domain: _make_score(*values) for domain, values in sums.items()}
+    loss, tokens, sizes = zip(*sums.values(), strict=True)
+    total = _make_score(sum(loss), sum(tokens), sum(sizes) if max_batches is None else None)
+    return Evaluation(domains, total, load_NE)
+
+
+def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
+  """What gzip -9 and xz -9 need for the same bytes, in bits a byte. Empty text: zero."""
+  compressors = {
+    'gzip -9': lambda data: gzip.compress(data, compresslevel=9, mtime=0),
+    'xz -9': lambda data: lzma.compress(data, preset=9),
+  }
+  return {name: 8 * len(compress(text)) / max(len(text), 1) for name, compress in compressors.items()}
+
+
+def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
+  """JSON-able rows by domain, and 'total': the score beside gzip and xz on the same bytes, each domain on its own."""
+  texts = {domain: pipeline.held_out_text(data, domain) for domain in data.domains}
+  rows = {domain: score._asdict() | compressed_bits_per_byte(texts[domain]) for domain, score in evaluation.domains.items()}
+  whole = sum(map(len, texts.values()))
+  compressed = {
+    name: sum(rows[domain][name] * len(text) for domain, text in texts.items()) / max(whole, 1)
+    for name in compressed_bits_per_byte(b'')
+  }
+  return rows | {'total': evaluation.total._asdict() | compressed}
+
+
+def table(rows: Mapping[str, Mapping[str, object]]) -> str:
+  """The rows of `report` for people."""
+  lines = [f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}']
+  for name, row in rows.items():
+    lines.append(
+      f'{name:<16}{row["tokens"]:>10,}{row["bytes"]:>12,}{row["loss"]:>9.4f}{row["bits_per_byte"]:>11.3f}'
+      f'{row["gzip -9"]:>9.3f}{row["xz -9"]:>8.3f}'
+    )
+  return '\n'.join(lines)
+
+
+def _make_score(loss, tokens, size):
+  bits_per_byte = loss / math.log(2) / size if size else None
+  return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
+
+
+def _score_batch(config: Config, params: dict, batch: Batch):
+  """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
+  hidden_BLD, stats, _ = Transformer(config).apply(
+    {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+  )
+  rows = lambda x: x.reshape(-1, *x.shape[2:])
+  losses_T = token_losses(rows(hidden_BLD), params['head'], rows(batch.targets_BL), config.train.loss_chunk)
+  weights_T = rows(batch.weights_BL)
+  counts_NE = stats.counts_BE.sum(axis=1) if stats is not None else jnp.zeros((), jnp.int32)
+  return (losses_T * weights_T).sum(), weights_T.sum(), counts_NE

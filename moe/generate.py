@@ -1,0 +1,167 @@
+"""Sampling with a key-value cache: batched prompts of different lengths, greedy or from the tempered distribution.
+
+B prompts, P prompt tokens (right-padded), N new tokens, V vocabulary.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from moe.checkpoint import NotebookRun
+from moe.config import Config
+from moe.data.tokenizer import Tokenizer
+from moe.errors import UserError
+from moe.model import Transformer, make_cache
+
+
+class Sampling(NamedTuple):
+  """How the next token is chosen; the restrictions apply one after the other."""
+
+  temperature: float = 0.0  # 0: greedy
+  top_k: int = 0  # only the k most likely tokens; 0: all
+  top_p: float = 1.0  # only the fewest tokens that together have this probability
+
+  def check(self) -> None:
+    """UserError for a value out of range."""
+    if self.temperature < 0:
+      raise UserError(f'temperature={self.temperature} must be at least 0 (0 is greedy)')
+    if self.top_k < 0:
+      raise UserError(f'top_k={self.top_k} must be at least 0 (0 is no limit)')
+    if not 0 < self.top_p <= 1:
+      raise UserError(f'top_p={self.top_p} must be above 0 and at most 1')
+
+
+class Completion(NamedTuple):
+  """What followed a prompt."""
+
+  prompt: str
+  text: str
+  tokens: list[int]
+  stopped_by: str  # 'end' of the document | 'length' asked for | 'context' full
+
+
+def generate(
+  run: NotebookRun, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
+) -> list[Completion]:
+  """A completion of every prompt, at most `max_new_tokens` long; a document's end or a full context stops earlier.
+
+  The context is data.seq_len, the longest the model was trained on. UserError for a prompt that leaves no room in it.
+  """
+  sampling.check()
+  if max_new_tokens < 1:
+    raise UserError(f'max_new_tokens={max_new_tokens} must be at least 1')
+  tokenizer, context = run.tokenizer, run.config.data.seq_len
+  prompt_ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+  for prompt, ids in zip(prompts, prompt_ids, strict=True):
+    if len(ids) > context:
+      raise UserError(
+        f'the prompt {prompt[:30]!r}… has {len(ids)} tokens with its beginning-of-text token; '
+        f'the context is {context} (data.seq_len)'
+      )
+  lengths_B = np.array([len(ids) for ids in prompt_ids], np.int32)
+  new_BN, counts_B = generate_tokens(run, prompt_ids, max_new_tokens, sampling, seed)
+  completions = []
+  for prompt, ids, length, count in zip(prompts, new_BN, lengths_B, counts_B, strict=True):
+    ids = ids[:count].tolist()
+    ended = bool(ids) and ids[-1] == tokenizer.eos_id
+    stopped_by = 'end' if ended else 'length' if count == max_new_tokens else 'context'
+    completions.append(Completion(prompt, tokenizer.decode(ids[:-1] if ended else ids), ids, stopped_by))
+  return completions
+
+
+def generate_tokens(
+  run: NotebookRun, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """new_BN int32 and how many of each row count: up to and including the end token, or as many as the context holds.
+
+  A context of S positions yields up to S + 1 − length new tokens: the last one needs no position of its own.
+  """
+  longest = max(map(len, prompt_ids))
+  padded = -(-longest // 32) * 32  # few shapes, few compilations
+  prompts_BP = np.zeros((len(prompt_ids), min(padded, run.config.data.seq_len)), np.int32)
+  for row, ids in zip(prompts_BP, prompt_ids, strict=True):
+    row[: len(ids)] = ids
+  lengths_B = np.array([len(ids) for ids in prompt_ids], np.int32)
+  allowed_V = _allowed(run.tokenizer, run.config.model.vocab_size)
+  new_BN, counts_B = _generate(
+    run.config,
+    max_new_tokens,
+    sampling,
+    run.tokenizer.eos_id,
+    run.params,
+    prompts_BP,
+    lengths_B,
+    allowed_V,
+    jax.random.key(seed),
+  )
+  return np.asarray(new_BN), np.asarray(counts_B)
+
+
+def choose(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+  """The next token of every row, int32. Ties go to the lower id when greedy."""
+  if sampling.temperature == 0:
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  logits_BV = logits_BV / sampling.temperature
+  descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  if 0 < sampling.top_k < logits_BV.shape[1]:
+    logits_BV = jnp.where(logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV)
+    descending_BV = descending_BV.at[:, sampling.top_k :].set(-jnp.inf)
+  if sampling.top_p < 1:
+    probabilities_BV = jax.nn.softmax(descending_BV)
+    # A token stays while those more likely than it have not reached top_p: the most likely one always does.
+    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
+    least_B1 = jnp.where(before_BV < sampling.top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _generate(config: Config, max_new, sampling, eos_id, params, prompts_BP, lengths_B, allowed_V, key):
+  """Prefill, then one token at a time until every row has ended."""
+  model = Transformer(config)
+  batch, padded = prompts_BP.shape
+  context = config.data.seq_len
+
+  def next_tokens(tokens_BL, positions_BL, cache, last_B, key):
+    ones_BL = jnp.ones_like(tokens_BL)
+    hidden_BLD, _, cache = model.apply({'params': params}, tokens_BL, positions_BL, ones_BL, cache)
+    hidden_BD = hidden_BLD[jnp.arange(batch), last_B]
+    logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
+    return choose(jnp.where(allowed_V, logits_BV, -jnp.inf), sampling, key), cache
+
+  def more(state):
+    step, ended_B = state[0], state[4]
+    return (step < max_new) & ~ended_B.all()
+
+  def step(state):
+    step, new_BN, counts_B, cache, ended_B, chosen_B, key = state
+    new_BN = new_BN.at[:, step].set(jnp.where(ended_B, 0, chosen_B))
+    counts_B += ~ended_B
+    positions_B = lengths_B + step
+    ended_B |= (chosen_B == eos_id) | (positions_B >= context)
+    key, now = jax.random.split(key)
+    # A row that has ended goes on in its last slot; what it computes is never used.
+    positions_B1 = jnp.minimum(positions_B, context - 1)[:, None]
+    chosen_B, cache = next_tokens(chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), now)
+    return step + 1, new_BN, counts_B, cache, ended_B, chosen_B, key
+
+  key, now = jax.random.split(key)
+  positions_BP = jnp.broadcast_to(jnp.arange(padded), prompts_BP.shape)
+  cache = make_cache(config.model, batch, min(context, padded + max_new))
+  chosen_B, cache = next_tokens(prompts_BP, positions_BP, cache, lengths_B - 1, now)
+  new_BN = jnp.zeros((batch, max_new), jnp.int32)
+  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, jnp.zeros(batch, bool), chosen_B, key
+  _, new_BN, counts_B, *_ = lax.while_loop(more, step, start)
+  return new_BN, counts_B
+
+
+def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+  """True for tokens that text is made of, and its end: not for padding rows of the head, nor the beginning of text."""
+  allowed_V = np.arange(vocab_size) < tokenizer.vocab_size
+  allowed_V[tokenizer.bos_id] = False
+  return allowed_V

@@ -1,0 +1,67 @@
+"""Causal self-attention with rotary positions, grouped key/value heads, segment ids, and a cache for decoding."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moe.config import ModelConfig
+from moe.layers import initializers
+from moe.layers.rope import apply_rope
+from moe.ops.matmul import linear
+
+
+class KVCache(NamedTuple):
+  """Keys and values of S positions; the slot of a token is its position."""
+
+  keys_BSGC: jax.Array
+  values_BSGC: jax.Array
+
+
+class Attention(nn.Module):
+  """Multi-head attention without biases; scores scaled by 1/√C, softmax in float32."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self, x_BLD: jax.Array, positions_BL: jax.Array, segment_ids_BL: jax.Array, cache: KVCache | None
+  ) -> tuple[jax.Array, KVCache | None]:
+    """Without a cache a token sees the tokens before it in its own segment; with one, every cached position up to its own.
+
+    Args:
+      x_BLD: compute type.
+      positions_BL: position in the document, for the rotary angles; with a cache also the slot to write.
+      segment_ids_BL: documents of a row; ignored with a cache, whose rows hold one document each.
+      cache: None, or what earlier calls returned. A slot is always written before it is seen, so right-padding a
+        prompt is harmless: padding's slots are overwritten by the tokens that really come there.
+    """
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    project = lambda name, heads: linear(x_BLD, self._matrix(name, c.d_model, heads * c.head_dim), dtype).reshape(
+      *x_BLD.shape[:2], heads, c.head_dim
+    )
+    query_BLHC = apply_rope(project('query', c.num_heads), positions_BL, c.rope_base)
+    keys_BSGC = apply_rope(project('key', c.num_kv_heads), positions_BL, c.rope_base)
+    values_BSGC = project('value', c.num_kv_heads)
+
+    if cache is None:
+      mask_BLS = (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]) & _causal(x_BLD.shape[1])
+    else:
+      row_B1 = jnp.arange(x_BLD.shape[0])[:, None]
+      keys_BSGC = cache.keys_BSGC.at[row_B1, positions_BL].set(keys_BSGC)
+      values_BSGC = cache.values_BSGC.at[row_B1, positions_BL].set(values_BSGC)
+      cache = KVCache(keys_BSGC, values_BSGC)
+      mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
+
+    attended_BLHC = jax.nn.dot_product_attention(query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None])
+    attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
+    return linear(attended_BLX, self._matrix('out', c.num_heads * c.head_dim, c.d_model), dtype), cache
+
+  def _matrix(self, name, rows, columns):
+    return self.param(name, initializers.matrix(self.config), (rows, columns))
+
+
+def _causal(length):
+  return jnp.tril(jnp.ones((1, length, length), bool))

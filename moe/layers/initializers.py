@@ -1,0 +1,10 @@
+"""The one initialiser of every matrix."""
+
+from flax import linen as nn
+
+from moe.config import ModelConfig
+
+
+def matrix(config: ModelConfig) -> nn.initializers.Initializer:
+  """N(0, init_std²) (Section 4.1.3)."""
+  return nn.initializers.normal(stddev=config.init_std)

@@ -1,0 +1,18 @@
+"""RMSNorm."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class RMSNorm(nn.Module):
+  """x · scale / sqrt(mean(x²) + eps) over the last axis. Computed in float32: bfloat16 squares lose small features."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    scale_D = self.param('scale', nn.initializers.ones, (x_BLD.shape[-1],))
+    x = x_BLD.astype(jnp.float32)
+    normed = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    return (normed * scale_D).astype(x_BLD.dtype)

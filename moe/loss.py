@@ -1,0 +1,136 @@
+"""Cross-entropy, the balance losses (Eq. 12–17) and the router z-loss: every term of the objective, in one place.
+
+T tokens, D model width, V vocabulary, N MoE layers, B sequences, E routed experts, G device groups.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.config import MoEConfig
+from moe.layers.router import RoutingStats
+from moe.ops.matmul import matmul, matmul_nt, matmul_tn
+
+
+class Totals(NamedTuple):
+  """Of the whole batch, over all its parts: what sums are divided by. float32."""
+
+  targets: jax.Array  # Σ of the targets' weights
+  tokens: jax.Array  # real input tokens
+  sequences: jax.Array  # sequences with at least one real token
+
+  @classmethod
+  def of(cls, weights_BL: jax.Array, segment_ids_BL: jax.Array) -> 'Totals':
+    is_token_BL = segment_ids_BL > 0
+    count = lambda mask: jnp.maximum(mask.sum().astype(jnp.float32), 1)
+    return cls(jnp.maximum(weights_BL.sum(), 1), count(is_token_BL), count(is_token_BL.any(axis=1)))
+
+
+class BalanceTerms(NamedTuple):
+  """Each summed over the MoE layers; a part of a batch contributes its share."""
+
+  expert: jax.Array  # α1 Σ f P
+  device: jax.Array  # α2 Σ f' P'
+  router_z: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+  hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array, weights_T: jax.Array, chunk: int
+) -> jax.Array:
+  """Σ_t weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
+
+  The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
+  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient.
+  """
+  losses_T = token_losses(hidden_TD, head_DV, targets_T, chunk)
+  return (losses_T * weights_T).sum()
+
+
+def token_losses(hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array, chunk: int) -> jax.Array:
+  """float32 losses_T in nats, with the logits of `chunk` tokens alive at once."""
+  head = head_DV.astype(hidden_TD.dtype)
+  chunks = _chunks((hidden_TD, targets_T), chunk)
+  losses = lax.map(lambda c: _logits_and_losses(c[0], head, c[1])[1], chunks)
+  return losses.reshape(-1)[: targets_T.shape[0]]
+
+
+def balance_terms(
+  stats: RoutingStats, moe: MoEConfig, totals: Totals, batch_counts_NE: jax.Array | None = None
+) -> BalanceTerms:
+  """The weighted balance losses of a batch, or of a part of it, summed over layers.
+
+  With moe.balance_scope 'sequence', T in Eq. 13–14 is one sequence, and the loss is the mean over the sequences that
+  hold a token. With 'batch' T is the whole batch; f then needs the counts of all of it, `batch_counts_NE`, which
+  default to those of `stats`. Either way the terms of a batch's parts add up to those of the batch.
+  """
+  experts, chosen = moe.num_experts, moe.experts_per_token
+  if moe.balance_scope == 'sequence':
+    # K tokens' choices add up to K · tokens, so the counts hold the number of tokens too.
+    tokens_NB1 = stats.counts_BE.sum(axis=-1, keepdims=True) / chosen
+    counts, share = stats.counts_BE, 1 / totals.sequences
+    tokens = jnp.maximum(tokens_NB1, 1)
+    probabilities = stats.probability_sums_BE / tokens  # Eq. 14
+  else:
+    counts = stats.counts_BE.sum(axis=1) if batch_counts_NE is None else batch_counts_NE
+    share, tokens = 1, totals.tokens
+    probabilities = stats.probability_sums_BE.sum(axis=1) / tokens
+  loads = counts * (experts / chosen) / tokens  # Eq. 13: f
+  in_groups = lambda x: x.reshape(*x.shape[:-1], moe.device_groups, experts // moe.device_groups)
+  group_loads, group_probabilities = in_groups(loads).mean(axis=-1), in_groups(probabilities).sum(axis=-1)  # Eq. 16, 17
+  return BalanceTerms(
+    expert=moe.expert_balance_loss * share * (loads * probabilities).sum(),  # Eq. 12
+    device=moe.device_balance_loss * share * (group_loads * group_probabilities).sum(),  # Eq. 15
+    router_z=moe.router_z_loss * stats.z_sums_B.sum() / totals.tokens,
+  )
+
+
+def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk):
+  dtype = hidden_TD.dtype
+  head = head_DV.astype(dtype)
+
+  def step(carry, chunk_inputs):
+    total, d_head_DV = carry
+    hidden_cD, targets_c, weights_c = chunk_inputs
+    logits_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c)
+    is_target_cV = targets_c[:, None] == jnp.arange(logits_cV.shape[1])
+    d_logits_cV = ((jax.nn.softmax(logits_cV) - is_target_cV) * weights_c[:, None]).astype(dtype)
+    d_head_DV += matmul_tn(hidden_cD, d_logits_cV)
+    return (total + (losses_c * weights_c).sum(), d_head_DV), matmul_nt(d_logits_cV, head)
+
+  start = jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32)
+  (total, d_head_DV), d_hidden = lax.scan(step, start, _chunks((hidden_TD, targets_T, weights_T), chunk))
+  d_hidden_TD = d_hidden.reshape(-1, hidden_TD.shape[1])[: hidden_TD.shape[0]]
+  # Zero-sized: carry the types of the gradients to backward.
+  return total, (d_hidden_TD, d_head_DV, jnp.zeros(0, hidden_TD.dtype), jnp.zeros(0, head_DV.dtype))
+
+
+def _cross_entropy_backward(chunk, residuals, d_total):
+  del chunk
+  d_hidden_TD, d_head_DV, like_hidden, like_head = residuals
+  scaled = lambda gradient, like: (gradient * d_total).astype(like.dtype)
+  return scaled(d_hidden_TD, like_hidden), scaled(d_head_DV, like_head), None, None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _logits_and_losses(hidden_cD, head_DV, targets_c):
+  logits_cV = matmul(hidden_cD, head_DV)
+  target_logits_c = jnp.take_along_axis(logits_cV, targets_c[:, None], axis=1)[:, 0]
+  return logits_cV, jax.nn.logsumexp(logits_cV, axis=1) - target_logits_c
+
+
+def _chunks(arrays, chunk):
+  """Arrays of T rows as (chunks, chunk, ...), zero-padded: a zero weight makes padding harmless."""
+
+  def split(x):
+    size = min(chunk, x.shape[0])
+    padding = -x.shape[0] % size
+    padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape(-1, size, *x.shape[1:])
+
+  return jax.tree.map(split, arrays)

@@ -1,0 +1,111 @@
+"""The language model: embed → N blocks (scanned, rematerialised) → final norm; the head is applied by the loss.
+
+B batch, L sequence, D model width, V vocabulary, N MoE layers.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moe.config import Config, ModelConfig
+from moe.layers import initializers
+from moe.layers.attention import KVCache
+from moe.layers.block import Block
+from moe.layers.norm import RMSNorm
+from moe.layers.router import RoutingStats
+from moe.ops.matmul import matmul
+
+# What a block keeps for backward, by the name in model.remat; 'moe' acts inside the block.
+_REMAT_POLICIES = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Transformer(nn.Module):
+  """DeepSeekMoE and, by config, its dense and MoE baselines. Parameters are float32."""
+
+  config: Config
+
+  def setup(self):
+    model = self.config.model
+    matrix = initializers.matrix(model)
+    self.embedding_VD = self.param('embedding', matrix, (model.vocab_size, model.d_model))
+    self.head_DV = self.param('head', matrix, (model.d_model, model.vocab_size))
+    self.final_norm = RMSNorm(model.norm_eps)
+    if model.num_dense_layers:
+      self.dense_blocks = _stack(self.config, dense=True, length=model.num_dense_layers)
+    if model.num_layers > model.num_dense_layers:
+      self.moe_blocks = _stack(self.config, dense=False, length=model.num_layers - model.num_dense_layers)
+
+  def __call__(
+    self,
+    tokens_BL: jax.Array,
+    positions_BL: jax.Array,
+    segment_ids_BL: jax.Array,
+    cache: dict[str, KVCache] | None = None,
+  ) -> tuple[jax.Array, RoutingStats | None, dict[str, KVCache] | None]:
+    """The final hidden states, routing statistics stacked over the MoE layers, and the cache.
+
+    Args:
+      tokens_BL: int32 ids in [0, V).
+      positions_BL: int32, 0 at the start of each document.
+      segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document sees, and which
+        is left out of the statistics.
+      cache: None, or `make_cache` and then what the last call returned; see `Attention`.
+
+    Returns:
+      hidden_BLD in the compute type; `logits` turns it into logits.
+      RoutingStats with a leading axis N, or None where nothing is routed.
+      The updated cache, or None.
+    """
+    with jax.named_scope('embed'):
+      x_BLD = self.embedding_VD[tokens_BL].astype(self.config.model.dtype)
+    stats, new_cache = None, {}
+    for name in _stack_names(self.config.model):
+      stack_cache = cache[name] if cache is not None else None
+      x_BLD, (stack_stats, new_cache[name]) = getattr(self, name)(
+        x_BLD, stack_cache, tokens_BL, positions_BL, segment_ids_BL
+      )
+      stats = stack_stats if stack_stats is not None else stats
+    return self.final_norm(x_BLD), stats, new_cache if cache is not None else None
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """hidden (..., D) → float32 logits (..., V). For a few positions; training never holds all logits at once."""
+    return matmul(hidden, self.head_DV.astype(hidden.dtype))
+
+
+def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache]:
+  """An empty cache of `length` positions for `batch` rows."""
+
+  def empty(layers):
+    return jnp.zeros((layers, batch, length, model.num_kv_heads, model.head_dim), model.dtype)
+
+  layers = {'dense_blocks': model.num_dense_layers, 'moe_blocks': model.num_layers - model.num_dense_layers}
+  return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in _stack_names(model)}
+
+
+def init_params(config: Config, key: jax.Array) -> dict:
+  """The parameter tree: float32, N(0, init_std²), norm scales one. Its shapes do not depend on batch or length."""
+  dummy = jnp.zeros((1, 1), jnp.int32)
+  return Transformer(config).init(key, dummy, dummy, dummy)['params']
+
+
+def _stack_names(model):
+  dense = ['dense_blocks'] if model.num_dense_layers else []
+  return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
+
+
+def _stack(config, dense, length):
+  """`length` blocks as one scanned module, so that compile time does not grow with depth."""
+  block = Block
+  if config.model.remat in _REMAT_POLICIES:
+    block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
+  scanned = nn.scan(
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+    length=length,
+  )
+  return scanned(config, dense)

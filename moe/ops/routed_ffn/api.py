@@ -1,0 +1,39 @@
+"""routed_ffn: Σ_k gate · FFN_expert(token) (the routed sum of Eq. 9), exact and dropless."""
+
+import jax
+import jax.numpy as jnp
+
+from moe.ops.implementation import Implementation, choose
+from moe.ops.plan import DispatchPlan
+from moe.ops.routed_ffn import grouped, reference, scan
+from moe.ops.routed_ffn.types import ExpertWeights
+
+
+def routed_ffn(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  *,
+  dtype: jnp.dtype,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """tokens_TD: each token's experts, weighted by its gates and summed.
+
+  Args:
+    tokens_TD: input, any float type.
+    gates_TK: float32 weights of the assignments in `plan.experts_TK`.
+    plan: from `make_plan` of this layer's routing.
+    weights: of the E experts, usually float32; cast to `dtype` inside, their gradients come in their own type.
+    dtype: of the matrix products' operands; sums are float32.
+    implementation: auto | reference | xla. Of XLA, CPU takes `scan`, other platforms `grouped`.
+
+  Returns:
+    tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
+  """
+  platform = jax.default_backend()
+  chosen = choose('routed_ffn', implementation, platform)
+  if chosen is Implementation.REFERENCE:
+    return reference.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
+  module = scan if platform == 'cpu' else grouped
+  return module.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)

@@ -1,0 +1,187 @@
+"""The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from moe import accounting
+from moe.checkpoint import Checkpointer
+from moe.config import Config, differences
+from moe.data.pipeline import train_iterator
+from moe.data.prepare import prepare
+from moe.errors import UserError
+from moe.evaluate import Evaluator
+from moe.metric_writer import MetricWriter, Progress
+from moe.train_step import init_state, make_train_step
+
+# Keys that may differ when a run goes on: none of them changes what a step computes.
+_FREE_SECTIONS = ('evaluation', 'checkpoint')
+_FREE_KEYS = ('name', 'train.log_every', 'train.heatmap_every', 'train.max_bad_steps', 'data.dir', 'data.num_threads', 'data.prefetch')
+
+
+class Outcome(NamedTuple):
+  """How a call of `train` ended."""
+
+  step: int
+  finished: bool  # False: stopped by a signal, to be gone on with
+  metrics: dict[str, object] | None  # of the last logged step of this call
+
+
+def train(config: Config, workdir: str | Path) -> Outcome:
+  """Trains to config.train.num_steps, going on from the newest checkpoint in `workdir`.
+
+  Writes config.json, data/ (unless data.dir says where), tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/.
+  SIGTERM or Ctrl-C saves and returns. UserError where something the user can mend is in the way.
+  """
+  workdir = Path(workdir)
+  open_workdir(config, workdir)
+  data = prepare(config, data_directory(config, workdir))
+  (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
+  batches = train_iterator(data, config)
+
+  checkpointer = Checkpointer(workdir, config, data.tokenizer)
+  restored = checkpointer.restore_newest()
+  if restored:
+    start, state = restored.step, restored.state
+    batches.set_state(restored.data_state)
+    print(f'going on from step {start} in {workdir}', flush=True)
+  else:
+    start, state = 0, jax.jit(lambda: init_state(config))()
+  num_steps = config.train.num_steps
+  if start >= num_steps:
+    print(f'{workdir} is finished: {start} of {num_steps} steps', flush=True)
+    return Outcome(start, True, None)
+  describe_run(config, workdir)
+
+  began = time.perf_counter()
+  shapes = jax.eval_shape(lambda: init_state(config))
+  batch = next(batches)
+  train_step = jax.jit(make_train_step(config), donate_argnums=0).lower(shapes, batch).compile()
+  print(f'compiled the training step in {time.perf_counter() - began:.0f} s', flush=True)
+
+  evaluator = Evaluator(config, data)
+  writer = MetricWriter(workdir, resumed_from=start)
+  flops = accounting.account(config).train_flops_per_token
+  progress = Progress(num_steps, config.data.batch_size * config.data.seq_len, flops)
+  logged, saved = None, start
+  with contextlib.closing(checkpointer), contextlib.closing(writer), _stop_on_signal() as stop:
+    for step in range(start + 1, num_steps + 1):
+      state, metrics = train_step(state, batch)
+      progress.step_done()
+      data_state = batches.get_state()
+      last = step == num_steps
+      due = lambda every, step=step: every > 0 and step % every == 0
+      saving = last or stop.requested or due(config.checkpoint.every_steps)
+      evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
+      evaluating &= not stop.requested
+      if last or saving or evaluating or due(config.train.log_every):
+        metrics = jax.device_get(metrics)
+        metrics |= progress.rates()
+        _stop_if_bad(metrics, config, step, saved)
+        paused = time.perf_counter()
+        if evaluating:
+          metrics |= _held_out(evaluator, state.params, config)
+        writer.write(step, metrics)
+        if 'expert_load_NE' in metrics and (last or due(config.train.heatmap_every)):
+          writer.write_expert_load(step, metrics['expert_load_NE'])
+        print(progress.line(step, metrics), flush=True)
+        logged = metrics
+        if saving:
+          checkpointer.save(step, state, data_state, metrics.get('held_out_loss'))
+          saved = step
+        progress.pause(time.perf_counter() - paused)
+      if stop.requested or last:
+        checkpointer.wait(step)
+        break
+      batch = next(batches)
+  if stop.requested and not last:
+    print(f'stopped by {stop.name}: saved step {step} in {workdir}; the same command goes on', flush=True)
+  return Outcome(step, last, logged)
+
+
+def open_workdir(config: Config, workdir: Path) -> None:
+  """Makes the folder and its config.json; UserError with the differing keys if it holds a run of another config."""
+  path = workdir / 'config.json'
+  if path.exists():
+    try:
+      old = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+      raise UserError(f'{path} is not JSON ({error}): restore it, or use another --workdir') from error
+    changed = differences(old, config.to_dict())
+    fixed = [key for key in changed if key not in _FREE_KEYS and key.split('.')[0] not in _FREE_SECTIONS]
+    if fixed:
+      listed = ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
+      raise UserError(f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values')
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n', encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def data_directory(config: Config, workdir: str | Path) -> Path:
+  """Where a run's prepared data lies."""
+  return Path(config.data.dir) if config.data.dir else Path(workdir) / 'data'
+
+
+def describe_run(config: Config, workdir: Path) -> None:
+  """One line on what is about to be trained, and where."""
+  counts = accounting.account(config)
+  devices = f'{jax.default_backend()} ({jax.devices()[0].device_kind})'
+  print(
+    f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
+    f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; {workdir}',
+    flush=True,
+  )
+
+
+class _Stop:
+  """Set by the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+
+  def __init__(self):
+    self.requested, self.name = False, ''
+
+  def __call__(self, number, frame):
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested, self.name = True, signal.Signals(number).name
+    logging.warning('%s: stopping after this step', self.name)
+
+
+@contextlib.contextmanager
+def _stop_on_signal():
+  stop = _Stop()
+  try:
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not in the main thread, as in a notebook's worker: signals are someone else's
+    yield stop
+    return
+  try:
+    yield stop
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _stop_if_bad(metrics, config, step, saved):
+  if metrics['bad_streak'] > config.train.max_bad_steps:
+    raise UserError(
+      f'loss or gradient was not finite for more than train.max_bad_steps={config.train.max_bad_steps} steps in a row, '
+      f'up to step {step}; ' + (f'the last checkpoint, step {saved}, is intact' if saved else 'there is no checkpoint yet')
+      + ': lower optimizer.peak_lr or look at the data'
+    )
+
+
+def _held_out(evaluator, params, config):
+  evaluation = evaluator(params, config.evaluation.max_batches)
+  return {
+    'held_out_loss': evaluation.total.loss,
+    'held_out_loss_by_domain': {domain: score.loss for domain, score in evaluation.domains.items()},
+  }

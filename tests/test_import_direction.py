@@ -1,0 +1,112 @@
+"""Imports point one way, and what only reads configs starts without jax. Read from the sources with ast."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first. A module imports from its own row or rows above it; never from a row below.
+ORDER = [
+  ['moe.errors', 'moe.config'],
+  ['moe.accounting', 'moe.mesh', 'moe.ops'],
+  ['moe.layers'],
+  ['moe.model'],
+  ['moe.data', 'moe.loss', 'moe.optimizer', 'moe.metrics', 'moe.metric_writer'],
+  ['moe.train_step'],
+  ['moe.checkpoint'],
+  ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.specialization'],
+  ['launch'],
+]
+ROWS = {room: row for row, rooms in enumerate(ORDER) for room in rooms}
+OURS = ('moe', 'launch', 'experiments')
+WITHOUT_JAX = ['moe', 'moe.errors', 'moe.config', 'moe.accounting', 'launch.cli', 'launch.describe']
+
+
+def sources() -> dict[str, Path]:
+  """Module name → file, of the library, the programs and the configs."""
+  found = {}
+  for package in OURS:
+    for path in (ROOT / package).rglob('*.py'):
+      parts = path.relative_to(ROOT).with_suffix('').parts
+      found['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
+  return found
+
+
+SOURCES = sources()
+
+
+def imports(module: str) -> set[str]:
+  """Every module that `module` imports, inside functions too. Ours are named down to the file."""
+  found = set()
+  for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{module} imports relatively: name the module in full'
+      inside = {f'{node.module}.{alias.name}' for alias in node.names}
+      modules = inside & SOURCES.keys()
+      found |= modules | ({node.module} if modules != inside else set())
+  return found
+
+
+def room(module: str) -> str | None:
+  """The entry of ORDER that `module` belongs to."""
+  return next((name for name in ROWS if module == name or module.startswith(f'{name}.')), None)
+
+
+def root(module: str) -> str:
+  return module.partition('.')[0]
+
+
+@pytest.mark.parametrize('module', sorted(SOURCES))
+def test_imports_point_one_way(module):
+  if module == 'moe' or root(module) == 'experiments':
+    return
+  assert room(module), f'{module} has no place in ORDER'
+  for imported in imports(module):
+    if root(imported) in ('moe', 'launch') and imported != 'moe':
+      assert room(imported), f'{imported} has no place in ORDER'
+      assert ROWS[room(imported)] <= ROWS[room(module)], f'{module} must not import {imported}'
+
+
+def test_no_module_imports_itself_in_a_circle():
+  graphlib.TopologicalSorter({name: imports(name) & SOURCES.keys() for name in SOURCES}).prepare()
+
+
+@pytest.mark.parametrize('module', sorted(name for name in SOURCES if room(name) == 'moe.ops'))
+def test_ops_are_arrays_in_arrays_out(module):
+  for imported in imports(module):
+    assert root(imported) not in ('flax', 'ml_collections'), f'{module} imports {imported}'
+    assert root(imported) != 'moe' or room(imported) in ('moe.ops', 'moe.errors'), f'{module} imports {imported}'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'experiments').glob('*.py')), ids=lambda path: path.stem)
+def test_configs_are_light(path):
+  module = 'experiments' if path.stem == '__init__' else f'experiments.{path.stem}'
+  for imported in imports(module):
+    allowed = root(imported) in ('ml_collections', 'experiments') or root(imported) in sys.stdlib_module_names
+    assert allowed or imported == 'moe.errors', f'{module} imports {imported}'
+
+
+@pytest.mark.parametrize('module', WITHOUT_JAX)
+def test_starts_without_jax(module):
+  run_python(f"import {module}, sys; assert 'jax' not in sys.modules")
+
+
+def test_describe_all_runs_without_jax():
+  run_python(
+    "import sys; sys.argv = ['describe', '--all']\n"
+    'from launch import cli, describe\n'
+    'try:\n  cli.run(describe.main)\n'
+    "except SystemExit as end:\n  assert not end.code\n  assert 'jax' not in sys.modules\n"
+  )
+
+
+def run_python(program: str) -> None:
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
