@@ -24,7 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed setup.cfg pyproject.toml
 	@touch $@
 
 quickstart: setup
-	@$(BIN)/python -m launch.quickstart --workdir=runs/quickstart
+	@$(BIN)/python -m launch.quickstart --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint
 	$(BIN)/python -m pytest
@@ -34,4 +34,4 @@ lint: $(VENV)/.installed-dev
 	$(RUFF) format --check $(call lint_option,common) $(call lint_option,format) .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -29,7 +29,9 @@ def main(_):
     print(json.dumps([completion._asdict() for completion in completions], indent=2))
     return
   for completion in completions:
-    print(f'{completion.prompt}{completion.text}\n--- {len(completion.tokens)} tokens, stopped by {completion.stopped_by}')
+    print(
+      f'{completion.prompt}{completion.text}\n--- {len(completion.tokens)} tokens, stopped by {completion.stopped_by}'
+    )
 
 
 if __name__ == '__main__':

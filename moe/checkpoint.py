@@ -4,7 +4,9 @@ DIR/checkpoints/STEP/ has the items params, training (optimizer state and counte
 tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
 """
 
+import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,13 +46,16 @@ class Checkpointer:
   def save(self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None) -> None:
     """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
     params, training = _split(state)
+    self._check_space(step, state)
     items = {
       'params': ocp.args.StandardSave(params),
       'training': ocp.args.StandardSave(training),
       'data': ocp.args.JsonSave(data_state),
       'config': ocp.args.JsonSave(self._config.to_dict()),
       'tokenizer': ocp.args.StandardSave({'model': self._tokenizer}),
-      'checksums': ocp.args.JsonSave({'params': _checksums(params), 'training': _checksums(training)}),
+      'checksums': ocp.args.JsonSave(
+        {'params': _checksums(params), 'training': _checksums(training), 'data': _checksum_of_json(data_state)}
+      ),
     }
     metrics = {'held_out_loss': held_out_loss} if held_out_loss is not None else None
     self._guarded(step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
@@ -109,6 +114,8 @@ class Checkpointer:
     )
     for name in ('params', 'training'):
       _verify(items[name], items['checksums'][name])
+    if _checksum_of_json(items['data']) != items['checksums']['data']:
+      raise ValueError('the state of the data iterator is not the one that was saved')
     return Restored(step, TrainState(params=items['params'], **items['training']), items['data'])
 
   def _set_aside(self, steps):
@@ -121,12 +128,22 @@ class Checkpointer:
       (self._directory / str(step)).rename(target)
     self._manager = self._open()
 
+  def _check_space(self, step, state):
+    """Asks before writing: a disk that fills up half-way leaves a partial folder and a page of other libraries' errors."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free < needed:
+      good = self._manager.all_steps()
+      raise UserError(
+        f'could not save checkpoint step {step} to {self._directory}: No space left on device '
+        f'({needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free); {_kept(good)}'
+      )
+
   def _guarded(self, step, action):
     try:
       action()
     except Exception as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
-      good = self._manager.all_steps(read=True)
-      kept = f'the newest complete one is step {max(good)}' if good else 'there is no complete one yet'
+      kept = _kept(self._manager.all_steps(read=True))
       raise UserError(
         f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
       ) from error
@@ -176,6 +193,10 @@ def one_line(error: BaseException) -> str:
   return text if len(text) <= 300 else text[:297] + '...'
 
 
+def _kept(steps):
+  return f'the newest complete one is step {max(steps)}' if steps else 'there is no complete one yet'
+
+
 def _load(directory, step):
   checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   path = (directory / str(step)).absolute()
@@ -215,6 +236,10 @@ def _checksums(tree) -> dict[str, int]:
   """
   flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   return {name: int(value) for name, value in jax.device_get(_checksum_leaves(flat)).items()}
+
+
+def _checksum_of_json(value) -> int:
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 @jax.jit

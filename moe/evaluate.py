@@ -48,7 +48,7 @@ class Evaluator:
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain."""
     sums, counts_NE = {}, 0
-    for domain in self._data.domains:
+    for domain in self._data.held_out_domains:
       loss, tokens = 0.0, 0
       for batch in pipeline.evaluation_batches(self._data, domain, self._config, max_batches):
         batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
@@ -74,8 +74,10 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
 
 def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
   """JSON-able rows by domain, and 'total': the score beside gzip and xz on the same bytes, each domain on its own."""
-  texts = {domain: pipeline.held_out_text(data, domain) for domain in data.domains}
-  rows = {domain: score._asdict() | compressed_bits_per_byte(texts[domain]) for domain, score in evaluation.domains.items()}
+  texts = {domain: pipeline.held_out_text(data, domain) for domain in data.held_out_domains}
+  rows = {
+    domain: score._asdict() | compressed_bits_per_byte(texts[domain]) for domain, score in evaluation.domains.items()
+  }
   whole = sum(map(len, texts.values()))
   compressed = {
     name: sum(rows[domain][name] * len(text) for domain, text in texts.items()) / max(whole, 1)

@@ -28,7 +28,7 @@ class Sampling(NamedTuple):
 
   def check(self) -> None:
     """UserError for a value out of range."""
-    if self.temperature < 0:
+    if not 0 <= self.temperature < float('inf'):
       raise UserError(f'temperature={self.temperature} must be at least 0 (0 is greedy)')
     if self.top_k < 0:
       raise UserError(f'top_k={self.top_k} must be at least 0 (0 is no limit)')
@@ -132,7 +132,7 @@ def _generate(config: Config, max_new, sampling, eos_id, params, prompts_BP, len
     hidden_BLD, _, cache = model.apply({'params': params}, tokens_BL, positions_BL, ones_BL, cache)
     hidden_BD = hidden_BLD[jnp.arange(batch), last_B]
     logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
-    return choose(jnp.where(allowed_V, logits_BV, -jnp.inf), sampling, key), cache
+    return choose(jnp.where(allowed_V[None], logits_BV, -jnp.inf), sampling, key), cache
 
   def more(state):
     step, ended_B = state[0], state[4]

@@ -96,7 +96,7 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk):
     total, d_head_DV = carry
     hidden_cD, targets_c, weights_c = chunk_inputs
     logits_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c)
-    is_target_cV = targets_c[:, None] == jnp.arange(logits_cV.shape[1])
+    is_target_cV = targets_c[:, None] == jnp.arange(logits_cV.shape[1])[None]
     d_logits_cV = ((jax.nn.softmax(logits_cV) - is_target_cV) * weights_c[:, None]).astype(dtype)
     d_head_DV += matmul_tn(hidden_cD, d_logits_cV)
     return (total + (losses_c * weights_c).sum(), d_head_DV), matmul_nt(d_logits_cV, head)

@@ -23,7 +23,15 @@ from moe.train_step import init_state, make_train_step
 
 # Keys that may differ when a run goes on: none of them changes what a step computes.
 _FREE_SECTIONS = ('evaluation', 'checkpoint')
-_FREE_KEYS = ('name', 'train.log_every', 'train.heatmap_every', 'train.max_bad_steps', 'data.dir', 'data.num_threads', 'data.prefetch')
+_FREE_KEYS = (
+  'name',
+  'train.log_every',
+  'train.heatmap_every',
+  'train.max_bad_steps',
+  'data.dir',
+  'data.num_threads',
+  'data.prefetch',
+)
 
 
 class Outcome(NamedTuple):
@@ -75,16 +83,14 @@ def train(config: Config, workdir: str | Path) -> Outcome:
     for step in range(start + 1, num_steps + 1):
       state, metrics = train_step(state, batch)
       progress.step_done()
-      data_state = batches.get_state()
-      last = step == num_steps
+      last, stopping = step == num_steps, stop.requested  # read once: a signal later in this step counts for the next
       due = lambda every, step=step: every > 0 and step % every == 0
-      saving = last or stop.requested or due(config.checkpoint.every_steps)
+      saving = last or stopping or due(config.checkpoint.every_steps)
       evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
-      evaluating &= not stop.requested
-      if last or saving or evaluating or due(config.train.log_every):
+      evaluating &= not stopping
+      if saving or evaluating or due(config.train.log_every):
         metrics = jax.device_get(metrics)
         metrics |= progress.rates()
-        _stop_if_bad(metrics, config, step, saved)
         paused = time.perf_counter()
         if evaluating:
           metrics |= _held_out(evaluator, state.params, config)
@@ -92,16 +98,17 @@ def train(config: Config, workdir: str | Path) -> Outcome:
         if 'expert_load_NE' in metrics and (last or due(config.train.heatmap_every)):
           writer.write_expert_load(step, metrics['expert_load_NE'])
         print(progress.line(step, metrics), flush=True)
+        _stop_if_bad(metrics, config, step, saved)
         logged = metrics
         if saving:
-          checkpointer.save(step, state, data_state, metrics.get('held_out_loss'))
+          checkpointer.save(step, state, batches.get_state(), metrics.get('held_out_loss'))
           saved = step
         progress.pause(time.perf_counter() - paused)
-      if stop.requested or last:
+      if stopping or last:
         checkpointer.wait(step)
         break
       batch = next(batches)
-  if stop.requested and not last:
+  if not last:
     print(f'stopped by {stop.name}: saved step {step} in {workdir}; the same command goes on', flush=True)
   return Outcome(step, last, logged)
 
@@ -174,7 +181,8 @@ def _stop_if_bad(metrics, config, step, saved):
   if metrics['bad_streak'] > config.train.max_bad_steps:
     raise UserError(
       f'loss or gradient was not finite for more than train.max_bad_steps={config.train.max_bad_steps} steps in a row, '
-      f'up to step {step}; ' + (f'the last checkpoint, step {saved}, is intact' if saved else 'there is no checkpoint yet')
+      f'up to step {step}; '
+      + (f'the last checkpoint, step {saved}, is intact' if saved else 'there is no checkpoint yet')
       + ': lower optimizer.peak_lr or look at the data'
     )
 

@@ -51,7 +51,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
   def train_step(state, batch):
     gradients, metrics = loss_and_gradients(config, state.params, batch)
     with jax.named_scope('optimizer'):
-      norm = optax.global_norm(gradients)
+      norm = optax.tree.norm(gradients)
       updates, optimizer_state = optimizer.update(
         clip(gradients, norm, config.optimizer.clip_norm), state.optimizer_state, state.params
       )

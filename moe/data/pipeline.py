@@ -3,8 +3,8 @@
     documents of a domain, permuted once → one stream of tokens → rows of L → shuffled every epoch, repeated
     → domains mixed by weight → batches → every process its slice → prefetched
 
-L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the number of processes, nor
-where the stream was last restored.
+L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the number of processes,
+nor where the stream was last restored.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from moe.data.store import HELD_OUT, TRAIN, Documents, PreparedData
 from moe.errors import UserError
 
 _EVALUATION_SEED = 0  # fixed: runs of different data.seed are judged on the same documents
+_ENDLESS = 2**40  # rows; Grain's own endless repeat overflows in batches of one row
 _OPEN_ROWS = 16  # of evaluation that are filled side by side
 
 
@@ -37,7 +38,8 @@ def train_iterator(
   parts = []
   for domain in prepared.domains:
     rows = TrainingRows(prepared, domain, data.seq_len, data.seed, data.reset_at_documents)
-    parts.append(grain.MapDataset.source(rows).shuffle(_seed_of(data.seed, domain) % 2**32).repeat())
+    shuffled = grain.MapDataset.source(rows).shuffle(_seed_of(data.seed, domain) % 2**32)
+    parts.append(shuffled.repeat(-(-_ENDLESS // len(rows))))
   batches = grain.MapDataset.mix(parts, weights=prepared.weights)
   batches = batches.batch(data.batch_size // process_count, batch_fn=packing.stack_rows)
   options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)

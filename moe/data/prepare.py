@@ -127,7 +127,7 @@ def _build(config, directory):
 
 
 def _sample(data):
-  """(texts to train a tokenizer on, bytes in the whole corpus): one pass, which also finds faults before the long one."""
+  """(texts to train a tokenizer on, bytes of the whole corpus), in one pass that also finds faults early."""
   sample, bytes_of = TextSample(int(data.tokenizer_sample_mb * 1e6)), {}
   with Progress('reading', None) as progress:
     for document in corpus.documents(data):

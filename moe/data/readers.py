@@ -88,7 +88,7 @@ def _checked(text, where, text_key):
   try:
     text.encode()
   except UnicodeEncodeError as error:  # "\ud800" alone is legal JSON, but no text
-    raise UserError(f'{where}: {text_key!r} has a lone surrogate at character {error.start}, not Unicode text') from error
+    raise UserError(f'{where}: {text_key!r} is no Unicode: lone surrogate at character {error.start}') from error
   return text
 
 

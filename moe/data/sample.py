@@ -13,32 +13,33 @@ class TextSample:
   """
 
   def __init__(self, size: int):
-    """`size`: of the whole sample, in characters."""
+    """`size`: of the whole sample, in UTF-8 bytes."""
     self._size = size
-    self._kept: dict[str, list[tuple[int, str]]] = {}  # a heap a domain, the part to go first on top
+    self._kept: dict[str, list[tuple[int, int, str]]] = {}  # a heap a domain: (-hash, bytes, part), next to go on top
     self._total: dict[str, int] = {}
 
   def add(self, domain: str, text: str) -> None:
     kept = self._kept.setdefault(domain, [])
     for part in _parts(text):
-      digest = hashlib.blake2b(part.encode(), digest_size=8).digest()
-      heapq.heappush(kept, (-int.from_bytes(digest, 'big'), part))
-      self._total[domain] = self._total.get(domain, 0) + len(part)
-      while self._total[domain] - len(kept[0][1]) >= self._size:
-        self._total[domain] -= len(heapq.heappop(kept)[1])
+      raw = part.encode()
+      digest = hashlib.blake2b(raw, digest_size=8).digest()
+      heapq.heappush(kept, (-int.from_bytes(digest, 'big'), len(raw), part))
+      self._total[domain] = self._total.get(domain, 0) + len(raw)
+      while self._total[domain] - kept[0][1] >= self._size:
+        self._total[domain] -= heapq.heappop(kept)[1]
 
   def texts(self) -> list[str]:
-    """The sample, at most about `size` characters."""
+    """The sample, at most about `size` bytes."""
     chosen, left = [], self._size
     smallest_first = sorted(self._total, key=lambda domain: (self._total[domain], domain))
     for position, domain in enumerate(smallest_first):
       room = left // (len(smallest_first) - position)
-      for _, part in sorted(self._kept[domain], reverse=True):
+      for _, size, part in sorted(self._kept[domain], reverse=True):
         if room <= 0:
           break
         chosen.append(part)
-        room -= len(part)
-        left -= len(part)
+        room -= size
+        left -= size
     return chosen
 
 

@@ -11,16 +11,15 @@ sequence out of a book does not read the book.
 """
 
 import array
-import functools
 import hashlib
 import json
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
@@ -41,7 +40,7 @@ class DomainWriter:
     self._index['document_bytes'] = array.array('Q')
     self._shards: list[list] = []  # [file name, records]
     self._shard, self._room = None, 0
-    self._text = open(directory / f'{self._name}.txt', 'wb') if split == HELD_OUT else None
+    self._text = (directory / f'{self._name}.txt').open('wb') if split == HELD_OUT else None
 
   def add(self, tokens: Sequence[int], text: bytes) -> None:
     """One document: its tokens without BOS and EOS (at least one), and its text in UTF-8."""
@@ -92,8 +91,11 @@ class Documents:
 
   def __init__(self, directory: Path, name: str, entry: dict, token_type: np.dtype):
     """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned. UserError if the index is damaged."""
-    self._token_type, self._where = token_type, directory / f'{name}-*.array_record'
-    self._shards = [f'{directory / shard}[0:{records}]' for shard, records in entry['shards']]
+    self._token_type = token_type
+    self._paths = [directory / shard for shard, _ in entry['shards']]
+    self._first_of_shard = np.concatenate([[0], np.cumsum([records for _, records in entry['shards']])])
+    self._readers: list[ArrayRecordReader | None] = [None] * len(self._paths)
+    self._opening = threading.Lock()
     path = directory / f'{name}.index.npz'
     try:
       with np.load(path) as index:
@@ -103,27 +105,34 @@ class Documents:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise damaged(path) from error
     self.first_record = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (documents + 1,)
-    right = len(counts) == len(self.document_bytes) == entry['documents'] and self.record_tokens.sum() == entry['tokens']
-    if not right or self.first_record[-1] != len(self.record_tokens):
+    found = len(counts), len(self.document_bytes), self.first_record[-1], self.record_tokens.sum()
+    if found != (entry['documents'], entry['documents'], len(self.record_tokens), entry['tokens']):
       raise damaged(path)
 
   def __len__(self) -> int:
     """Number of documents."""
     return len(self.document_bytes)
 
-  @functools.cached_property
-  def _source(self):
-    return ArrayRecordDataSource(self._shards)
-
   def record(self, number: int) -> np.ndarray:
     """Tokens (N,) of one record. UserError if it cannot be read."""
+    shard = int(np.searchsorted(self._first_of_shard, number, side='right')) - 1
+    within = int(number - self._first_of_shard[shard])
     try:
-      tokens_N = np.frombuffer(self._source[int(number)], self._token_type)
-    except (RuntimeError, ValueError, OSError) as error:  # records carry checksums
-      raise UserError(f'prepared data is damaged: {self._where}, record {number}: delete the directory') from error
+      # A range, because the time of read([index]) grows with the shard: 0.4 ms at 10⁵ records, this takes 8 μs.
+      (raw,) = self._reader(shard).read(within, within + 1)
+      tokens_N = np.frombuffer(raw, self._token_type)
+    except (RuntimeError, ValueError, OSError, IndexError) as error:  # records carry checksums
+      raise damaged(self._paths[shard]) from error
     if len(tokens_N) != self.record_tokens[number]:
-      raise UserError(f'prepared data is damaged: {self._where}, record {number}: delete the directory')
+      raise damaged(self._paths[shard])
     return tokens_N
+
+  def _reader(self, shard):
+    with self._opening:
+      if self._readers[shard] is None:
+        options = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 32768}  # for reading at random
+        self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), **options)
+      return self._readers[shard]
 
   def document(self, number: int) -> np.ndarray:
     """Tokens (N,) of a whole document, without BOS and EOS."""
@@ -194,7 +203,7 @@ def read_metadata(directory: Path) -> dict | None:
 
 def damaged(path: Path) -> UserError:
   """The error for a file of prepared data that cannot be what was written."""
-  return UserError(f'prepared data is damaged: {path} is missing, truncated or altered: delete {path.parent} to rebuild')
+  return UserError(f'prepared data is damaged: {path} is missing, truncated or altered: delete its directory')
 
 
 def sha256(contents: bytes) -> str:

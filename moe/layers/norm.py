@@ -15,4 +15,4 @@ class RMSNorm(nn.Module):
     scale_D = self.param('scale', nn.initializers.ones, (x_BLD.shape[-1],))
     x = x_BLD.astype(jnp.float32)
     normed = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-    return (normed * scale_D).astype(x_BLD.dtype)
+    return (normed * scale_D[None, None]).astype(x_BLD.dtype)

@@ -11,7 +11,7 @@ def apply_rope(x_BLHC: jax.Array, positions_BL: jax.Array, base: float) -> jax.A
   """
   half = x_BLHC.shape[-1] // 2
   frequencies_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angles_BL1C = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies_C
+  angles_BL1C = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies_C[None, None, None]
   cos, sin = jnp.cos(angles_BL1C), jnp.sin(angles_BL1C)
   first, second = jnp.split(x_BLHC.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -36,9 +36,7 @@ class SoftmaxRouter(nn.Module):
   ) -> tuple[jax.Array, jax.Array, RoutingStats]:
     """gates_BLK float32, experts_BLK int32 (largest gate first, ties to the lower index), statistics."""
     del token_ids_BL
-    experts_DE = self.param(
-      'experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts)
-    )
+    experts_DE = self.param('experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts))
     # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
     logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
     log_affinities_BLE = jax.nn.log_softmax(logits_BLE)
@@ -65,9 +63,7 @@ class HashRouter(nn.Module):
   ) -> tuple[jax.Array, jax.Array, RoutingStats]:
     """As `SoftmaxRouter`; the affinities of its statistics are 1/K for the chosen experts."""
     del u_BLD
-    table_VK = hash_table(
-      self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed
-    )
+    table_VK = hash_table(self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed)
     experts_BLK = jnp.asarray(table_VK)[token_ids_BL]
     counts_BE = _counts(experts_BLK, is_token_BL, self.moe.num_experts)
     nothing_B = jnp.zeros(token_ids_BL.shape[0], jnp.float32)
@@ -101,5 +97,5 @@ def _permutation(generator, n):
 
 def _counts(experts_BLK, is_token_BL, num_experts):
   """int32 counts_BE of the real tokens that chose each expert."""
-  chosen_BLE = (experts_BLK[..., None] == jnp.arange(num_experts)).any(axis=2)
+  chosen_BLE = (experts_BLK[..., None] == jnp.arange(num_experts)[None, None, None]).any(axis=2)
   return (chosen_BLE & is_token_BL[..., None]).sum(axis=1, dtype=jnp.int32)

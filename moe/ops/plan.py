@@ -28,11 +28,11 @@ def make_plan(experts_TK: jax.Array, num_experts: int) -> DispatchPlan:
   """
   num_tokens, experts_per_token = experts_TK.shape
   experts_TK = experts_TK.astype(jnp.int32)
-  chosen_TE = (experts_TK[:, :, None] == jnp.arange(num_experts)).any(axis=1).astype(jnp.int32)
+  chosen_TE = (experts_TK[:, :, None] == jnp.arange(num_experts)[None, None]).any(axis=1).astype(jnp.int32)
   group_sizes_E = chosen_TE.sum(axis=0)
   group_offsets_E = jnp.cumsum(group_sizes_E) - group_sizes_E
   # An assignment's row: its expert's first row plus the earlier tokens that chose the same expert.
-  row_TE = group_offsets_E + jnp.cumsum(chosen_TE, axis=0) - chosen_TE
+  row_TE = group_offsets_E[None] + jnp.cumsum(chosen_TE, axis=0) - chosen_TE
   row_TK = jnp.take_along_axis(row_TE, experts_TK, axis=1)
   token_TK = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32)[:, None], row_TK.shape)
   token_R = (

@@ -96,9 +96,7 @@ def _backward(dtype, residuals, d_output_TD):
 
   rows = plan.token_R.shape[0]
   empty = _buffer(rows, tokens_TD.shape[1], dtype), jnp.zeros(rows + _PADDING, jnp.float32)
-  (dx_buffer, d_gates_R), d_weights = lax.scan(
-    add_expert, empty, (plan.group_sizes_E, plan.group_offsets_E, *cast)
-  )
+  (dx_buffer, d_gates_R), d_weights = lax.scan(add_expert, empty, (plan.group_sizes_E, plan.group_offsets_E, *cast))
   d_tokens_TD = _sum_rows(dx_buffer, plan.row_TK, dtype).astype(tokens_TD.dtype)
   d_gates_TK = d_gates_R.at[plan.row_TK].get(mode='promise_in_bounds').astype(gates_TK.dtype)
   d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))

@@ -1,0 +1,82 @@
+"""Tiny configs and data that the tests share."""
+
+import functools
+
+import jax
+import numpy as np
+
+from experiments import base
+from moe.config import Config, from_config_dict
+from moe.data.packing import Batch
+from moe.model import init_params
+
+_SMALL = {
+  'name': 'small',
+  'model.vocab_size': 32,
+  'model.num_layers': 2,
+  'model.d_model': 16,
+  'model.num_heads': 2,
+  'model.num_kv_heads': 2,
+  'model.head_dim': 8,
+  'model.dtype': 'float32',
+  'moe.num_experts': 6,
+  'moe.experts_per_token': 2,
+  'moe.num_shared_experts': 1,
+  'moe.d_expert': 8,
+  'data.seq_len': 12,
+  'data.batch_size': 4,
+  'train.num_steps': 100,
+  'train.loss_chunk': 10,
+  'optimizer.warmup_steps': 10,
+}
+
+
+def small_config(**overrides) -> Config:
+  """A 1 + 6 (2) MoE of two layers, d 16; overrides by dotted key: small_config(**{'moe.num_experts': 4})."""
+  config = base.get_config()
+  config.update_from_flattened_dict(_SMALL | overrides)
+  return from_config_dict(config)
+
+
+@functools.cache
+def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
+  """Matrices from N(0, std²), norm scales random too; drawn by NumPy, since compiling init_params takes seconds."""
+  generator = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    is_scale = path[-1].key == 'scale'
+    return generator.normal(is_scale, 0.2 if is_scale else std, leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+
+
+def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Batch:
+  """Rows of two documents and some padding; row 0 is full. A few targets in the middle are not scored either.
+
+  `padding_row`: the last row is nothing but padding.
+  """
+  generator = np.random.default_rng(seed)
+  batch, length = config.data.batch_size, config.data.seq_len
+  segment_ids_BL = np.zeros((batch, length), np.int32)
+  positions_BL = np.zeros((batch, length), np.int32)
+  for row in range(batch - padding_row):
+    end = length - row % length
+    first = int(generator.integers(1, end)) if end > 1 else end
+    segment_ids_BL[row, :first], segment_ids_BL[row, first:end] = 1, 2
+    positions_BL[row, :end] = [*range(first), *range(end - first)]
+  ids = lambda: generator.integers(0, config.model.vocab_size, (batch, length)).astype(np.int32)
+  weights_BL = (segment_ids_BL > 0) & (generator.random((batch, length)) < 0.9)
+  return Batch(ids(), ids(), positions_BL, segment_ids_BL, weights_BL.astype(np.float32))
+
+
+def assert_close(actual, truth, relative: float, name: str = '') -> None:
+  """Every element of two trees within `relative` times the largest magnitude of its array."""
+
+  def check(path, truth, actual):
+    truth, actual = np.asarray(truth, np.float64), np.asarray(actual, np.float64)
+    assert actual.shape == truth.shape, (name, path)
+    error, scale = np.abs(actual - truth).max(initial=0), np.abs(truth).max(initial=0)
+    where = f'{name}{jax.tree_util.keystr(path)}'
+    assert error <= relative * scale + 1e-30, f'{where}: off by {error:.3g} where the largest is {scale:.3g}'
+
+  jax.tree_util.tree_map_with_path(check, truth, actual)
