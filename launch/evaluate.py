@@ -1,4 +1,6 @@
-"""Held-out loss and bits per byte of a run, by domain: python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
+"""Held-out loss and bits per byte of a run, by domain.
+
+  python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
 
 Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes.
 """

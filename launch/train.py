@@ -1,4 +1,7 @@
-"""Trains a config, or goes on with a run: python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR"""
+"""Trains a config, or goes on with a run.
+
+python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR [--config.SECTION.KEY=VALUE …]
+"""
 
 from absl import flags
 

@@ -129,7 +129,7 @@ class Checkpointer:
     self._manager = self._open()
 
   def _check_space(self, step, state):
-    """Asks before writing: a disk that fills up half-way leaves a partial folder and a page of other libraries' errors."""
+    """Asks before writing: a disk that fills up half-way makes other libraries print pages of errors."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self._directory).free
     if free < needed:

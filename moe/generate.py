@@ -63,10 +63,9 @@ def generate(
         f'the prompt {prompt[:30]!r}… has {len(ids)} tokens with its beginning-of-text token; '
         f'the context is {context} (data.seq_len)'
       )
-  lengths_B = np.array([len(ids) for ids in prompt_ids], np.int32)
   new_BN, counts_B = generate_tokens(run, prompt_ids, max_new_tokens, sampling, seed)
   completions = []
-  for prompt, ids, length, count in zip(prompts, new_BN, lengths_B, counts_B, strict=True):
+  for prompt, ids, count in zip(prompts, new_BN, counts_B, strict=True):
     ids = ids[:count].tolist()
     ended = bool(ids) and ids[-1] == tokenizer.eos_id
     stopped_by = 'end' if ended else 'length' if count == max_new_tokens else 'context'

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +15,13 @@ from absl import logging
 from moe import accounting
 from moe.checkpoint import Checkpointer
 from moe.config import Config, differences
+from moe.data.packing import Batch
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
-from moe.train_step import init_state, make_train_step
+from moe.train_step import TrainState, init_state, make_train_step
 
 # Keys that may differ when a run goes on: none of them changes what a step computes.
 _FREE_SECTIONS = ('evaluation', 'checkpoint')
@@ -54,63 +56,79 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
   batches = train_iterator(data, config)
 
-  checkpointer = Checkpointer(workdir, config, data.tokenizer)
-  restored = checkpointer.restore_newest()
-  if restored:
-    start, state = restored.step, restored.state
-    batches.set_state(restored.data_state)
-    print(f'going on from step {start} in {workdir}', flush=True)
-  else:
-    start, state = 0, jax.jit(lambda: init_state(config))()
-  num_steps = config.train.num_steps
-  if start >= num_steps:
-    print(f'{workdir} is finished: {start} of {num_steps} steps', flush=True)
-    return Outcome(start, True, None)
-  describe_run(config, workdir)
+  with contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer:
+    restored = checkpointer.restore_newest()
+    if restored:
+      start, state = restored.step, restored.state
+      batches.set_state(restored.data_state)
+      print(f'going on from step {start} in {workdir}', flush=True)
+    else:
+      start, state = 0, jax.jit(lambda: init_state(config))()
+    if start >= config.train.num_steps:
+      print(f'{workdir} is finished: {start} of {config.train.num_steps} steps', flush=True)
+      return Outcome(start, True, None)
+    describe_run(config, workdir)
+    with contextlib.closing(MetricWriter(workdir, resumed_from=start)) as writer, _stop_on_signal() as stop:
+      return _steps(_Run(config, workdir, batches, checkpointer, writer, Evaluator(config, data), stop), start, state)
 
-  began = time.perf_counter()
-  shapes = jax.eval_shape(lambda: init_state(config))
-  batch = next(batches)
-  train_step = jax.jit(make_train_step(config), donate_argnums=0).lower(shapes, batch).compile()
-  print(f'compiled the training step in {time.perf_counter() - began:.0f} s', flush=True)
 
-  evaluator = Evaluator(config, data)
-  writer = MetricWriter(workdir, resumed_from=start)
+class _Run(NamedTuple):
+  """What the steps of a run share."""
+
+  config: Config
+  workdir: Path
+  batches: Iterator[Batch]
+  checkpointer: Checkpointer
+  writer: MetricWriter
+  evaluator: Evaluator
+  stop: '_Stop'
+
+
+def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
+  """The steps after `start`. Only those that log, evaluate or save wait for the device."""
+  config, num_steps = run.config, run.config.train.num_steps
+  batch = next(run.batches)
+  train_step = _compile(config, batch)
   flops = accounting.account(config).train_flops_per_token
   progress = Progress(num_steps, config.data.batch_size * config.data.seq_len, flops)
   logged, saved = None, start
-  with contextlib.closing(checkpointer), contextlib.closing(writer), _stop_on_signal() as stop:
-    for step in range(start + 1, num_steps + 1):
-      state, metrics = train_step(state, batch)
-      progress.step_done()
-      last, stopping = step == num_steps, stop.requested  # read once: a signal later in this step counts for the next
-      due = lambda every, step=step: every > 0 and step % every == 0
-      saving = last or stopping or due(config.checkpoint.every_steps)
-      evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
-      evaluating &= not stopping
-      if saving or evaluating or due(config.train.log_every):
-        metrics = jax.device_get(metrics)
-        metrics |= progress.rates()
-        paused = time.perf_counter()
-        if evaluating:
-          metrics |= _held_out(evaluator, state.params, config)
-        writer.write(step, metrics)
-        if 'expert_load_NE' in metrics and (last or due(config.train.heatmap_every)):
-          writer.write_expert_load(step, metrics['expert_load_NE'])
-        print(progress.line(step, metrics), flush=True)
-        _stop_if_bad(metrics, config, step, saved)
-        logged = metrics
-        if saving:
-          checkpointer.save(step, state, batches.get_state(), metrics.get('held_out_loss'))
-          saved = step
-        progress.pause(time.perf_counter() - paused)
-      if stopping or last:
-        checkpointer.wait(step)
-        break
-      batch = next(batches)
+  for step in range(start + 1, num_steps + 1):
+    state, metrics = train_step(state, batch)
+    progress.step_done()
+    last, stopping = step == num_steps, run.stop.requested  # read once: a later signal counts for the next step
+    due = lambda every, step=step: every > 0 and step % every == 0
+    saving = last or stopping or due(config.checkpoint.every_steps)
+    evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
+    if saving or evaluating or due(config.train.log_every):
+      logged = jax.device_get(metrics)
+      logged |= progress.rates()
+      paused = time.perf_counter()
+      if evaluating and not stopping:
+        logged |= _held_out(run.evaluator, state.params, config)
+      run.writer.write(step, logged)
+      if 'expert_load_NE' in logged and (last or due(config.train.heatmap_every)):
+        run.writer.write_expert_load(step, logged['expert_load_NE'])
+      print(progress.line(step, logged), flush=True)
+      _stop_if_bad(logged, config, step, saved)
+      if saving:
+        run.checkpointer.save(step, state, run.batches.get_state(), logged.get('held_out_loss'))
+        saved = step
+      progress.pause(time.perf_counter() - paused)
+    if stopping or last:
+      break
+    batch = next(run.batches)
+  run.checkpointer.wait(step)
   if not last:
-    print(f'stopped by {stop.name}: saved step {step} in {workdir}; the same command goes on', flush=True)
+    print(f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on', flush=True)
   return Outcome(step, last, logged)
+
+
+def _compile(config, batch):
+  began = time.perf_counter()
+  shapes = jax.eval_shape(lambda: init_state(config))
+  train_step = jax.jit(make_train_step(config), donate_argnums=0).lower(shapes, batch).compile()
+  print(f'compiled the training step in {time.perf_counter() - began:.0f} s', flush=True)
+  return train_step
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -143,7 +161,8 @@ def describe_run(config: Config, workdir: Path) -> None:
   devices = f'{jax.default_backend()} ({jax.devices()[0].device_kind})'
   print(
     f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
-    f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; {workdir}',
+    f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '
+    f'writing {workdir}',
     flush=True,
   )
 

@@ -28,7 +28,7 @@ class Attention(nn.Module):
   def __call__(
     self, x_BLD: jax.Array, positions_BL: jax.Array, segment_ids_BL: jax.Array, cache: KVCache | None
   ) -> tuple[jax.Array, KVCache | None]:
-    """Without a cache a token sees the tokens before it in its own segment; with one, every cached position up to its own.
+    """Without a cache a token sees its own segment up to itself; with one, every cached position up to its own.
 
     Args:
       x_BLD: compute type.

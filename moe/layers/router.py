@@ -1,4 +1,4 @@
-"""Routers: softmax top-k with raw gates (Eq. 7–11; with k = 1 it is Switch's), and a fixed balanced hash of the token id."""
+"""Routers: softmax top-k with raw gates (Eq. 7–11; Switch's with k = 1), and a fixed balanced hash of the token id."""
 
 from typing import NamedTuple
 
@@ -79,8 +79,8 @@ class HashRouter(nn.Module):
 def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: int) -> np.ndarray:
   """table_VK int32: the K distinct experts of every token id, the same on every machine.
 
-  Every E consecutive ids are dealt to the E experts by a random permutation, so all experts own equally many ids (±1)
-  and, since a BPE vocabulary is ordered by how early and hence how often pieces are merged, about equally frequent ones.
+  Every E consecutive ids are dealt to the E experts by a random permutation, so all experts own equally many ids (±1);
+  and since a BPE vocabulary lists pieces in the order of merging, about that of frequency, equally common ones.
   Hash Layers (Roller et al., 2021) balance by the corpus's own token counts; this needs none, and the load is logged.
   """
   generator = np.random.Generator(np.random.PCG64(seed))  # PCG64 by name: its stream is fixed across NumPy versions

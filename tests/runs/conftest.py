@@ -4,7 +4,7 @@ import pytest
 
 from tests.runs import programs
 
-_WORDS = 'the expert router token gate shared layer batch loss step model data one two three four five six'.split()
+_WORDS = ('the', 'expert', 'router', 'token', 'gate', 'shared', 'layer', 'batch', 'loss', 'one', 'two', 'three', 'four')
 
 
 @pytest.fixture(scope='session')

@@ -52,8 +52,8 @@ def _losses_alone(run, logits_of, ids):
     padded = np.pad(inputs, ((0, 0), (0, length - inputs.shape[1])))
     segments = (np.arange(length) < inputs.shape[1])[None].astype(np.int32)
     logits = logits_of(padded, np.arange(length)[None], segments)
-    for at in range(len(losses) - begin, inputs.shape[1]):
-      losses.append(math.log(np.exp(logits[at]).sum()) - logits[at, stream[begin + at + 1]])
+    scored = range(len(losses) - begin, inputs.shape[1])
+    losses += [math.log(np.exp(logits[at]).sum()) - logits[at, stream[begin + at + 1]] for at in scored]
   return losses
 
 
@@ -122,7 +122,7 @@ def test_notebook_gets_the_same_parameters_on_any_device_count(finished, run):
     'print(jax.device_count(), run.step, repr(float(sum(np.abs(np.asarray(x, np.float64)).sum()'
     ' for x in jax.tree.leaves(run.params)))), run.tokenizer.decode(run.tokenizer.encode("the expert")))'
   )
-  environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  environment = {'XLA_FLAGS': f'{programs.os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=4'}
   done = subprocess.run(
     [sys.executable, '-c', code, str(finished)],
     cwd=programs.ROOT,

@@ -1,4 +1,4 @@
-"""A run survives kill -9 and SIGTERM, damaged checkpoints and a full disk; what it then computes is bit for bit the same."""
+"""kill -9, SIGTERM, damaged checkpoints, a full disk: the run goes on, and computes bit for bit the same."""
 
 import json
 import os

@@ -116,7 +116,7 @@ def test_a_workdir_of_another_config_names_the_keys(data_flags, finished):
 
 def test_a_damaged_config_json_is_named(data_flags, tmp_path):
   (tmp_path / 'config.json').write_text('{"name": ')
-  with pytest.raises(UserError, match='config.json is not JSON'):
+  with pytest.raises(UserError, match='json is not JSON'):
     open_workdir(_config(data_flags), tmp_path)
 
 

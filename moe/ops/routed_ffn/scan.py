@@ -52,7 +52,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
 
     return _over_blocks(offset, size, buffers, block), None
 
-  num_experts, width, hidden = cast.gate_EDF.shape
+  _, width, hidden = cast.gate_EDF.shape
   rows = plan.token_R.shape[0]
   empty = tuple(_buffer(rows, columns, dtype) for columns in (hidden, hidden, width))
   (gate_buffer, up_buffer, output_buffer), _ = lax.scan(
