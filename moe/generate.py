@@ -53,6 +53,8 @@ def generate(
   The context is data.seq_len, the longest the model was trained on. UserError for a prompt that leaves no room in it.
   """
   sampling.check()
+  if not prompts:
+    return []
   if max_new_tokens < 1:
     raise UserError(f'max_new_tokens={max_new_tokens} must be at least 1')
   tokenizer, context = run.tokenizer, run.config.data.seq_len
@@ -101,8 +103,11 @@ def generate_tokens(
   return np.asarray(new_BN), np.asarray(counts_B)
 
 
-def choose(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
-  """The next token of every row, int32. Ties go to the lower id when greedy."""
+def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
+  """The next token of every row, int32, each from its own key: a row does not depend on its neighbours.
+
+  Greedy, ties go to the lower id; a token as likely as the last that top_k or top_p lets in comes in too.
+  """
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV / sampling.temperature
@@ -116,7 +121,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Arra
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
     least_B1 = jnp.where(before_BV < sampling.top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -126,41 +131,42 @@ def _generate(config: Config, max_new, sampling, eos_id, params, prompts_BP, len
   batch, padded = prompts_BP.shape
   context = config.data.seq_len
 
-  def next_tokens(tokens_BL, positions_BL, cache, last_B, key):
+  def next_tokens(tokens_BL, positions_BL, cache, last_B, count):
     ones_BL = jnp.ones_like(tokens_BL)
     hidden_BLD, _, cache = model.apply({'params': params}, tokens_BL, positions_BL, ones_BL, cache)
     hidden_BD = hidden_BLD[jnp.arange(batch), last_B]
     logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
-    return choose(jnp.where(allowed_V[None], logits_BV, -jnp.inf), sampling, key), cache
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, count)
+    return choose(jnp.where(allowed_V[None], logits_BV, -jnp.inf), sampling, keys_B), cache
 
   def more(state):
     step, ended_B = state[0], state[4]
     return (step < max_new) & ~ended_B.all()
 
   def step(state):
-    step, new_BN, counts_B, cache, ended_B, chosen_B, key = state
+    step, new_BN, counts_B, cache, ended_B, chosen_B = state
     new_BN = new_BN.at[:, step].set(jnp.where(ended_B, 0, chosen_B))
     counts_B += ~ended_B
     positions_B = lengths_B + step
     ended_B |= (chosen_B == eos_id) | (positions_B >= context)
-    key, now = jax.random.split(key)
     # A row that has ended goes on in its last slot; what it computes is never used.
     positions_B1 = jnp.minimum(positions_B, context - 1)[:, None]
-    chosen_B, cache = next_tokens(chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), now)
-    return step + 1, new_BN, counts_B, cache, ended_B, chosen_B, key
+    chosen_B, cache = next_tokens(chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), step + 1)
+    return step + 1, new_BN, counts_B, cache, ended_B, chosen_B
 
-  key, now = jax.random.split(key)
+  row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
   positions_BP = jnp.broadcast_to(jnp.arange(padded), prompts_BP.shape)
   cache = make_cache(config.model, batch, min(context, padded + max_new))
-  chosen_B, cache = next_tokens(prompts_BP, positions_BP, cache, lengths_B - 1, now)
+  chosen_B, cache = next_tokens(prompts_BP, positions_BP, cache, lengths_B - 1, 0)
   new_BN = jnp.zeros((batch, max_new), jnp.int32)
-  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, jnp.zeros(batch, bool), chosen_B, key
+  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, jnp.zeros(batch, bool), chosen_B
   _, new_BN, counts_B, *_ = lax.while_loop(more, step, start)
   return new_BN, counts_B
 
 
 def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-  """True for tokens that text is made of, and its end: not for padding rows of the head, nor the beginning of text."""
-  allowed_V = np.arange(vocab_size) < tokenizer.vocab_size
-  allowed_V[tokenizer.bos_id] = False
+  """True for tokens that text is made of, and its end: not for other control pieces, nor for padding of the head."""
+  allowed_V = np.zeros(vocab_size, bool)
+  allowed_V[: tokenizer.vocab_size] = tokenizer.is_text
+  allowed_V[tokenizer.eos_id] = True
   return allowed_V

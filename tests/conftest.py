@@ -20,7 +20,7 @@ hypothesis.settings.load_profile('suite')
 
 @pytest.fixture(scope='module')
 def quick_compile():
-  """Compiles whole models without XLA's expensive passes, which takes half the time. The ops' own tests do not."""
+  """Leaves out more of XLA's passes, for tests that compile whole models; the ops' own tests do not."""
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 CONTEXT, VOCAB = 12, 32
 GREEDY = Sampling()
 CONFIGS = {
-  'dense_first_gqa': {'model.num_dense_layers': 1, 'model.d_ff': 12, 'model.num_layers': 3, 'model.num_kv_heads': 1},
+  'dense_first_gqa': {'model.num_dense_layers': 1, 'model.d_ff': 12, 'model.num_layers': 2, 'model.num_kv_heads': 1},
   'hash': {'moe.router': 'hash', 'moe.num_shared_experts': 0, 'moe.experts_per_token': 1},
 }
 
@@ -29,6 +29,7 @@ class Letters:
   """A tokenizer of 26 letters; the model has 32 rows, of which the last four are padding."""
 
   bos_id, eos_id, vocab_size = 26, 27, 28
+  is_text = np.arange(28) < 26
 
   def encode(self, text):
     return [ord(letter) - ord('a') for letter in text]
@@ -149,7 +150,8 @@ LOGITS_BV = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32) * 2
 
 @functools.partial(jax.jit, static_argnums=0)
 def draw(sampling, logits_BV, key):
-  return jax.vmap(lambda k: choose(logits_BV, sampling, k))(jax.random.split(key, 4000))
+  keys = jax.random.split(key, (4000, logits_BV.shape[0]))
+  return jax.vmap(lambda keys_B: choose(logits_BV, sampling, keys_B))(keys)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,9 @@ def test_greedy_and_what_equals_it(sampling):
 
 
 def test_greedy_ties_go_to_the_lower_id():
-  assert choose(jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), GREEDY, jax.random.key(0)).tolist() == [1, 0]
+  assert choose(
+    jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), GREEDY, jax.random.split(jax.random.key(0), 2)
+  ).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('sampling', [Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.9)], ids=str)
@@ -206,3 +210,14 @@ def test_a_token_that_is_not_allowed_is_never_drawn(sampling):
 def test_bad_arguments(arguments, words):
   with pytest.raises(UserError, match=words):
     generate(_run(), **{'prompts': ['a'], 'max_new_tokens': 1, 'sampling': GREEDY} | arguments)
+
+
+def test_no_prompts_no_completions():
+  assert generate(_run(), [], 4, GREEDY) == []
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+  run, sampling = _run(), Sampling(temperature=1.0)
+  together = generate(run, ['abc', 'zz'], 6, sampling, seed=5)
+  assert generate(run, ['abc', 'yxw'], 6, sampling, seed=5)[0] == together[0]
+  assert generate(run, ['abc'], 6, sampling, seed=5)[0] == together[0]

@@ -1,12 +1,14 @@
 """SentencePiece BPE: training, loading, and text ↔ ids without loss."""
 
 import contextlib
+import functools
 import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from moe.errors import UserError
@@ -43,6 +45,12 @@ class Tokenizer:
     for kind, token in (('BOS', self.bos_id), ('EOS', self.eos_id)):
       if token < 0:
         raise UserError(f'{name} has no {kind} piece: documents need one, choose a model trained with it')
+
+  @functools.cached_property
+  def is_text(self) -> np.ndarray:
+    """(vocab_size,) bool: True for pieces that stand for text, False for control pieces and the unknown one."""
+    no_text = lambda i: self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
+    return np.array([not no_text(i) for i in range(self.vocab_size)])
 
   @classmethod
   def from_file(cls, path: str | Path) -> 'Tokenizer':

@@ -87,7 +87,7 @@ def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: 
   blocks = -(-vocab_size // num_experts)
   order_VE = np.stack([_permutation(generator, num_experts) for _ in range(blocks)])
   first_V = order_VE.reshape(-1)[:vocab_size]
-  # The further choices of an id are the next experts in a circle: distinct, and as balanced as the first.
+  # The further choices of an id are the next experts in a circle: distinct, and each as balanced as the first.
   return ((first_V[:, None] + np.arange(experts_per_token)) % num_experts).astype(np.int32)
 
 

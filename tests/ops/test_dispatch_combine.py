@@ -44,11 +44,12 @@ def test_dispatch(shape, implementation, dtype):
   for pattern in PATTERNS:
     tokens_TD, d_rows_RD = _normal(tokens, D, dtype=dtype), _normal(tokens * k, D, dtype=dtype)
     experts_TK = routing(0, tokens, num_experts, k, pattern)
-    rows_RD, d_tokens_TD, plan = run_dispatch(tokens_TD, experts_TK, d_rows_RD, num_experts, implementation)
+    results = run_dispatch(tokens_TD, experts_TK, d_rows_RD, num_experts, implementation)
+    rows_RD, d_tokens_TD, plan = jax.device_get(results)
     assert rows_RD.dtype == d_tokens_TD.dtype == dtype
     truth = np.zeros((tokens, D))
     for r, t in enumerate(np.asarray(plan.token_R)):
-      assert (rows_RD[r] == tokens_TD[t]).all()
+      assert (exact(rows_RD)[r] == exact(tokens_TD)[t]).all()
       truth[t] += exact(d_rows_RD)[r]
     # K rows are added in bfloat16 by the reference's scatter-add: 2⁻⁸ for each addition.
     assert_close(d_tokens_TD, truth, 1e-6 if dtype == jnp.float32 else k * 2**-8)

@@ -1,6 +1,7 @@
 """The routed FFN for XLA:CPU: a scan over experts, each running dense products over blocks of its own rows.
 
-A grouped matmul costs O(E) FLOPs on this platform; here the FLOPs are those of the rows, rounded up to 32 an expert.
+A grouped matmul costs O(E) FLOPs on this platform; here each expert's rows are rounded up to the block that holds the
+last of them, so that the FLOPs are those of the rows and at most as many again.
 Gather, three products and SwiGLU of a block happen while it is in cache. The gate multiplies the F-wide activation, so
 combine is a plain sum of rows. An expert's last block may run over its end: those rows belong to the next experts,
 which write them afterwards, or to the padding behind the last row.
@@ -19,7 +20,7 @@ from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-_BLOCKS = (256, 128, 64, 32)  # rows handled at once: the largest that what remains of the expert still fills
+_BLOCKS = (256, 128, 64, 32)  # rows handled at once: the smallest that holds what remains of the expert
 _PADDING = _BLOCKS[0]
 
 
