@@ -40,6 +40,7 @@ _SCALE = {
   'optimizer.warmup_steps': 30,
   'train.num_steps': 300,
   'train.heatmap_every': 100,
+  'train.loss_chunk': 512,  # on CPU a chunk's logits should stay near the cache
   'evaluation.every_steps': 100,
   'evaluation.max_batches': 8,
   'checkpoint.every_steps': 100,
