@@ -27,7 +27,7 @@ quickstart: setup
 	@$(BIN)/python -m launch.quickstart --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(RUFF) check $(call lint_option,common) $(call lint_option,check) .
