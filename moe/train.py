@@ -132,9 +132,12 @@ def _compile(config, batch):
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
-  """Makes the folder and its config.json; UserError with the differing keys if it holds a run of another config."""
+  """Makes the folder and its config.json; UserError with the differing keys if it holds a run of another config.
+
+  A run that never logged a step, because its corpus was not found, say, is no run yet: its config may be mended.
+  """
   path = workdir / 'config.json'
-  if path.exists():
+  if path.exists() and (workdir / 'metrics.jsonl').exists():
     try:
       old = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:

@@ -116,8 +116,17 @@ def test_a_workdir_of_another_config_names_the_keys(data_flags, finished):
 
 def test_a_damaged_config_json_is_named(data_flags, tmp_path):
   (tmp_path / 'config.json').write_text('{"name": ')
+  (tmp_path / 'metrics.jsonl').write_text('')
   with pytest.raises(UserError, match='json is not JSON'):
     open_workdir(_config(data_flags), tmp_path)
+
+
+def test_a_config_may_be_mended_until_a_step_is_logged(data_flags, tmp_path):
+  open_workdir(_config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
+  open_workdir(_config(data_flags), tmp_path)
+  (tmp_path / 'metrics.jsonl').write_text('')
+  with pytest.raises(UserError, match=r'data\.sources'):
+    open_workdir(_config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
 
 
 @pytest.mark.parametrize(
