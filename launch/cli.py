@@ -59,7 +59,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
-    _stop(2, f'error: {" ".join(str(error).split())}')
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)  # at once: library threads whose work has failed print tracebacks while Python shuts down
   except KeyboardInterrupt:
     _stop(130, 'interrupted')
   except BrokenPipeError:  # `… | head` has read enough; what is still buffered would raise again at exit

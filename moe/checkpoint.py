@@ -4,8 +4,13 @@ DIR/checkpoints/STEP/ has the items params, training (optimizer state and counte
 tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
 """
 
+import gc
 import json
+import os
 import shutil
+import sys
+import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -72,10 +77,9 @@ class Checkpointer:
     """
     bad = []
     for step in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        restored = self._restore(step, shardings)
-      except Exception as error:  # Orbax raises a different type for each way in which files can be damaged.
-        logging.error('checkpoint step %d in %s is unreadable: %s', step, self._directory, one_line(error))
+      restored, fault = _attempt(lambda step=step: self._restore(step, shardings))
+      if fault:
+        logging.error('checkpoint step %d in %s is unreadable: %s', step, self._directory, fault)
         bad.append(step)
         continue
       if bad:
@@ -172,13 +176,13 @@ def load_for_notebook(workdir: str | Path, step: int | None = None) -> NotebookR
   if step is not None and step not in steps:
     raise UserError(f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}')
   for candidate in [step] if step is not None else reversed(steps):
-    try:
-      return _load(directory, candidate)
-    except Exception as error:  # see Checkpointer.restore_newest
-      message = f'checkpoint step {candidate} in {directory} is unreadable: {one_line(error)}'
-      if step is not None:
-        raise UserError(message) from error
-      logging.error('%s', message)
+    run, fault = _attempt(lambda candidate=candidate: _load(directory, candidate))
+    if not fault:
+      return run
+    message = f'checkpoint step {candidate} in {directory} is unreadable: {fault}'
+    if step is not None:
+      raise UserError(message)
+    logging.error('%s', message)
   raise UserError(f'no checkpoint in {directory} can be read (steps {", ".join(map(str, steps))})')
 
 
@@ -188,13 +192,40 @@ def available_steps(workdir: str | Path) -> list[int]:
 
 
 def one_line(error: BaseException) -> str:
-  """An exception's first words, without line breaks."""
-  text = ' '.join(str(error).split()) or type(error).__name__
+  """An exception's first words, without line breaks and TensorStore's appendix."""
+  text = ' '.join(str(error).partition('See full TensorStore details')[0].split()) or type(error).__name__
   return text if len(text) <= 300 else text[:297] + '...'
 
 
 def _kept(steps):
   return f'the newest complete one is step {max(steps)}' if steps else 'there is no complete one yet'
+
+
+def _attempt(read: Callable) -> tuple[object, str]:
+  """(what `read` returns, '') or (None, why it failed).
+
+  After one failure, the reads still under way print a traceback each, straight to the process's stderr: what is
+  written there meanwhile is dropped with the failure, which is told in one line instead.
+  """
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  result, fault = None, ''
+  with tempfile.TemporaryFile() as printed:
+    os.dup2(printed.fileno(), 2)
+    try:
+      result = read()
+    except Exception as error:  # Orbax raises a different type for each way in which files can be damaged.
+      fault = one_line(error)
+    finally:
+      if fault:
+        gc.collect()  # coroutines that nobody awaits any more complain when they are collected
+        time.sleep(0.3)  # and reads when they end
+      os.dup2(stderr, 2)
+      os.close(stderr)
+    if not fault:
+      printed.seek(0)
+      sys.stderr.write(printed.read().decode(errors='replace'))
+  return result, fault
 
 
 def _load(directory, step):
