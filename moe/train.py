@@ -50,7 +50,13 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   Writes config.json, data/ (unless data.dir says where), tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/.
   SIGTERM or Ctrl-C saves and returns. UserError where something the user can mend is in the way.
   """
-  workdir = Path(workdir)
+  try:
+    return _train(config, Path(workdir))
+  except OSError as error:  # a file that cannot be written, read or made
+    raise UserError(f'{error.filename or workdir}: {error.strerror or error}') from error
+
+
+def _train(config: Config, workdir: Path) -> Outcome:
   open_workdir(config, workdir)
   data = prepare(config, data_directory(config, workdir))
   (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())

@@ -149,6 +149,11 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, words, tmp_path):
   assert not (tmp_path / 'run' / 'checkpoints').exists() and not (tmp_path / 'run' / 'data').exists()
 
 
+def test_a_workdir_that_is_a_file_is_named(tmp_path):
+  (tmp_path / 'taken').write_text('')
+  assert f'{tmp_path / "taken"}: File exists' in programs.error_line('train', CONFIG, f'--workdir={tmp_path / "taken"}')
+
+
 def test_microbatches_and_remat_do_not_change_a_run(data_flags, finished, tmp_path):
   for number, overrides in enumerate(({'train.microbatches': 2}, {'model.remat': 'full'}, {'train.loss_chunk': 48})):
     train(_config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number))
