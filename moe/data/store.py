@@ -41,6 +41,7 @@ class DomainWriter:
     self._shards: list[list] = []  # [file name, records]
     self._shard, self._room = None, 0
     self._text = (directory / f'{self._name}.txt').open('wb') if split == HELD_OUT else None
+    self._text_hash = hashlib.sha256()
 
   def add(self, tokens: Sequence[int], text: bytes) -> None:
     """One document: its tokens without BOS and EOS (at least one), and its text in UTF-8."""
@@ -51,6 +52,7 @@ class DomainWriter:
     self._index['document_bytes'].append(len(text))
     if self._text:
       self._text.write(text)
+      self._text_hash.update(text)
 
   def close(self) -> dict:
     """Finishes the files and returns what metadata.json says of them."""
@@ -67,6 +69,7 @@ class DomainWriter:
       'tokens': int(index['record_tokens'].sum()),
       'shards': self._shards,
       'files': {name: (self._directory / name).stat().st_size for name in files},
+      **({'text_sha256': self._text_hash.hexdigest()} if self._text else {}),
     }
 
   def _write(self, record_N):
@@ -177,8 +180,12 @@ class PreparedData:
     return self.metadata['splits'][split][domain]
 
   def held_out_text(self, domain: str) -> bytes:
-    """The held-out documents of a domain as they were read, end to end: exactly the bytes that evaluation scores."""
-    return (self.directory / f'{HELD_OUT}-{domain}.txt').read_bytes()
+    """The held-out documents of a domain as read, end to end: what evaluation scores. UserError if altered."""
+    path = self.directory / f'{HELD_OUT}-{domain}.txt'
+    text = path.read_bytes()
+    if sha256(text) != self.totals(HELD_OUT, domain)['text_sha256']:
+      raise damaged(path)
+    return text
 
 
 def read_metadata(directory: Path) -> dict | None:
