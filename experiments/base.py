@@ -101,6 +101,6 @@ def get_config() -> ConfigDict:
   config.checkpoint = checkpoint = ConfigDict()
   checkpoint.every_steps = 1000
   checkpoint.keep_last = 2
-  checkpoint.keep_best = 1  # by held-out loss; 0: none
+  checkpoint.keep_best = 1  # by held-out loss, which is then measured at every checkpoint; 0: none
 
   return config.lock()
