@@ -18,7 +18,7 @@ from moe.data import pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
-from moe.model import Transformer
+from moe.train_step import forward
 
 
 class Score(NamedTuple):
@@ -104,9 +104,7 @@ def _make_score(loss, tokens, size):
 
 def _score_batch(config: Config, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
-  hidden_BLD, stats, _ = Transformer(config).apply(
-    {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
-  )
+  hidden_BLD, stats = forward(config, params, batch)
   rows = lambda x: x.reshape(-1, *x.shape[2:])
   losses_T = token_losses(rows(hidden_BLD), params['head'], rows(batch.targets_BL), config.train.loss_chunk)
   weights_T = rows(batch.weights_BL)

@@ -93,11 +93,11 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
   counts_NE = None
   if config.moe.balance_scope == 'batch' and parts > 1 and config.moe.num_experts:
     # f of Eq. 13 needs the counts of all parts before the first part's gradient: one more forward pass gets them.
-    add = lambda total, part: (total + _forward(config, params, part)[1].counts_BE.sum(axis=1), None)
+    add = lambda total, part: (total + forward(config, params, part)[1].counts_BE.sum(axis=1), None)
     counts_NE = lax.scan(add, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
   def objective(params, part):
-    hidden_BLD, stats = _forward(config, params, part)
+    hidden_BLD, stats = forward(config, params, part)
     rows = lambda x: x.reshape(-1, *x.shape[2:])
     with jax.named_scope('cross_entropy'):
       loss = cross_entropy(
@@ -132,7 +132,8 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
   return gradients, metrics
 
 
-def _forward(config, params, batch) -> tuple[jax.Array, RoutingStats | None]:
+def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, RoutingStats | None]:
+  """hidden_BLD in the compute type and the routing statistics of a batch (None where nothing is routed)."""
   hidden_BLD, stats, _ = Transformer(config).apply(
     {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
   )
