@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
   moe.router_z_loss = 0.0  # weight of mean(logsumexp(router logits)²)
 
   config.ops = ops = ConfigDict()
-  ops.implementation = 'auto'  # of dispatch, combine, grouped matmul: auto | reference | xla
+  ops.implementation = 'auto'  # of every op in moe/ops: auto (by platform) | reference | xla | pallas_tpu | pallas_gpu
 
   config.data = data = ConfigDict()
   data.sources = (

@@ -48,7 +48,7 @@ class MoEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OpsConfig:
-  implementation: Literal['auto', 'reference', 'xla']
+  implementation: Literal['auto', 'reference', 'xla', 'pallas_tpu', 'pallas_gpu']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.config import MoEConfig
-from moe.layers.router import RoutingStats
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
+from moe.ops.router import RoutingStats
 
 
 class Totals(NamedTuple):

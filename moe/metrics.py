@@ -6,7 +6,7 @@ N MoE layers, B sequences, E routed experts.
 import jax
 import jax.numpy as jnp
 
-from moe.layers.router import RoutingStats
+from moe.ops.router import RoutingStats
 
 
 def sum_over_sequences(stats: RoutingStats) -> RoutingStats:

@@ -12,8 +12,8 @@ from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block
 from moe.layers.norm import RMSNorm
-from moe.layers.router import RoutingStats
 from moe.ops.matmul import matmul
+from moe.ops.router import RoutingStats
 
 # What a block keeps for backward, by the name in model.remat; 'moe' acts inside the block.
 _REMAT_POLICIES = {

@@ -14,9 +14,9 @@ from jax import lax
 from moe import metrics as metrics_lib
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.layers.router import RoutingStats
 from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
 from moe.model import Transformer, init_params
+from moe.ops.router import RoutingStats
 from moe.optimizer import clip, make_optimizer, schedule
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from moe import loss as loss_lib
-from moe.layers.router import RoutingStats
 from moe.loss import Totals, cross_entropy, token_losses
+from moe.ops.router import RoutingStats
 from tests import oracles
 from tests.oracles import exact
 from tests.small import assert_close, small_config

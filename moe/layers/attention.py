@@ -9,6 +9,7 @@ from flax import linen as nn
 from moe.config import ModelConfig
 from moe.layers import initializers
 from moe.layers.rope import apply_rope
+from moe.ops.attention import attention
 from moe.ops.matmul import linear
 
 
@@ -23,6 +24,7 @@ class Attention(nn.Module):
   """Multi-head attention without biases; scores scaled by 1/√C, softmax in float32."""
 
   config: ModelConfig
+  implementation: str
 
   @nn.compact
   def __call__(
@@ -47,21 +49,16 @@ class Attention(nn.Module):
     values_BSGC = project('value', c.num_kv_heads)
 
     if cache is None:
-      mask_BLS = (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]) & _causal(x_BLD.shape[1])
+      attended_BLHC = attention(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL, implementation=self.implementation)
     else:
       row_B1 = jnp.arange(x_BLD.shape[0])[:, None]
       keys_BSGC = cache.keys_BSGC.at[row_B1, positions_BL].set(keys_BSGC)
       values_BSGC = cache.values_BSGC.at[row_B1, positions_BL].set(values_BSGC)
       cache = KVCache(keys_BSGC, values_BSGC)
       mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
-
-    attended_BLHC = jax.nn.dot_product_attention(query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None])
+      attended_BLHC = jax.nn.dot_product_attention(query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None])
     attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
     return linear(attended_BLX, self._matrix('out', c.num_heads * c.head_dim, c.d_model), dtype), cache
 
   def _matrix(self, name, rows, columns):
     return self.param(name, initializers.matrix(self.config), (rows, columns))
-
-
-def _causal(length):
-  return jnp.tril(jnp.ones((1, length, length), bool))

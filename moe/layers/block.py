@@ -8,7 +8,7 @@ from moe.layers.attention import Attention, KVCache
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
 from moe.layers.norm import RMSNorm
-from moe.layers.router import RoutingStats
+from moe.ops.router import RoutingStats
 
 
 class Block(nn.Module):
@@ -29,7 +29,7 @@ class Block(nn.Module):
     """Shaped for `nn.scan`: x is the carry, the cache is scanned, statistics and cache are stacked."""
     model = self.config.model
     norm = lambda name: RMSNorm(model.norm_eps, name=name)
-    attended_BLD, cache = Attention(model, name='attention')(
+    attended_BLD, cache = Attention(model, self.config.ops.implementation, name='attention')(
       norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache
     )
     x_BLD += attended_BLD

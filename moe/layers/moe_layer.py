@@ -7,7 +7,8 @@ from flax import linen as nn
 from moe.config import ModelConfig, MoEConfig
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
-from moe.layers.router import HashRouter, RoutingStats, SoftmaxRouter
+from moe.layers.router import HashRouter, SoftmaxRouter
+from moe.ops.router import RoutingStats
 
 _ROUTERS = {'softmax': SoftmaxRouter, 'hash': HashRouter}
 
@@ -26,7 +27,7 @@ class MoELayer(nn.Module):
     """The layer's output, and the routing statistics (None where there are no routed experts)."""
     y_BLD, stats = jnp.zeros_like(u_BLD), None
     if self.moe.num_experts:
-      router = _ROUTERS[self.moe.router](self.config, self.moe, name='router')
+      router = _ROUTERS[self.moe.router](self.config, self.moe, self.implementation, name='router')
       gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
       y_BLD += Experts(self.config, self.moe, self.implementation, name='experts')(u_BLD, gates_BLK, experts_BLK)
     if self.moe.num_shared_experts:

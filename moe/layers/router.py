@@ -1,7 +1,5 @@
 """Routers: softmax top-k with raw gates (Eq. 7–11; Switch's with k = 1), and a fixed balanced hash of the token id."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,45 +8,24 @@ from jax import lax
 
 from moe.config import ModelConfig, MoEConfig
 from moe.layers import initializers
-
-
-class RoutingStats(NamedTuple):
-  """Sums over the real tokens of each sequence, from which every balance loss and metric follows.
-
-  Sums, not means, so that parts of a batch add up exactly.
-  """
-
-  counts_BE: jax.Array  # int32: tokens that chose the expert
-  probability_sums_BE: jax.Array  # float32: Σ_t s_it
-  entropy_sums_B: jax.Array  # float32: Σ_t −Σ_i s_it log s_it, in nats
-  z_sums_B: jax.Array  # float32: Σ_t logsumexp(router logits)²
+from moe.ops.router import Routing, RoutingStats, route
+from moe.ops.router.reference import count_choices
 
 
 class SoftmaxRouter(nn.Module):
-  """s = softmax(u · e); the K largest are the gates, not renormalised over the chosen (Eq. 7, 8, 10)."""
+  """Affinities are the softmax of u · e; the K largest are the gates (Eq. 7, 8, 10). See `moe.ops.router.route`."""
 
   config: ModelConfig
   moe: MoEConfig
+  implementation: str
 
   @nn.compact
-  def __call__(
-    self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array
-  ) -> tuple[jax.Array, jax.Array, RoutingStats]:
-    """gates_BLK float32, experts_BLK int32 (largest gate first, ties to the lower index), statistics."""
+  def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     del token_ids_BL
     experts_DE = self.param('experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts))
     # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
     logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
-    log_affinities_BLE = jax.nn.log_softmax(logits_BLE)
-    affinities_BLE = jnp.exp(log_affinities_BLE)
-    gates_BLK, experts_BLK = lax.top_k(affinities_BLE, self.moe.experts_per_token)
-    stats = RoutingStats(
-      counts_BE=_counts(experts_BLK, is_token_BL, self.moe.num_experts),
-      probability_sums_BE=jnp.where(is_token_BL[:, :, None], affinities_BLE, 0).sum(axis=1),
-      entropy_sums_B=-jnp.where(is_token_BL, (affinities_BLE * log_affinities_BLE).sum(axis=-1), 0).sum(axis=1),
-      z_sums_B=jnp.where(is_token_BL, jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1)), 0).sum(axis=1),
-    )
-    return gates_BLK, experts_BLK, stats
+    return route(logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation)
 
 
 class HashRouter(nn.Module):
@@ -56,16 +33,15 @@ class HashRouter(nn.Module):
 
   config: ModelConfig
   moe: MoEConfig
+  implementation: str
 
   @nn.compact
-  def __call__(
-    self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array
-  ) -> tuple[jax.Array, jax.Array, RoutingStats]:
+  def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     """As `SoftmaxRouter`; the affinities of its statistics are 1/K for the chosen experts."""
     del u_BLD
     table_VK = hash_table(self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed)
     experts_BLK = jnp.asarray(table_VK)[token_ids_BL]
-    counts_BE = _counts(experts_BLK, is_token_BL, self.moe.num_experts)
+    counts_BE = count_choices(experts_BLK, is_token_BL, self.moe.num_experts)
     nothing_B = jnp.zeros(token_ids_BL.shape[0], jnp.float32)
     stats = RoutingStats(
       counts_BE=counts_BE,
@@ -73,7 +49,7 @@ class HashRouter(nn.Module):
       entropy_sums_B=nothing_B + jnp.log(self.moe.experts_per_token) * is_token_BL.sum(axis=1),
       z_sums_B=nothing_B,
     )
-    return jnp.ones(experts_BLK.shape, jnp.float32), experts_BLK, stats
+    return Routing(jnp.ones(experts_BLK.shape, jnp.float32), experts_BLK, stats)
 
 
 def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: int) -> np.ndarray:
@@ -93,9 +69,3 @@ def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: 
 
 def _permutation(generator, n):
   return np.argsort(generator.random(n), kind='stable')
-
-
-def _counts(experts_BLK, is_token_BL, num_experts):
-  """int32 counts_BE of the real tokens that chose each expert."""
-  chosen_BLE = (experts_BLK[..., None] == jnp.arange(num_experts)[None, None, None]).any(axis=2)
-  return (chosen_BLE & is_token_BL[..., None]).sum(axis=1, dtype=jnp.int32)

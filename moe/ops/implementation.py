@@ -1,9 +1,18 @@
 """Which implementation of an op runs: the one enum, the one place that chooses."""
 
+import contextlib
 import enum
 import functools
+import importlib
+import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from absl import logging
+import jax
+
+from moe.errors import UserError
 
 
 class Implementation(enum.StrEnum):
@@ -11,17 +20,74 @@ class Implementation(enum.StrEnum):
 
   AUTO = 'auto'
   REFERENCE = 'reference'  # readable truth: O(E) in FLOPs where that is simpler
-  XLA = 'xla'  # fast on the platform at hand, in plain XLA
+  XLA = 'xla'  # plain XLA, arranged for the platform at hand
+  PALLAS_TPU = 'pallas_tpu'  # Mosaic kernels
+  PALLAS_GPU = 'pallas_gpu'  # Triton kernels
 
 
-def choose(op: str, requested: str, platform: str) -> Implementation:
-  """The implementation that runs `op` on `platform` (jax.default_backend()); logs each answer once."""
-  requested = Implementation(requested)
-  chosen = Implementation.XLA if requested is Implementation.AUTO else requested
-  _log_once(op, str(requested), str(chosen), platform)
+class WrongPlatform(UserError, NotImplementedError):
+  """A kernel was asked for on a platform that it cannot run on."""
+
+
+class _Target(NamedTuple):
+  platform: str
+  interpret: Any  # of pl.pallas_call
+
+
+_HOME = {Implementation.PALLAS_TPU: 'tpu', Implementation.PALLAS_GPU: 'gpu'}  # the platform of each kind of kernel
+_PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)
+_target: ContextVar[_Target | None] = ContextVar('target', default=None)
+_log = logging.getLogger('moe.ops')
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str, interpret: Any = False) -> Iterator[None]:
+  """Ops traced inside choose as on `platform` ('cpu', 'tpu', 'gpu') whatever this machine has.
+
+  For compiling ahead of time, and for tests: `interpret` (True, or pltpu.InterpretParams) runs kernels on CPU.
+  It acts while tracing and is no part of jit's cache key: trace a function of your own inside.
+  """
+  token = _target.set(_Target(platform, interpret))
+  try:
+    yield
+  finally:
+    _target.reset(token)
+
+
+def platform() -> str:
+  """The platform that ops are traced for: 'cpu', 'tpu' or 'gpu'."""
+  target = _target.get()
+  return target.platform if target else jax.default_backend()
+
+
+def interpret() -> Any:
+  """The `interpret` argument of every pl.pallas_call."""
+  target = _target.get()
+  return target.interpret if target else False
+
+
+def choose(op: str, requested: str, available: tuple[str, ...]) -> Implementation:
+  """Which of the `available` implementations runs `op`; each answer is logged once.
+
+  WrongPlatform where a kernel is asked for elsewhere than on its platform.
+  """
+  requested, here = Implementation(requested), platform()
+  if requested is Implementation.AUTO:
+    chosen = next(i for i in _PREFERRED if i in available and _HOME.get(i, here) == here)
+  elif requested in available and _HOME.get(requested, here) == here:
+    chosen = requested
+  else:
+    usable = ', '.join(i for i in available if _HOME.get(Implementation(i), here) == here)
+    raise WrongPlatform(f'ops.implementation={requested}: {op} has no such implementation on {here}: {usable} or auto')
+  _log_once(op, str(requested), str(chosen), here)
   return chosen
 
 
+def module(op: str, requested: str, available: tuple[str, ...]) -> ModuleType:
+  """The module `moe.ops.OP.IMPLEMENTATION` of `choose`, imported only now: Pallas is not needed everywhere."""
+  return importlib.import_module(f'moe.ops.{op}.{choose(op, requested, available)}')
+
+
 @functools.cache
-def _log_once(op, requested, chosen, platform):
-  logging.info('%s: implementation %s (asked for: %s) on %s', op, chosen, requested, platform)
+def _log_once(op, requested, chosen, here):
+  _log.info('%s: %s on %s (ops.implementation=%s)', op, chosen, here, requested)

@@ -32,7 +32,7 @@ def _params(model):
 
 @functools.partial(jax.jit, static_argnums=0)
 def attend(model, params, x_BLD, positions_BL, segment_ids_BL, cache=None):
-  return Attention(model).apply({'params': params}, x_BLD, positions_BL, segment_ids_BL, cache)
+  return Attention(model, 'auto').apply({'params': params}, x_BLD, positions_BL, segment_ids_BL, cache)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -1,71 +1,101 @@
 """Which implementation of an op runs: the one asked for, and no other."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.ops import combine, dispatch, grouped_matmul, routed_ffn
-from moe.ops.combine import combine as run_combine
-from moe.ops.dispatch import dispatch as run_dispatch
-from moe.ops.grouped_matmul import grouped_matmul as run_grouped_matmul
-from moe.ops.implementation import Implementation, choose
+from moe.ops.attention import attention
+from moe.ops.combine import combine
+from moe.ops.dispatch import dispatch
+from moe.ops.grouped_matmul import grouped_matmul
+from moe.ops.implementation import WrongPlatform, compiling_for
 from moe.ops.plan import make_plan
-from moe.ops.routed_ffn import ExpertWeights
-from moe.ops.routed_ffn import routed_ffn as run_routed_ffn
+from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+from moe.ops.router import route
 from tests.ops.modules import module
 
 TOKENS_TD, GATES_TK, PLAN = jnp.ones((2, 3)), jnp.ones((2, 1)), make_plan(jnp.array([[1], [0]]), 2)
 WEIGHTS = ExpertWeights(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 3)))
+HEADS, ROW = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
 
+# The function of each op's module that does the work, and a call of its api.
 CALLS = {
-  'dispatch': lambda name: run_dispatch(TOKENS_TD, PLAN, implementation=name),
-  'combine': lambda name: run_combine(TOKENS_TD, GATES_TK, PLAN, implementation=name),
-  'grouped_matmul': lambda name: run_grouped_matmul(
-    TOKENS_TD, WEIGHTS.gate_EDF, PLAN.group_sizes_E, implementation=name
+  'dispatch': ('dispatch', lambda i: dispatch(TOKENS_TD, PLAN, implementation=i)),
+  'combine': ('combine', lambda i: combine(TOKENS_TD, GATES_TK, PLAN, implementation=i)),
+  'grouped_matmul': (
+    'grouped_matmul',
+    lambda i: grouped_matmul(TOKENS_TD, WEIGHTS.gate_EDF, PLAN.group_sizes_E, implementation=i),
   ),
-  'routed_ffn': lambda name: run_routed_ffn(TOKENS_TD, GATES_TK, PLAN, WEIGHTS, dtype=jnp.float32, implementation=name),
+  'routed_ffn': (
+    'routed_ffn',
+    lambda i: routed_ffn(TOKENS_TD, GATES_TK, PLAN, WEIGHTS, dtype=jnp.float32, implementation=i),
+  ),
+  'router': ('route', lambda i: route(TOKENS_TD[None], ROW > 0, 1, implementation=i)),
+  'attention': ('attention', lambda i: attention(HEADS, HEADS, HEADS, ROW, implementation=i)),
 }
-CASES = [
-  (op, asked, 'cpu', 'reference' if asked == 'reference' else 'scan' if op == 'routed_ffn' else 'xla')
-  for op in CALLS
-  for asked in ('auto', 'reference', 'xla')
-] + [('routed_ffn', asked, platform, 'grouped') for asked in ('auto', 'xla') for platform in ('gpu', 'tpu')]
+# asked for, platform → the module that runs, or None where that platform has none. Of routed_ffn's XLA, see below.
+RUNS = {
+  ('auto', 'cpu'): 'xla',
+  ('auto', 'tpu'): 'pallas_tpu',
+  ('auto', 'gpu'): 'pallas_gpu',
+  ('pallas_tpu', 'cpu'): None,
+  ('pallas_tpu', 'gpu'): None,
+  ('pallas_tpu', 'tpu'): 'pallas_tpu',
+  ('pallas_gpu', 'cpu'): None,
+  ('pallas_gpu', 'tpu'): None,
+  ('pallas_gpu', 'gpu'): 'pallas_gpu',
+} | {(name, platform): name for name in ('reference', 'xla') for platform in ('cpu', 'tpu', 'gpu')}
 
 
-@pytest.mark.parametrize(('op', 'asked', 'platform', 'expected'), CASES)
-def test_the_implementation_asked_for_runs_and_never_falls_back(monkeypatch, op, asked, platform, expected):
-  def refuse(*arguments):
-    raise NotImplementedError('not here')
+@pytest.mark.parametrize(('asked', 'platform'), RUNS)
+@pytest.mark.parametrize('op', CALLS)
+def test_the_implementation_asked_for_runs_and_never_falls_back(monkeypatch, op, asked, platform):
+  class Ran(Exception):
+    pass
 
-  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-  monkeypatch.setattr(module(op, expected), op, refuse)
-  with pytest.raises(NotImplementedError, match='not here'):
-    CALLS[op](asked)
+  def run(*arguments):
+    raise Ran
+
+  function, call = CALLS[op]
+  expected = RUNS[asked, platform]
+  if expected:
+    monkeypatch.setattr(module(op, expected), function, run)
+  with pytest.raises(Ran if expected else WrongPlatform), compiling_for(platform):
+    call(asked)
+
+
+@pytest.mark.parametrize(('platform', 'arrangement'), [('cpu', 'scan'), ('gpu', 'grouped'), ('tpu', 'grouped')])
+def test_plain_xla_scans_over_experts_on_cpu_only(monkeypatch, platform, arrangement):
+  called = []
+  monkeypatch.setattr(module('routed_ffn', arrangement), 'routed_ffn', lambda *arguments: called.append(arrangement))
+  with compiling_for(platform):
+    CALLS['routed_ffn'][1]('xla')
+  assert called == [arrangement]
 
 
 @pytest.mark.parametrize('op', CALLS)
 def test_an_unknown_implementation_raises(op):
   with pytest.raises(ValueError, match='cuda'):
-    CALLS[op]('cuda')
+    CALLS[op][1]('cuda')
 
 
-def test_every_choice_of_the_config_is_an_implementation():
-  for name in Implementation:
-    assert choose('op', name, 'cpu') in (Implementation.REFERENCE, Implementation.XLA)
+def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
+  with pytest.raises(WrongPlatform, match=r'ops.implementation=pallas_gpu: dispatch .* on cpu: reference, xla or auto'):
+    dispatch(TOKENS_TD, PLAN, implementation='pallas_gpu')
 
 
-def test_implementations_are_not_the_same_function():
-  for op, names in (
-    (dispatch, ('reference', 'xla')),
-    (combine, ('reference', 'xla')),
-    (grouped_matmul, ('reference', 'xla')),
-    (routed_ffn, ('reference', 'grouped', 'scan')),
-  ):
-    op_name = op.__name__.rpartition('.')[2]
-    assert len({id(getattr(module(op_name, name), op_name)) for name in names}) == len(names)
+@pytest.mark.parametrize('op', CALLS)
+def test_implementations_are_not_the_same_function(op):
+  function, _ = CALLS[op]
+  names = set(importlib.import_module(f'moe.ops.{op}.api').AVAILABLE)
+  # Of these two the readable reference is what XLA does best.
+  names -= {'xla'} if op in ('router',) else set()
+  assert len({id(getattr(module(op, name), function)) for name in names}) == len(names)
 
 
 def test_the_calls_work_at_all():
-  for call in CALLS.values():
-    assert np.isfinite(call('auto')).all()
+  for _, call in CALLS.values():
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(call('auto')))

@@ -2,12 +2,12 @@
 
 import jax
 
-from moe.ops.dispatch import reference, xla
-from moe.ops.implementation import Implementation, choose
+from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
+
+AVAILABLE = 'reference', 'xla'
 
 
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan, *, implementation: str = 'auto') -> jax.Array:
   """rows_RD with rows[r] = tokens[plan.token_R[r]], in the tokens' type. Differentiable in the tokens."""
-  chosen = choose('dispatch', implementation, jax.default_backend())
-  return {Implementation.REFERENCE: reference, Implementation.XLA: xla}[chosen].dispatch(tokens_TD, plan)
+  return module('dispatch', implementation, AVAILABLE).dispatch(tokens_TD, plan)

@@ -2,8 +2,9 @@
 
 import jax
 
-from moe.ops.grouped_matmul import reference, xla
-from moe.ops.implementation import Implementation, choose
+from moe.ops.implementation import module
+
+AVAILABLE = 'reference', 'xla'
 
 
 def grouped_matmul(
@@ -13,6 +14,4 @@ def grouped_matmul(
 
   group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights.
   """
-  chosen = choose('grouped_matmul', implementation, jax.default_backend())
-  module = {Implementation.REFERENCE: reference, Implementation.XLA: xla}[chosen]
-  return module.grouped_matmul(rows_RD, weights_EDF, group_sizes_E)
+  return module('grouped_matmul', implementation, AVAILABLE).grouped_matmul(rows_RD, weights_EDF, group_sizes_E)

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from moe.ops.implementation import Implementation, choose
+from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
-from moe.ops.routed_ffn import grouped, reference, scan
 from moe.ops.routed_ffn.types import ExpertWeights
+
+AVAILABLE = 'reference', 'xla'
 
 
 def routed_ffn(
@@ -26,14 +27,10 @@ def routed_ffn(
     plan: from `make_plan` of this layer's routing.
     weights: of the E experts, usually float32; cast to `dtype` inside, their gradients come in their own type.
     dtype: of the matrix products' operands; sums are float32.
-    implementation: auto | reference | xla. Of XLA, CPU takes `scan`, other platforms `grouped`.
+    implementation: see `moe.ops.implementation`.
 
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
   """
-  platform = jax.default_backend()
-  chosen = choose('routed_ffn', implementation, platform)
-  if chosen is Implementation.REFERENCE:
-    return reference.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
-  module = scan if platform == 'cpu' else grouped
-  return module.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
+  chosen = module('routed_ffn', implementation, AVAILABLE)
+  return chosen.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
