@@ -63,10 +63,8 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
   ids_TK, gates_TK = array(t, k, of=jnp.int32), array(t, k, of=jnp.float32)
   tokens_TD, rows_RD = array(t, d), array(t * k, d)
   weights = ExpertWeights(*(array(e, *dims, of=jnp.float32) for dims in ((d, f), (d, f), (f, d))))
-  head_BLHC, segments_BL = (
-    array(s.sequences, s.length, s.num_heads, s.head_dim),
-    array(s.sequences, s.length, of=jnp.int32),
-  )
+  head_BLHC = array(s.sequences, s.length, s.num_heads, s.head_dim)
+  segments_BL = array(s.sequences, s.length, of=jnp.int32)
   plan = lambda ids: make_plan(ids, e)
   calls = {
     'dispatch': (lambda x, ids: dispatch(x, plan(ids)), (tokens_TD,), (ids_TK,)),
@@ -92,7 +90,7 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
 
 
 def _with_gradients(function, num_floats):
-  """Values and the gradients of the float arguments, for cotangents that depend on the values, so that none folds away."""
+  """Values and gradients of the float arguments; the cotangents depend on the values, so that none folds away."""
 
   def run(*arguments):
     floats, others = arguments[:num_floats], arguments[num_floats:]

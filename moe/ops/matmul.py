@@ -30,6 +30,28 @@ def matmul_tn(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
   )
 
 
+def batched(a_nMK: jax.Array, b_nKN: jax.Array) -> jax.Array:
+  """a b for each of n, in float32."""
+  return _dot(a_nMK, b_nKN, 2, 1, batch=True)
+
+
+def batched_nt(a_nMN: jax.Array, b_nKN: jax.Array) -> jax.Array:
+  """a bᵀ for each of n, in float32."""
+  return _dot(a_nMN, b_nKN, 2, 2, batch=True)
+
+
+def batched_tn(a_nMK: jax.Array, b_nMN: jax.Array) -> jax.Array:
+  """aᵀ b for each of n, in float32."""
+  if a_nMK.dtype != jnp.bfloat16:
+    return _dot(a_nMK, b_nMN, 1, 1, batch=True)
+  return lax.platform_dependent(
+    a_nMK,
+    b_nMN,
+    cpu=lambda a, b: _dot(_really_transposed(a), b, 2, 1, batch=True),
+    default=lambda a, b: _dot(a, b, 1, 1, batch=True),
+  )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, w_KN: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """x w computed in `dtype` and returned in it. x (..., K) and w keep their own types, and so do their gradients."""
@@ -52,14 +74,14 @@ def _linear_backward(dtype, residuals, dy):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def _dot(a, b, a_axis, b_axis):
+def _dot(a, b, a_axis, b_axis, batch=False):
   # HIGHEST: without it a float32 product is rounded to bfloat16 on TPU, to TF32 on GPU.
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  dimensions = (((a_axis,), (b_axis,)), ((), ()))
+  dimensions = (((a_axis,), (b_axis,)), ((0,), (0,)) if batch else ((), ()))
   return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _really_transposed(a_MN):
-  """aᵀ laid out anew; the barrier keeps XLA from folding the transpose back into the product."""
-  a_NM = a_MN.swapaxes(0, 1)
+  """aᵀ (of the last two axes) laid out anew; the barrier keeps XLA from folding it back into the product."""
+  a_NM = a_MN.swapaxes(-1, -2)
   return lax.optimization_barrier(a_NM.reshape(-1)).reshape(a_NM.shape)

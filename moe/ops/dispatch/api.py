@@ -5,7 +5,7 @@ import jax
 from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
 
-AVAILABLE = 'reference', 'xla'
+AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
 
 
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan, *, implementation: str = 'auto') -> jax.Array:

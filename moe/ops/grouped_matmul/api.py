@@ -4,7 +4,7 @@ import jax
 
 from moe.ops.implementation import module
 
-AVAILABLE = 'reference', 'xla'
+AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
 
 
 def grouped_matmul(

@@ -7,7 +7,7 @@ from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 
-AVAILABLE = 'reference', 'xla'
+AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
 
 
 def routed_ffn(

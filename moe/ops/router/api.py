@@ -5,7 +5,7 @@ import jax
 from moe.ops.implementation import module
 from moe.ops.router.types import Routing
 
-AVAILABLE = 'reference', 'xla'
+AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
 
 
 def route(

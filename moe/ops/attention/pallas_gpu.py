@@ -1,0 +1,50 @@
+"""attention through the Triton kernels that JAX ships (causal, segments, float32 softmax, forward and backward).
+
+bfloat16 only: they round float32 operands to TF32, so float32 takes XLA's route, the reference, and the log says so.
+L is padded to a multiple of the kernels' blocks and C to 16, the least of Triton's products; key/value heads that
+several query heads read are repeated.
+
+Not cuDNN (`jax.nn.dot_product_attention(implementation='cudnn')`): it asks the GPU at hand for its version while it is
+being traced, which rules out compiling for a GPU elsewhere, it wants the (L, L) mask of the segments written out as a
+bias, and it takes no odd L.
+"""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu import attention as triton
+
+from moe.ops.attention import reference
+from moe.ops.implementation import interpret
+
+# Small blocks backward: its four accumulators of block × C float32 have to stay in registers.
+_FORWARD, _BACKWARD = 64, 32
+_log = logging.getLogger('moe.ops')
+
+
+def attention(
+  query_BLHC: jax.Array, keys_BLGC: jax.Array, values_BLGC: jax.Array, segment_ids_BL: jax.Array
+) -> jax.Array:
+  if query_BLHC.size == 0:
+    return jnp.zeros_like(query_BLHC)
+  if query_BLHC.dtype == jnp.float32:
+    _log.info('attention: float32 through XLA, the kernels would round to TF32')
+    return reference.attention(query_BLHC, keys_BLGC, values_BLGC, segment_ids_BL)
+  length, num_heads, width = query_BLHC.shape[1:]
+  longer = -length % _FORWARD
+  heads = lambda x: jnp.pad(
+    jnp.repeat(x, num_heads // x.shape[2], axis=2), ((0, 0), (0, longer), (0, 0), (0, max(0, 16 - width)))
+  )
+  attended_BLHC = triton.mha(
+    heads(query_BLHC),
+    heads(keys_BLGC),
+    heads(values_BLGC),
+    # Whatever segment the padding is in: it comes last, so that no token sees it.
+    jnp.pad(segment_ids_BL, ((0, 0), (0, longer))),
+    width**-0.5,
+    True,
+    triton.BlockSizes(_FORWARD, _FORWARD, _BACKWARD, _BACKWARD, _BACKWARD, _BACKWARD),
+    interpret=interpret(),
+  )
+  return attended_BLHC[:, :length, :, :width]

@@ -1,0 +1,42 @@
+"""combine as Mosaic kernels: each token's K rows fetched by DMA and summed; backward fetches each row's token.
+
+Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe.ops.combine.xla import gates_by_row
+from moe.ops.plan import DispatchPlan
+from moe.ops.tpu.rows import gate_rows, sum_rows, to_words
+from moe.ops.tpu.words import pad_columns
+
+
+def combine(rows_RD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan) -> jax.Array:
+  if gates_TK.shape[0] == 0:
+    return rows_RD.astype(jnp.float32)
+  return _combine(rows_RD, gates_TK, plan)
+
+
+@jax.custom_vjp
+def _combine(rows_RD, gates_TK, plan):
+  return sum_rows('combine', to_words(rows_RD, rows_RD.dtype), plan.row_TK, jnp.float32, gates_TK)[
+    :, : rows_RD.shape[1]
+  ]
+
+
+def _forward(rows_RD, gates_TK, plan):
+  return _combine(rows_RD, gates_TK, plan), (rows_RD, gates_TK, plan)
+
+
+def _backward(residuals, d_tokens_TD):
+  rows_RD, gates_TK, plan = residuals
+  words_TW = to_words(d_tokens_TD, jnp.float32)  # float32, hence as wide as its words
+  padded_RD = pad_columns(rows_RD, words_TW.shape[1])
+  gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
+  d_rows_RD, d_gates_R = gate_rows('combine_d_rows', words_TW, plan.token_R, gates_R, padded_RD)
+  d_gates_TK = d_gates_R.at[plan.row_TK].get(mode='promise_in_bounds')
+  return d_rows_RD[:, : rows_RD.shape[1]], d_gates_TK.astype(gates_TK.dtype), None
+
+
+_combine.defvjp(_forward, _backward)

@@ -1,0 +1,33 @@
+"""dispatch as Mosaic kernels: rows fetched by DMA, 128 a step; the transpose fetches and sums each token's K rows.
+
+Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
+"""
+
+import jax
+
+from moe.ops.plan import DispatchPlan
+from moe.ops.tpu.rows import copy_rows, sum_rows, to_words
+
+
+def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
+  if tokens_TD.shape[0] == 0:
+    return tokens_TD
+  return _dispatch(tokens_TD, plan)
+
+
+@jax.custom_vjp
+def _dispatch(tokens_TD, plan):
+  rows_RD = copy_rows('dispatch', to_words(tokens_TD, tokens_TD.dtype), plan.token_R, tokens_TD.dtype)
+  return rows_RD[:, : tokens_TD.shape[1]]
+
+
+def _forward(tokens_TD, plan):
+  return _dispatch(tokens_TD, plan), plan
+
+
+def _backward(plan, d_rows_RD):
+  d_tokens_TD = sum_rows('dispatch_d_tokens', to_words(d_rows_RD, d_rows_RD.dtype), plan.row_TK, d_rows_RD.dtype)
+  return d_tokens_TD[:, : d_rows_RD.shape[1]], None
+
+
+_dispatch.defvjp(_forward, _backward)

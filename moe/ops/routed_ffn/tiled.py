@@ -1,0 +1,191 @@
+"""The routed FFN for XLA:CPU: small batched products over tiles of rows, each of one expert.
+
+A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert's rows is too small to fill the cores.
+So every expert's rows are cut into tiles of at most 256, tiles of about the same size are put side by side in `lanes`,
+and a loop over them runs gather, three products and SwiGLU as batched operations while the data is in cache. Sizes
+are rounded up to the steps of a ladder, so an expert wastes less than 32 rows. The gate multiplies the F-wide
+activation, hence combine is a plain sum of rows.
+
+N tiles, n lanes, r rows of a lane (a step of the ladder), S slots: rows in the order in which the loop writes them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.ops.combine.xla import gates_by_row
+from moe.ops.dispatch.xla import sum_rows
+from moe.ops.matmul import batched, batched_nt, batched_tn
+from moe.ops.plan import DispatchPlan, make_tiles
+from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.swiglu import swiglu, swiglu_gradients
+
+_LADDER = (256, 224, 192, 160, 128, 96, 64, 32)  # rows of a lane; one compiled loop each
+_TILE = _LADDER[0]
+
+
+class _Layout(NamedTuple):
+  """Tiles by falling size, padded to whole steps of the loop, and where their rows are written."""
+
+  group_N: jax.Array  # expert of a tile
+  start_N: jax.Array  # its first row in the plan's order
+  rows_N: jax.Array  # its number of rows; 0 for padding
+  slot_TK: jax.Array  # slot of every assignment
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def routed_ffn(
+  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+) -> jax.Array:
+  return _forward(tokens_TD, gates_TK, plan, weights, dtype)[0]
+
+
+def _forward(tokens_TD, gates_TK, plan, weights, dtype):
+  if plan.token_R.size == 0:
+    return jnp.zeros(tokens_TD.shape, dtype), (tokens_TD, gates_TK, plan, weights, None, None)
+  x_TD, gates_R = tokens_TD.astype(dtype), gates_by_row(gates_TK, plan)
+  lanes = _lanes(weights)
+  layout = _make_layout(plan, lanes)
+
+  def step(rows, tile, slot, buffers):
+    gate_buffer, up_buffer, output_buffer = buffers
+    token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
+    x_nrD = _take(x_TD, token_nr)
+    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nrF, up_nrF = batched(x_nrD, gate_nDF).astype(dtype), batched(x_nrD, up_nDF).astype(dtype)
+    hidden_nrF = (swiglu(gate_nrF, up_nrF) * gates_nr1).astype(dtype)
+    output_nrD = batched(hidden_nrF, down_nFD).astype(dtype)
+    return _put(gate_buffer, gate_nrF, slot), _put(up_buffer, up_nrF, slot), _put(output_buffer, output_nrD, slot)
+
+  _, width, hidden = weights.gate_EDF.shape
+  slots = _num_slots(plan, lanes)
+  empty = tuple(_buffer(slots, columns, dtype) for columns in (hidden, hidden, width))
+  gate_SF, up_SF, output_SD = _over_tiles(layout, lanes, empty, step)
+  output_TD = sum_rows(_as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
+  return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_SF, up_SF))
+
+
+def _backward(dtype, residuals, d_output_TD):
+  tokens_TD, gates_TK, plan, weights, layout, activations = residuals
+  if layout is None:
+    return jnp.zeros_like(tokens_TD), jnp.zeros_like(gates_TK), None, jax.tree.map(jnp.zeros_like, weights)
+  x_TD, dy_TD, gates_R = tokens_TD.astype(dtype), d_output_TD.astype(dtype), gates_by_row(gates_TK, plan)
+  lanes = _lanes(weights)
+
+  def step(rows, tile, slot, carry):
+    dx_buffer, d_gates_buffer, d_weights = carry
+    token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
+    x_nrD, dy_nrD = _take(x_TD, token_nr), _take(dy_TD, token_nr)
+    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nrF, up_nrF = (_get(buffer, slot, lanes, rows, dtype) for buffer in activations)
+    hidden_nrF, d_hidden_nrF = swiglu(gate_nrF, up_nrF), batched_nt(dy_nrD, down_nFD)
+    d_gates_nr = (hidden_nrF * d_hidden_nrF).sum(axis=-1)
+    d_gate_nrF, d_up_nrF = (d.astype(dtype) for d in swiglu_gradients(gate_nrF, up_nrF, d_hidden_nrF * gates_nr1))
+    dx_nrD = (batched_nt(d_gate_nrF, gate_nDF) + batched_nt(d_up_nrF, up_nDF)).astype(dtype)
+    d_lanes = (  # rows past a tile's end have a zero gate, which keeps them out
+      batched_tn(x_nrD, d_gate_nrF),
+      batched_tn(x_nrD, d_up_nrF),
+      batched_tn((hidden_nrF * gates_nr1).astype(dtype), dy_nrD),
+    )
+    d_weights = tuple(_add_lanes(total, d, group_n) for total, d in zip(d_weights, d_lanes, strict=True))
+    return _put(dx_buffer, dx_nrD, slot), _put(d_gates_buffer, d_gates_nr, slot), d_weights
+
+  slots = _num_slots(plan, lanes)
+  d_weights = tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
+  empty = _buffer(slots, tokens_TD.shape[1], dtype), jnp.zeros(slots, jnp.float32), d_weights
+  dx_SD, d_gates_S, d_weights = _over_tiles(layout, lanes, empty, step)
+  d_tokens_TD = sum_rows(_as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
+  d_gates_TK = _take(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
+  d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))
+  return d_tokens_TD, d_gates_TK, None, d_weights
+
+
+routed_ffn.defvjp(_forward, _backward)
+
+
+def _lanes(weights):
+  """Tiles side by side: several where one expert's matrices are too small to keep the cores busy."""
+  _, width, hidden = weights.gate_EDF.shape
+  return 4 if width * hidden <= 1 << 17 else 1
+
+
+def _num_slots(plan, lanes):
+  """Bounds the slots whatever the routing: an expert wastes up to 31 rows; lanes of a step, as long as its longest, no
+  more than the ladder's height in all, since tiles come by size; and the last step may be padding."""
+  return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * lanes * _TILE
+
+
+def _make_layout(plan, lanes):
+  tiles = make_tiles(plan.group_sizes_E, plan.token_R.shape[0], _TILE, aligned=False)
+  order_N = jnp.argsort(tiles.start_N - tiles.stop_N, stable=True)  # largest first
+  padding = (0, -order_N.size % lanes + lanes)
+  rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
+  longest_M = rows_N.reshape(-1, lanes)[:, 0]  # of every step
+  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs())  # longest, rounded up
+  slot_M = lanes * (jnp.cumsum(rung_M) - rung_M)
+  slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(lanes)[None]).reshape(-1)[: order_N.size]
+  slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)  # now by the tile's number in the plan
+
+  tiles_E = -(-plan.group_sizes_E // _TILE)
+  first_tile_E = jnp.cumsum(tiles_E) - tiles_E
+  within_TK = plan.row_TK - plan.group_offsets_E[plan.experts_TK]
+  slot_TK = slot_N[first_tile_E[plan.experts_TK] + within_TK // _TILE] + within_TK % _TILE
+  return _Layout(jnp.pad(tiles.group_N[order_N], padding), jnp.pad(tiles.start_N[order_N], padding), rows_N, slot_TK)
+
+
+def _rungs():
+  """(rows, the next smaller rung) from the top of the ladder down."""
+  return zip(_LADDER, (*_LADDER[1:], 0), strict=True)
+
+
+def _over_tiles(layout, lanes, carry, step):
+  """carry = step(rows, tile, slot, carry) for every `lanes` tiles, one loop for each rung of the ladder."""
+  state = jnp.int32(0), jnp.int32(0), carry
+  for rows, smaller in _rungs():
+    more = lambda state, smaller=smaller: layout.rows_N[state[0]] > smaller
+    body = lambda state, rows=rows: (state[0] + lanes, state[1] + lanes * rows, step(rows, *state))
+    state = lax.while_loop(more, body, state)
+  return state[2]
+
+
+def _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows):
+  """Tokens of the lanes' rows, their gates (zero past a tile's end), and the lanes' experts."""
+  group_n, start_n, rows_n = (lax.dynamic_slice_in_dim(x, tile, lanes) for x in layout[:3])
+  within_1r = jnp.arange(rows, dtype=jnp.int32)[None]
+  row_nr = jnp.minimum(start_n[:, None] + within_1r, plan.token_R.shape[0] - 1)
+  gates_nr = jnp.where(within_1r < rows_n[:, None], _take(gates_R, row_nr), 0)
+  return _take(plan.token_R, row_nr), gates_nr[:, :, None], group_n
+
+
+def _add_lanes(total_EXY, lanes_nXY, group_n):
+  """One after another, since tiles of one expert may lie side by side."""
+  for lane in range(lanes_nXY.shape[0]):
+    sum_XY = lax.dynamic_index_in_dim(total_EXY, group_n[lane], 0, keepdims=False) + lanes_nXY[lane]
+    total_EXY = lax.dynamic_update_index_in_dim(total_EXY, sum_XY, group_n[lane], 0)
+  return total_EXY
+
+
+# XLA:CPU rewrites a whole bfloat16 loop buffer at every update, but not one of its bits as integers.
+def _buffer(slots, columns, dtype):
+  return jnp.zeros((slots, columns), jnp.uint16 if dtype == jnp.bfloat16 else dtype)
+
+
+def _put(buffer, values_nr, slot):
+  values = values_nr.reshape(-1, *values_nr.shape[2:])
+  values = lax.bitcast_convert_type(values, jnp.uint16) if buffer.dtype == jnp.uint16 else values
+  return lax.dynamic_update_slice_in_dim(buffer, values, slot, axis=0)
+
+
+def _get(buffer, slot, lanes, rows, dtype):
+  return _as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(lanes, rows, -1)
+
+
+def _as_floats(stored, dtype):
+  return lax.bitcast_convert_type(stored, dtype) if stored.dtype == jnp.uint16 else stored
+
+
+def _take(x, index):
+  return x.at[index].get(mode='promise_in_bounds')

@@ -1,0 +1,121 @@
+"""Grouped products over a grid of visits: rows × weights, and the weights' gradient.
+
+R rows, E groups, X contracted and Y resulting columns; `width` is Y padded so that it packs into words.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from moe.ops.tpu.dot import dot, dot_nt, dot_tn
+from moe.ops.tpu.visits import Visits, balanced_count, first_row, ragged_tiles_of, store, tiles_of, visit_call
+from moe.ops.tpu.words import columns_per_group, num_words, pack, word_type
+
+
+def grouped_product(
+  name: str,
+  pairs: list[tuple[jax.Array, jax.Array]],
+  visits: Visits,
+  *,
+  transposed: bool,
+  packed: jnp.dtype | None = None,
+) -> jax.Array:
+  """Σ over pairs of rows_RX × weights_EXY (or weights_EYX, if `transposed`).
+
+  Args:
+    pairs: rows and weights of one type, bfloat16 or float32.
+    packed: the result's type if it is wanted as words (Y then a multiple of columns_per_group), else float32 comes.
+
+  A weight tile is the whole X by Y or, where that is too big for VMEM, a multiple of 128 columns.
+  """
+  rows_RX, weights = pairs[0]
+  (num_rows, contracted), num_groups, size = rows_RX.shape, weights.shape[0], rows_RX.dtype.itemsize
+  width = weights.shape[1 if transposed else 2]
+  rows = visits.rows
+  fixed = 2 * rows * contracted * size * len(pairs)
+  per_column = 2 * contracted * size * len(pairs) + 12 * rows  # Weights and results, twice each, and a sum.
+  if packed is None:
+    outer, tile = ragged_tiles_of(width, fixed, per_column)
+    words, words_tile, out_type = width, tile, jnp.float32
+  else:
+    outer, tile = tiles_of(width, columns_per_group(packed), fixed, per_column)
+    words, words_tile, out_type = num_words(width, packed), num_words(tile, packed), word_type(packed)
+  weight_spec = visits.group_spec(*((tile, contracted) if transposed else (contracted, tile)), tiled=1 - transposed)
+  visited = balanced_count(num_rows, num_groups, rows)
+  moved = (
+    outer * num_rows * contracted * size * len(pairs) + sum(w.size * size for _, w in pairs) + num_rows * words * 4
+  )
+  return visit_call(
+    name,
+    functools.partial(_product_kernel, visits=visits, pairs=len(pairs), transposed=transposed, packed=packed),
+    visits,
+    *(x for pair in pairs for x in pair),
+    outer=outer,
+    in_specs=[visits.row_spec(contracted, tiled=False), weight_spec] * len(pairs),
+    out_specs=visits.row_spec(words_tile, tiled=True),
+    out_shape=jax.ShapeDtypeStruct((num_rows, words), out_type),
+    flops=2 * visited * rows * contracted * outer * tile * len(pairs),
+    bytes_accessed=moved,
+  )
+
+
+def _product_kernel(group_ref, start_ref, stop_ref, *refs, visits, pairs, transposed, packed):
+  *operands, out_ref = refs
+  product, i = dot_nt if transposed else dot, pl.program_id(1)
+
+  @pl.when(stop_ref[i] > start_ref[i])
+  def _():
+    total = sum(product(operands[2 * p][...], operands[2 * p + 1][...]) for p in range(pairs))
+    store(out_ref, total if packed is None else pack(total, packed), first_row(visits, start_ref))
+
+
+def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: Visits) -> jax.Array:
+  """float32 d_weights_EXY: of every group, rowsᵀ × d_rows. `visits` visit empty groups too, which get zeros."""
+  (num_rows, height), width, size = rows_RX.shape, d_rows_RY.shape[1], rows_RX.dtype.itemsize
+  num_groups, rows = visits.tiles.group_N.shape[0] - visits.blocks, visits.rows
+  outer, tile = ragged_tiles_of(width, 2 * rows * height * size, 8 * height + 2 * rows * size)
+  visited = balanced_count(num_rows, num_groups, rows)
+  return visit_call(
+    name,
+    functools.partial(_outer_kernel, visits=visits),
+    visits,
+    rows_RX,
+    d_rows_RY,
+    outer=outer,
+    in_specs=[visits.row_spec(height, tiled=False), visits.row_spec(tile, tiled=True)],
+    out_specs=visits.group_spec(height, tile, tiled=1),
+    out_shape=jax.ShapeDtypeStruct((num_groups, height, width), jnp.float32),
+    flops=2 * visited * rows * height * outer * tile,
+    bytes_accessed=num_rows * (outer * height + width) * size + math.prod((num_groups, height, width)) * 4,
+  )
+
+
+def _outer_kernel(group_ref, start_ref, stop_ref, x_ref, dy_ref, out_ref, *, visits):
+  zero_new_group(group_ref, out_ref)
+
+  @pl.when(stop_ref[pl.program_id(1)] > start_ref[pl.program_id(1)])
+  def _():
+    # Both are masked: behind row R a block holds anything, and 0 × NaN is NaN.
+    mine = functools.partial(own_rows, visits, start_ref, stop_ref)
+    out_ref[...] += dot_tn(mine(x_ref[...]), mine(dy_ref[...]))
+
+
+def own_rows(visits: Visits, start_ref, stop_ref, x_rX: jax.Array) -> jax.Array:
+  """The block with zeros in the rows of other groups."""
+  i, first = pl.program_id(1), first_row(visits, start_ref)
+  row = jax.lax.broadcasted_iota(jnp.int32, x_rX.shape, 0)
+  mine = (row >= first) & (row < first + stop_ref[i] - start_ref[i])
+  return jnp.where(mine, x_rX, jnp.zeros_like(x_rX))
+
+
+def zero_new_group(group_ref, *out_refs) -> None:
+  """Clears the gradients of weights on the first visit of their group."""
+  i = pl.program_id(1)
+
+  @pl.when((i == 0) | (group_ref[i] != group_ref[jnp.maximum(i - 1, 0)]))
+  def _():
+    for ref in out_refs:
+      ref[...] = jnp.zeros_like(ref)

@@ -1,0 +1,157 @@
+"""A grid over the tiles of a plan: row blocks in order, each visited once by every group that has rows in it.
+
+E groups, R rows, N visits. Groups share blocks rather than being padded to them: a visit computes the whole block and
+stores it from its group's first row on; the rows after its group's last one are stored again by the next visits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from moe.ops.implementation import interpret
+from moe.ops.plan import Tiles, make_tiles
+
+# Rows of a block. A block shared by two groups is computed twice, so it is small against a group; an MXU wants 128.
+LEAST_ROWS, MOST_ROWS, VISITS_PER_GROUP = 128, 512, 4
+SUBLANES = 16  # of a bfloat16 tile
+# What a kernel's blocks may take in VMEM, and what the compiler may use in all: v5p has 64 MiB, v5e and v6e 128.
+BLOCK_BYTES, VMEM_LIMIT = 44 << 20, 60 << 20
+
+
+class Visits(NamedTuple):
+  tiles: Tiles
+  rows: int  # of a block
+  blocks: int  # ⌈R / rows⌉
+
+  def block(self, start: jax.Array) -> jax.Array:
+    """The block of a tile; an empty tile behind the last row counts to the last block."""
+    return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)  # `//` asks for the device, absent in AOT
+
+  def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
+    """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""
+    return pl.BlockSpec((self.rows, width), lambda o, i, group, start, stop: (self.block(start[i]), o * tiled))
+
+  def group_spec(self, height: int, width: int, *, tiled: int | None) -> pl.BlockSpec:
+    """Of weights_EXY: the matrix of the visit's group, whole or cut into outer tiles along dimension `tiled`."""
+    index = lambda o, i, group, start, stop: (group[i], o * (tiled == 0), o * (tiled == 1))
+    return pl.BlockSpec((None, height, width), index)
+
+  def lane_spec(self, *, ahead: int = 0, memory_space=None) -> pl.BlockSpec:
+    """Of one number a row, as `by_block` lays them out: the visit's block, or the one `ahead`."""
+    index = lambda o, i, group, start, stop: (jnp.minimum(self.block(start[i]) + ahead, self.blocks - 1), 0, 0)
+    return pl.BlockSpec((1, 1, self.rows), index, memory_space=memory_space)
+
+
+def rows_per_block(num_rows: int, num_groups: int) -> int:
+  """128, or up to 512 where groups are so large that four blocks fit; fewer only where there are fewer rows."""
+  rows = MOST_ROWS
+  while rows > LEAST_ROWS and rows * VISITS_PER_GROUP * num_groups > num_rows:
+    rows //= 2
+  return min(rows, -(-num_rows // SUBLANES) * SUBLANES)
+
+
+def make_visits(group_sizes_E: jax.Array, num_rows: int, *, visit_empty: bool = False) -> Visits:
+  """num_rows > 0. `visit_empty`: groups without rows get a visit, in which to write zeros."""
+  rows = rows_per_block(num_rows, group_sizes_E.shape[0])
+  tiles = make_tiles(group_sizes_E, num_rows, rows, aligned=True, visit_empty=visit_empty)
+  return Visits(tiles, rows, -(-num_rows // rows))
+
+
+def balanced_count(num_rows: int, num_groups: int, rows: int) -> int:
+  """Visits where groups are as equal as they can be."""
+  ends = np.cumsum(num_rows // num_groups + (np.arange(num_groups) < num_rows % num_groups))
+  begins = np.concatenate([[0], ends[:-1]])
+  return int(np.where(ends > begins, -(-ends // rows) - begins // rows, 0).sum())
+
+
+def by_block(values_R: jax.Array, rows: int) -> jax.Array:
+  """One number a row as (blocks, 1, rows), padded with zeros: a block of it then lies along the lanes, or in SMEM."""
+  return jnp.pad(values_R, (0, -values_R.shape[0] % rows)).reshape(-1, 1, rows)
+
+
+def visit_call(
+  name: str,
+  kernel: Callable,
+  visits: Visits,
+  *arrays: jax.Array,
+  outer: int,
+  in_specs: Sequence[pl.BlockSpec],
+  out_specs,
+  out_shape,
+  flops: int,
+  bytes_accessed: int,
+  scratch: Sequence = (),
+):
+  """pallas_call over (outer tiles, visits) with the tiles' groups, first and last rows as its first three refs."""
+  return pl.pallas_call(
+    kernel,
+    name=name,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=3,
+      grid=(outer, visits.tiles.count),
+      in_specs=in_specs,
+      out_specs=out_specs,
+      scratch_shapes=scratch,
+    ),
+    out_shape=out_shape,
+    compiler_params=compiler_params('parallel', 'arbitrary'),
+    cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=bytes_accessed),
+    interpret=interpret(),
+  )(visits.tiles.group_N, visits.tiles.start_N, visits.tiles.stop_N, *arrays)
+
+
+def compiler_params(*semantics: str) -> pltpu.CompilerParams:
+  # Row indices come from a plan, which is a permutation: without checks a row's DMA takes fewer instructions.
+  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, disable_bounds_checks=True)
+
+
+def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
+  """(number, width) of equal tiles of `width`, a multiple of `unit`, that keep a kernel's blocks in BLOCK_BYTES."""
+  units = width // unit
+  fitting = [n for n in range(1, units + 1) if units % n == 0]
+  room = BLOCK_BYTES - fixed_bytes
+  number = next((n for n in fitting if width // n * bytes_per_column <= room), units)
+  return number, width // number
+
+
+def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
+  """As tiles_of for any width: one tile as wide as it, or several of a multiple of 128, the last one overhanging."""
+  number = pl.cdiv(width * bytes_per_column, max(BLOCK_BYTES - fixed_bytes, 1))
+  if number <= 1:
+    return 1, width
+  tile = pl.cdiv(pl.cdiv(width, number), 128) * 128
+  return pl.cdiv(width, tile), tile
+
+
+def first_row(visits: Visits, start_ref) -> jax.Array:
+  """The visit's first row of its own, counted in its block. Call in a kernel."""
+  i = pl.program_id(1)
+  return start_ref[i] - visits.block(start_ref[i]) * visits.rows
+
+
+def store(ref, value: jax.Array, first: jax.Array) -> None:
+  """Rows from `first` on; those before it belong to groups that have been here, and stay."""
+  row = lax.broadcasted_iota(jnp.int32, value.shape, 0)
+  ref[...] = jnp.where(row >= first, value.astype(ref.dtype), ref[...])
+
+
+def column_of(lanes_1N: jax.Array) -> jax.Array:
+  """(N, 1) of (1, N), in a kernel, for any N and exactly."""
+  n = lanes_1N.shape[1]
+  return jnp.where(_diagonal(n), jnp.broadcast_to(lanes_1N, (n, n)), 0).sum(axis=1, keepdims=True)
+
+
+def lanes_of(column_N1: jax.Array) -> jax.Array:
+  """(1, N) of (N, 1)."""
+  n = column_N1.shape[0]
+  return jnp.where(_diagonal(n), jnp.broadcast_to(column_N1, (n, n)), 0).sum(axis=0, keepdims=True)
+
+
+def _diagonal(n):
+  return lax.broadcasted_iota(jnp.int32, (n, n), 0) == lax.broadcasted_iota(jnp.int32, (n, n), 1)
