@@ -9,7 +9,7 @@ import pytest
 
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
-from moe.ops.routed_ffn import scan
+from moe.ops.routed_ffn import tiled
 from tests import oracles
 from tests.oracles import exact
 from tests.small import assert_close, small_config
@@ -148,14 +148,14 @@ def test_without_routed_experts_it_is_the_shared_ffn():
 
 def test_the_layer_runs_the_implementation_of_the_config(monkeypatch):
   def refuse(*arguments):
-    raise NotImplementedError('scan ran')
+    raise NotImplementedError('tiled ran')
 
-  monkeypatch.setattr(scan, 'routed_ffn', refuse)
+  monkeypatch.setattr(tiled, 'routed_ffn', refuse)
   args = _params(1), _normal(B, L, D), _ids(), _normal(B, L, D)
   trace = lambda name: jax.make_jaxpr(run.__wrapped__, static_argnums=0)(
     small_config(**{'ops.implementation': name}), *args
   )
   trace('reference')
   for name in ('auto', 'xla'):
-    with pytest.raises(NotImplementedError, match='scan ran'):
+    with pytest.raises(NotImplementedError, match='tiled ran'):
       trace(name)

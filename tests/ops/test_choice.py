@@ -67,8 +67,8 @@ def test_the_implementation_asked_for_runs_and_never_falls_back(monkeypatch, op,
     call(asked)
 
 
-@pytest.mark.parametrize(('platform', 'arrangement'), [('cpu', 'scan'), ('gpu', 'grouped'), ('tpu', 'grouped')])
-def test_plain_xla_scans_over_experts_on_cpu_only(monkeypatch, platform, arrangement):
+@pytest.mark.parametrize(('platform', 'arrangement'), [('cpu', 'tiled'), ('gpu', 'grouped'), ('tpu', 'grouped')])
+def test_plain_xla_tiles_experts_on_cpu_only(monkeypatch, platform, arrangement):
   called = []
   monkeypatch.setattr(module('routed_ffn', arrangement), 'routed_ffn', lambda *arguments: called.append(arrangement))
   with compiling_for(platform):
@@ -91,8 +91,8 @@ def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
 def test_implementations_are_not_the_same_function(op):
   function, _ = CALLS[op]
   names = set(importlib.import_module(f'moe.ops.{op}.api').AVAILABLE)
-  # Of these two the readable reference is what XLA does best.
-  names -= {'xla'} if op in ('router',) else set()
+  # Its readable reference is what XLA does best.
+  names -= {'xla'} if op == 'router' else set()
   assert len({id(getattr(module(op, name), function)) for name in names}) == len(names)
 
 

@@ -15,7 +15,7 @@ from tests.ops.routing import PATTERNS, routing
 from tests.oracles import exact
 from tests.small import assert_close
 
-IMPLEMENTATIONS = ('reference', 'grouped', 'scan')
+IMPLEMENTATIONS = ('reference', 'grouped', 'tiled')
 D, F = 8, 12
 # Every product rounds its operands, activations and result to 2⁻⁹ of themselves, errors partly cancel in sums.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
@@ -69,7 +69,7 @@ def test_against_a_loop_over_tokens(shape, dtype, implementation):
     _check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The blocks of scan.py are 256, 128, 64 and 32 rows; each row of sizes has the same shape, so compiles once.
+# The rungs of tiled.py are the multiples of 32 up to 256 rows; each row of sizes has the same shape, so compiles once.
 BOUNDARIES = [
   (31, 32, 33, 0, 64, 65, 127, 128, 129, 0, 0, 121),
   (255, 0, 256, 0, 0, 0, 219, 0, 0, 0, 0, 0),

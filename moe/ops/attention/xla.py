@@ -1,5 +1,89 @@
-"""attention in plain XLA."""
+"""attention in plain XLA, in products that reach the fast units of a CPU, forward and backward.
 
-from moe.ops.attention.reference import attention
+Up to 512 tokens all scores exist at once and the probabilities are kept for backward. Longer sequences take 512 queries
+at a time and compute their probabilities again in backward, so that memory grows with L and not with L².
 
-__all__ = ['attention']
+B sequences, L tokens, Q queries at a time, H heads, G key/value heads, P = H / G, C head width, Z = B·G.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.ops.matmul import batched, batched_nt, batched_tn
+
+_QUERIES = 512
+_HIDDEN = -1e30  # of a score; finite, so that no gradient is ∞ − ∞
+
+
+def attention(
+  query_BLHC: jax.Array, keys_BLGC: jax.Array, values_BLGC: jax.Array, segment_ids_BL: jax.Array
+) -> jax.Array:
+  b, length, h, c = query_BLHC.shape
+  if query_BLHC.size == 0:
+    return query_BLHC
+  g, dtype = keys_BLGC.shape[2], query_BLHC.dtype
+  # float32 (exact), so that gradients of several blocks of queries add up in it.
+  flat = lambda x_BLGC: x_BLGC.astype(jnp.float32).swapaxes(1, 2).reshape(b * g, length, c)
+  keys_ZLC, values_ZLC = flat(keys_BLGC), flat(values_BLGC)
+  position_L = jnp.arange(length)
+
+  def block(queries):
+    """Attention of Q tokens: their queries_BQHC, segments_BQ and positions_Q."""
+    query_BQHC, segments_BQ, position_Q = queries
+    size = position_Q.shape[0]
+    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)  # R = P·Q: heads that share keys
+    sees_BQL = segments_BQ[:, :, None] == segment_ids_BL[:, None, :]
+    sees_BQL &= (position_Q[:, None] >= position_L[None, :])[None]
+    attended_ZRC = _attend(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)
+    return attended_ZRC.reshape(b, h, size, c).swapaxes(1, 2)
+
+  if length <= _QUERIES:
+    return block((query_BLHC, segment_ids_BL, position_L)).astype(dtype)
+  blocks = -(-length // _QUERIES)
+  # Padded queries see what is before them and are cut off again.
+  padded = lambda x, axis: jnp.pad(x, [(0, (blocks * _QUERIES - length) * (a == axis)) for a in range(x.ndim)])
+  split = lambda x: padded(x, 1).reshape(b, blocks, _QUERIES, *x.shape[2:]).swapaxes(0, 1)
+  positions = jnp.arange(blocks * _QUERIES).reshape(blocks, _QUERIES)
+  attended = lax.map(jax.checkpoint(block), (split(query_BLHC), split(segment_ids_BL), positions))
+  return attended.swapaxes(0, 1).reshape(b, -1, h, c)[:, :length].astype(dtype)
+
+
+@jax.custom_vjp
+def _attend(query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array) -> jax.Array:
+  """attended_ZRC in the query's type, in which all products are; keys and values, and their gradients, float32."""
+  return _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)[0]
+
+
+def _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL):
+  dtype = query_ZRC.dtype
+  scores_ZRL = batched_nt(query_ZRC, keys_ZLC.astype(dtype)) * query_ZRC.shape[-1] ** -0.5
+  scores_ZRL = _where_seen(sees_BQL, scores_ZRL, _HIDDEN)
+  weights_ZRL = jnp.exp(scores_ZRL - scores_ZRL.max(axis=-1, keepdims=True))
+  # A token that sees none, as padded queries may be, has equal weights rather than NaN.
+  probabilities_ZRL = (weights_ZRL / weights_ZRL.sum(axis=-1, keepdims=True)).astype(dtype)
+  attended_ZRC = batched(probabilities_ZRL, values_ZLC.astype(dtype)).astype(dtype)
+  return attended_ZRC, (query_ZRC, keys_ZLC, values_ZLC, probabilities_ZRL, attended_ZRC)
+
+
+def _backward(residuals, d_attended_ZRC):
+  query_ZRC, keys_ZLC, values_ZLC, probabilities_ZRL, attended_ZRC = residuals
+  dtype = query_ZRC.dtype
+  d_values_ZLC = batched_tn(probabilities_ZRL, d_attended_ZRC)
+  d_probabilities_ZRL = batched_nt(d_attended_ZRC, values_ZLC.astype(dtype))
+  # Σ_l p dp of a row is attended · d_attended: C terms instead of L.
+  inner_ZR1 = (attended_ZRC.astype(jnp.float32) * d_attended_ZRC.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+  d_scores_ZRL = probabilities_ZRL.astype(jnp.float32) * (d_probabilities_ZRL - inner_ZR1)
+  d_scores_ZRL = (d_scores_ZRL * query_ZRC.shape[-1] ** -0.5).astype(dtype)
+  d_query_ZRC = batched(d_scores_ZRL, keys_ZLC.astype(dtype)).astype(dtype)
+  return d_query_ZRC, batched_tn(d_scores_ZRL, query_ZRC), d_values_ZLC, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _where_seen(sees_BQL, scores_ZRL, otherwise):
+  """Scores that the mask of their sequence hides replaced; G·P heads share a sequence's mask."""
+  b, queries, length = sees_BQL.shape
+  scores_BHQL = scores_ZRL.reshape(b, -1, queries, length)
+  return jnp.where(sees_BQL[:, None], scores_BHQL, otherwise).reshape(scores_ZRL.shape)

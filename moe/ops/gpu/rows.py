@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 
 from moe.ops.gpu.kernels import Span, call, load, span, store, tile_size
 
-_ELEMENTS = 4096  # of a block: 16 float32 registers a thread of 128, for each of the rows in flight
+_ELEMENTS = 4096  # of a block: 32 float32 registers a thread of 128
 
 
 class _Blocks:

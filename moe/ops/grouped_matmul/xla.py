@@ -1,6 +1,6 @@
 """grouped_matmul through `lax.ragged_dot`: tiled on TPU; on CPU and GPU XLA expands it to O(E) FLOPs.
 
-The routed FFN therefore does not come here on CPU (see routed_ffn/scan.py).
+The routed FFN therefore does not come here on CPU (see routed_ffn/tiled.py).
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""The routed FFN as Triton kernels: the arithmetic of scan.py, with what surrounds each product fused into it.
+"""The routed FFN as Triton kernels: the arithmetic of tiled.py, with what surrounds each product fused into it.
 
 Forward: tokens are gathered as the gate and up products load them; SwiGLU and the gate of the assignment (folded into
 the F-wide activation, so that combine is a plain sum) follow in the same kernel; then the down product; then the sum of

@@ -1,4 +1,4 @@
-"""The routed FFN as Mosaic kernels; see scan.py for the same mathematics in plain XLA.
+"""The routed FFN as Mosaic kernels; see tiled.py for the same mathematics in plain XLA.
 
     forward   routed_ffn_gate_up    tokens fetched by row · gate, up → SwiGLU · gates → hidden_RF (gate, up kept)
               routed_ffn_down       hidden · down → rows

@@ -1,0 +1,23 @@
+"""Keeps glibc from returning memory to the kernel between two steps on CPU."""
+
+import ctypes
+
+# From malloc.h; not exported by the C library under any other name.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+  """From now on freed memory stays with the process, so that the next step need not have the kernel zero it again.
+
+  XLA:CPU takes its temporary buffers, hundreds of MiB, from malloc at every step; each page then costs a fault, a
+  quarter of a step's time (`python -m launch.benchmark --suite=host_memory`). Call it before threads start. Elsewhere
+  than on glibc it does nothing.
+  """
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+    return
+  mallopt(_ARENA_MAX, 4)  # few enough that memory freed by one thread serves another
+  mallopt(_MMAP_MAX, 0)  # no mapping of its own for a large block, which would go back when freed
+  mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+  mallopt(_TOP_PAD, 128 << 20)
