@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moe import config as moe_config
 from moe.errors import UserError
+from moe.host_memory import keep_freed_memory
 
 flags.disclaim_key_flags()  # --help of a program shows the flags that it defines through this module
 
@@ -56,6 +57,7 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
   """Parses the flags, calls `main([program])` and exits; see the top of this file. No program takes bare arguments."""
+  keep_freed_memory()
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
