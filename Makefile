@@ -8,7 +8,7 @@ RUFF = $(BIN)/python -m ruff
 lint_option = $(shell $(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); print(p['lint']['$(1)'])")
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test lint aot-tpu aot-gpu setup-aot clean
 
 setup: $(VENV)/.installed
 
@@ -29,9 +29,27 @@ quickstart: setup
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# Every kernel, compiled for machines that are not here; each compiler in an environment of its own.
+aot-tpu: .venv-tpu/.installed
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m launch.aot --targets=v5e,v5p,v6e --out=experiments/results/aot_tpu.jsonl
+
+aot-gpu: .venv-gpu/.installed
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100 --out=experiments/results/aot_gpu.jsonl
+
+# With these installed `make test` compiles a few kernels for both; without, it says so and skips them.
+setup-aot: .venv-tpu/.installed .venv-gpu/.installed
+
+.venv-tpu/.installed: EXTRA = tpu
+.venv-gpu/.installed: EXTRA = aot-gpu
+.venv-tpu/.installed .venv-gpu/.installed: setup.cfg requirements.txt pyproject.toml
+	@echo 'installing the extra $(EXTRA) into $(@D) (a few minutes)'
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -e '.[$(EXTRA)]'
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	$(RUFF) check $(call lint_option,common) $(call lint_option,check) .
 	$(RUFF) format --check $(call lint_option,common) $(call lint_option,format) .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-gpu build *.egg-info .pytest_cache .ruff_cache .hypothesis
