@@ -13,6 +13,7 @@ Exit codes: 0, or what main returns; 2 after bad input, told in one line `error:
 No jax import: programs that compute nothing start at once.
 """
 
+import logging as std_logging
 import os
 import re
 import sys
@@ -69,6 +70,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   except BrokenPipeError:  # `… | head` has read enough; what is still buffered would raise again at exit
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _stop(1)
+
+
+def show_log(name: str) -> None:
+  """The logger's lines, from INFO on, go to stderr as they are; else only errors are shown."""
+  log = std_logging.getLogger(name)
+  log.addHandler(std_logging.StreamHandler())
+  log.setLevel(std_logging.INFO)
+  log.propagate = False
 
 
 def _stop(code, line=''):

@@ -15,6 +15,7 @@ def main(_):
   config = cli.config(CONFIG)  # before jax: a mistyped key answers at once
   from moe.train import train
 
+  cli.show_log('moe.ops')  # which implementations run
   train(config, WORKDIR.value)
 
 

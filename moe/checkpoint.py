@@ -4,6 +4,7 @@ DIR/checkpoints/STEP/ has the items params, training (optimizer state and counte
 tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ from absl import logging
 from jax import lax
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.config import CheckpointConfig, Config, from_config_dict
+from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
 from moe.model import Transformer, init_params
@@ -233,6 +234,7 @@ def _load(directory, step):
   path = (directory / str(step)).absolute()
   restore = lambda **items: checkpointer.restore(path, ocp.args.Composite(**items))
   config = from_config_dict(restore(config=ocp.args.JsonRestore())['config'])
+  config = dataclasses.replace(config, ops=OpsConfig('auto'))  # the run's kernels need not exist on this machine
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

@@ -21,6 +21,7 @@ from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
+from moe.ops.implementation import check as check_implementation
 from moe.train_step import TrainState, init_state, make_train_step
 
 # Keys that may differ when a run goes on: none of them changes what a step computes.
@@ -57,6 +58,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 
 
 def _train(config: Config, workdir: Path) -> Outcome:
+  check_implementation(config.ops.implementation)
   open_workdir(config, workdir)
   data = prepare(config, data_directory(config, workdir))
   (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())

@@ -66,19 +66,25 @@ def interpret() -> Any:
   return target.interpret if target else False
 
 
+def check(requested: str) -> None:
+  """WrongPlatform where `requested` names kernels of another platform than the one at hand."""
+  home = _HOME.get(Implementation(requested), platform())
+  if home != platform():
+    raise WrongPlatform(
+      f'ops.implementation={requested} needs a {home}, this is a {platform()}: use auto, xla or reference'
+    )
+
+
 def choose(op: str, requested: str, available: tuple[str, ...]) -> Implementation:
   """Which of the `available` implementations runs `op`; each answer is logged once.
 
   WrongPlatform where a kernel is asked for elsewhere than on its platform.
   """
+  check(requested)
   requested, here = Implementation(requested), platform()
+  chosen = requested
   if requested is Implementation.AUTO:
     chosen = next(i for i in _PREFERRED if i in available and _HOME.get(i, here) == here)
-  elif requested in available and _HOME.get(requested, here) == here:
-    chosen = requested
-  else:
-    usable = ', '.join(i for i in available if _HOME.get(Implementation(i), here) == here)
-    raise WrongPlatform(f'ops.implementation={requested}: {op} has no such implementation on {here}: {usable} or auto')
   _log_once(op, str(requested), str(chosen), here)
   return chosen
 

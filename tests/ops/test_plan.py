@@ -2,10 +2,10 @@
 
 import jax
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.ops.plan import make_plan
+from moe.ops.plan import make_plan, make_tiles
 from tests.ops.routing import PATTERNS, routing
 
 make = jax.jit(make_plan, static_argnums=1)
@@ -38,3 +38,29 @@ def test_by_hand():
   assert plan.row_TK.tolist() == [[4, 0], [1, 2], [5, 3]]
   assert plan.group_sizes_E.tolist() == [2, 2, 2, 0]
   assert plan.group_offsets_E.tolist() == [0, 2, 4, 6]
+
+
+@settings(max_examples=20)  # each number of rows compiles anew
+@given(
+  sizes=st.lists(st.integers(0, 40), min_size=1, max_size=9),
+  rows_per_tile=st.sampled_from([1, 4, 16]),
+  aligned=st.booleans(),
+  visit_empty=st.booleans(),
+)
+def test_tiles_hold_every_row_of_every_group_once(sizes, rows_per_tile, aligned, visit_empty):
+  tiles = make_tiles(np.array(sizes, np.int32), sum(sizes), rows_per_tile, aligned=aligned, visit_empty=visit_empty)
+  tiles = jax.tree.map(np.asarray, tiles)
+  used = range(int(tiles.count))
+  rows = [(tiles.group_N[n], r) for n in used for r in range(tiles.start_N[n], tiles.stop_N[n])]
+  group_of_row = np.repeat(np.arange(len(sizes)), sizes)
+  assert rows == [(group_of_row[r], r) for r in range(sum(sizes))]  # in order, so tiles are too
+  for n in used:
+    start, stop = int(tiles.start_N[n]), int(tiles.stop_N[n])
+    assert stop - start <= rows_per_tile
+    if aligned and stop > start:
+      assert start // rows_per_tile == (stop - 1) // rows_per_tile
+  empty = [tiles.group_N[n] for n in used if tiles.start_N[n] == tiles.stop_N[n]]
+  assert empty == ([e for e, size in enumerate(sizes) if size == 0] if visit_empty else [])
+  assert len(tiles.group_N) == -(-sum(sizes) // rows_per_tile) + len(sizes)
+  assert (tiles.start_N[int(tiles.count) :] == sum(sizes)).all()
+  assert (tiles.stop_N[int(tiles.count) :] == sum(sizes)).all()

@@ -159,3 +159,10 @@ def test_microbatches_and_remat_do_not_change_a_run(data_flags, finished, tmp_pa
     train(_config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number))
     compared = zip(programs.lines(tmp_path / str(number)), programs.lines(finished), strict=True)
     assert all(a['loss'] == pytest.approx(b['loss'], rel=1e-4) for a, b in compared), overrides
+
+
+def test_kernels_of_another_platform_are_refused_before_anything_is_written(tmp_path):
+  workdir = tmp_path / 'run'
+  line = programs.error_line('train', CONFIG, f'--workdir={workdir}', '--config.ops.implementation=pallas_tpu')
+  assert 'ops.implementation=pallas_tpu needs a tpu, this is a cpu' in line
+  assert not workdir.exists()
