@@ -7,7 +7,7 @@ from flax import linen as nn
 from moe.config import ModelConfig
 from moe.layers import initializers
 from moe.ops.matmul import linear
-from moe.ops.swiglu import swiglu
+from moe.ops.swiglu import activation
 
 
 class MLP(nn.Module):
@@ -23,4 +23,4 @@ class MLP(nn.Module):
     matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
     gate = linear(x, matrix('gate', self.config.d_model, self.width), dtype)
     up = linear(x, matrix('up', self.config.d_model, self.width), dtype)
-    return linear(swiglu(gate, up).astype(dtype), matrix('down', self.width, self.config.d_model), dtype)
+    return linear(activation(gate, up), matrix('down', self.width, self.config.d_model), dtype)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.ops.matmul import linear, matmul, matmul_nt, matmul_tn
-from moe.ops.swiglu import swiglu, swiglu_gradients
+from moe.ops.matmul import batched, batched_nt, batched_tn, linear, matmul, matmul_nt, matmul_tn
+from moe.ops.swiglu import activation, swiglu, swiglu_gradients
 from tests import oracles
 from tests.oracles import exact
 from tests.small import assert_close
@@ -68,3 +68,27 @@ def test_swiglu(dtype):
   assert_close(swiglu(gate_F, up_F), np.array(truth), 1e-6)
   assert_close(swiglu_gradients(gate_F, up_F, d_F), (np.array(d_gate), np.array(d_up)), 1e-6)
   assert swiglu(gate_F, up_F).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_activation_is_swiglu_in_the_operands_type(dtype):
+  gate, up, cotangent = _normal(6, 7, dtype=dtype), _normal(6, 7, dtype=dtype) * 2, _normal(6, 7, dtype=dtype) + 1
+  y, pull = jax.vjp(activation, gate, up)
+  g, u, d = exact(gate), exact(up), exact(cotangent)
+  s = 1 / (1 + np.exp(-g))
+  relative = 1e-6 if dtype == jnp.float32 else 2**-8
+  assert_close(y, g * s * u, relative)
+  assert_close(pull(cotangent), (d * u * (s + g * s * (1 - s)), d * g * s), relative)
+  assert {x.dtype for x in (y, *pull(cotangent))} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_batched_products_are_one_product_each(dtype):
+  a_nMK, b_nKN, c_nMN = _normal(3, 5, 6, dtype=dtype), _normal(3, 6, 4, dtype=dtype), _normal(3, 5, 4, dtype=dtype)
+  for computed, product in (
+    (batched(a_nMK, b_nKN), lambda n: exact(a_nMK[n]) @ exact(b_nKN[n])),
+    (batched_nt(c_nMN, b_nKN), lambda n: exact(c_nMN[n]) @ exact(b_nKN[n]).T),
+    (batched_tn(a_nMK, c_nMN), lambda n: exact(a_nMK[n]).T @ exact(c_nMN[n])),
+  ):
+    assert computed.dtype == jnp.float32
+    assert_close(computed, np.stack([product(n) for n in range(3)]), 1e-6)
