@@ -27,6 +27,7 @@ class Shape(NamedTuple):
   num_experts: int
   experts_per_token: int
   d_expert: int
+  devices: int = 1  # that share the layer's experts: E and K here are one device's part, on average
 
   @property
   def tokens(self) -> int:
@@ -37,7 +38,7 @@ class Shape(NamedTuple):
 PAPER = (
   Shape('2b', 4, 2048, 1280, 10, 128, 63, 7, 864),
   Shape('16b', 2, 4096, 2048, 16, 128, 64, 6, 1408),
-  Shape('145b', 1, 4096, 4096, 32, 128, 128, 12, 1408),
+  Shape('145b', 1, 4096, 4096, 32, 128, 32, 3, 1408, devices=4),  # whole, it is more than a v5e's memory
 )
 ODD = (
   Shape('odd', 3, 67, 200, 3, 40, 5, 2, 100),
@@ -76,8 +77,8 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
       (ids_TK,),
     ),
     'router': (
-      lambda logits, real: route(logits, real, k),
-      (array(s.sequences, s.length, e, of=jnp.float32),),
+      lambda logits, real: route(logits, real, k * s.devices),
+      (array(s.sequences, s.length, e * s.devices, of=jnp.float32),),
       (array(s.sequences, s.length, of=jnp.bool_),),
     ),
     'attention': (attention, (head_BLHC, head_BLHC, head_BLHC), (segments_BL,)),
