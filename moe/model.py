@@ -11,14 +11,17 @@ from moe.config import Config, ModelConfig
 from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block
+from moe.layers.experts import KEEP_PLAN
 from moe.layers.norm import RMSNorm
 from moe.ops.matmul import matmul
 from moe.ops.router import RoutingStats
 
-# What a block keeps for backward, by the name in model.remat; 'moe' acts inside the block.
+# What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
 _REMAT_POLICIES = {
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': KEEP_PLAN,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, KEEP_PLAN
+  ),
 }
 
 

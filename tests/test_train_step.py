@@ -181,3 +181,15 @@ def test_the_implementation_changes_no_loss_beyond_rounding():
     curves.append(np.array(losses))
   assert not (curves[0] == curves[1]).all()  # they are not the same program
   assert abs(curves[0] / curves[1] - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize('remat', ['full', 'dots', 'moe'])
+def test_rematerialisation_keeps_the_plan(remat):
+  """The counting sort runs over (T, E) = (48, 6) once a layer, in backward too."""
+
+  def sorts(config):
+    params, batch = small_params(config), packed_batch(config)
+    lowered = jax.jit(lambda p, b: loss_and_gradients(config, p, b)).lower(params, batch)
+    return sum('call @cumsum' in line and '48x6xi32' in line for line in lowered.as_text().splitlines())
+
+  assert sorts(small_config(**{'model.remat': remat})) == sorts(small_config()) > 0

@@ -8,6 +8,7 @@ shared memory and tensor-core instructions on GPU) and what is left to XLA; or t
 Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1 where anything failed.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -31,8 +32,11 @@ COSTS = flags.DEFINE_bool('costs', True, "Also FLOPs and bytes of the 2B and 16B
 def main(_):
   from launch.aot import gpu, programs, tpu
 
-  module = gpu if set(TARGETS.value or ()) <= set(gpu.targets()) else tpu
-  _check('targets', TARGETS.value or [], module.targets())
+  _check('targets', TARGETS.value or [], (*tpu.targets(), *gpu.targets()))
+  module = gpu if TARGETS.value[0] in gpu.targets() else tpu
+  _check('targets', TARGETS.value, module.targets())
+  if not importlib.util.find_spec(module.COMPILER):
+    raise UserError(f'compiling for {", ".join(TARGETS.value)} needs the package {module.COMPILER}: make setup-aot')
   shapes = {shape.name: shape for shape in (*programs.PAPER, *programs.ODD)}
   _check('shapes', SHAPES.value, shapes)
   _check('dtypes', DTYPES.value, ('bfloat16', 'float32'))
@@ -93,7 +97,7 @@ def _compiled(module, program, target: str, dtype: str) -> dict:
 def _check(flag, names, known):
   for name in names or ['']:
     if name not in known:
-      raise UserError(f'--{flag}: {name!r} is none of {", ".join(known)}')
+      raise UserError(f'--{flag}={",".join(names)}: {name!r} is none of {", ".join(known)}')
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from launch.aot.gpu_costs import itemise
 from launch.aot.programs import Program, Shape, programs
 from moe.ops.implementation import compiling_for
 
+COMPILER = 'jax_cuda12_plugin'  # the package
 _H100 = """
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }

@@ -20,6 +20,7 @@ from launch.aot.programs import Program, Shape, programs
 from launch.aot.tpu_costs import itemise, traced_kernels
 from moe.ops.implementation import compiling_for
 
+COMPILER = 'libtpu'  # the package
 TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}  # the smallest; one device of each is used
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',

@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from moe.config import Config
 from moe.layers.attention import Attention, KVCache
+from moe.layers.experts import KEEP_PLAN
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
 from moe.layers.norm import RMSNorm
@@ -36,7 +37,7 @@ class Block(nn.Module):
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
       return x_BLD + MLP(model, model.d_ff, name='mlp')(u_BLD), (None, cache)
-    layer = nn.remat(MoELayer, prevent_cse=False) if model.remat == 'moe' else MoELayer
+    layer = nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     y_BLD, stats = layer(model, self.config.moe, self.config.ops.implementation, name='moe')(
       u_BLD, token_ids_BL, segment_ids_BL > 0
     )

@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from moe.config import ModelConfig, MoEConfig
 from moe.layers import initializers
 from moe.ops.plan import make_plan
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+
+# Under rematerialisation the plan is kept: a few integers an assignment, and backward follows forward's very routing.
+KEEP_PLAN = jax.checkpoint_policies.save_only_these_names('dispatch_plan')
 
 
 class Experts(nn.Module):
@@ -25,7 +29,7 @@ class Experts(nn.Module):
     weights = ExpertWeights(matrix('gate', e, d, f), matrix('up', e, d, f), matrix('down', e, f, d))
     tokens = lambda x_BLN: x_BLN.reshape(-1, x_BLN.shape[-1])
     with jax.named_scope('plan'):
-      plan = make_plan(tokens(experts_BLK), e)
+      plan = jax.tree.map(lambda x: checkpoint_name(x, 'dispatch_plan'), make_plan(tokens(experts_BLK), e))
     y_TD = routed_ffn(
       tokens(x_BLD),
       tokens(gates_BLK),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from launch.aot import gpu, programs, tpu
+from tests.runs import programs as programs_of_launch
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = {'dispatch', 'combine', 'grouped_matmul', 'routed_ffn', 'router', 'attention'}
@@ -52,3 +53,15 @@ def test_flops_are_close_to_the_least(module, shape):
   assert costs['least_flops'] == 18 * shape.tokens * shape.experts_per_token * shape.d_model * shape.d_expert
   assert 1 <= costs['flops_ratio'] <= 1.3
   assert sum(item['flops'] for item in costs['kernels']) == costs['flops']
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ((), 'is none of v5e, v5p, v6e, h100'),
+    (('--targets=h200',), "'h200' is none of v5e, v5p, v6e, h100"),
+    (('--targets=v5p,h100',), "'h100' is none of v5e, v5p, v6e"),
+  ],
+)
+def test_wrong_targets_are_named_in_one_line(options, words):
+  assert words in programs_of_launch.error_line('aot', *options)
