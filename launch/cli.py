@@ -73,9 +73,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def show_log(name: str) -> None:
-  """The logger's lines, from INFO on, go to stderr as they are; else only errors are shown."""
+  """The logger's lines, from INFO on, go to stdout among the progress lines; else only errors are shown."""
   log = std_logging.getLogger(name)
-  log.addHandler(std_logging.StreamHandler())
+  log.addHandler(std_logging.StreamHandler(sys.stdout))
   log.setLevel(std_logging.INFO)
   log.propagate = False
 
