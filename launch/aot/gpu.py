@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from launch.aot.gpu_costs import itemise
-from launch.aot.programs import Program, Shape, programs
+from launch.aot.programs import Program, Shape
+from launch.aot.tracing import against_the_least, balanced_layer
 from moe.ops.implementation import compiling_for
 
 COMPILER = 'jax_cuda12_plugin'  # the package
@@ -98,10 +98,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     kernels = _read_dump(Path(folder), _TARGETS[target][1])
   record = {
-    'op': program.op,
-    'direction': program.direction,
-    'arguments': [f'{a.dtype}{list(a.shape)}' for a in jax.tree.leaves(program.arguments)],
-    'dtype': str(dtype),
+    **program.described(),
     'target': target,
     'compile_seconds': round(seconds, 1),
     'kernels': [kernel for kernel in kernels if kernel['kernel'] in sum(EXPECTED[program.op], ())],
@@ -121,32 +118,9 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
   program loads or stores, as if nothing were kept. HBM sees something between, near `once` where one group's
   operands fit in L2 (50 MiB), since programs of one group run side by side. Nothing is compiled.
   """
-  t, k, e, d, f = shape.tokens, shape.experts_per_token, shape.num_experts, shape.d_model, shape.d_expert
-  program = next(p for p in programs(shape, dtype) if (p.op, p.direction) == ('routed_ffn', 'backward'))
-  # Round robin: group sizes differ by one at most.
-  experts_TK = jnp.asarray((np.arange(t * k) % e).reshape(t, k), jnp.int32)
-  items = itemise(program.function, (*program.arguments[:-1], experts_TK))
-  size = jnp.dtype(dtype).itemsize
-  least_bytes_of = {
-    'weights read forward and backward, gradients written': 3 * 3 * e * d * f * 4,
-    'tokens x, y; x, dy, dx': 5 * t * d * size,
-    'rows once each way': 2 * t * k * d * size,
-  }
-  flops, least_flops = sum(item['flops'] for item in items), 2 * 3 * t * k * d * f * 3
-  once, least_bytes = sum(item['bytes_once'] for item in items), sum(least_bytes_of.values())
-  return {
-    'shape': shape.name,
-    'dtype': str(jnp.dtype(dtype)),
-    'kernels': items,
-    'flops': flops,
-    'least_flops': least_flops,
-    'flops_ratio': round(flops / least_flops, 3),
-    'bytes_once': once,
-    'bytes_requested': sum(item['bytes_requested'] for item in items),
-    'least_bytes': least_bytes,
-    'least_bytes_of': least_bytes_of,
-    'bytes_ratio': round(once / least_bytes, 3),
-  }
+  items = itemise(*balanced_layer(shape, dtype))
+  once, requested = (sum(item[key] for item in items) for key in ('bytes_once', 'bytes_requested'))
+  return against_the_least(shape, dtype, items, once) | {'bytes_once': once, 'bytes_requested': requested}
 
 
 def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:

@@ -9,49 +9,28 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core
 
-from moe.ops.implementation import compiling_for
+from launch.aot.tracing import CALLS, inner, walk
 
-_CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
 _LEAST_CAST = 1 << 20  # bytes: casts that XLA does outside kernels are listed from here on
 
 
 def itemise(function: Callable, arguments: tuple) -> list[dict[str, Any]]:
-  """The kernels that `function` calls, in order, and big casts. Arguments are ShapeDtypeStructs or, known, arrays."""
-  flat, tree = jax.tree.flatten(arguments)
-  known = [None if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
-  with compiling_for('gpu'):
-    closed = jax.make_jaxpr(lambda *x: function(*jax.tree.unflatten(tree, x)))(*flat)
+  """The kernels that `function` calls, in order, and big casts; `arguments` as of `walk`."""
   items = []
-  _evaluate_program(closed.jaxpr, closed.consts, known, items)
-  return items
 
-
-def _evaluate_program(jaxpr, consts, arguments, items):
-  """Values of the results, None where they depend on unknown arguments."""
-  values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
-  read = lambda v: v.val if isinstance(v, core.Literal) else values[v]
-  for equation in jaxpr.eqns:
-    inputs, name = [read(v) for v in equation.invars], equation.primitive.name
-    outputs = [None] * len(equation.outvars)
-    if name == 'pallas_call':
+  def visit(equation, inputs):
+    if equation.primitive.name == 'pallas_call':
       items.append(_kernel(equation, inputs))
-    elif name in _CALLS:
-      inner = _inner(equation)
-      outputs = _evaluate_program(inner.jaxpr, inner.consts, inputs, items)
-    elif all(x is not None for x in inputs):
-      outputs = equation.primitive.bind(*inputs, **equation.params)
-      outputs = outputs if equation.primitive.multiple_results else [outputs]
-    elif (
-      name == 'convert_element_type'
-      and (moved := _bytes(equation.invars[0]) + _bytes(equation.outvars[0])) >= _LEAST_CAST
-    ):
-      items.append({'kernel': 'XLA: cast', 'programs': 0, 'flops': 0, 'bytes_once': moved, 'bytes_requested': moved})
-    values.update(zip(equation.outvars, outputs, strict=True))
-  return [read(v) for v in jaxpr.outvars]
+    elif equation.primitive.name == 'convert_element_type':
+      moved = _bytes(equation.invars[0]) + _bytes(equation.outvars[0])
+      if moved >= _LEAST_CAST:
+        items.append({'kernel': 'XLA: cast', 'programs': 0, 'flops': 0, 'bytes_once': moved, 'bytes_requested': moved})
+
+  walk(function, arguments, 'gpu', visit)
+  return items
 
 
 def _kernel(equation, inputs) -> dict[str, Any]:
@@ -66,7 +45,7 @@ def _kernel(equation, inputs) -> dict[str, Any]:
 
 
 def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
-  """Adds what runs to `totals`, each program counting `weight`; returns the results as `_evaluate_program` does.
+  """Adds what runs to `totals`, each program counting `weight`; returns the results, None where unknown.
 
   A known scalar is an array over the programs (or one number for all), a known ref the array behind it.
   """
@@ -98,9 +77,9 @@ def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
         _evaluate_kernel(body.jaxpr, body.consts, unknown, weight * equation.params['length'], totals)
       case 'while':
         _evaluate_while(equation, inputs, weight, totals)
-      case name if name in _CALLS:
-        inner = _inner(equation)
-        outputs = _evaluate_kernel(inner.jaxpr, inner.consts, inputs, weight, totals)
+      case name if name in CALLS:
+        called = inner(equation)
+        outputs = _evaluate_kernel(called.jaxpr, called.consts, inputs, weight, totals)
       case _ if all(x is not None for x in inputs) and all(v.aval.shape == () for v in equation.outvars):
         inputs = np.broadcast_arrays(
           *(np.asarray(x, v.aval.dtype) for x, v in zip(inputs, equation.invars, strict=True))
@@ -120,11 +99,6 @@ def _evaluate_while(equation, inputs, weight, totals):
   body = equation.params['body_jaxpr']
   arguments = inputs[cond_consts : cond_consts + body_consts] + [None] * (2 + len(carry))
   _evaluate_kernel(body.jaxpr, body.consts, arguments, weight * times, totals)
-
-
-def _inner(equation):
-  inner = next(p for p in equation.params.values() if isinstance(p, core.ClosedJaxpr | core.Jaxpr))
-  return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 
 def _bytes(variable) -> int:

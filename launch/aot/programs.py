@@ -56,6 +56,12 @@ class Program(NamedTuple):
   function: Callable
   arguments: tuple
 
+  def described(self) -> dict:
+    """What a record says of it: the type is that of the first argument."""
+    leaves = jax.tree.leaves(self.arguments)
+    arguments = [f'{a.dtype}{list(a.shape)}' for a in leaves]
+    return {'op': self.op, 'direction': self.direction, 'arguments': arguments, 'dtype': str(leaves[0].dtype)}
+
 
 def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
   """Every op of the layer at one shape, through its api with implementation='auto'."""

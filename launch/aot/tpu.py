@@ -16,8 +16,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from launch.aot.programs import Program, Shape, programs
+from launch.aot.programs import Program, Shape
 from launch.aot.tpu_costs import itemise, traced_kernels
+from launch.aot.tracing import against_the_least, balanced_layer
 from moe.ops.implementation import compiling_for
 
 COMPILER = 'libtpu'  # the package
@@ -66,10 +67,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
   calls = [i for i in instructions if i['kernel']]
   leftovers = check_kernels(program, calls, compiled.as_text())
   return {
-    'op': program.op,
-    'direction': program.direction,
-    'arguments': [f'{a.dtype}{list(a.shape)}' for a in jax.tree.leaves(program.arguments)],
-    'dtype': str(jax.tree.leaves(program.arguments)[0].dtype),
+    **program.described(),
     'target': target,
     'compile_seconds': round(seconds, 1),
     'kernels': [{key: call[key] for key in ('kernel', 'vmem_bytes', 'flops', 'bytes')} for call in calls],
@@ -107,34 +105,12 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
   Taken from the traced kernels: their dots, times the grid steps that compute; their blocks, times the steps on which
   a block changes, as the pipeline copies it. Nothing is compiled.
   """
-  t, k, e, d, f = shape.tokens, shape.experts_per_token, shape.num_experts, shape.d_model, shape.d_expert
-  program = next(p for p in programs(shape, dtype) if (p.op, p.direction) == ('routed_ffn', 'backward'))
-  *arguments, _ = program.arguments
-  # Round robin: group sizes differ by one at most. They are multiples of a block only where T·K / E is.
-  experts_TK = jnp.asarray((np.arange(t * k) % e).reshape(t, k), jnp.int32)
-  items = [itemise(kernel) for kernel in traced_kernels(program.function, (*arguments, experts_TK))]
-  size = jnp.dtype(dtype).itemsize
-  casts = 0 if size == 4 else 3 * e * d * f * (4 + size)
-  least_bytes_of = {
-    'weights read forward and backward, gradients written': 3 * 3 * e * d * f * 4,
-    'tokens x, y; x, dy, dx': 5 * t * d * size,
-    'rows once each way': 2 * t * k * d * size,
-  }
-  flops, least_flops = sum(item['flops'] for item in items), 2 * 3 * t * k * d * f * 3
-  moved, least_bytes = sum(item['bytes'] for item in items) + 2 * casts, sum(least_bytes_of.values())
-  return {
-    'shape': shape.name,
-    'dtype': str(jnp.dtype(dtype)),
-    'kernels': items,
-    'flops': flops,
-    'least_flops': least_flops,
-    'flops_ratio': round(flops / least_flops, 3),
-    'bytes': moved,
-    'weight_cast_bytes': 2 * casts,  # by XLA, once forward and once backward: they count in `bytes`
-    'least_bytes': least_bytes,
-    'least_bytes_of': least_bytes_of,
-    'bytes_ratio': round(moved / least_bytes, 3),
-  }
+  function, arguments = balanced_layer(shape, dtype)
+  items = [itemise(kernel) for kernel in traced_kernels(function, arguments)]
+  size, weights = jnp.dtype(dtype).itemsize, 3 * shape.num_experts * shape.d_model * shape.d_expert
+  casts = 0 if size == 4 else 2 * weights * (4 + size)  # by XLA, once forward and once backward
+  moved = sum(item['bytes'] for item in items) + casts
+  return against_the_least(shape, dtype, items, moved) | {'bytes': moved, 'weight_cast_bytes': casts}
 
 
 def parse_entry(text: str) -> list[dict[str, Any]]:

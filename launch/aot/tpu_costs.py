@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend import core
 
-from moe.ops.implementation import compiling_for
-
-_CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
+from launch.aot.tracing import walk
 
 
 class Kernel(NamedTuple):
@@ -29,35 +26,15 @@ class Kernel(NamedTuple):
 
 
 def traced_kernels(function: Callable, arguments: tuple) -> list[Kernel]:
-  """The kernels that `function` calls, in order. Arguments are ShapeDtypeStructs or, where known, arrays."""
-  flat, tree = jax.tree.flatten(arguments)
-  known = [None if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
-  with compiling_for('tpu'):
-    closed = jax.make_jaxpr(lambda *x: function(*jax.tree.unflatten(tree, x)))(*flat)
+  """The kernels that `function` calls, in order; `arguments` as of `walk`."""
   found = []
-  _evaluate(closed.jaxpr, closed.consts, known, found)
-  return found
 
-
-def _evaluate(jaxpr, consts, arguments, found):
-  """Values of the results, None where they depend on unknown arguments; kernels are noted and never run."""
-  values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
-  read = lambda v: v.val if isinstance(v, core.Literal) else values[v]
-  for equation in jaxpr.eqns:
-    inputs = [read(v) for v in equation.invars]
+  def visit(equation, inputs):
     if equation.primitive.name == 'pallas_call':
       found.append(Kernel(equation, inputs))
-      outputs = [None] * len(equation.outvars)
-    elif equation.primitive.name in _CALLS:
-      inner = next(p for p in equation.params.values() if isinstance(p, core.ClosedJaxpr))
-      outputs = _evaluate(inner.jaxpr, inner.consts, inputs, found)
-    elif all(x is not None for x in inputs):
-      outputs = equation.primitive.bind(*inputs, **equation.params)
-      outputs = outputs if equation.primitive.multiple_results else [outputs]
-    else:
-      outputs = [None] * len(equation.outvars)
-    values.update(zip(equation.outvars, outputs, strict=True))
-  return [read(v) for v in jaxpr.outvars]
+
+  walk(function, arguments, 'tpu', visit)
+  return found
 
 
 def itemise(kernel: Kernel) -> dict[str, Any]:
@@ -121,6 +98,3 @@ def _dot_flops(jaxpr) -> Iterator[int]:
     for parameter in equation.params.values():
       if hasattr(parameter, 'jaxpr'):
         yield from _dot_flops(parameter.jaxpr)
-
-
-__all__ = ['Kernel', 'itemise', 'traced_kernels']

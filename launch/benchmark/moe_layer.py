@@ -93,11 +93,11 @@ def parts(shape: Shape, tokens: int, dtype: str, times: int = 1) -> list[Part]:
   experts_TK = lax.top_k(logits_1TE[0], k)[1]
   gates_TK = jnp.ones((tokens, k), jnp.float32)
   x_TD, rows_RD = draw.tokens(tokens, d), draw.tokens(tokens * k, d)
-  plan = jax.jit(lambda ids: make_plan(ids, e))(experts_TK)
+  plan_only = jax.jit(lambda ids: make_plan(ids, e))
+  plan = plan_only(experts_TK)
   weights = ExpertWeights(draw(e, d, f), draw(e, d, f), draw(e, f, d))
   real_1T = jnp.ones((1, tokens), bool)
   routed = lambda x, g, w: routed_ffn(x, g, plan, w, dtype=jnp.dtype(dtype))
-  plan_only = jax.jit(lambda ids: make_plan(ids, e))
   router = lambda u, w: route(matmul(u.astype(jnp.float32), w)[None], real_1T, k).gates_BLK
   return [
     Part('router', with_gradients(router, (x_TD, draw(d, e))), 6 * tokens * d * e, times),

@@ -35,7 +35,7 @@ class _Target(NamedTuple):
 
 
 _HOME = {Implementation.PALLAS_TPU: 'tpu', Implementation.PALLAS_GPU: 'gpu'}  # the platform of each kind of kernel
-_PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)
+_PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)  # every op has them all
 _target: ContextVar[_Target | None] = ContextVar('target', default=None)
 _log = logging.getLogger('moe.ops')
 
@@ -75,23 +75,20 @@ def check(requested: str) -> None:
     )
 
 
-def choose(op: str, requested: str, available: tuple[str, ...]) -> Implementation:
-  """Which of the `available` implementations runs `op`; each answer is logged once.
-
-  WrongPlatform where a kernel is asked for elsewhere than on its platform.
-  """
+def choose(op: str, requested: str) -> Implementation:
+  """Which implementation runs `op`; each answer is logged once. WrongPlatform as of `check`."""
   check(requested)
   requested, here = Implementation(requested), platform()
   chosen = requested
   if requested is Implementation.AUTO:
-    chosen = next(i for i in _PREFERRED if i in available and _HOME.get(i, here) == here)
+    chosen = next(i for i in _PREFERRED if _HOME.get(i, here) == here)
   _log_once(op, str(requested), str(chosen), here)
   return chosen
 
 
-def module(op: str, requested: str, available: tuple[str, ...]) -> ModuleType:
+def module(op: str, requested: str) -> ModuleType:
   """The module `moe.ops.OP.IMPLEMENTATION` of `choose`, imported only now: Pallas is not needed everywhere."""
-  return importlib.import_module(f'moe.ops.{op}.{choose(op, requested, available)}')
+  return importlib.import_module(f'moe.ops.{op}.{choose(op, requested)}')
 
 
 @functools.cache

@@ -60,9 +60,9 @@ def test_scores_are_never_all_alive_for_long_sequences():
   """1,024 tokens: the largest array has 512 × 1,024 scores a head, forward and backward."""
   shapes = jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)
   total = lambda q: attention(q, q, q, jnp.ones((1, 1024), jnp.int32), implementation='xla').sum()
-  compiled = jax.jit(jax.grad(total)).lower(shapes).compile()
-  assert not any(f'[2,{length},1024]' in compiled.as_text() for length in (1024,))
-  assert '[2,512,1024]' in compiled.as_text()
+  compiled = jax.jit(jax.grad(total)).lower(shapes).compile().as_text()
+  assert '[2,1024,1024]' not in compiled
+  assert '[2,512,1024]' in compiled
 
 
 def test_no_token():

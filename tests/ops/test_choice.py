@@ -1,17 +1,18 @@
 """Which implementation of an op runs: the one asked for, and no other."""
 
-import importlib
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.config import OpsConfig
 from moe.ops.attention import attention
 from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.implementation import WrongPlatform, compiling_for
+from moe.ops.implementation import Implementation, WrongPlatform, compiling_for
 from moe.ops.plan import make_plan
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
 from moe.ops.router import route
@@ -92,7 +93,7 @@ def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
 @pytest.mark.parametrize('op', CALLS)
 def test_implementations_are_not_the_same_function(op):
   function, _ = CALLS[op]
-  names = set(importlib.import_module(f'moe.ops.{op}.api').AVAILABLE)
+  names = set(Implementation) - {'auto'}
   # Its readable reference is what XLA does best.
   names -= {'xla'} if op == 'router' else set()
   assert len({id(getattr(module(op, name), function)) for name in names}) == len(names)
@@ -101,3 +102,7 @@ def test_implementations_are_not_the_same_function(op):
 def test_the_calls_work_at_all():
   for _, call in CALLS.values():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(call('auto')))
+
+
+def test_the_config_offers_every_implementation():
+  assert typing.get_args(typing.get_type_hints(OpsConfig)['implementation']) == tuple(Implementation)

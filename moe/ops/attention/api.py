@@ -4,8 +4,6 @@ import jax
 
 from moe.ops.implementation import module
 
-AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
-
 
 def attention(
   query_BLHC: jax.Array,
@@ -21,5 +19,5 @@ def attention(
     query_BLHC, keys_BLGC, values_BLGC: one type, bfloat16 or float32. Head h reads key/value head h // (H / G).
     segment_ids_BL: int32. A token sees the tokens of its own segment up to itself.
   """
-  chosen = module('attention', implementation, AVAILABLE)
+  chosen = module('attention', implementation)
   return chosen.attention(query_BLHC, keys_BLGC, values_BLGC, segment_ids_BL)

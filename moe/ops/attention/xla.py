@@ -58,7 +58,7 @@ def _attend(query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, se
 def _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL):
   dtype = query_ZRC.dtype
   scores_ZRL = batched_nt(query_ZRC, keys_ZLC.astype(dtype)) * query_ZRC.shape[-1] ** -0.5
-  scores_ZRL = _where_seen(sees_BQL, scores_ZRL, _HIDDEN)
+  scores_ZRL = _hide_unseen(sees_BQL, scores_ZRL)
   weights_ZRL = jnp.exp(scores_ZRL - scores_ZRL.max(axis=-1, keepdims=True))
   # A token that sees none, as padded queries may be, has equal weights rather than NaN.
   probabilities_ZRL = (weights_ZRL / weights_ZRL.sum(axis=-1, keepdims=True)).astype(dtype)
@@ -82,8 +82,8 @@ def _backward(residuals, d_attended_ZRC):
 _attend.defvjp(_forward, _backward)
 
 
-def _where_seen(sees_BQL, scores_ZRL, otherwise):
-  """Scores that the mask of their sequence hides replaced; G·P heads share a sequence's mask."""
+def _hide_unseen(sees_BQL, scores_ZRL):
+  """Scores that the mask of their sequence hides, replaced; G·P heads share a sequence's mask."""
   b, queries, length = sees_BQL.shape
   scores_BHQL = scores_ZRL.reshape(b, -1, queries, length)
-  return jnp.where(sees_BQL[:, None], scores_BHQL, otherwise).reshape(scores_ZRL.shape)
+  return jnp.where(sees_BQL[:, None], scores_BHQL, _HIDDEN).reshape(scores_ZRL.shape)

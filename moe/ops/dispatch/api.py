@@ -5,9 +5,7 @@ import jax
 from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
 
-AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
-
 
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan, *, implementation: str = 'auto') -> jax.Array:
   """rows_RD with rows[r] = tokens[plan.token_R[r]], in the tokens' type. Differentiable in the tokens."""
-  return module('dispatch', implementation, AVAILABLE).dispatch(tokens_TD, plan)
+  return module('dispatch', implementation).dispatch(tokens_TD, plan)

@@ -4,8 +4,6 @@ import jax
 
 from moe.ops.implementation import module
 
-AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
-
 
 def grouped_matmul(
   rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array, *, implementation: str = 'auto'
@@ -14,4 +12,4 @@ def grouped_matmul(
 
   group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights.
   """
-  return module('grouped_matmul', implementation, AVAILABLE).grouped_matmul(rows_RD, weights_EDF, group_sizes_E)
+  return module('grouped_matmul', implementation).grouped_matmul(rows_RD, weights_EDF, group_sizes_E)

@@ -7,8 +7,6 @@ from moe.ops.implementation import module
 from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 
-AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
-
 
 def routed_ffn(
   tokens_TD: jax.Array,
@@ -32,5 +30,5 @@ def routed_ffn(
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
   """
-  chosen = module('routed_ffn', implementation, AVAILABLE)
+  chosen = module('routed_ffn', implementation)
   return chosen.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)

@@ -8,7 +8,7 @@ from moe.ops.dispatch import dispatch
 from moe.ops.grouped_matmul import grouped_matmul
 from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
-from moe.ops.swiglu import swiglu
+from moe.ops.swiglu import activation
 
 
 def routed_ffn(
@@ -17,6 +17,6 @@ def routed_ffn(
   gate_EDF, up_EDF, down_EFD = (w.astype(dtype) for w in weights)
   grouped = lambda rows, w: grouped_matmul(rows, w, plan.group_sizes_E, implementation='xla').astype(dtype)
   rows_RD = dispatch(tokens_TD.astype(dtype), plan, implementation='xla')
-  hidden_RF = swiglu(grouped(rows_RD, gate_EDF), grouped(rows_RD, up_EDF)).astype(dtype)
+  hidden_RF = activation(grouped(rows_RD, gate_EDF), grouped(rows_RD, up_EDF))
   output_RD = grouped(hidden_RF, down_EFD)
   return combine(output_RD, gates_TK, plan, implementation='xla').astype(dtype)

@@ -5,8 +5,6 @@ import jax
 from moe.ops.implementation import module
 from moe.ops.router.types import Routing
 
-AVAILABLE = 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'
-
 
 def route(
   logits_BLE: jax.Array, is_token_BL: jax.Array, experts_per_token: int, *, implementation: str = 'auto'
@@ -20,4 +18,4 @@ def route(
 
   Differentiable in the logits, through the gates and through every float sum.
   """
-  return module('router', implementation, AVAILABLE).route(logits_BLE, is_token_BL, experts_per_token)
+  return module('router', implementation).route(logits_BLE, is_token_BL, experts_per_token)
