@@ -52,6 +52,16 @@ def get_config() -> ConfigDict:
   config.ops = ops = ConfigDict()
   ops.implementation = 'auto'  # of every op in moe/ops: auto (by platform) | reference | xla | pallas_tpu | pallas_gpu
 
+  config.mesh = mesh = ConfigDict()  # devices along each axis; their product is the number of devices, -1 fills
+  mesh.data = -1  # copies of the model
+  mesh.fsdp = 1  # parameters and optimizer state are split over these (ZeRO), as batches are
+  mesh.expert = 1  # routed experts live on different devices; all else treats this as one more data axis
+  mesh.tensor = 1  # heads, FFN widths and vocabulary are split over these
+  mesh.stage = 1  # layers are split over these: a pipeline of train.microbatches
+  mesh.zero = 3  # what fsdp splits: 3 parameters and optimizer state | 1 optimizer state only
+  mesh.transport = 'auto'  # of tokens to experts: auto | ragged (TPU, GPU) | padded | all_gather (few devices)
+  mesh.receive_buffer = 1.5  # a device's room for tokens, over its share when balanced; more come in further rounds
+
   config.data = data = ConfigDict()
   data.sources = (
     'builtin'  # 'builtin', or DOMAIN[@WEIGHT]=GLOB, several separated by ';' (.txt and code, .jsonl, .parquet; .gz too)

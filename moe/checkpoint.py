@@ -70,8 +70,10 @@ class Checkpointer:
     """Returns when everything started is on disk. UserError if it could not be written."""
     self._guarded(step, self._manager.wait_until_finished)
 
-  def restore_newest(self, shardings: Callable = lambda tree: tree) -> Restored | None:
+  def restore_newest(self, shardings: Callable | None = None) -> Restored | None:
     """The newest readable checkpoint; None if the run has none yet.
+
+    `shardings`: TrainState of shapes → TrainState of shardings, whatever mesh wrote it; without it, the default device.
 
     Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach their step again.
     UserError if there are checkpoints but none can be read: never silently from scratch.
@@ -107,7 +109,11 @@ class Checkpointer:
     )
 
   def _restore(self, step, shardings):
-    params, training = _split(shardings(jax.eval_shape(lambda: init_state(self._config))))
+    shapes = jax.eval_shape(lambda: init_state(self._config))
+    if shardings:
+      placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+      shapes = jax.tree.map(placed, shapes, shardings(shapes))
+    params, training = _split(shapes)
     items = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -278,8 +284,10 @@ def _checksum_of_json(value) -> int:
 @jax.jit
 def _checksum_leaves(leaves):
   def checksum(x):
-    bits = lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
-    return (bits * (2 * lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
+    bits, index = lax.bitcast_convert_type(x, jnp.uint32), jnp.uint32(0)
+    for axis, size in enumerate(x.shape):  # in place of a flat array, which would gather what devices share
+      index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return (bits * (2 * index + 1)).sum(dtype=jnp.uint32)
 
   return {name: checksum(leaf) for name, leaf in leaves.items()}
 

@@ -52,6 +52,18 @@ class OpsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  data: int
+  fsdp: int
+  expert: int
+  tensor: int
+  stage: int
+  zero: int
+  transport: Literal['auto', 'ragged', 'padded', 'all_gather']
+  receive_buffer: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   sources: str
   validation_sources: str
@@ -118,6 +130,7 @@ class Config:
   model: ModelConfig
   moe: MoEConfig
   ops: OpsConfig
+  mesh: MeshConfig
   data: DataConfig
   optimizer: OptimizerConfig
   train: TrainConfig
@@ -258,6 +271,16 @@ def _validate(c: Config):
   at_least(0, 'data.vocab_size', 'optimizer.warmup_steps', 'optimizer.weight_decay', 'optimizer.clip_norm')
   above_zero('model.rope_base', 'model.norm_eps', 'optimizer.peak_lr', 'optimizer.eps', 'data.tokenizer_sample_mb')
   share('data.holdout', 'evaluation.context', 'optimizer.b1', 'optimizer.b2')
+
+  axes = ('data', 'fsdp', 'expert', 'tensor', 'stage')
+  for axis in axes:
+    require(flat[f'mesh.{axis}'] >= 1 or flat[f'mesh.{axis}'] == -1, f'config.mesh.{axis} must be at least 1, or -1')
+  require(
+    sum(flat[f'mesh.{axis}'] == -1 for axis in axes) <= 1,
+    'only one of ' + ', '.join(f'mesh.{axis}' for axis in axes) + ' may be -1, which is filled with what is left',
+  )
+  require(c.mesh.zero in (1, 3), f'config.mesh.zero must be 1 or 3, not {c.mesh.zero}')
+  require(c.mesh.receive_buffer >= 1, f'config.mesh.receive_buffer must be at least 1, not {c.mesh.receive_buffer}')
 
   m, e, d = c.model, c.moe, c.data
   require(m.d_model % m.num_heads == 0, f'model.d_model={m.d_model} is not divisible by model.num_heads={m.num_heads}')

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from moe.config import Config
 from moe.data import pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
+from moe.mesh import place_whole
 from moe.train_step import forward
 
 
@@ -41,8 +43,8 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Scores held-out text with one compiled function; `params` may change between calls."""
 
-  def __init__(self, config: Config, data: PreparedData):
-    self._config, self._data = config, data
+  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None):
+    self._config, self._data, self._mesh = config, data, mesh
     self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
@@ -51,6 +53,7 @@ class Evaluator:
     for domain in self._data.held_out_domains:
       loss, tokens = 0.0, 0
       for batch in pipeline.evaluation_batches(self._data, domain, self._config, max_batches):
+        batch = place_whole(batch, self._mesh) if self._mesh else batch
         batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
         loss, tokens = loss + float(batch_loss), tokens + int(batch_tokens)
         counts_NE = counts_NE + batch_counts_NE
@@ -105,8 +108,6 @@ def _make_score(loss, tokens, size):
 def _score_batch(config: Config, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
   hidden_BLD, stats = forward(config, params, batch)
-  rows = lambda x: x.reshape(-1, *x.shape[2:])
-  losses_T = token_losses(rows(hidden_BLD), params['head'], rows(batch.targets_BL), config.train.loss_chunk)
-  weights_T = rows(batch.weights_BL)
+  losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
   counts_NE = stats.counts_BE.sum(axis=1) if stats is not None else jnp.zeros((), jnp.int32)
-  return (losses_T * weights_T).sum(), weights_T.sum(), counts_NE
+  return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), counts_NE

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe import mesh
 from moe.config import MoEConfig
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
 from moe.ops.router import RoutingStats
@@ -37,25 +38,35 @@ class BalanceTerms(NamedTuple):
   router_z: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
-  hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array, weights_T: jax.Array, chunk: int
+  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, chunk: int
 ) -> jax.Array:
-  """Σ_t weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
+  """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
 
   The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
-  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient.
+  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient. On a mesh every
+  device takes its own sequences and its own part of the vocabulary.
   """
-  losses_T = token_losses(hidden_TD, head_DV, targets_T, chunk)
-  return (losses_T * weights_T).sum()
+
+  def of_own_part(hidden_BLD, head_DV, *targets_and_weights):
+    rows = (_rows(x) for x in (hidden_BLD, *targets_and_weights))
+    hidden_TD, targets_T, weights_T = rows
+    return _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, _vocabulary_axis())[None]
+
+  batch, head = mesh.spec('batch'), mesh.spec(None, 'vocab')
+  run = mesh.on_shards(of_own_part, (batch, head, batch, batch), batch)
+  return run(hidden_BLD, head_DV, targets_BL, weights_BL).sum()
 
 
-def token_losses(hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array, chunk: int) -> jax.Array:
-  """float32 losses_T in nats, with the logits of `chunk` tokens alive at once."""
-  head = head_DV.astype(hidden_TD.dtype)
-  chunks = _chunks((hidden_TD, targets_T), chunk)
-  losses = lax.map(lambda c: _logits_and_losses(c[0], head, c[1])[1], chunks)
-  return losses.reshape(-1)[: targets_T.shape[0]]
+def token_losses(hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int) -> jax.Array:
+  """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
+
+  def of_own_part(hidden_BLD, head_DV, targets_BL):
+    losses_T = _token_losses(_rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis())
+    return losses_T.reshape(targets_BL.shape)
+
+  batch, head = mesh.spec('batch'), mesh.spec(None, 'vocab')
+  return mesh.on_shards(of_own_part, (batch, head, batch), batch)(hidden_BLD, head_DV, targets_BL)
 
 
 def balance_terms(
@@ -88,16 +99,36 @@ def balance_terms(
   )
 
 
-def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk):
+def _rows(x_BLn):
+  return x_BLn.reshape(-1, *x_BLn.shape[2:])
+
+
+def _vocabulary_axis():
+  """The mesh axis that splits the vocabulary, where one does."""
+  return 'tensor' if mesh.size('tensor') > 1 else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, axis):
+  return (_token_losses(hidden_TD, head_DV, targets_T, chunk, axis) * weights_T).sum()
+
+
+def _token_losses(hidden_TD, head_DV, targets_T, chunk, axis):
+  head = head_DV.astype(hidden_TD.dtype)
+  chunks = _chunks((hidden_TD, targets_T), chunk)
+  losses = lax.map(lambda c: _logits_and_losses(c[0], head, c[1], axis)[2], chunks)
+  return losses.reshape(-1)[: targets_T.shape[0]]
+
+
+def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis):
   dtype = hidden_TD.dtype
   head = head_DV.astype(dtype)
 
   def step(carry, chunk_inputs):
     total, d_head_DV = carry
     hidden_cD, targets_c, weights_c = chunk_inputs
-    logits_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c)
-    is_target_cV = targets_c[:, None] == jnp.arange(logits_cV.shape[1])[None]
-    d_logits_cV = ((jax.nn.softmax(logits_cV) - is_target_cV) * weights_c[:, None]).astype(dtype)
+    shares_cV, is_target_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c, axis)
+    d_logits_cV = ((shares_cV - is_target_cV) * weights_c[:, None]).astype(dtype)
     d_head_DV += matmul_tn(hidden_cD, d_logits_cV)
     return (total + (losses_c * weights_c).sum(), d_head_DV), matmul_nt(d_logits_cV, head)
 
@@ -108,20 +139,29 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk):
   return total, (d_hidden_TD, d_head_DV, jnp.zeros(0, hidden_TD.dtype), jnp.zeros(0, head_DV.dtype))
 
 
-def _cross_entropy_backward(chunk, residuals, d_total):
+def _cross_entropy_backward(chunk, axis, residuals, d_total):
   del chunk
+  if axis:  # every part of the vocabulary was handed its share of one gradient
+    d_total = lax.psum(d_total, axis)
   d_hidden_TD, d_head_DV, like_hidden, like_head = residuals
   scaled = lambda gradient, like: (gradient * d_total).astype(like.dtype)
   return scaled(d_hidden_TD, like_hidden), scaled(d_head_DV, like_head), None, None
 
 
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def _logits_and_losses(hidden_cD, head_DV, targets_c):
+def _logits_and_losses(hidden_cD, head_DV, targets_c, axis):
+  """softmax(logits)_cV, whether each is the target_cV, and losses_c; over all parts of a vocabulary split by `axis`."""
+  over_parts = (lambda reduce, x: reduce(x, axis)) if axis else (lambda reduce, x: x)
   logits_cV = matmul(hidden_cD, head_DV)
-  target_logits_c = jnp.take_along_axis(logits_cV, targets_c[:, None], axis=1)[:, 0]
-  return logits_cV, jax.nn.logsumexp(logits_cV, axis=1) - target_logits_c
+  first = lax.axis_index(axis) * head_DV.shape[1] if axis else 0
+  is_target_cV = (targets_c - first)[:, None] == jnp.arange(head_DV.shape[1])[None]
+  largest_c = over_parts(lax.pmax, logits_cV.max(axis=1))
+  shifted_cV = jnp.exp(logits_cV - largest_c[:, None])
+  sum_c = over_parts(lax.psum, shifted_cV.sum(axis=1))
+  target_logits_c = over_parts(lax.psum, jnp.where(is_target_cV, logits_cV, 0).sum(axis=1))
+  return shifted_cV / sum_c[:, None], is_target_cV, largest_c + jnp.log(sum_c) - target_logits_c
 
 
 def _chunks(arrays, chunk):

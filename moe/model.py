@@ -6,12 +6,14 @@ B batch, L sequence, D model width, V vocabulary, N MoE layers.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
+from moe import mesh
 from moe.config import Config, ModelConfig
 from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block
-from moe.layers.experts import KEEP_PLAN
+from moe.layers.expert_parallel import KEEP_PLAN
 from moe.layers.norm import RMSNorm
 from moe.ops.matmul import matmul
 from moe.ops.router import RoutingStats
@@ -63,7 +65,7 @@ class Transformer(nn.Module):
       The updated cache, or None.
     """
     with jax.named_scope('embed'):
-      x_BLD = self.embedding_VD[tokens_BL].astype(self.config.model.dtype)
+      x_BLD = _embed(self.config, self.embedding_VD, tokens_BL)
     stats, new_cache = None, {}
     for name in _stack_names(self.config.model):
       stack_cache = cache[name] if cache is not None else None
@@ -90,8 +92,33 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
 
 def init_params(config: Config, key: jax.Array) -> dict:
   """The parameter tree: float32, N(0, init_std²), norm scales one. Its shapes do not depend on batch or length."""
-  dummy = jnp.zeros((1, 1), jnp.int32)
+  dummy = jnp.zeros((mesh.batch_parts(), 1), jnp.int32)
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
+
+
+def _embed(config, embedding_VD, tokens_BL):
+  """Rows of the embedding, in the compute type.
+
+  On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all tokens of those that
+  share the table with it, and each gets its tokens' columns from all of them. The gradient takes the same way back.
+  """
+  split = config.mesh.zero == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
+  sharers = 'fsdp', 'expert'
+
+  def of_own_part(embedding_VD, tokens_BL):
+    if split:
+      tokens_BL = lax.all_gather(tokens_BL, sharers, tiled=True)
+    if mesh.size('tensor') == 1:
+      x_BLD = embedding_VD[tokens_BL].astype(config.model.dtype)
+    else:
+      row_BL = tokens_BL - lax.axis_index('tensor') * embedding_VD.shape[0]
+      here_BL = (row_BL >= 0) & (row_BL < embedding_VD.shape[0])
+      x_BLD = jnp.where(here_BL[:, :, None], embedding_VD[jnp.where(here_BL, row_BL, 0)], 0)
+      x_BLD = lax.psum(x_BLD.astype(config.model.dtype), 'tensor')
+    return lax.all_to_all(x_BLD, sharers, split_axis=0, concat_axis=2, tiled=True) if split else x_BLD
+
+  table, batch = mesh.spec('vocab', 'width' if split else None), mesh.spec('batch')
+  return mesh.on_shards(of_own_part, (table, batch), batch)(embedding_VD, tokens_BL)
 
 
 def _stack_names(model):
@@ -106,7 +133,7 @@ def _stack(config, dense, length):
     block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
   scanned = nn.scan(
     block,
-    variable_axes={'params': 0},
+    variable_axes={'params': 0, 'exchange': 0},
     split_rngs={'params': True},
     in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
     length=length,

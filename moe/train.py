@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from moe import accounting
+from moe import mesh as mesh_lib
 from moe.checkpoint import Checkpointer
 from moe.config import Config, differences
 from moe.data.packing import Batch
@@ -25,7 +27,7 @@ from moe.ops.implementation import check as check_implementation
 from moe.train_step import TrainState, init_state, make_train_step
 
 # Keys that may differ when a run goes on: none of them changes what a step computes.
-_FREE_SECTIONS = ('evaluation', 'checkpoint')
+_FREE_SECTIONS = ('evaluation', 'checkpoint', 'mesh')
 _FREE_KEYS = (
   'name',
   'train.log_every',
@@ -62,22 +64,26 @@ def _train(config: Config, workdir: Path) -> Outcome:
   open_workdir(config, workdir)
   data = prepare(config, data_directory(config, workdir))
   (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
-  batches = train_iterator(data, config)
+  mesh = mesh_lib.make_mesh(config)
+  batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
+  where = lambda tree: mesh_lib.shardings(mesh, tree, config.mesh.zero)
 
-  with contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer:
-    restored = checkpointer.restore_newest()
+  with contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer, mesh_lib.use(mesh):
+    restored = checkpointer.restore_newest(where)
     if restored:
       start, state = restored.step, restored.state
       batches.set_state(restored.data_state)
       print(f'going on from step {start} in {workdir}', flush=True)
     else:
-      start, state = 0, jax.jit(lambda: init_state(config))()
+      shapes = jax.eval_shape(lambda: init_state(config))
+      start, state = 0, jax.jit(lambda: init_state(config), out_shardings=where(shapes))()
     if start >= config.train.num_steps:
       print(f'{workdir} is finished: {start} of {config.train.num_steps} steps', flush=True)
       return Outcome(start, True, None)
     describe_run(config, workdir)
     with contextlib.closing(MetricWriter(workdir, resumed_from=start)) as writer, _stop_on_signal() as stop:
-      return _steps(_Run(config, workdir, batches, checkpointer, writer, Evaluator(config, data), stop), start, state)
+      run = _Run(config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop)
+      return _steps(run, start, state)
 
 
 class _Run(NamedTuple):
@@ -85,6 +91,7 @@ class _Run(NamedTuple):
 
   config: Config
   workdir: Path
+  mesh: Mesh
   batches: Iterator[Batch]
   checkpointer: Checkpointer
   writer: MetricWriter
@@ -95,8 +102,9 @@ class _Run(NamedTuple):
 def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   """The steps after `start`. Only those that log, evaluate or save wait for the device."""
   config, num_steps = run.config, run.config.train.num_steps
-  batch = next(run.batches)
-  train_step = _compile(config, batch)
+  feed = lambda: mesh_lib.place(next(run.batches), run.mesh)
+  batch = feed()
+  train_step = _compile(config, state, batch)
   flops = accounting.account(config).train_flops_per_token
   progress = Progress(num_steps, config.data.batch_size * config.data.seq_len, flops)
   logged, saved = None, start
@@ -124,17 +132,18 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       progress.pause(time.perf_counter() - paused)
     if stopping or last:
       break
-    batch = next(run.batches)
+    batch = feed()
   run.checkpointer.wait(step)
   if not last:
     print(f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on', flush=True)
   return Outcome(step, last, logged)
 
 
-def _compile(config, batch):
+def _compile(config, state, batch):
   began = time.perf_counter()
-  shapes = jax.eval_shape(lambda: init_state(config))
-  train_step = jax.jit(make_train_step(config), donate_argnums=0).lower(shapes, batch).compile()
+  where = jax.tree.map(lambda x: x.sharding, state)
+  train_step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, None))
+  train_step = train_step.lower(state, batch).compile()
   print(f'compiled the training step in {time.perf_counter() - began:.0f} s', flush=True)
   return train_step
 
@@ -170,6 +179,10 @@ def describe_run(config: Config, workdir: Path) -> None:
   """One line on what is about to be trained, and where."""
   counts = accounting.account(config)
   devices = f'{jax.default_backend()} ({jax.devices()[0].device_kind})'
+  if jax.device_count() > 1:
+    sizes = mesh_lib.fill(config.mesh, jax.device_count())
+    axes = ', '.join(f'{axis} {size}' for axis, size in sizes.items() if size > 1)
+    devices = f'{jax.device_count()} × {devices}, mesh {axes}, {jax.process_count()} processes'
   print(
     f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
     f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '

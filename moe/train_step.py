@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from jax import lax
 
+from moe import mesh
 from moe import metrics as metrics_lib
 from moe.config import Config
 from moe.data.packing import Batch
@@ -88,7 +89,7 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches
-  batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  batches = jax.tree.map(lambda x: _parts(x, parts), batch)
 
   counts_NE = None
   if config.moe.balance_scope == 'batch' and parts > 1 and config.moe.num_experts:
@@ -97,27 +98,31 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
     counts_NE = lax.scan(add, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
   def objective(params, part):
-    hidden_BLD, stats = forward(config, params, part)
-    rows = lambda x: x.reshape(-1, *x.shape[2:])
+    hidden_BLD, stats, exchange = forward_with_exchange(config, params, part)
     with jax.named_scope('cross_entropy'):
-      loss = cross_entropy(
-        rows(hidden_BLD), params['head'], rows(part.targets_BL), rows(part.weights_BL), config.train.loss_chunk
-      )
+      loss = cross_entropy(hidden_BLD, params['head'], part.targets_BL, part.weights_BL, config.train.loss_chunk)
     loss /= totals.targets
     terms, sums = BalanceTerms(*jnp.zeros(3)), None
     if stats is not None:
       terms = balance_terms(stats, config.moe, totals, counts_NE)
       sums = jax.tree.map(lax.stop_gradient, metrics_lib.sum_over_sequences(stats))
-    return loss + sum(terms), (loss, terms, sums)
+    return loss + sum(terms), (loss, terms, sums, exchange)
 
   gradient = jax.value_and_grad(objective, has_aux=True)
   if parts == 1:
-    (total, (loss, terms, sums)), gradients = gradient(params, batch)
+    (total, (loss, terms, sums, exchange)), gradients = gradient(params, batch)
   else:
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(params, part)), None)
-    ((total, (loss, terms, sums)), gradients), _ = lax.scan(add, zeros, batches)
+
+    def add(carry, part):
+      (total, (loss, terms, sums, exchange)), gradients = gradient(params, part)
+      (old, old_exchange), new = carry, ((total, (loss, terms, sums)), gradients)
+      return (jax.tree.map(jnp.add, old, new), jax.tree.map(jnp.maximum, old_exchange, exchange)), None
+
+    (total, (loss, terms, sums, exchange)), gradients = zeros
+    start = ((total, (loss, terms, sums)), gradients), exchange
+    (((total, (loss, terms, sums)), gradients), exchange), _ = lax.scan(add, start, batches)
 
   metrics = {
     'loss': loss,
@@ -129,15 +134,28 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
   }
   if sums is not None:
     metrics |= metrics_lib.routing_metrics(sums, totals.tokens)
+  metrics |= {f'exchange_{name}_N': values for name, values in exchange.items()}  # the worst of the microbatches
   return gradients, metrics
 
 
 def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, RoutingStats | None]:
   """hidden_BLD in the compute type and the routing statistics of a batch (None where nothing is routed)."""
-  hidden_BLD, stats, _ = Transformer(config).apply(
-    {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+  return forward_with_exchange(config, params, batch)[:2]
+
+
+def forward_with_exchange(config: Config, params: dict, batch: Batch):
+  """As `forward`, and {name: (N,)} of `expert_parallel.Exchange`; empty where experts are not split."""
+  (hidden_BLD, stats, _), sown = Transformer(config).apply(
+    {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, mutable=['exchange']
   )
-  return hidden_BLD, stats
+  exchange = sown.get('exchange', {}).get('moe_blocks', {}).get('moe', {}).get('experts', {})
+  return hidden_BLD, stats, exchange
+
+
+def _parts(x_BN, parts):
+  """Every parts-th sequence a part, so that on a mesh each device keeps its own."""
+  x = x_BN.reshape(-1, parts, *x_BN.shape[1:]).swapaxes(0, 1)
+  return mesh.constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
 
 
 def _routing_shape(config):

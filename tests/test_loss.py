@@ -35,7 +35,9 @@ def test_cross_entropy(chunk, dtype):
 
   @jax.jit
   def run(hidden_TD, head_DV):
-    scaled = lambda h, w: 3 * cross_entropy(h, w, targets_T, weights_T, chunk)  # the cotangent is not one
+    scaled = lambda h, w: (
+      3 * cross_entropy(h[None], w, targets_T[None], weights_T[None], chunk)
+    )  # the cotangent is not one
     return jax.value_and_grad(scaled, argnums=(0, 1))(hidden_TD, head_DV)
 
   loss, (d_hidden_TD, d_head_DV) = jax.device_get(run(hidden_TD, head_DV))
@@ -45,7 +47,7 @@ def test_cross_entropy(chunk, dtype):
   relative = 1e-5 if dtype == jnp.float32 else 2**-7
   assert_close((d_hidden_TD, d_head_DV), (3 * d_hidden, 3 * d_head), relative)
   assert (d_hidden_TD[weights_T == 0] == 0).all()
-  value = jax.jit(cross_entropy, static_argnums=4)(hidden_TD, head_DV, targets_T, weights_T, chunk)
+  value = jax.jit(cross_entropy, static_argnums=4)(hidden_TD[None], head_DV, targets_T[None], weights_T[None], chunk)
   assert_close(value, np.array(truth), 1e-6)
 
 
@@ -55,7 +57,9 @@ def test_token_losses():
     oracles.cross_entropy(exact(h)[None], exact(head_DV), [target], [1.0])[0]
     for h, target in zip(np.asarray(hidden_TD), targets_T)
   ]
-  assert_close(jax.jit(token_losses, static_argnums=3)(hidden_TD, head_DV, targets_T, 5), np.array(truth), 1e-6)
+  assert_close(
+    jax.jit(token_losses, static_argnums=3)(hidden_TD[None], head_DV, targets_T[None], 5)[0], np.array(truth), 1e-6
+  )
 
 
 def _shapes(jaxpr):
@@ -69,7 +73,7 @@ def _shapes(jaxpr):
 @pytest.mark.parametrize('gradient', [True, False])
 def test_logits_of_all_tokens_never_exist(gradient):
   tokens, width, vocab, chunk = 4096, 2, 100_000, 64
-  loss = lambda h, w: cross_entropy(h, w, jnp.zeros(tokens, jnp.int32), jnp.ones(tokens), chunk)
+  loss = lambda h, w: cross_entropy(h[None], w, jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens)), chunk)
   function = jax.value_and_grad(loss, argnums=(0, 1)) if gradient else loss
   shapes = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16), jax.ShapeDtypeStruct((width, vocab), jnp.float32)
   sizes = [math.prod(shape) for shape in _shapes(jax.make_jaxpr(function)(*shapes).jaxpr)]

@@ -57,7 +57,7 @@ def suite(rounds: int) -> list[dict]:
 def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], None]:
   """Runs the layer and all its gradients once. Skewed: expert 0 is among the chosen of 80% of the tokens."""
   config, draw = _config(shape, dtype), Draw(dtype)
-  layer = MoELayer(config.model, config.moe, config.ops.implementation)
+  layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
   e, d, f = shape.num_experts, shape.d_model, shape.d_expert
   router_DE, u_TD = np.array(draw(d, e)), np.array(draw(_SEQUENCES * _LENGTH, d), np.float32)
   if skewed:

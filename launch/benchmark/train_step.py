@@ -85,8 +85,8 @@ def _parts(config: Config) -> list[Part]:
   width = moe.num_shared_experts * moe.d_expert
   shared = {'gate': draw(d, width), 'up': draw(d, width), 'down': draw(width, d)}
   mlp = MLP(model, width)
-  targets_T, weights_T = jnp.zeros(tokens, jnp.int32), jnp.ones(tokens, jnp.float32)
-  head = lambda x, w: cross_entropy(x, w, targets_T, weights_T, config.train.loss_chunk)
+  targets_1T, weights_1T = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens), jnp.float32)
+  head = lambda x, w: cross_entropy(x[None], w, targets_1T, weights_1T, config.train.loss_chunk)
   shape = moe_layer.Shape(d, moe.d_expert, moe.num_experts, moe.experts_per_token)
   run = moe_layer.with_gradients
   attend = lambda q, k, v: attention(q, k, v, segments_BL)

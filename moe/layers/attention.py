@@ -1,11 +1,13 @@
 """Causal self-attention with rotary positions, grouped key/value heads, segment ids, and a cache for decoding."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moe import mesh
 from moe.config import ModelConfig
 from moe.layers import initializers
 from moe.layers.rope import apply_rope
@@ -49,7 +51,11 @@ class Attention(nn.Module):
     values_BSGC = project('value', c.num_kv_heads)
 
     if cache is None:
-      attended_BLHC = attention(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL, implementation=self.implementation)
+      heads, batch = mesh.spec('batch', None, 'heads', None), mesh.spec('batch', None)
+      attend = mesh.on_shards(
+        functools.partial(attention, implementation=self.implementation), (heads, heads, heads, batch), heads
+      )
+      attended_BLHC = attend(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL)
     else:
       row_B1 = jnp.arange(x_BLD.shape[0])[:, None]
       keys_BSGC = cache.keys_BSGC.at[row_B1, positions_BL].set(keys_BSGC)

@@ -3,9 +3,10 @@
 import jax
 from flax import linen as nn
 
+from moe import mesh
 from moe.config import Config
 from moe.layers.attention import Attention, KVCache
-from moe.layers.experts import KEEP_PLAN
+from moe.layers.expert_parallel import KEEP_PLAN
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
 from moe.layers.norm import RMSNorm
@@ -28,6 +29,7 @@ class Block(nn.Module):
     segment_ids_BL: jax.Array,
   ) -> tuple[jax.Array, tuple[RoutingStats | None, KVCache | None]]:
     """Shaped for `nn.scan`: x is the carry, the cache is scanned, statistics and cache are stacked."""
+    x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
     model = self.config.model
     norm = lambda name: RMSNorm(model.norm_eps, name=name)
     attended_BLD, cache = Attention(model, self.config.ops.implementation, name='attention')(
@@ -38,7 +40,7 @@ class Block(nn.Module):
     if self.dense:
       return x_BLD + MLP(model, model.d_ff, name='mlp')(u_BLD), (None, cache)
     layer = nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
-    y_BLD, stats = layer(model, self.config.moe, self.config.ops.implementation, name='moe')(
+    y_BLD, stats = layer(model, self.config.moe, self.config.mesh, self.config.ops.implementation, name='moe')(
       u_BLD, token_ids_BL, segment_ids_BL > 0
     )
     return x_BLD + y_BLD, (stats, cache)

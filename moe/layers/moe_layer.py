@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe.config import ModelConfig, MoEConfig
+from moe.config import MeshConfig, ModelConfig, MoEConfig
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
 from moe.layers.router import HashRouter, SoftmaxRouter
@@ -18,6 +18,7 @@ class MoELayer(nn.Module):
 
   config: ModelConfig
   moe: MoEConfig
+  mesh: MeshConfig
   implementation: str
 
   @nn.compact
@@ -29,7 +30,9 @@ class MoELayer(nn.Module):
     if self.moe.num_experts:
       router = _ROUTERS[self.moe.router](self.config, self.moe, self.implementation, name='router')
       gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
-      y_BLD += Experts(self.config, self.moe, self.implementation, name='experts')(u_BLD, gates_BLK, experts_BLK)
+      y_BLD += Experts(self.config, self.moe, self.mesh, self.implementation, name='experts')(
+        u_BLD, gates_BLK, experts_BLK
+      )
     if self.moe.num_shared_experts:
       y_BLD += MLP(self.config, self.moe.num_shared_experts * self.moe.d_expert, name='shared')(u_BLD)
     return y_BLD, stats

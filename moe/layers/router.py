@@ -6,6 +6,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from moe import mesh
 from moe.config import ModelConfig, MoEConfig
 from moe.layers import initializers
 from moe.ops.router import Routing, RoutingStats, route
@@ -25,7 +26,11 @@ class SoftmaxRouter(nn.Module):
     experts_DE = self.param('experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts))
     # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
     logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
-    return route(logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation)
+    choose = lambda logits_BLE, is_token_BL: route(
+      logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation
+    )
+    batch = mesh.spec('batch')
+    return mesh.on_shards(choose, (batch, batch), batch)(logits_BLE, is_token_BL)
 
 
 class HashRouter(nn.Module):

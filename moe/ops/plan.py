@@ -28,12 +28,7 @@ def make_plan(experts_TK: jax.Array, num_experts: int) -> DispatchPlan:
   """
   num_tokens, experts_per_token = experts_TK.shape
   experts_TK = experts_TK.astype(jnp.int32)
-  chosen_TE = (experts_TK[:, :, None] == jnp.arange(num_experts)[None, None]).any(axis=1).astype(jnp.int32)
-  group_sizes_E = chosen_TE.sum(axis=0)
-  group_offsets_E = jnp.cumsum(group_sizes_E) - group_sizes_E
-  # An assignment's row: its expert's first row plus the earlier tokens that chose the same expert.
-  row_TE = group_offsets_E[None] + jnp.cumsum(chosen_TE, axis=0) - chosen_TE
-  row_TK = jnp.take_along_axis(row_TE, experts_TK, axis=1)
+  row_TK, group_sizes_E, group_offsets_E = sort_assignments(experts_TK, num_experts)
   token_TK = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32)[:, None], row_TK.shape)
   token_R = (
     jnp.zeros(num_tokens * experts_per_token, jnp.int32)
@@ -41,6 +36,16 @@ def make_plan(experts_TK: jax.Array, num_experts: int) -> DispatchPlan:
     .set(token_TK.reshape(-1), unique_indices=True, mode='promise_in_bounds')
   )
   return DispatchPlan(experts_TK, row_TK, token_R, group_sizes_E, group_offsets_E)
+
+
+def sort_assignments(experts_TK: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(row_TK, group_sizes_E, group_offsets_E). An expert of `num_experts` is none: no row; its row_TK says nothing."""
+  chosen_TE = (experts_TK[:, :, None] == jnp.arange(num_experts)[None, None]).any(axis=1).astype(jnp.int32)
+  group_sizes_E = chosen_TE.sum(axis=0)
+  group_offsets_E = jnp.cumsum(group_sizes_E) - group_sizes_E
+  # An assignment's row: its expert's first row plus the earlier tokens that chose the same expert.
+  row_TE = group_offsets_E[None] + jnp.cumsum(chosen_TE, axis=0) - chosen_TE
+  return jnp.take_along_axis(row_TE, experts_TK, axis=1, mode='clip'), group_sizes_E, group_offsets_E
 
 
 class Tiles(NamedTuple):
@@ -61,7 +66,7 @@ def make_tiles(
   """Cuts every group into tiles of at most `rows_per_tile` rows.
 
   Args:
-    group_sizes_E: int32, sum to `num_rows` (R).
+    group_sizes_E: int32, sum to `num_rows` (R) or less; rows past the last group are in no tile.
     aligned: cut at multiples of `rows_per_tile` (a tile then lies in block start // rows_per_tile, which groups may
       share); otherwise at multiples counted from the group's first row.
     visit_empty: an empty group gets one empty tile, placed at its offset.

@@ -26,7 +26,7 @@ def run(config, params, u_BLD, ids_BL, dy_BLD):
   is_token_BL = jnp.ones((B, L), bool).at[1, -2:].set(False)
 
   def apply(params, u_BLD):
-    layer = MoELayer(config.model, config.moe, config.ops.implementation)
+    layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
     return layer.apply({'params': params}, u_BLD, ids_BL, is_token_BL)
 
   y_BLD, pull, stats = jax.vjp(apply, params, u_BLD, has_aux=True)

@@ -1,0 +1,219 @@
+"""The device mesh, the ONE table from logical axes to mesh axes, and the two ways in which layers use it.
+
+`constrain` says how an activation lies; `on_shards` runs a function on every device's own part. Both find the mesh in
+JAX's context (`use`), so that no layer is handed one, and both do nothing where there is none: one device.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moe.config import Config, MeshConfig
+from moe.errors import UserError
+
+# Outermost first: neighbours in the last axes are neighbours on the machine, and talk most.
+AXES = ('stage', 'data', 'fsdp', 'expert', 'tensor')
+BATCH_AXES = ('data', 'fsdp', 'expert')  # attention, embedding and loss treat all three as data
+
+# Logical axis → mesh axes.
+_TABLE: dict[str | None, tuple[str, ...]] = {
+  None: (),
+  'batch': BATCH_AXES,
+  'layers': ('stage',),
+  'vocab': ('tensor',),
+  'heads': ('tensor',),
+  'hidden': ('tensor',),  # of FFNs and experts
+  'experts': ('expert',),
+  'width': ('fsdp', 'expert'),  # d_model of what every token uses: ZeRO-3 over all that holds other tokens
+  'expert_width': ('fsdp',),  # d_model of experts, whose first axis has the mesh's expert axis already
+}
+ZERO_AXES = ('width', 'expert_width')
+
+# Parameter → logical axes, by its module and name; a stack of blocks has 'layers' before them.
+_PARAMETERS: dict[tuple[str, str], tuple[str | None, ...]] = {
+  ('', 'embedding'): ('vocab', 'width'),
+  ('', 'head'): ('width', 'vocab'),
+  ('attention', 'query'): ('width', 'heads'),
+  ('attention', 'key'): ('width', 'heads'),
+  ('attention', 'value'): ('width', 'heads'),
+  ('attention', 'out'): ('heads', 'width'),
+  ('mlp', 'gate'): ('width', 'hidden'),
+  ('mlp', 'up'): ('width', 'hidden'),
+  ('mlp', 'down'): ('hidden', 'width'),
+  ('shared', 'gate'): ('width', 'hidden'),
+  ('shared', 'up'): ('width', 'hidden'),
+  ('shared', 'down'): ('hidden', 'width'),
+  ('router', 'experts'): ('width', None),
+}
+_STACKS = ('dense_blocks', 'moe_blocks')
+
+
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh of config.mesh over `devices` (all there are), −1 filled in. UserError where something does not divide."""
+  devices = jax.devices() if devices is None else devices
+  sizes = fill(config.mesh, len(devices))
+  _check(config, sizes)
+  shape = tuple(sizes[axis] for axis in AXES)
+  if devices[0].platform == 'tpu':
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  else:
+    grid = np.array(devices).reshape(shape)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
+  """Axis → size, with −1 filled in. UserError unless the product is `num_devices`."""
+  sizes = {axis: getattr(config, axis) for axis in AXES}
+  given = math.prod(size for size in sizes.values() if size > 0)
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage'))
+  if open_axes and num_devices % given == 0:
+    sizes[open_axes[0]] = num_devices // given
+  elif open_axes or given != num_devices:
+    raise UserError(f'{listed} does not fit {num_devices} device{"s" * (num_devices != 1)}')
+  return sizes
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+  """What is traced inside is laid out on `mesh`. One of a single device changes nothing."""
+  if mesh.size == 1:
+    yield
+    return
+  with jax.set_mesh(mesh):
+    yield
+
+
+def size(axis: str) -> int:
+  """Devices along a mesh axis, in the mesh that is in use; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape[axis]
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """The PartitionSpec of an array with these logical axes."""
+  return PartitionSpec(*(_TABLE[name] or None for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """x, laid out by its logical axes."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def on_shards(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`function` on each device's own part of its arguments; `function` itself where there is no mesh.
+
+  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. An argument that a spec does
+  not split over some axis gets the sum of that axis's gradients.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+  return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def expert_axes(num_experts: int, devices: int) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+  """Logical axes of experts' (gate and up, down), stored on `devices` along the expert axis.
+
+  Where they cannot be dealt out evenly, 63 to 8, say, they are stored by width, and dealt out when they are used.
+  """
+  experts, width = ('experts', 'expert_width') if num_experts % devices == 0 else (None, 'width')
+  return (experts, width, 'hidden'), (experts, 'hidden', width)
+
+
+def shardings(mesh: Mesh, tree: Any, zero: int = 3) -> Any:
+  """A NamedSharding for every leaf of a tree of parameters, or of one that repeats their names, as optimizer state.
+
+  zero: 3 shards parameters and optimizer state over the data axes; 1 only the latter, as told by the path 'params'.
+  """
+  place = lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf, zero, mesh.shape['expert']))
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_parts() -> int:
+  """Parts that a batch is in, on the mesh that is in use."""
+  return math.prod(size(axis) for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Of arrays whose first axis is that of a batch's sequences."""
+  return NamedSharding(mesh, spec('batch'))
+
+
+def place(batch: Any, mesh: Mesh) -> Any:
+  """This process's part of a batch (see `batch_share`) as arrays of the whole, spread over the mesh."""
+  if mesh.size == 1:
+    return batch
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def place_whole(batch: Any, mesh: Mesh) -> Any:
+  """A batch that every process has whole, spread over the mesh; rows of zeros fill it up to equal parts."""
+  if mesh.size == 1:
+    return batch
+  sharding, parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+  def spread(x):
+    x = np.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(spread, batch)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): this process feeds the index-th of `count` equal parts of every batch.
+
+  Processes along the other axes feed the same part. UserError where a process's devices hold no such part.
+  """
+  rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  held = {index[0].start or 0 for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()}
+  first, count = min(held), len(held)
+  if held != set(range(first, first + count)) or rows % count or first % count:
+    raise UserError(
+      f'the devices of process {jax.process_index()} hold rows {sorted(held)} of {rows} of a batch, not one part of '
+      'equal ones: give mesh.tensor and mesh.stage sizes that divide or are divided by the devices of a process'
+    )
+  return first // count, rows // count
+
+
+def _leaf_spec(path, leaf, zero, expert_devices):
+  names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
+  stacked = any(name in _STACKS for name in names)
+  module = names[-2] if stacked else ''
+  axes = _PARAMETERS.get((module, names[-1])) if names else None
+  if module == 'experts':
+    axes = expert_axes(leaf.shape[1], expert_devices)[names[-1] == 'down']
+  elif axes is None:  # norm scales, counters
+    axes = (None,) * (leaf.ndim - stacked)
+  if zero == 1 and names[0] == 'params':
+    axes = tuple(None if axis in ZERO_AXES else axis for axis in axes)
+  return spec(*(('layers',) if stacked else ()), *axes)
+
+
+def _check(config: Config, sizes: dict[str, int]) -> None:
+  """UserError naming both keys where an axis does not divide what it splits."""
+  model, moe, data = config.model, config.moe, config.data
+
+  def divides(axes, key, value):
+    by = math.prod(sizes[axis] for axis in axes)
+    if value % by:
+      listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in axes if sizes[axis] > 1)
+      raise UserError(f'{listed} does not divide {key}={value}')
+
+  rows = data.batch_size // config.train.microbatches
+  divides(BATCH_AXES, 'data.batch_size / train.microbatches', rows)
+  divides(('fsdp', 'expert'), 'model.d_model', model.d_model)
+  divides(('tensor',), 'model.num_heads', model.num_heads)
+  divides(('tensor',), 'model.num_kv_heads', model.num_kv_heads)
+  divides(('tensor',), 'model.vocab_size', model.vocab_size)
+  divides(('tensor',), 'model.d_ff', model.d_ff)
+  divides(('tensor',), 'moe.d_expert', moe.d_expert)
