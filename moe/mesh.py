@@ -117,7 +117,8 @@ def on_shards(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return function
-  return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  split = set(mesh.axis_names) - set(mesh.manual_axes)  # inside a pipeline the stages are split already
+  return jax.shard_map(function, axis_names=split, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def expert_axes(num_experts: int, devices: int) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
@@ -134,7 +135,7 @@ def shardings(mesh: Mesh, tree: Any, zero: int = 3) -> Any:
 
   zero: 3 shards parameters and optimizer state over the data axes; 1 only the latter, as told by the path 'params'.
   """
-  place = lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf, zero, mesh.shape['expert']))
+  place = lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf, zero, mesh.shape))
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -185,18 +186,22 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
   return first // count, rows // count
 
 
-def _leaf_spec(path, leaf, zero, expert_devices):
+def _leaf_spec(path, leaf, zero, sizes):
   names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
   stacked = any(name in _STACKS for name in names)
   module = names[-2] if stacked else ''
   axes = _PARAMETERS.get((module, names[-1])) if names else None
   if module == 'experts':
-    axes = expert_axes(leaf.shape[1], expert_devices)[names[-1] == 'down']
+    axes = expert_axes(leaf.shape[1], sizes['expert'])[names[-1] == 'down']
   elif axes is None:  # norm scales, counters
     axes = (None,) * (leaf.ndim - stacked)
   if zero == 1 and names[0] == 'params':
     axes = tuple(None if axis in ZERO_AXES else axis for axis in axes)
-  return spec(*(('layers',) if stacked else ()), *axes)
+  if not stacked:
+    return spec(*axes)
+  if leaf.shape[0] % sizes['stage'] == 0:
+    return spec('layers', *axes)
+  return spec(None, *axes)
 
 
 def _check(config: Config, sizes: dict[str, int]) -> None:
@@ -209,6 +214,9 @@ def _check(config: Config, sizes: dict[str, int]) -> None:
       listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in axes if sizes[axis] > 1)
       raise UserError(f'{listed} does not divide {key}={value}')
 
+  layers = model.num_layers - model.num_dense_layers or model.num_layers
+  if sizes['stage'] > layers:
+    raise UserError(f'mesh.stage={sizes["stage"]} is more than the {layers} layers that are dealt out to the stages')
   rows = data.batch_size // config.train.microbatches
   divides(BATCH_AXES, 'data.batch_size / train.microbatches', rows)
   divides(('fsdp', 'expert'), 'model.d_model', model.d_model)

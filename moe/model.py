@@ -3,6 +3,8 @@
 B batch, L sequence, D model width, V vocabulary, N MoE layers.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -65,9 +67,9 @@ class Transformer(nn.Module):
       The updated cache, or None.
     """
     with jax.named_scope('embed'):
-      x_BLD = _embed(self.config, self.embedding_VD, tokens_BL)
+      x_BLD = embed(self.config, self.embedding_VD, tokens_BL)
     stats, new_cache = None, {}
-    for name in _stack_names(self.config.model):
+    for name in stack_names(self.config.model):
       stack_cache = cache[name] if cache is not None else None
       x_BLD, (stack_stats, new_cache[name]) = getattr(self, name)(
         x_BLD, stack_cache, tokens_BL, positions_BL, segment_ids_BL
@@ -87,7 +89,7 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
     return jnp.zeros((layers, batch, length, model.num_kv_heads, model.head_dim), model.dtype)
 
   layers = {'dense_blocks': model.num_dense_layers, 'moe_blocks': model.num_layers - model.num_dense_layers}
-  return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in _stack_names(model)}
+  return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in stack_names(model)}
 
 
 def init_params(config: Config, key: jax.Array) -> dict:
@@ -96,7 +98,7 @@ def init_params(config: Config, key: jax.Array) -> dict:
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
 
 
-def _embed(config, embedding_VD, tokens_BL):
+def embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   """Rows of the embedding, in the compute type.
 
   On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all tokens of those that
@@ -121,9 +123,27 @@ def _embed(config, embedding_VD, tokens_BL):
   return mesh.on_shards(of_own_part, (table, batch), batch)(embedding_VD, tokens_BL)
 
 
-def _stack_names(model):
+def stack_names(model: ModelConfig) -> list[str]:
+  """The stacks of equal blocks that a model has, in their order."""
   dense = ['dense_blocks'] if model.num_dense_layers else []
   return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
+
+
+def block_step(config: Config, stack: str, *batch: jax.Array) -> Callable:
+  """step(x_BLD, one block's parameters) → (x_BLD, (statistics, telemetry of the exchange)), for `lax.scan`.
+
+  batch: tokens, positions and segment ids. For those who run a stack's blocks themselves; rematerialised by config.
+  """
+
+  def step(x_BLD, params):
+    (x_BLD, (stats, _)), sown = Block(config, stack == 'dense_blocks').apply(
+      {'params': params}, x_BLD, None, *batch, mutable=['exchange']
+    )
+    return x_BLD, (stats, sown.get('exchange', {}).get('moe', {}).get('experts', {}))
+
+  if config.model.remat in _REMAT_POLICIES:
+    return jax.checkpoint(step, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
+  return step
 
 
 def _stack(config, dense, length):

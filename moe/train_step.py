@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from moe import mesh
+from moe import mesh, pipeline
 from moe import metrics as metrics_lib
 from moe.config import Config
 from moe.data.packing import Batch
@@ -109,7 +109,10 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
     return loss + sum(terms), (loss, terms, sums, exchange)
 
   gradient = jax.value_and_grad(objective, has_aux=True)
-  if parts == 1:
+  if mesh.size('stage') > 1:
+    gradients, (loss, terms, sums, exchange) = pipeline.gradients(config, params, batches, totals, counts_NE)
+    total = loss + sum(terms)
+  elif parts == 1:
     (total, (loss, terms, sums, exchange)), gradients = gradient(params, batch)
   else:
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batches))

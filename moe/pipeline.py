@@ -1,0 +1,169 @@
+"""Pipeline parallelism: the gradients of a batch with the layers dealt out to the stages of the mesh (1F1B).
+
+M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
+m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
+is done after 2 (M + S − 1) ticks, as in 1F1B, a bubble of (S − 1) / (M + S − 1); and stage s keeps S − s inputs at most.
+
+Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
+leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.
+
+B sequences of a microbatch, L tokens each, D model width, N layers of the stack that is dealt out.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from moe import mesh
+from moe.config import Config
+from moe.data.packing import Batch
+from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
+from moe.metrics import sum_over_sequences
+from moe.layers.norm import RMSNorm
+from moe.model import block_step, embed, stack_names
+
+_AXIS = 'stage'
+
+
+class Parts(NamedTuple):
+  """What the microbatches add up to, beside the gradients. `exchange` is the largest of them."""
+
+  loss: jax.Array
+  terms: BalanceTerms
+  sums: object  # RoutingStats (N, …), or None
+  exchange: dict
+
+
+def gradients(
+  config: Config, params: dict, batches: Batch, totals: Totals, counts_NE: jax.Array | None
+) -> tuple[dict, Parts]:
+  """Gradients of the batch's objective, and its parts.
+
+  Args:
+    batches: Batch whose arrays have a leading axis M.
+    totals: of the whole batch.
+    counts_NE: the whole batch's choices, where moe.balance_scope needs them.
+  """
+  *before, name = stack_names(config.model)
+  stages, layers = mesh.size(_AXIS), jax.tree.leaves(params[name])[0].shape[0]
+  per_stage = -(-layers // stages)
+  deal = lambda tree: jax.tree.map(lambda x: _pad(x, stages * per_stage), tree)
+  schedule = _Schedule(config, name, before, layers, per_stage, stages)
+  run = jax.shard_map(
+    schedule.run,
+    in_specs=(PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec(), PartitionSpec(), PartitionSpec(_AXIS)),
+    out_specs=(PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec(), PartitionSpec(_AXIS)),
+    axis_names={_AXIS},
+    check_vma=False,
+  )
+  rest = {key: value for key, value in params.items() if key != name}
+  d_stack, d_rest, summed, by_layer = run(deal(params[name]), rest, batches, totals, deal(counts_NE))
+  d_stack, (sums, exchange) = jax.tree.map(lambda x: x[:layers], (d_stack, by_layer))
+  return {**d_rest, name: d_stack}, Parts(*summed, sums, exchange)
+
+
+class _Schedule(NamedTuple):
+  """One stage's work; every method runs inside the shard_map over stages."""
+
+  config: Config
+  name: str  # of the stack that is dealt out
+  before: list[str]  # the stacks before it
+  layers: int
+  per_stage: int
+  stages: int
+
+  def run(self, stack, rest, batches, totals, counts_nE):
+    stage, stages = lax.axis_index(_AXIS), self.stages
+    microbatches = batches.tokens_BL.shape[0]
+    part = lambda m: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, m, keepdims=False), batches)
+    work = functools.partial(self.work, totals=totals, counts_nE=counts_nE)
+
+    def forward(m, received, state):
+      inputs, gradients, parts = state
+      inputs = lax.dynamic_update_index_in_dim(inputs, received, m % stages, 0)
+      # The last stage's result goes nowhere: its backward computes all that is needed.
+      send = lax.cond(stage == stages - 1, lambda: received, lambda: work(stack, rest, received, part(m))[0][0])
+      return send, (inputs, gradients, parts)
+
+    def backward(m, received, state):
+      inputs, gradients, parts = state
+      kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
+      (_, objective), pull, new = jax.vjp(lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True)
+      *more, send = pull((jnp.where(stage == stages - 1, 0, received).astype(kept.dtype), jnp.ones_like(objective)))
+      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), _add(parts, new))
+
+    def tick(t, carry):
+      from_before, from_after, state = carry
+      turn = (t - stage) % 2  # 0: forward, 1: backward
+      m = jnp.where(turn == 0, t - stage, t - (2 * stages - 1 - stage)) // 2
+      idle = (m < 0) | (m >= microbatches)
+      received = jnp.where(turn == 0, from_before, from_after)
+      choice = jnp.where(idle, 2, turn)
+      send, state = lax.switch(
+        choice, [forward, backward, lambda m, received, state: (received, state)], m, received, state
+      )
+      onward = lax.ppermute(send, _AXIS, [(s, s + 1) for s in range(stages - 1)])
+      back = lax.ppermute(send, _AXIS, [(s + 1, s) for s in range(stages - 1)])
+      return onward, back, state
+
+    nothing = jnp.zeros((*batches.tokens_BL.shape[1:], self.config.model.d_model), self.config.model.dtype)
+    nothing = mesh.constrain(nothing, 'batch', None, None)
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+    parts = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
+    inputs = mesh.constrain(jnp.zeros((stages, *nothing.shape), nothing.dtype), None, 'batch', None, None)
+    state = inputs, (zeros(stack), zeros(rest)), parts
+    _, _, (_, (d_stack, d_rest), parts) = lax.fori_loop(
+      0, 2 * (microbatches + stages - 1), tick, (nothing, nothing, state)
+    )
+    loss, terms, sums, exchange = parts
+    d_rest, loss, terms = lax.psum((d_rest, loss, terms), _AXIS)
+    return d_stack, d_rest, (loss, terms), (sums, exchange)
+
+  def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
+    """((the stage's result, its share of the objective), Parts as a tuple) of one microbatch."""
+    config, stage = self.config, lax.axis_index(_AXIS)
+    arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+
+    def begin():
+      x_BLD = embed(config, rest['embedding'], batch.tokens_BL)
+      for name in self.before:
+        x_BLD, _ = lax.scan(block_step(config, name, *arguments), x_BLD, rest[name])
+      return x_BLD
+
+    x_BLD = lax.cond(stage == 0, begin, lambda: x_BLD)
+    step = block_step(config, self.name, *arguments)
+    shapes = jax.eval_shape(step, x_BLD, jax.tree.map(lambda w: w[0], stack))[1]
+
+    def layer(x_BLD, inputs):
+      weights, number = inputs
+      skip = lambda x_BLD, _: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+      return lax.cond(stage * self.per_stage + number < self.layers, step, skip, x_BLD, weights)
+
+    x_BLD, (stats, exchange) = lax.scan(layer, x_BLD, (stack, jnp.arange(self.per_stage)))
+
+    def finish():
+      hidden_BLD = RMSNorm(config.model.norm_eps).apply({'params': rest['final_norm']}, x_BLD)
+      with jax.named_scope('cross_entropy'):
+        total = cross_entropy(hidden_BLD, rest['head'], batch.targets_BL, batch.weights_BL, config.train.loss_chunk)
+      return total / totals.targets
+
+    loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
+    terms, sums = BalanceTerms(*jnp.zeros(3)), None
+    if stats is not None:
+      terms = balance_terms(stats, config.moe, totals, counts_nE)
+      sums = jax.tree.map(lax.stop_gradient, sum_over_sequences(stats))
+    return (x_BLD, loss + sum(terms)), (loss, terms, sums, exchange)
+
+
+def _add(old, new):
+  *old, old_exchange = old
+  *new, exchange = new
+  return *jax.tree.map(jnp.add, tuple(old), tuple(new)), jax.tree.map(jnp.maximum, old_exchange, exchange)
+
+
+def _pad(x_N, size):
+  return jnp.pad(x_N, [(0, size - x_N.shape[0])] + [(0, 0)] * (x_N.ndim - 1))
