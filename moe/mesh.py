@@ -225,3 +225,10 @@ def _check(config: Config, sizes: dict[str, int]) -> None:
   divides(('tensor',), 'model.vocab_size', model.vocab_size)
   divides(('tensor',), 'model.d_ff', model.d_ff)
   divides(('tensor',), 'moe.d_expert', moe.d_expert)
+
+
+def compiler_options(platform: str) -> dict[str, bool]:
+  """XLA's options for a program on a mesh: on TPU tokens travel while others compute only where this is asked for."""
+  if platform != 'tpu':
+    return {}
+  return {'xla_tpu_enable_async_all_to_all': True, 'xla_tpu_enable_async_ragged_all_to_all': True}

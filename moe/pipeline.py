@@ -2,7 +2,7 @@
 
 M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
 m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
-is done after 2 (M + S − 1) ticks, as in 1F1B, a bubble of (S − 1) / (M + S − 1); and stage s keeps S − s inputs at most.
+is done after 2 (M + S − 1) ticks, a bubble of (S − 1) / (M + S − 1) as in 1F1B, and stage s keeps S − s inputs at most.
 
 Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
 leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.
@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec
 from moe import mesh
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.layers.norm import RMSNorm
 from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
 from moe.metrics import sum_over_sequences
-from moe.layers.norm import RMSNorm
 from moe.model import block_step, embed, stack_names
 
 _AXIS = 'stage'
@@ -66,6 +66,13 @@ def gradients(
   return {**d_rest, name: d_stack}, Parts(*summed, sums, exchange)
 
 
+def turn(tick, stage, stages):
+  """(1 for backward or 0 for forward, microbatch) of a stage at a tick; idle where there is no such microbatch."""
+  is_backward = (tick - stage) % 2
+  began = stage + is_backward * (2 * (stages - stage) - 1)  # tick of microbatch 0
+  return is_backward, (tick - began) // 2
+
+
 class _Schedule(NamedTuple):
   """One stage's work; every method runs inside the shard_map over stages."""
 
@@ -98,14 +105,11 @@ class _Schedule(NamedTuple):
 
     def tick(t, carry):
       from_before, from_after, state = carry
-      turn = (t - stage) % 2  # 0: forward, 1: backward
-      m = jnp.where(turn == 0, t - stage, t - (2 * stages - 1 - stage)) // 2
-      idle = (m < 0) | (m >= microbatches)
-      received = jnp.where(turn == 0, from_before, from_after)
-      choice = jnp.where(idle, 2, turn)
-      send, state = lax.switch(
-        choice, [forward, backward, lambda m, received, state: (received, state)], m, received, state
-      )
+      is_backward, m = turn(t, stage, stages)
+      received = jnp.where(is_backward, from_after, from_before)
+      choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
+      rest = lambda m, received, state: (received, state)
+      send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
       onward = lax.ppermute(send, _AXIS, [(s, s + 1) for s in range(stages - 1)])
       back = lax.ppermute(send, _AXIS, [(s + 1, s) for s in range(stages - 1)])
       return onward, back, state

@@ -189,9 +189,8 @@ class _Demand(NamedTuple):
   total_P: jax.Array  # int32: tokens that need it
 
 
-def _demand(experts_TK, weights):
-  devices = lax.axis_size(_AXIS)
-  device_TK = experts_TK // weights.gate_EDF.shape[0]
+def _demand(experts_TK, devices, here):
+  device_TK = experts_TK // here
   assignments_TP = (device_TK[:, :, None] == jnp.arange(devices)[None, None]).sum(axis=1, dtype=jnp.int32)
   needs_TP = (assignments_TP > 0).astype(jnp.int32)
   return _Demand(device_TK, assignments_TP, jnp.cumsum(needs_TP, axis=0) - needs_TP, needs_TP.sum(axis=0))
@@ -226,7 +225,7 @@ def _all_rounds(x_TD, gates_TK, weights, experts_TK, rules):
 
 
 def _forward(x_TD, gates_TK, weights, experts_TK, rules):
-  demand = _demand(experts_TK, weights)
+  demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
   start_P = jnp.zeros_like(demand.total_P)
   y_TD, pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, start_P, rules), x_TD, gates_TK, weights)
 
@@ -242,7 +241,7 @@ def _forward(x_TD, gates_TK, weights, experts_TK, rules):
 
 def _backward(rules, residuals, cotangents):
   pull, *operands, experts_TK = residuals
-  demand, d_y_TD = _demand(experts_TK, operands[-1]), cotangents[0]
+  demand, d_y_TD = _demand(experts_TK, lax.axis_size(_AXIS), operands[-1].gate_EDF.shape[0]), cotangents[0]
 
   def again(state):
     start_P, _, gradients = state
@@ -257,7 +256,7 @@ _all_rounds.defvjp(_forward, _backward)
 
 
 def _telemetry(experts_TK, weights, rounds, capacity):
-  demand = _demand(experts_TK, weights)
+  demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
   sent_P = _window(demand, jnp.zeros_like(demand.total_P), capacity).sum(axis=0, dtype=jnp.int32)
   received, load = (lax.psum_scatter(n_P, _AXIS) for n_P in (sent_P, demand.assignments_TP.sum(axis=0)))
   largest = lambda x: lax.pmax(x.astype(jnp.float32), mesh.BATCH_AXES)

@@ -1,0 +1,101 @@
+"""Experts on different devices: the same training on every transport and number of experts, and what a round takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers import expert_parallel
+from moe.layers.expert_parallel import Capacity
+from tests.mesh.cases import GROUPS
+from tests.mesh.test_invariance import check
+
+
+@pytest.mark.parametrize('case', GROUPS['experts'])
+def test_training(case):
+  record = check('experts', case)
+  if 'skewed' in case:
+    assert max(record['rounds']) > 1  # or the case would not test what it says
+
+
+def choose(tokens, experts, per_token, seed, weights=None):
+  generator = np.random.default_rng(seed)
+  weights = np.ones(experts) if weights is None else weights
+  one = lambda: generator.choice(experts, per_token, replace=False, p=weights / weights.sum())
+  return np.stack([one() for _ in range(tokens)]).astype(np.int32)
+
+
+def test_balanced_routing_takes_one_round_of_the_default_buffer():
+  tokens, experts, per_token, devices, here = 2048, 64, 6, 8, 8
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.5, everything=False)
+  for seed in range(10):
+    demand = expert_parallel._demand(jnp.asarray(choose(tokens, experts, per_token, seed)), devices, here)
+    window_TP = expert_parallel._window(demand, jnp.zeros(devices, jnp.int32), capacity)
+    assert (window_TP.sum(axis=0) == demand.total_P).all()
+  # The buffer is in proportion to what is expected, not to the worst case: a token needs 4.54 of 8 devices on average.
+  assert devices * capacity.tokens == pytest.approx(1.5 * 4.54 * tokens, rel=0.02)
+  assert devices * capacity.assignments == pytest.approx(1.5 * 6 * tokens, rel=0.01)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('packed', [True, False])
+def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
+  """Against a loop over tokens. Lopsided choices, so that it takes several rounds."""
+  tokens, experts, per_token, devices = 40, 12, 3, 4
+  experts_TK = choose(tokens, experts, per_token, seed, weights=np.arange(1, experts + 1) ** 2.0)
+  needed = {(t, e // 3) for t in range(tokens) for e in experts_TK[t]}
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.0, everything=not packed)
+  demand = expert_parallel._demand(jnp.asarray(experts_TK), devices, experts // devices)
+  start_P, sent, rounds = jnp.zeros(devices, jnp.int32), set(), 0
+  while (start_P < demand.total_P).any():
+    window_TP = expert_parallel._window(demand, start_P, capacity)
+    moves, sent_P = jax.device_get(expert_parallel._slots(demand, window_TP, capacity, packed))
+    here = {(int(t), slot // capacity.tokens) for slot, t in enumerate(moves.source_S) if t < tokens}
+    assert here == set(zip(*map(np.ndarray.tolist, np.nonzero(np.asarray(window_TP)))))
+    assert not here & sent
+    for p in range(devices):
+      assigned = sum(e // 3 == p for t, q in here if q == p for e in experts_TK[t])
+      assert sum(q == p for _, q in here) == sent_P[p] <= capacity.tokens
+      assert assigned <= capacity.assignments
+    # A token's sum collects every slot of its own, once.
+    for t in range(tokens):
+      slots = [int(s) for s in moves.slot_TK[t] if s < moves.source_S.shape[0]]
+      assert len(slots) == len(set(slots)) and all(moves.source_S[s] == t for s in slots)
+      assert len(slots) == sum(u == t for u, _ in here)
+    sent |= here
+    start_P += window_TP.sum(axis=0)
+    rounds += 1
+  assert sent == needed
+  assert rounds > 1
+
+
+def test_what_lies_past_the_last_group_is_never_read():
+  """Kernels leave those rows as they find them: even NaN must reach neither results nor gradients."""
+  slots, width, here, choices, room = 6, 4, 2, 2, 16
+  generator = np.random.default_rng(0)
+  x_SD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)
+  gates_SK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
+  experts_SK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
+  scales_G = jnp.array([2.0, 3.0])
+  weights = expert_parallel.ExpertWeights(jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G)
+
+  @jax.custom_vjp
+  def run(x_AD, gates_A1, plan, weights):
+    gate_A = gates_A1 * weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    return jnp.where((jnp.arange(room) < plan.group_sizes_E.sum())[:, None], x_AD * gate_A, jnp.nan)
+
+  def backward(kept, d_AD):
+    x_AD, gates_A1, plan, weights = kept
+    ours = (jnp.arange(room) < plan.group_sizes_E.sum())[:, None]
+    scale_A1 = weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    d_x, d_gates = d_AD * gates_A1 * scale_A1, (d_AD * x_AD * scale_A1).sum(axis=1, keepdims=True)
+    return jnp.where(ours, d_x, jnp.nan), jnp.where(ours, d_gates, jnp.nan), None, None
+
+  run.defvjp(lambda *operands: (run(*operands), operands), backward)
+  experts = lambda x, g: expert_parallel._own_experts(x, g, experts_SK, weights, room, run)
+  y_SD, pull = jax.vjp(experts, x_SD, gates_SK)
+  scale_SK = jnp.where(experts_SK < here, scales_G[jnp.minimum(experts_SK, 1)], 0)
+  truth = lambda x, g: (g * scale_SK).sum(axis=1)[:, None] * x
+  y_truth, pull_truth = jax.vjp(truth, x_SD, gates_SK)
+  for computed, expected in zip((y_SD, *pull(y_SD)), (y_truth, *pull_truth(y_SD)), strict=True):
+    np.testing.assert_allclose(computed, expected, rtol=1e-6)

@@ -1,0 +1,39 @@
+"""The pipeline: the same training as one device, and a schedule no worse than 1F1B's."""
+
+import pytest
+
+from moe.pipeline import turn
+from tests.mesh.cases import GROUPS
+from tests.mesh.test_invariance import check
+
+
+@pytest.mark.parametrize('case', GROUPS['stages'])
+def test_training(case):
+  check('stages', case)
+
+
+@pytest.mark.parametrize('stages', [1, 2, 3, 4, 8])
+@pytest.mark.parametrize('microbatches', [1, 2, 5, 16])
+def test_schedule(stages, microbatches):
+  """Everything once, just after what it needs; at most S − s inputs kept on stage s; 2 (M + S − 1) ticks in all."""
+  forward, backward = {}, {}
+  ticks = 2 * (microbatches + stages - 1)
+  for stage in range(stages):
+    for tick in range(ticks):
+      is_backward, m = turn(tick, stage, stages)
+      if 0 <= m < microbatches:
+        done = backward if is_backward else forward
+        assert (stage, m) not in done
+        done[stage, m] = tick
+  everything = {(stage, m) for stage in range(stages) for m in range(microbatches)}
+  assert forward.keys() == backward.keys() == everything
+  for stage, m in everything:
+    if stage:
+      assert forward[stage, m] == forward[stage - 1, m] + 1
+      assert backward[stage - 1, m] == backward[stage, m] + 1
+    kept = sum(forward[stage, n] <= forward[stage, m] < backward[stage, n] for n in range(microbatches))
+    assert kept <= stages - stage
+    # The slot of an input is free again before the next one comes into it.
+    if m + stages < microbatches:
+      assert backward[stage, m] < forward[stage, m + stages]
+  assert max(backward.values()) == ticks - 1
