@@ -8,7 +8,7 @@ RUFF = $(BIN)/python -m ruff
 lint_option = $(shell $(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); print(p['lint']['$(1)'])")
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test lint aot-tpu aot-gpu setup-aot clean
+.PHONY: setup quickstart test soak lint aot-tpu aot-gpu setup-aot clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ quickstart: setup
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# kill -9 of one of two processes, 20 times at random steps; about 10 minutes on 2 idle cores.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -s tests/soak/soak_faults.py
 
 # Every kernel, compiled for machines that are not here; each compiler in an environment of its own.
 aot-tpu: .venv-tpu/.installed

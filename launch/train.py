@@ -1,6 +1,10 @@
 """Trains a config, or goes on with a run.
 
 python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR [--config.SECTION.KEY=VALUE …]
+
+On several machines every process runs this command, with a workdir that all see. Under Slurm (srun), on a TPU pod or
+under Open MPI they find each other; elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I to each.
+launch/supervise.sh starts a process again after a crash.
 """
 
 from absl import flags
@@ -9,14 +13,23 @@ from launch import cli
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same command goes on with it.', required=True)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where the processes find each other.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are. 1 alone: no cluster, even inside one.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+HEARTBEAT = flags.DEFINE_integer('heartbeat_timeout', 60, 'Seconds of silence after which a process counts as dead.')
+START = flags.DEFINE_integer('start_timeout', 300, 'Seconds to wait for the other processes at the start.')
 
 
 def main(_):
   config = cli.config(CONFIG)  # before jax: a mistyped key answers at once
+  from moe import processes
   from moe.train import train
 
-  cli.show_log('moe.ops')  # which implementations run
-  train(config, WORKDIR.value)
+  cluster = processes.Cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value, START.value)
+  with processes.join(cluster):
+    if processes.is_main():
+      cli.show_log('moe.ops')  # which implementations run
+    train(config, WORKDIR.value)
 
 
 if __name__ == '__main__':

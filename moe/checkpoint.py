@@ -2,8 +2,12 @@
 
 DIR/checkpoints/STEP/ has the items params, training (optimizer state and counters), data (iterator state), config,
 tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
+
+With several processes all call the same methods in the same order: each writes and reads the parts of arrays that its
+devices hold, process 0 the rest. Nothing in a checkpoint depends on their number or on the mesh.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -25,6 +29,7 @@ from absl import logging
 from jax import lax
 from orbax.checkpoint import checkpoint_managers as managers
 
+from moe import processes
 from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
@@ -52,7 +57,7 @@ class Checkpointer:
   def save(self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None) -> None:
     """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
     params, training = _split(state)
-    self._check_space(step, state)
+    processes.together(lambda: self._check_space(step, state))
     items = {
       'params': ocp.args.StandardSave(params),
       'training': ocp.args.StandardSave(training),
@@ -79,14 +84,14 @@ class Checkpointer:
     UserError if there are checkpoints but none can be read: never silently from scratch.
     """
     bad = []
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      restored, fault = _attempt(lambda step=step: self._restore(step, shardings))
+    while (step := processes.from_main(max(set(self._manager.all_steps()) - set(bad), default=-1))) >= 0:
+      restored, fault = self._restore(step, shardings)
       if fault:
-        logging.error('checkpoint step %d in %s is unreadable: %s', step, self._directory, fault)
+        _log_error(f'checkpoint step {step} in {self._directory} is unreadable: {fault}')
         bad.append(step)
         continue
       if bad:
-        logging.error('going on from step %d, the newest readable one', step)
+        _log_error(f'going on from step {step}, the newest readable one')
         self._set_aside(bad)
       return restored
     if bad:
@@ -109,35 +114,47 @@ class Checkpointer:
     )
 
   def _restore(self, step, shardings):
+    """(Restored, '') or (None, why it cannot be read), the same in every process."""
     shapes = jax.eval_shape(lambda: init_state(self._config))
     if shardings:
       placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
       shapes = jax.tree.map(placed, shapes, shardings(shapes))
     params, training = _split(shapes)
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        training=ocp.args.StandardRestore(training),
-        data=ocp.args.JsonRestore(),
-        checksums=ocp.args.JsonRestore(),
-      ),
+    read, fault = _attempt(lambda: self._read(step, params, training))
+    if fault := processes.first_told(fault):
+      return None, fault
+    # All have read their parts: checksums, which need every process, can be taken.
+    items, expected = read
+    fault = _difference(items['params'], expected['params']) or _difference(items['training'], expected['training'])
+    if not fault and _checksum_of_json(items['data']) != expected['data']:
+      fault = 'the state of the data iterator is not the one that was saved'
+    if fault := processes.first_told(fault):
+      return None, fault
+    return Restored(step, TrainState(params=items['params'], **items['training']), items['data']), ''
+
+  def _read(self, step, params, training):
+    """(items, their checksums as they were saved): what this process can tell of a checkpoint by itself."""
+    items = _read(
+      self._directory / str(step),
+      params=ocp.args.StandardRestore(params),
+      training=ocp.args.StandardRestore(training),
+      data=ocp.args.JsonRestore(),
+      checksums=ocp.args.JsonRestore(),
     )
-    for name in ('params', 'training'):
-      _verify(items[name], items['checksums'][name])
-    if _checksum_of_json(items['data']) != items['checksums']['data']:
-      raise ValueError('the state of the data iterator is not the one that was saved')
-    return Restored(step, TrainState(params=items['params'], **items['training']), items['data'])
+    return items, {name: items['checksums'][name] for name in ('params', 'training', 'data')}
 
   def _set_aside(self, steps):
     self._manager.close()
-    for step in steps:
+    processes.main_first(f'checkpoints without {steps}', lambda: self._move_away(steps))
+    self._manager = self._open()
+
+  def _move_away(self, steps):
+    for step in steps if processes.is_main() else ():
       target = self._directory.parent / 'unreadable' / str(step)
       if target.exists():
         shutil.rmtree(target)
       target.parent.mkdir(exist_ok=True)
       (self._directory / str(step)).rename(target)
-    self._manager = self._open()
 
   def _check_space(self, step, state):
     """Asks before writing: a disk that fills up half-way makes other libraries print pages of errors."""
@@ -154,6 +171,8 @@ class Checkpointer:
     try:
       action()
     except Exception as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
+      if jax.process_count() > 1 and not _of_the_disk(error):
+        raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
       kept = _kept(self._manager.all_steps(read=True))
       raise UserError(
         f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
@@ -235,10 +254,20 @@ def _attempt(read: Callable) -> tuple[object, str]:
   return result, fault
 
 
+def _read(path, **items):
+  """Items of a checkpoint, without any other process: one that fails then leaves none waiting."""
+  own = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f'process{jax.process_index()}',
+  )
+  handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=own))
+  with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as checkpointer:
+    return checkpointer.restore(path.absolute(), ocp.args.Composite(**items))
+
+
 def _load(directory, step):
-  checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-  path = (directory / str(step)).absolute()
-  restore = lambda **items: checkpointer.restore(path, ocp.args.Composite(**items))
+  restore = lambda **items: _read(directory / str(step), **items)
   config = from_config_dict(restore(config=ocp.args.JsonRestore())['config'])
   config = dataclasses.replace(config, ops=OpsConfig('auto'))  # the run's kernels need not exist on this machine
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
@@ -249,7 +278,8 @@ def _load(directory, step):
     tokenizer=ocp.args.StandardRestore(),
     checksums=ocp.args.JsonRestore(),
   )
-  _verify(items['params'], items['checksums']['params'])
+  if fault := _difference(items['params'], items['checksums']['params']):
+    raise ValueError(fault)
   tokenizer = Tokenizer.from_bytes(np.asarray(items['tokenizer']['model']).tobytes())
   return NotebookRun(Transformer(config), items['params'], tokenizer, config, step)
 
@@ -292,7 +322,22 @@ def _checksum_leaves(leaves):
   return {name: checksum(leaf) for name, leaf in leaves.items()}
 
 
-def _verify(tree, expected):
-  for name, value in _checksums(tree).items():
-    if expected.get(name) != value:
-      raise ValueError(f'the bytes of {name} are not those that were saved')
+def _difference(tree, expected) -> str:
+  """'', or which array is not the one whose checksum is expected."""
+  different = [name for name, value in _checksums(tree).items() if expected.get(name) != value]
+  return f'the bytes of {different[0]} are not those that were saved' if different else ''
+
+
+def _of_the_disk(error: BaseException | None) -> bool:
+  """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
+  words = ('No space left', 'Disk quota', 'Read-only file system', 'Permission denied', 'Input/output error')
+  while error:
+    if isinstance(error, OSError) or any(word in str(error) for word in words):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _log_error(message):
+  if processes.is_main():
+    logging.error('%s', message)

@@ -3,17 +3,15 @@
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe import accounting
+from moe import accounting, processes
 from moe import mesh as mesh_lib
 from moe.checkpoint import Checkpointer
 from moe.config import Config, differences
@@ -51,7 +49,8 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   """Trains to config.train.num_steps, going on from the newest checkpoint in `workdir`.
 
   Writes config.json, data/ (unless data.dir says where), tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/.
-  SIGTERM or Ctrl-C saves and returns. UserError where something the user can mend is in the way.
+  SIGTERM or Ctrl-C saves and returns. UserError where something the user can mend is in the way. With several processes
+  (`processes.join`) all call this with a workdir that all see; process 0 writes what is not an array, and prints.
   """
   try:
     return _train(config, Path(workdir))
@@ -61,10 +60,11 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 
 def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
-  open_workdir(config, workdir)
-  data = prepare(config, data_directory(config, workdir))
-  (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
   mesh = mesh_lib.make_mesh(config)
+  processes.together(lambda: open_workdir(config, workdir))
+  data = processes.main_first('data', lambda: prepare(config, data_directory(config, workdir)))
+  if processes.is_main():
+    (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
   batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
   where = lambda tree: mesh_lib.shardings(mesh, tree, config.mesh.zero)
 
@@ -73,15 +73,15 @@ def _train(config: Config, workdir: Path) -> Outcome:
     if restored:
       start, state = restored.step, restored.state
       batches.set_state(restored.data_state)
-      print(f'going on from step {start} in {workdir}', flush=True)
+      _say(f'going on from step {start} in {workdir}')
     else:
       shapes = jax.eval_shape(lambda: init_state(config))
       start, state = 0, jax.jit(lambda: init_state(config), out_shardings=where(shapes))()
     if start >= config.train.num_steps:
-      print(f'{workdir} is finished: {start} of {config.train.num_steps} steps', flush=True)
+      _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
       return Outcome(start, True, None)
-    describe_run(config, workdir)
-    with contextlib.closing(MetricWriter(workdir, resumed_from=start)) as writer, _stop_on_signal() as stop:
+    _say(describe_run(config, workdir))
+    with _open_writer(workdir, start) as writer, processes.stop_on_signal(mesh) as stop:
       run = _Run(config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop)
       return _steps(run, start, state)
 
@@ -94,9 +94,9 @@ class _Run(NamedTuple):
   mesh: Mesh
   batches: Iterator[Batch]
   checkpointer: Checkpointer
-  writer: MetricWriter
+  writer: MetricWriter | None  # of process 0
   evaluator: Evaluator
-  stop: '_Stop'
+  stop: processes.Stop
 
 
 def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
@@ -104,14 +104,14 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   config, num_steps = run.config, run.config.train.num_steps
   feed = lambda: mesh_lib.place(next(run.batches), run.mesh)
   batch = feed()
-  train_step = _compile(config, state, batch)
+  train_step = _compile(config, run.mesh, state, batch, *run.stop.asked())
   flops = accounting.account(config).train_flops_per_token
   progress = Progress(num_steps, config.data.batch_size * config.data.seq_len, flops)
   logged, saved = None, start
   for step in range(start + 1, num_steps + 1):
-    state, metrics = train_step(state, batch)
+    state, metrics = train_step(state, batch, *run.stop.asked())
     progress.step_done()
-    last, stopping = step == num_steps, run.stop.requested  # read once: a later signal counts for the next step
+    last, stopping = step == num_steps, run.stop.agreed(metrics)  # read once: a later signal counts for the next step
     due = lambda every, step=step: every > 0 and step % every == 0
     saving = last or stopping or due(config.checkpoint.every_steps)
     evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
@@ -121,10 +121,11 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       paused = time.perf_counter()
       if evaluating and not stopping:
         logged |= _held_out(run.evaluator, state.params, config)
-      run.writer.write(step, logged)
-      if 'expert_load_NE' in logged and (last or due(config.train.heatmap_every)):
-        run.writer.write_expert_load(step, logged['expert_load_NE'])
-      print(progress.line(step, logged), flush=True)
+      if run.writer:
+        run.writer.write(step, logged)
+        if 'expert_load_NE' in logged and (last or due(config.train.heatmap_every)):
+          run.writer.write_expert_load(step, logged['expert_load_NE'])
+      _say(progress.line(step, logged))
       _stop_if_bad(logged, config, step, saved)
       if saving:
         run.checkpointer.save(step, state, run.batches.get_state(), logged.get('held_out_loss'))
@@ -135,17 +136,31 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     batch = feed()
   run.checkpointer.wait(step)
   if not last:
-    print(f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on', flush=True)
+    _say(f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on')
   return Outcome(step, last, logged)
 
 
-def _compile(config, state, batch):
+def _compile(config, mesh, state, batch, *wish):
   began = time.perf_counter()
   where = jax.tree.map(lambda x: x.sharding, state)
-  train_step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, None))
-  train_step = train_step.lower(state, batch).compile()
-  print(f'compiled the training step in {time.perf_counter() - began:.0f} s', flush=True)
+  # Whole on every device, as a process can read only what its own devices hold.
+  whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
+  train_step = processes.with_stop(make_train_step(config))
+  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(where, whole))
+  train_step = train_step.lower(state, batch, *wish).compile(mesh_lib.compiler_options(jax.default_backend()))
+  _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
   return train_step
+
+
+def _say(line):
+  if processes.is_main():
+    print(line, flush=True)
+
+
+def _open_writer(workdir, start):
+  if not processes.is_main():
+    return contextlib.nullcontext()
+  return contextlib.closing(MetricWriter(workdir, resumed_from=start))
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -165,6 +180,8 @@ def open_workdir(config: Config, workdir: Path) -> None:
       listed = ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
       raise UserError(f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values')
   workdir.mkdir(parents=True, exist_ok=True)
+  if not processes.is_main():
+    return
   temporary = path.with_suffix('.tmp')
   temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n', encoding='utf-8')
   os.replace(temporary, path)
@@ -175,7 +192,7 @@ def data_directory(config: Config, workdir: str | Path) -> Path:
   return Path(config.data.dir) if config.data.dir else Path(workdir) / 'data'
 
 
-def describe_run(config: Config, workdir: Path) -> None:
+def describe_run(config: Config, workdir: Path) -> str:
   """One line on what is about to be trained, and where."""
   counts = accounting.account(config)
   devices = f'{jax.default_backend()} ({jax.devices()[0].device_kind})'
@@ -183,41 +200,11 @@ def describe_run(config: Config, workdir: Path) -> None:
     sizes = mesh_lib.fill(config.mesh, jax.device_count())
     axes = ', '.join(f'{axis} {size}' for axis, size in sizes.items() if size > 1)
     devices = f'{jax.device_count()} × {devices}, mesh {axes}, {jax.process_count()} processes'
-  print(
+  return (
     f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
     f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '
-    f'writing {workdir}',
-    flush=True,
+    f'writing {workdir}'
   )
-
-
-class _Stop:
-  """Set by the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
-
-  def __init__(self):
-    self.requested, self.name = False, ''
-
-  def __call__(self, number, frame):
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested, self.name = True, signal.Signals(number).name
-    logging.warning('%s: stopping after this step', self.name)
-
-
-@contextlib.contextmanager
-def _stop_on_signal():
-  stop = _Stop()
-  try:
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not in the main thread, as in a notebook's worker: signals are someone else's
-    yield stop
-    return
-  try:
-    yield stop
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
 
 
 def _stop_if_bad(metrics, config, step, saved):

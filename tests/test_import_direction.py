@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module imports from its own row or rows above it; never from a row below.
 ORDER = [
   ['moe.errors', 'moe.config', 'moe.host_memory'],
-  ['moe.accounting', 'moe.mesh', 'moe.ops'],
+  ['moe.accounting', 'moe.mesh', 'moe.processes', 'moe.ops'],
   ['moe.layers'],
   ['moe.model'],
   ['moe.data', 'moe.loss', 'moe.optimizer', 'moe.metrics', 'moe.metric_writer'],

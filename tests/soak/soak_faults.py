@@ -1,0 +1,53 @@
+"""Twenty times kill -9 of one of two processes, the coordinator included, at random steps: `make soak`.
+
+Not part of `make test`. Half a minute a fault on 2 idle cores; SOAK_FAULTS and SOAK_SEED change their number and order.
+"""
+
+import os
+import random
+import signal
+import time
+
+from tests.processes import group as groups
+from tests.runs import conftest as of_runs
+from tests.runs import programs
+
+corpus, data_flags = of_runs.corpus, of_runs.data_flags
+
+FAULTS = int(os.environ.get('SOAK_FAULTS', '20'))
+SEED = int(os.environ.get('SOAK_SEED', '0'))
+LONGEST_GAP = 15  # steps from the last one before a fault to where the next is due; it comes a few later
+EVERY = 10  # steps between saves
+
+
+def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
+  flags = (
+    *data_flags,
+    f'--config.train.num_steps={2 * FAULTS * LONGEST_GAP}',
+    f'--config.checkpoint.every_steps={EVERY}',
+    '--config.checkpoint.keep_best=0',
+    '--config.evaluation.every_steps=0',
+  )
+  groups.check(2, tmp_path / 'undisturbed', *flags)
+  generator, step = random.Random(SEED), 0
+  with groups.Group(2, tmp_path / 'run', *flags, supervised=True) as group:
+    for number in range(FAULTS):
+      # Later than any step that an earlier start has logged; and somewhere within a step or a save.
+      step += generator.randint(1, LONGEST_GAP)
+      victim, delay = generator.randrange(2), generator.random() / 10  # seconds
+      group.wait_for_step(step)
+      time.sleep(delay)
+      pids = [group.pid(process) for process in (0, 1)]
+      group.send(signal.SIGKILL, victim)
+      began = time.monotonic()
+      for pid in pids:
+        group.wait_for_end(pid)
+      seconds = time.monotonic() - began
+      step = programs.lines(group.workdir)[-1]['step']
+      print(f'fault {number + 1}: process {victim} at step {step}, the other ended {seconds:.1f} s later', flush=True)
+    assert group.wait() == [0, 0], group.output()
+    output = group.output(0)
+  print(f'{output.count("supervise: ")} restarts of process 0')
+  starts = [int(line.split()[4]) for line in output.splitlines() if line.startswith('going on from step')]
+  assert starts == sorted(starts)  # no save is ever lost
+  assert programs.losses(tmp_path / 'run') == programs.losses(tmp_path / 'undisturbed')
