@@ -8,7 +8,7 @@ RUFF = $(BIN)/python -m ruff
 lint_option = $(shell $(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); print(p['lint']['$(1)'])")
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test soak lint aot-tpu aot-gpu setup-aot clean
+.PHONY: setup quickstart test soak lint aot-tpu aot-gpu setup-aot plan clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,15 @@ aot-tpu: .venv-tpu/.installed
 
 aot-gpu: .venv-gpu/.installed
 	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100 --out=experiments/results/aot_gpu.jsonl
+
+# Will it fit, and how fast? The published models' training steps, compiled for machines that are not here.
+PLAN = -m launch.plan --record=experiments/results/plans.jsonl
+plan: .venv-tpu/.installed .venv-gpu/.installed
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python $(PLAN) --config=experiments/validation.py:deepseek_moe --topology=v5e:2x4
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python $(PLAN) --config=experiments/scaling.py:deepseek_moe_16b --topology=v5p:4x4x4
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python $(PLAN) --config=experiments/scaling.py:deepseek_moe_16b --topology=v5e:8x8
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python $(PLAN) --config=experiments/scaling.py:deepseek_moe_16b --topology=h100:8
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python $(PLAN) --config=experiments/scaling.py:deepseek_moe_145b --topology=v5p:8x8x8
 
 # With these installed `make test` compiles a few kernels for both; without, it says so and skips them.
 setup-aot: .venv-tpu/.installed .venv-gpu/.installed

@@ -38,6 +38,11 @@ _SCALE = {
   'optimizer.peak_lr': 2e-3,
   'optimizer.schedule': 'step_decay',  # also where the original is constant: short runs are compared at their end
   'optimizer.warmup_steps': 30,
+  'mesh.data': -1,  # every device one more copy of so small a model
+  'mesh.fsdp': 1,
+  'mesh.expert': 1,
+  'mesh.transport': 'auto',
+  'train.microbatches': 1,
   'train.num_steps': 300,
   'train.heatmap_every': 100,
   'train.loss_chunk': 512,  # on CPU a chunk's logits should stay near the cache

@@ -17,6 +17,9 @@ On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddi
   gshard_137b             136.5B / 21.6B          572.7T    Pile loss 1.961
   deepseek_67b            67.4B                   2057.5T   Pile loss 1.905
 
+Meshes and microbatches are planned for v5p:4x4x4, v5e:8x8 and h100:8 (13B, 16B), and for v5p:8x8x8 (145B and its
+siblings): experiments/results/plans.md has the memory and the speed that come of them (make plan).
+
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
 1793T with its 8 key/value heads (2067T if all 64 heads had their own).
 """
@@ -30,11 +33,15 @@ _TRAINING_16B = {
   'model.remat': 'full',
   'data.seq_len': 4096,
   'data.batch_size': 4608,
+  'train.microbatches': 72,  # one sequence a device on 64
+  'mesh.data': 1,
+  'mesh.fsdp': -1,
   'train.num_steps': 106_449,  # 2T tokens
   'optimizer.peak_lr': 4.2e-4,
   'moe.expert_balance_loss': 0.001,
 }
 _TRAINING_145B = _TRAINING_16B | {
+  'train.microbatches': 9,  # one sequence a device on 512
   'train.num_steps': 13_000,  # 245B tokens
   'optimizer.peak_lr': 3.0e-4,
   'optimizer.schedule': 'constant',
@@ -46,6 +53,9 @@ _TRAINING_145B = _TRAINING_16B | {
 _TRAINING_13B = _TRAINING_16B | {'train.num_steps': 5298}
 
 _VOCABULARY = {'model.vocab_size': 102_400, 'data.vocab_size': 100_000}  # 100K pieces, rows padded to a round number
+
+_EXPERTS_ON_8 = {'mesh.expert': 8}  # devices that a token's experts lie on; further ones share their widths
+_PADDED = {'mesh.transport': 'padded'}  # the TPU compiler has no ragged exchange for v5e slices as large as 8x8
 
 
 def _shape(num_layers: int, d_model: int, num_heads: int, num_kv_heads: int | None = None) -> dict:
@@ -61,9 +71,10 @@ def _first_layer_dense(d_ff: int) -> dict:
   return {'model.num_dense_layers': 1, 'model.d_ff': d_ff}
 
 
-_BASE_13B = _TRAINING_13B | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)  # the vocabulary also 16B's
-_BASE_16B = _TRAINING_16B | _VOCABULARY | _shape(num_layers=28, d_model=2048, num_heads=16)
-_BASE_145B = _TRAINING_145B | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
+# The vocabulary is also the 16B's.
+_BASE_13B = _TRAINING_13B | _EXPERTS_ON_8 | _PADDED | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)
+_BASE_16B = _TRAINING_16B | _EXPERTS_ON_8 | _PADDED | _VOCABULARY | _shape(num_layers=28, d_model=2048, num_heads=16)
+_BASE_145B = _TRAINING_145B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
 
 
 def _width(d_model: int, size: float) -> int:

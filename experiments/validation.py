@@ -16,6 +16,9 @@ Table 7). On a CPU take the same names from `proxy.py`. Expected:
   dense_x16          experts 1.89B           24.6T                 1.806
   deepseek_moe       2.0B / 0.3B             4.3T                  1.808
   deepseek_moe_half  –                       –                     – (beats gshard on six tasks, Figure 6)
+
+Meshes and microbatches are planned for v5e:2x4: experiments/results/plans.md has the memory and the speed that come of
+them (make plan).
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +27,9 @@ from experiments import variants
 from experiments.base import expert_width
 
 _D = 1280
+
+# For v5e:2x4: 8 chips share the parameters, each takes 8 sequences a microbatch.
+_TRAINING = {'model.remat': 'full', 'train.microbatches': 32, 'mesh.data': 1, 'mesh.fsdp': -1}
 
 
 def _experts(shared: int, routed: int, active: int, size: float) -> dict:
@@ -47,4 +53,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
-  return variants.build('validation', VARIANTS, name)
+  return variants.build('validation', {key: _TRAINING | own for key, own in VARIANTS.items()}, name)

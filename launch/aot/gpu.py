@@ -26,7 +26,7 @@ from launch.aot.tracing import against_the_least, balanced_layer
 from moe.ops.implementation import compiling_for
 
 COMPILER = 'jax_cuda12_plugin'  # the package
-_H100 = """
+H100 = """
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 gpu_device_info {
@@ -51,7 +51,7 @@ gpu_device_info {
   device_memory_size: 85029158912
 }
 """
-_TARGETS = {'h100': (_H100, 'sm_90a')}
+_TARGETS = {'h100': (H100, 'sm_90a')}
 # The kernels of each op: forward, and what backward adds. bfloat16 attention's are JAX's own.
 EXPECTED = {
   'dispatch': (('dispatch',), ('dispatch_backward',)),
@@ -91,7 +91,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
     compiled = lowered.compile(
       {
         'xla_dump_to': folder,
-        'xla_gpu_cuda_data_dir': str(_toolkit()),
+        'xla_gpu_cuda_data_dir': str(toolkit()),
         'xla_gpu_fail_ptx_compilation_on_register_spilling': not through_xla,
       }
     )
@@ -135,7 +135,7 @@ def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
     ptx = path.read_text()
     if '.entry' not in ptx:  # constants alone
       continue
-    command = [_toolkit() / 'bin/ptxas', '-v', f'-arch={architecture}', path, '-o', os.devnull]
+    command = [toolkit() / 'bin/ptxas', '-v', f'-arch={architecture}', path, '-o', os.devnull]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     pattern = r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
     for name, stores, loads, registers in re.findall(pattern, report, re.DOTALL):
@@ -178,7 +178,7 @@ def _multiplies(kernel: str) -> bool:
   return not any(word in kernel for word in moves)
 
 
-def _toolkit() -> Path:
+def toolkit() -> Path:
   """The folder of the nvidia-cuda-nvcc wheel: bin/ptxas and libdevice."""
   spec = importlib.util.find_spec('nvidia.cuda_nvcc')
   if spec is None:

@@ -23,7 +23,7 @@ from moe.ops.implementation import compiling_for
 
 COMPILER = 'libtpu'  # the package
 TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}  # the smallest; one device of each is used
-_ENVIRONMENT = {
+ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -164,7 +164,7 @@ def _assignments(program: Program) -> int:
 
 @functools.cache
 def _sharding(target: str) -> NamedSharding:
-  for name, value in _ENVIRONMENT.items():
+  for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   topology = topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[target])
   return NamedSharding(Mesh(np.array(topology.devices[:1]), ('device',)), PartitionSpec())

@@ -1,0 +1,1 @@
+"""What the real training step takes of a machine that is not here: memory, FLOPs, traffic, a roofline step time."""

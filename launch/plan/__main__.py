@@ -1,0 +1,57 @@
+"""Will it fit, and how fast could it be? Compiles the real training step for a machine that is not here.
+
+  .venv-tpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=v5p:4x4x4
+  .venv-gpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=h100:8 --format=json
+
+`make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.… changes it; with
+--search every mesh and rematerialisation that could fit is compiled, which takes minutes each, and ranked.
+Exits with 1 where nothing fits.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for without being there
+
+from absl import flags
+
+from launch import cli
+from moe.errors import UserError
+
+CONFIG = cli.config_flag()
+FORMAT = cli.format_flag()
+TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8: chip and size of the machine.')
+SEARCH = flags.DEFINE_bool('search', False, 'Try the meshes and rematerialisations that could fit, and rank them.')
+LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only so many of them; 0: all.')
+RECORD = flags.DEFINE_string(
+  'record', '', 'FILE.jsonl that collects plans, one a config and machine; FILE.md shows it.'
+)
+
+
+def main(_):
+  config = cli.config(CONFIG)
+  if not TOPOLOGY.value:
+    raise UserError('--topology=CHIP:SIZE is required, for example --topology=v5p:4x4x4')
+  from launch.plan import machine, planner, report, search
+
+  target = machine.parse(TOPOLOGY.value)
+  if not SEARCH.value:
+    record = planner.plan(config, target)
+    if RECORD.value:
+      report.record_plan(Path(RECORD.value), record)
+    print(json.dumps(record, indent=2) if FORMAT.value == 'json' else report.text(record))
+    return int(not record['fits'])
+  records = []
+  tried = list(search.candidates(config, target, machine.devices(target)))
+  for number, changed in enumerate(tried[: LIMIT.value or None], start=1):
+    records.append(planner.plan(changed, target))
+    print(f'{number} of {len(tried)}: {report.text(records[-1])}', file=sys.stderr, flush=True)
+  ranked = search.rank(records)
+  print(json.dumps(ranked, indent=2) if FORMAT.value == 'json' else '\n'.join(map(report.text, ranked)))
+  return int(not any(record['fits'] for record in ranked))
+
+
+if __name__ == '__main__':
+  cli.run(main)

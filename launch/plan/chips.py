@@ -1,0 +1,37 @@
+"""Public figures of the chips that a plan can be made for. Bytes, bytes a second, FLOPs a second; 1 GB is 10⁹ bytes.
+
+Sources, read in 2026:
+  v5e   cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, 400 GB/s ICI both ways together over 4 links
+  v5p   cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB at 2,765 GB/s, 1,200 GB/s ICI over 6 links
+  v6e   cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, 800 GB/s ICI over 4 links
+  h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink both ways together
+A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling book measures 45 and
+90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
+"""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One device of a mesh. Peak rates of bfloat16 products, which is what a step mostly does."""
+
+  name: str
+  platform: str  # 'tpu' or 'gpu'
+  capacity: int  # bytes a program may use, which is less than what is soldered on
+  flops: float  # bfloat16, dense
+  hbm: float  # bytes a second
+  link: float  # bytes a second and direction of one link (GPU: all NVLinks together)
+  torus: int  # dimensions of the torus that the links form; 0: all-to-all switch
+
+
+# TPU capacities are those that its compiler refuses to go over. XLA on GPU takes 75% of the memory unless told
+# otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+CHIPS = {
+  'v5e': Chip('v5e', 'tpu', int(15.75 * GIB), 197e12, 819e9, 50e9, 2),
+  'v5p': Chip('v5p', 'tpu', int(95.74 * GIB), 459e12, 2765e9, 100e9, 3),
+  'v6e': Chip('v6e', 'tpu', int(31.25 * GIB), 918e12, 1640e9, 100e9, 2),
+  'h100': Chip('h100', 'gpu', int(0.75 * 85_029_158_912), 989e12, 3350e9, 450e9, 0),
+}

@@ -1,0 +1,92 @@
+"""A plan: what the compiled step takes, against what the machine has. JSON-able."""
+
+import dataclasses
+from typing import Any
+
+from launch.plan import flops as flops_lib
+from launch.plan.collectives import collectives as find_collectives
+from launch.plan.compile_step import Compiled, bytes_of_state, compile_step
+from launch.plan.machine import Machine
+from launch.plan.roofline import by_kind_and_axes, roofline
+from launch.plan.traffic import memory_traffic
+from moe.accounting import account
+from moe.config import Config
+
+
+def plan(config: Config, machine: Machine) -> dict[str, Any]:
+  """Compiles, and says what the step takes. UserError where config and machine do not go together."""
+  return describe(config, machine, compile_step(config, machine))
+
+
+def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, Any]:
+  """The plan of a compiled step; without collectives, traffic and time where the compiler refused it for its size."""
+  chip, devices = machine.chip, machine.num_devices
+  fits = not compiled.refusal and compiled.reserved_bytes <= chip.capacity
+  rows = _rows_a_device(config, compiled.mesh)
+  setting = flops_lib.Setting(rows, devices, config.data.seq_len, config.model.head_dim)
+  flops = flops_lib.count(compiled.jaxpr, setting)
+  own = account(config).train_flops_per_sequence * config.data.batch_size
+  record = {
+    'config': config.name,
+    'topology': machine.topology,
+    'devices': devices,
+    'mesh': {axis: size for axis, size in compiled.mesh.items() if size > 1},
+    'remat': config.model.remat,
+    'microbatches': config.train.microbatches,
+    'batch_size': config.data.batch_size,
+    'seq_len': config.data.seq_len,
+    'fits': fits,
+    'peak_bytes_per_device': compiled.peak_bytes,
+    'reserved_bytes_per_device': compiled.reserved_bytes,
+    'capacity_bytes_per_device': chip.capacity,
+    'over_bytes_per_device': max(0, compiled.reserved_bytes - chip.capacity),
+    'memory': _memory(config, compiled),
+    'flops_per_step': {
+      **{field.name: round(getattr(flops, field.name)) for field in dataclasses.fields(flops)},
+      'executed': round(flops.executed),
+      'accounting': own,
+      'model_over_accounting': round(flops.model / own, 5),
+    },
+    'compile_seconds': round(compiled.seconds, 1),
+    'compile_cpu_seconds': round(compiled.cpu_seconds, 1),
+    'compile_resident_bytes': compiled.resident_bytes,
+  }
+  if compiled.refusal:
+    return record | {'refusal': compiled.refusal}
+  return record | _performance(config, machine, compiled, flops, own)
+
+
+def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
+  chip, devices = machine.chip, machine.num_devices
+  # A ragged exchange sends what there is, which at balanced routing leaves this share of the buffer filled.
+  collectives = find_collectives(compiled.text, compiled.mesh, 1 / config.mesh.receive_buffer)
+  traffic = memory_traffic(compiled.text)
+  times = roofline(
+    chip, machine.sides, compiled.coordinates, flops.executed / devices, traffic, collectives, compiled.mesh
+  )
+  seconds, tokens = times.step, config.data.batch_size * config.data.seq_len
+  return {
+    'collective_bytes_per_device': by_kind_and_axes(collectives),
+    'hbm_bytes_per_device': round(traffic),
+    'roofline_seconds': {term: round(value, 4) for term, value in times._asdict().items()},
+    'step_seconds': round(seconds, 4),
+    'step_seconds_without_overlap': round(sum(times), 4),
+    'binds': times.binds,
+    'tokens_per_second': round(tokens / seconds),
+    'mfu': round(own / (seconds * devices * chip.flops), 4),
+    'mfu_without_overlap': round(own / (sum(times) * devices * chip.flops), 4),
+  }
+
+
+def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
+  """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations: all that is left."""
+  state = bytes_of_state(compiled.state)
+  gradients = state['parameters'] * (1 + (config.train.microbatches > 1))
+  named = state | {'gradients': gradients}
+  return named | {'activations': compiled.peak_bytes - sum(named.values())}
+
+
+def _rows_a_device(config: Config, mesh: dict[str, int]) -> float:
+  """Assignments of one microbatch that a device's experts compute when routing is balanced."""
+  tokens = config.data.batch_size * config.data.seq_len / config.train.microbatches
+  return tokens * config.moe.experts_per_token / (mesh['data'] * mesh['fsdp'] * mesh['expert'])

@@ -1,0 +1,60 @@
+"""A small config planned for real machines: in the compilers' own environments, where they are installed."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.runs.programs import ROOT
+
+# A step small enough to compile in seconds, with layers, loss and optimizer of the published models.
+SMALL = (
+  '--config=experiments/proxy.py:dense',
+  '--config.model.num_layers=2',
+  '--config.model.num_dense_layers=2',
+  '--config.model.dtype=bfloat16',
+  '--config.mesh.data=1',
+  '--config.mesh.fsdp=-1',
+)
+
+
+def plan(environment: str, *options: str) -> subprocess.CompletedProcess:
+  """Runs launch.plan with a compiler's own python; skips where there is none."""
+  python = ROOT / f'.venv-{environment}/bin/python'
+  if not (python.parent.parent / '.installed').exists():
+    pytest.skip(f'the {environment} compiler is not installed: make setup-aot')
+  variables = {key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
+  return subprocess.run(
+    [python, '-m', 'launch.plan', *options], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300
+  )
+
+
+@pytest.mark.parametrize(('environment', 'topology', 'devices'), [('tpu', 'v5e:2x2', 4), ('gpu', 'h100:4', 4)])
+def test_a_step_is_planned(environment, topology, devices):
+  done = plan(environment, *SMALL, f'--topology={topology}', '--format=json')
+  assert done.returncode == 0, done.stdout + done.stderr
+  record = json.loads(done.stdout)
+  assert record['fits']
+  assert record['mesh'] == {'fsdp': devices}
+  assert 0 < record['peak_bytes_per_device'] < record['capacity_bytes_per_device']
+  assert record['flops_per_step']['model_over_accounting'] == pytest.approx(1, abs=0.05)
+  assert {axis for row in record['collective_bytes_per_device'].values() for axis in row} == {'fsdp'}
+  assert record['binds'] in record['roofline_seconds']
+  assert 0 < record['mfu'] < 1
+
+
+def test_a_slice_that_does_not_exist_is_one_line():
+  done = plan('tpu', *SMALL, '--topology=v5e:3x7')
+  assert done.returncode == 2
+  [line] = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+  assert '--topology=v5e:3x7' in line
+
+
+def test_what_does_not_fit_says_by_how_much():
+  options = ('--config.model.vocab_size=4194304', '--config.data.vocab_size=4096', '--config.model.d_model=4096')
+  done = plan('tpu', *SMALL, *options, '--config.model.head_dim=1024', '--topology=v5e:2x2', '--format=json')
+  assert done.returncode == 1, done.stdout + done.stderr
+  record = json.loads(done.stdout)
+  assert not record['fits']
+  assert record['over_bytes_per_device'] > 0

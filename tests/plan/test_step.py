@@ -1,0 +1,67 @@
+"""A tiny dense training step compiled for eight devices of the CPU, its FLOPs and collectives checked by hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs.programs import ROOT
+
+V, D, F, LAYERS, B, L, X = 32, 16, 32, 3, 16, 16, 16  # X: heads · head width
+PARAMETERS = 2 * V * D + LAYERS * (4 * D * X + 3 * D * F + 2 * D) + D
+
+
+@pytest.fixture(scope='module')
+def plans():
+  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.plan.cases'], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
+
+
+def test_flops_are_those_of_the_products(plans):
+  tokens = B * L
+  forward = 2 * tokens * (V * D + LAYERS * (4 * D * X + 3 * D * F)) + 4 * LAYERS * tokens * L * X
+  for record in plans.values():
+    flops = record['flops_per_step']
+    assert flops['model'] == flops['accounting'] == 3 * forward
+    assert flops['padding'] == flops['skipped'] == 0
+  # Of a block, forward again but its last product, whose result nobody needs: the FFN's down.
+  block = 2 * tokens * (4 * D * X + 2 * D * F) + 4 * tokens * L * X
+  assert plans['fsdp']['flops_per_step']['recomputed'] == LAYERS * block
+  assert plans['data']['flops_per_step']['recomputed'] == 0
+
+
+def test_data_parallel_devices_add_up_their_gradients_once(plans):
+  sent = plans['data']['collective_bytes_per_device']
+  assert set(sent) == {'all-reduce'}
+  assert set(sent['all-reduce']) == {'data'}
+  gradients = 2 * 4 * PARAMETERS * 7 / 8
+  assert gradients <= sent['all-reduce']['data'] <= gradients + 100  # a few counts and losses beside them
+
+
+def test_state_is_split_where_the_mesh_splits_it(plans):
+  assert plans['data']['memory']['parameters'] == 4 * PARAMETERS
+  norms = (2 * LAYERS + 1) * D
+  assert plans['fsdp']['memory']['parameters'] == 4 * ((PARAMETERS - norms) // 8 + norms)
+  assert plans['fsdp']['memory']['optimizer_state'] == 2 * plans['fsdp']['memory']['parameters'] + 4
+  assert plans['fsdp']['mesh'] == {'fsdp': 8}
+
+
+def test_a_split_over_widths_sends_activations(plans):
+  sent = plans['tensor']['collective_bytes_per_device']['all-reduce']
+  assert {'data', 'tensor'} <= set(sent)
+
+
+def test_a_plan_adds_up(plans):
+  for record in plans.values():
+    assert record['fits']
+    assert sum(record['memory'].values()) == record['peak_bytes_per_device'] < record['capacity_bytes_per_device']
+    times = record['roofline_seconds']
+    assert record['step_seconds'] == max(times.values()) == times[record['binds']]
+    assert record['tokens_per_second'] > 0
