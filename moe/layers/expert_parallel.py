@@ -80,17 +80,9 @@ def expert_parallel_ffn(
     weights = ExpertWeights(*(_gathered(w, axes, config) for w, axes in zip(weights, (up, up, down), strict=True)))
     run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
     if split:
-      everything = transport == 'all_gather'
-      capacity = Capacity.of(
-        *(
-          x_TD.shape[0],
-          weights.gate_EDF.shape[0] * mesh.size(_AXIS),
-          experts_TK.shape[1],
-          mesh.size(_AXIS),
-          config.receive_buffer,
-          everything,
-        )
-      )
+      (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
+      experts, everything = weights.gate_EDF.shape[0] * devices, transport == 'all_gather'
+      capacity = Capacity.of(tokens, experts, per_token, devices, config.receive_buffer, everything)
       experts_TK = _kept(experts_TK)
       y_TD, rounds = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
       exchange = _telemetry(experts_TK, weights, rounds, capacity)
