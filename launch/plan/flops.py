@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -140,10 +141,14 @@ def _expert_shape(equation):
 
 
 def _attention_shape(equation):
-  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and (B, L, H, C) of Triton's."""
+  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and (B, L, H, C) of Triton's.
+
+  A device with a single sequence may leave out B.
+  """
   name = equation.params['name']
-  query = next(v.aval for v in equation.invars if len(v.aval.shape) == 4 and v.aval.dtype.itemsize <= 4)
-  b, x, y, c = query.shape
+  floats = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+  query = next(shape for shape in floats if len(shape) in (3, 4))
+  b, x, y, c = (1,) * (4 - len(query)) + query
   heads, length, block = (x, y, 512) if name.startswith('splash') else (y, x, 64)
   return (b * heads, length, c), min(block, length)
 
