@@ -227,8 +227,11 @@ def _check(config: Config, sizes: dict[str, int]) -> None:
   divides(('tensor',), 'moe.d_expert', moe.d_expert)
 
 
-def compiler_options(platform: str) -> dict[str, bool]:
-  """XLA's options for a program on a mesh: on TPU tokens travel while others compute only where this is asked for."""
-  if platform != 'tpu':
+def compiler_options(config: MeshConfig, platform: str) -> dict[str, bool]:
+  """XLA's options for a program on a mesh: on TPU tokens travel while others compute only where this is asked for.
+
+  Not with the padded transport, which is for slices that can do neither a ragged nor an asynchronous exchange.
+  """
+  if platform != 'tpu' or config.transport == 'padded':
     return {}
   return {'xla_tpu_enable_async_all_to_all': True, 'xla_tpu_enable_async_ragged_all_to_all': True}

@@ -147,7 +147,8 @@ def _compile(config, mesh, state, batch, *wish):
   whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
   train_step = processes.with_stop(make_train_step(config))
   train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(where, whole))
-  train_step = train_step.lower(state, batch, *wish).compile(mesh_lib.compiler_options(jax.default_backend()))
+  options = mesh_lib.compiler_options(config.mesh, jax.default_backend())
+  train_step = train_step.lower(state, batch, *wish).compile(options)
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
   return train_step
 

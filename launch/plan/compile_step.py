@@ -56,7 +56,7 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
     traced = step.trace(state, batch)
     lowered = traced.lower()
     try:
-      compiled = lowered.compile(mesh_lib.compiler_options(platform) | (options or {}))
+      compiled = lowered.compile(mesh_lib.compiler_options(config.mesh, platform) | (options or {}))
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
