@@ -51,6 +51,9 @@ class OpsConfig:
   implementation: Literal['auto', 'reference', 'xla', 'pallas_tpu', 'pallas_gpu']
 
 
+MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   data: int
@@ -272,12 +275,11 @@ def _validate(c: Config):
   above_zero('model.rope_base', 'model.norm_eps', 'optimizer.peak_lr', 'optimizer.eps', 'data.tokenizer_sample_mb')
   share('data.holdout', 'evaluation.context', 'optimizer.b1', 'optimizer.b2')
 
-  axes = ('data', 'fsdp', 'expert', 'tensor', 'stage')
-  for axis in axes:
+  for axis in MESH_AXES:
     require(flat[f'mesh.{axis}'] >= 1 or flat[f'mesh.{axis}'] == -1, f'config.mesh.{axis} must be at least 1, or -1')
   require(
-    sum(flat[f'mesh.{axis}'] == -1 for axis in axes) <= 1,
-    'only one of ' + ', '.join(f'mesh.{axis}' for axis in axes) + ' may be -1, which is filled with what is left',
+    sum(flat[f'mesh.{axis}'] == -1 for axis in MESH_AXES) <= 1,
+    'only one of ' + ', '.join(f'mesh.{axis}' for axis in MESH_AXES) + ' may be -1, which is filled with what is left',
   )
   require(c.mesh.zero in (1, 3), f'config.mesh.zero must be 1 or 3, not {c.mesh.zero}')
   require(c.mesh.receive_buffer >= 1, f'config.mesh.receive_buffer must be at least 1, not {c.mesh.receive_buffer}')

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from moe.config import Config
 from moe.data import pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
-from moe.mesh import place_whole
+from moe.mesh import place_whole, whole
 from moe.train_step import forward
 
 
@@ -45,8 +45,7 @@ class Evaluator:
 
   def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None):
     self._config, self._data, self._mesh = config, data, mesh
-    whole = NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None  # for every process to read
-    self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch), out_shardings=whole)
+    self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch), out_shardings=whole(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from moe.config import Config, MeshConfig
+from moe.config import MESH_AXES, Config, MeshConfig
 from moe.errors import UserError
 
 # Outermost first: neighbours in the last axes are neighbours on the machine, and talk most.
@@ -72,7 +72,7 @@ def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
   sizes = {axis: getattr(config, axis) for axis in AXES}
   given = math.prod(size for size in sizes.values() if size > 0)
   open_axes = [axis for axis, size in sizes.items() if size == -1]
-  listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage'))
+  listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in MESH_AXES)
   if open_axes and num_devices % given == 0:
     sizes[open_axes[0]] = num_devices // given
   elif open_axes or given != num_devices:
@@ -137,6 +137,11 @@ def shardings(mesh: Mesh, tree: Any, zero: int = 3) -> Any:
   """
   place = lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf, zero, mesh.shape))
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def whole(mesh: Mesh | None) -> NamedSharding | None:
+  """Of results that every process is to read: on every device. None on one device, where there is no choice."""
+  return NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None
 
 
 def batch_parts() -> int:

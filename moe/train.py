@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from moe import accounting, processes
 from moe import mesh as mesh_lib
@@ -143,10 +143,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
 def _compile(config, mesh, state, batch, *wish):
   began = time.perf_counter()
   where = jax.tree.map(lambda x: x.sharding, state)
-  # Whole on every device, as a process can read only what its own devices hold.
-  whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
   train_step = processes.with_stop(make_train_step(config))
-  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(where, whole))
+  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
   options = mesh_lib.compiler_options(config.mesh, jax.default_backend())
   train_step = train_step.lower(state, batch, *wish).compile(options)
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')

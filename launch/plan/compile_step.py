@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from launch.plan import machine as machine_lib
 from launch.plan.machine import Machine
@@ -51,8 +51,7 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
     state, batch = _state(config, mesh), _batch(config, mesh)
     where = jax.tree.map(lambda x: x.sharding, state)
     # A function of its own for each trace: the platform is no part of jit's cache key.
-    whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
-    step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, whole))
+    step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
     traced = step.trace(state, batch)
     lowered = traced.lower()
     try:
