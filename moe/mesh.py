@@ -130,6 +130,55 @@ def expert_axes(num_experts: int, devices: int) -> tuple[tuple[str | None, ...],
   return (experts, width, 'hidden'), (experts, 'hidden', width)
 
 
+def gathers(axes: Sequence[str | None], zero: int) -> list[tuple[int, str]]:
+  """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3 spreads over the mesh in use.
+
+  One a mesh axis, the minor first: TPU's compiler makes an all-reduce, of twice the traffic, of one over several.
+  """
+  if zero == 1:
+    return []
+  over = lambda axis: [name for name in reversed(_TABLE[axis]) if size(name) > 1] if axis in ZERO_AXES else []
+  return [(dimension, name) for dimension, axis in enumerate(axes) for name in over(axis)]
+
+
+def own_whole(w: jax.Array, axes: Sequence[str | None], zero: int, dtype: Any) -> jax.Array:
+  """Inside `on_shards`: a parameter, whole along the axes over which ZeRO-3 spreads it. For types see `travels`."""
+  steps = gathers(axes, zero)
+
+  def gather(w):
+    for dimension, name in steps:
+      w = jax.lax.all_gather(w, name, axis=dimension, tiled=True)
+    return w
+
+  return travels(gather, w, dtype) if steps else w
+
+
+def travels(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
+  """move(w), a linear function of collectives, for a parameter that is used in `dtype`, which may be narrower.
+
+  It travels rounded, as products would round it anyway. Its gradient takes the transposed way in w's own type:
+  gathers become reduce-scatters, so that a sum of many devices' gradients is exact, and stays where w is stored.
+  """
+  stored = jax.ShapeDtypeStruct(w.shape, w.dtype)
+
+  @jax.custom_vjp
+  def moved(w):
+    return move(w.astype(dtype)).astype(stored.dtype)
+
+  moved.defvjp(lambda w: (moved(w), None), lambda _, d: jax.linear_transpose(move, stored)(d))
+  return moved(w)
+
+
+def stored_spec(axes: Sequence[str | None], zero: int) -> PartitionSpec:
+  """How a parameter of these logical axes is stored; zero: as in `shardings`."""
+  return spec(*(None if zero == 1 and axis in ZERO_AXES else axis for axis in axes))
+
+
+def parameter_axes(module: str, name: str) -> tuple[str | None, ...]:
+  """Logical axes of a parameter, by its module's name and its own; '' for the model's."""
+  return _PARAMETERS[module, name]
+
+
 def shardings(mesh: Mesh, tree: Any, zero: int = 3) -> Any:
   """A NamedSharding for every leaf of a tree of parameters, or of one that repeats their names, as optimizer state.
 

@@ -22,20 +22,11 @@ from moe import mesh
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.layers.norm import RMSNorm
-from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
-from moe.metrics import sum_over_sequences
+from moe.loss import Totals
 from moe.model import block_step, embed, stack_names
+from moe.objective import Parts, token_loss
 
 _AXIS = 'stage'
-
-
-class Parts(NamedTuple):
-  """What the microbatches add up to, beside the gradients. `exchange` is the largest of them."""
-
-  loss: jax.Array
-  terms: BalanceTerms
-  sums: object  # RoutingStats (N, …), or None
-  exchange: dict
 
 
 def gradients(
@@ -101,7 +92,7 @@ class _Schedule(NamedTuple):
       kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
       (_, objective), pull, new = jax.vjp(lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True)
       *more, send = pull((jnp.where(stage == stages - 1, 0, received).astype(kept.dtype), jnp.ones_like(objective)))
-      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), _add(parts, new))
+      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), parts + new)
 
     def tick(t, carry):
       from_before, from_after, state = carry
@@ -128,7 +119,7 @@ class _Schedule(NamedTuple):
     return d_stack, d_rest, (loss, terms), (sums, exchange)
 
   def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
-    """((the stage's result, its share of the objective), Parts as a tuple) of one microbatch."""
+    """((the stage's result, its share of the objective), Parts) of one microbatch."""
     config, stage = self.config, lax.axis_index(_AXIS)
     arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
 
@@ -151,22 +142,11 @@ class _Schedule(NamedTuple):
 
     def finish():
       hidden_BLD = RMSNorm(config.model.norm_eps).apply({'params': rest['final_norm']}, x_BLD)
-      with jax.named_scope('cross_entropy'):
-        total = cross_entropy(hidden_BLD, rest['head'], batch.targets_BL, batch.weights_BL, config.train.loss_chunk)
-      return total / totals.targets
+      return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
     loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
-    terms, sums = BalanceTerms(*jnp.zeros(3)), None
-    if stats is not None:
-      terms = balance_terms(stats, config.moe, totals, counts_nE)
-      sums = jax.tree.map(lax.stop_gradient, sum_over_sequences(stats))
-    return (x_BLD, loss + sum(terms)), (loss, terms, sums, exchange)
-
-
-def _add(old, new):
-  *old, old_exchange = old
-  *new, exchange = new
-  return *jax.tree.map(jnp.add, tuple(old), tuple(new)), jax.tree.map(jnp.maximum, old_exchange, exchange)
+    share, parts = Parts.of(config, loss, stats, exchange, totals, counts_nE)
+    return (x_BLD, share), parts
 
 
 def _pad(x_N, size):

@@ -15,8 +15,9 @@ from moe import mesh, pipeline
 from moe import metrics as metrics_lib
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
+from moe.loss import Totals
 from moe.model import Transformer, init_params
+from moe.objective import Parts, token_loss
 from moe.ops.router import RoutingStats
 from moe.optimizer import clip, make_optimizer, schedule
 
@@ -99,37 +100,28 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
 
   def objective(params, part):
     hidden_BLD, stats, exchange = forward_with_exchange(config, params, part)
-    with jax.named_scope('cross_entropy'):
-      loss = cross_entropy(hidden_BLD, params['head'], part.targets_BL, part.weights_BL, config.train.loss_chunk)
-    loss /= totals.targets
-    terms, sums = BalanceTerms(*jnp.zeros(3)), None
-    if stats is not None:
-      terms = balance_terms(stats, config.moe, totals, counts_NE)
-      sums = jax.tree.map(lax.stop_gradient, metrics_lib.sum_over_sequences(stats))
-    return loss + sum(terms), (loss, terms, sums, exchange)
+    loss = token_loss(config, params['head'], hidden_BLD, part, totals)
+    return Parts.of(config, loss, stats, exchange, totals, counts_NE)
 
-  gradient = jax.value_and_grad(objective, has_aux=True)
+  gradient = jax.grad(objective, has_aux=True)
   if mesh.size('stage') > 1:
-    gradients, (loss, terms, sums, exchange) = pipeline.gradients(config, params, batches, totals, counts_NE)
-    total = loss + sum(terms)
+    gradients, summed = pipeline.gradients(config, params, batches, totals, counts_NE)
   elif parts == 1:
-    (total, (loss, terms, sums, exchange)), gradients = gradient(params, batch)
+    gradients, summed = gradient(params, batch)
   else:
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(carry, part):
-      (total, (loss, terms, sums, exchange)), gradients = gradient(params, part)
-      (old, old_exchange), new = carry, ((total, (loss, terms, sums)), gradients)
-      return (jax.tree.map(jnp.add, old, new), jax.tree.map(jnp.maximum, old_exchange, exchange)), None
+      (gradients, summed), (more, new) = carry, gradient(params, part)
+      return (jax.tree.map(jnp.add, gradients, more), summed + new), None
 
-    (total, (loss, terms, sums, exchange)), gradients = zeros
-    start = ((total, (loss, terms, sums)), gradients), exchange
-    (((total, (loss, terms, sums)), gradients), exchange), _ = lax.scan(add, start, batches)
+    (gradients, summed), _ = lax.scan(add, zeros, batches)
 
+  loss, terms, sums, exchange = summed
   metrics = {
     'loss': loss,
-    'objective': total,
+    'objective': loss + sum(terms),
     'balance_expert': terms.expert,
     'balance_device': terms.device,
     'router_z': terms.router_z,

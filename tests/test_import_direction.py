@@ -17,7 +17,7 @@ ORDER = [
   ['moe.layers'],
   ['moe.model'],
   ['moe.data', 'moe.loss', 'moe.optimizer', 'moe.metrics', 'moe.metric_writer'],
-  ['moe.pipeline', 'moe.train_step'],
+  ['moe.objective', 'moe.pipeline', 'moe.train_step'],
   ['moe.checkpoint'],
   ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.specialization'],
   ['launch'],

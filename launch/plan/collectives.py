@@ -37,7 +37,7 @@ def collectives(text: str, mesh_shape: dict[str, int], ragged_share: float = 1.0
   ragged_share: share of a ragged exchange's buffer that is sent when routing is balanced.
   """
   computations, entry = parse(text)
-  found, seen = [], set()
+  found, chains = [], {}
   for computation, times, fused in runs(computations, entry):
     if not times:
       continue
@@ -45,13 +45,15 @@ def collectives(text: str, mesh_shape: dict[str, int], ragged_share: float = 1.0
       kind = instruction.op.removesuffix('-start')
       if kind not in _KINDS:
         continue
-      if fused:  # start, steps and end of an asynchronous one are fusions, each repeating it
-        channel = re.search(r'channel_id=(\d+)', instruction.line)
-        if channel and (channel[1], times) in seen:
-          continue
-        seen.add((channel[1] if channel else instruction.name, times))
-      found.append(_collective(instruction, kind, computation, times, mesh_shape, ragged_share))
-  return [c for c in found if c.devices > 1]
+      one = _collective(instruction, kind, computation, times, mesh_shape, ragged_share)
+      if not fused:
+        found.append(one)
+        continue
+      # Start, steps and end of an asynchronous one are fusions, each repeating it; steps may lie in a loop between.
+      chain = tuple(re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.line)) or (instruction.name,)
+      if chain not in chains or times < chains[chain].times:
+        chains[chain] = one
+  return [c for c in (*found, *chains.values()) if c.devices > 1]
 
 
 def groups(line: str) -> list[tuple[int, ...]]:

@@ -10,9 +10,9 @@ from flax import linen as nn
 from moe import mesh
 from moe.config import ModelConfig
 from moe.layers import initializers
+from moe.layers.linear import linear
 from moe.layers.rope import apply_rope
 from moe.ops.attention import attention
-from moe.ops.matmul import linear
 
 
 class KVCache(NamedTuple):
@@ -27,6 +27,7 @@ class Attention(nn.Module):
 
   config: ModelConfig
   implementation: str
+  zero: int = 3  # mesh.zero
 
   @nn.compact
   def __call__(
@@ -42,8 +43,7 @@ class Attention(nn.Module):
         prompt is harmless: padding's slots are overwritten by the tokens that really come there.
     """
     c = self.config
-    dtype = jnp.dtype(c.dtype)
-    project = lambda name, heads: linear(x_BLD, self._matrix(name, c.d_model, heads * c.head_dim), dtype).reshape(
+    project = lambda name, heads: self._product(x_BLD, name, heads * c.head_dim).reshape(
       *x_BLD.shape[:2], heads, c.head_dim
     )
     query_BLHC = apply_rope(project('query', c.num_heads), positions_BL, c.rope_base)
@@ -64,7 +64,8 @@ class Attention(nn.Module):
       mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
       attended_BLHC = jax.nn.dot_product_attention(query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None])
     attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
-    return linear(attended_BLX, self._matrix('out', c.num_heads * c.head_dim, c.d_model), dtype), cache
+    return self._product(attended_BLX, 'out', c.d_model), cache
 
-  def _matrix(self, name, rows, columns):
-    return self.param(name, initializers.matrix(self.config), (rows, columns))
+  def _product(self, x_BLK, name, columns):
+    w_KN = self.param(name, initializers.matrix(self.config), (x_BLK.shape[-1], columns))
+    return linear(x_BLK, w_KN, mesh.parameter_axes('attention', name), self.config, self.zero)

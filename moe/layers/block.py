@@ -32,13 +32,13 @@ class Block(nn.Module):
     x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
     model = self.config.model
     norm = lambda name: RMSNorm(model.norm_eps, name=name)
-    attended_BLD, cache = Attention(model, self.config.ops.implementation, name='attention')(
+    attended_BLD, cache = Attention(model, self.config.ops.implementation, self.config.mesh.zero, name='attention')(
       norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache
     )
     x_BLD += attended_BLD
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
-      return x_BLD + MLP(model, model.d_ff, name='mlp')(u_BLD), (None, cache)
+      return x_BLD + MLP(model, model.d_ff, self.config.mesh.zero, name='mlp')(u_BLD), (None, cache)
     layer = nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     y_BLD, stats = layer(model, self.config.moe, self.config.mesh, self.config.ops.implementation, name='moe')(
       u_BLD, token_ids_BL, segment_ids_BL > 0

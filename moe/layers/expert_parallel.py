@@ -77,7 +77,8 @@ def expert_parallel_ffn(
 
   def of_own_part(x_BLD, gates_BLK, experts_BLK, weights):
     x_TD, gates_TK, experts_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK))
-    weights = ExpertWeights(*(_gathered(w, axes, config) for w, axes in zip(weights, (up, up, down), strict=True)))
+    move = lambda axes: functools.partial(_own_experts_whole, axes=axes, zero=config.zero)
+    weights = ExpertWeights(*(mesh.travels(move(a), w, dtype) for a, w in zip((up, up, down), weights, strict=True)))
     run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
     if split:
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
@@ -94,26 +95,25 @@ def expert_parallel_ffn(
 
   experts_count, batch = weights.gate_EDF.shape[0], mesh.spec('batch')
   up, down = mesh.expert_axes(experts_count, mesh.size(_AXIS))
-  stored = lambda axes: mesh.spec(*(None if config.zero == 1 and axis in mesh.ZERO_AXES else axis for axis in axes))
-  specs = batch, batch, batch, ExpertWeights(stored(up), stored(up), stored(down))
+  specs = batch, batch, batch, ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
   y_BLD, exchange = mesh.on_shards(of_own_part, specs, (batch, mesh.spec()))(x_BLD, gates_BLK, experts_BLK, weights)
   return y_BLD, exchange if split else None
 
 
-def _gathered(weights_EXY, axes, config):
-  """This device's experts, of their whole width, from what it stores. The transpose adds up what others computed.
+def _own_experts_whole(weights_EXY, axes, zero):
+  """This device's experts, of their whole width, from what it stores.
 
   Experts that cannot be dealt out evenly are stored by width: dealt out here, some devices get one of zeros.
   """
   devices, width = mesh.size(_AXIS), next(i for i, axis in enumerate(axes) if axis in mesh.ZERO_AXES)
   if axes[0] is None:
     weights_EXY = jnp.pad(weights_EXY, ((0, -weights_EXY.shape[0] % devices), (0, 0), (0, 0)))
-    if config.zero == 3:
+    if zero == 3:
       weights_EXY = lax.all_to_all(weights_EXY, _AXIS, split_axis=0, concat_axis=width, tiled=True)
     else:
       here = weights_EXY.shape[0] // devices
       weights_EXY = lax.dynamic_slice_in_dim(weights_EXY, lax.axis_index(_AXIS) * here, here)
-  if config.zero == 3 and mesh.size('fsdp') > 1:
+  if zero == 3 and mesh.size('fsdp') > 1:
     weights_EXY = lax.all_gather(weights_EXY, 'fsdp', axis=width, tiled=True)
   return weights_EXY
 

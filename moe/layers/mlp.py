@@ -1,12 +1,12 @@
 """The dense SwiGLU FFN; shared experts are one of these, as wide as all of them together."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from moe import mesh
 from moe.config import ModelConfig
 from moe.layers import initializers
-from moe.ops.matmul import linear
+from moe.layers.linear import linear
 from moe.ops.swiglu import activation
 
 
@@ -15,12 +15,15 @@ class MLP(nn.Module):
 
   config: ModelConfig
   width: int
+  zero: int = 3  # mesh.zero
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x (..., D) in the compute type → the same."""
-    dtype = jnp.dtype(self.config.dtype)
-    matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
-    gate = linear(x, matrix('gate', self.config.d_model, self.width), dtype)
-    up = linear(x, matrix('up', self.config.d_model, self.width), dtype)
-    return linear(activation(gate, up), matrix('down', self.width, self.config.d_model), dtype)
+    d, f = self.config.d_model, self.width
+    gate, up = self._product(x, 'gate', d, f), self._product(x, 'up', d, f)
+    return self._product(activation(gate, up), 'down', f, d)
+
+  def _product(self, x, name, rows, columns):
+    w_KN = self.param(name, initializers.matrix(self.config), (rows, columns))
+    return linear(x, w_KN, mesh.parameter_axes('mlp', name), self.config, self.zero)

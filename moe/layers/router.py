@@ -19,18 +19,22 @@ class SoftmaxRouter(nn.Module):
   config: ModelConfig
   moe: MoEConfig
   implementation: str
+  zero: int = 3  # mesh.zero
 
   @nn.compact
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     del token_ids_BL
     experts_DE = self.param('experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts))
-    # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
-    logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
-    choose = lambda logits_BLE, is_token_BL: route(
-      logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation
-    )
-    batch = mesh.spec('batch')
-    return mesh.on_shards(choose, (batch, batch), batch)(logits_BLE, is_token_BL)
+    axes, batch = mesh.parameter_axes('router', 'experts'), mesh.spec('batch')
+
+    def choose(u_BLD, experts_DE, is_token_BL):
+      # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
+      experts_DE = mesh.own_whole(experts_DE, axes, self.zero, jnp.float32)
+      logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
+      return route(logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation)
+
+    specs = batch, mesh.stored_spec(axes, self.zero), batch
+    return mesh.on_shards(choose, specs, batch)(u_BLD, experts_DE, is_token_BL)
 
 
 class HashRouter(nn.Module):
@@ -39,6 +43,7 @@ class HashRouter(nn.Module):
   config: ModelConfig
   moe: MoEConfig
   implementation: str
+  zero: int = 3  # mesh.zero
 
   @nn.compact
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
