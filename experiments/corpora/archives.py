@@ -46,17 +46,17 @@ def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archiv
   UserError, one line that names package and version, if it cannot be had or its SHA-256 is another. `other_versions`:
   then take what the registry has now instead.
   """
-  name = f'{package.name}-{package.version}.{_SUFFIX[package.ecosystem]}'
-  path, other = cache / name.replace(':', '_'), cache / 'other_versions' / f'{package.ecosystem}-{package.name}'
-  if other_versions and other.is_file():
+  path, others = place(package, cache), cache / 'other_versions' / f'{package.ecosystem}-{package.name}'
+  if other_versions and others.is_dir():
+    (other,) = others.iterdir()
     return Archive(package, other, _sha256(other), pinned=False)
   if not path.is_file():
     try:
-      _download(package, package.version, path)
+      _download(package, package.version, cache, lambda found: path)
     except UserError:
       if not other_versions:
         raise
-      _download(package, None, other)
+      other = _download(package, None, cache, lambda found: others / found.name)
       return Archive(package, other, _sha256(other), pinned=False)
   found = _sha256(path)
   if found != package.sha256 and not other_versions:
@@ -65,6 +65,12 @@ def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archiv
       'delete the file to fetch it again, or pass --allow_other_versions'
     )
   return Archive(package, path, found, pinned=found == package.sha256)
+
+
+def place(package: Package, cache: Path) -> Path:
+  """Where the pinned archive lies in `cache` once it is there."""
+  name = f'{package.ecosystem}-{package.name}-{package.version}.{_SUFFIX[package.ecosystem]}'
+  return cache / name.replace(':', '_')
 
 
 def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
@@ -82,9 +88,10 @@ def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = 
     raise UserError(f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {error}') from error
 
 
-def _download(package, version, path):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix='.fetching-', dir=path.parent) as room:
+def _download(package, version, cache, place_of):
+  """Fetches into a directory of its own, so that `place_of(file)`, returned, appears whole or not at all."""
+  cache.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.fetching-', dir=cache) as room:
     # apt drops its rights for a download, and then needs a directory that others may write to.
     os.chmod(room, 0o777)
     command = _command(package, version)
@@ -94,9 +101,7 @@ def _download(package, version, path):
         command, cwd=room, capture_output=True, text=True, errors='replace', timeout=60 * _MINUTES, check=False
       )
     except FileNotFoundError as error:
-      raise UserError(
-        f'{label} of {package.ecosystem} cannot be fetched: there is no program {command[0]!r}'
-      ) from error
+      raise UserError(f'{label} of {package.ecosystem} cannot be fetched: no program {command[0]!r} here') from error
     except subprocess.TimeoutExpired as error:
       raise UserError(f'{label} of {package.ecosystem}: no end of the download after {_MINUTES} minutes') from error
     files = [found for found in Path(room).iterdir() if found.suffix == f'.{_SUFFIX[package.ecosystem]}']
@@ -105,7 +110,10 @@ def _download(package, version, path):
         f'{label} of {package.ecosystem} cannot be fetched: {_complaint(done.stderr)} '
         f'({" ".join(command)}); --allow_other_versions takes the version that is there now'
       )
+    path = place_of(files[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(files[0], path)
+    return path
 
 
 def _command(package, version):

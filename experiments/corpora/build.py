@@ -72,7 +72,7 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 
 def _fetch(package, cache, other_versions):
   say = lambda text: print(text, file=sys.stderr, flush=True)
-  if not any(cache.glob(f'{package.name}-*')):
+  if not archives.place(package, cache).is_file():
     say(f'fetching {package.name} {package.version} ({package.ecosystem})')
   archive = archives.fetch(package, cache, other_versions)
   if not archive.pinned:

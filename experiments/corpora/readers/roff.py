@@ -103,7 +103,7 @@ class _Page:
       self._break()
       if arguments and arguments[0]:
         self._add(arguments[0])
-        self._new_line = True
+        self._new_line = len(arguments[0]) > 3  # a bullet or a number stays beside its text
     elif arguments and name in ('UR', 'MT'):
       self._add(f'<{arguments[0]}>')
     if name == 'TH':

@@ -47,8 +47,8 @@ def _poems(value):
 def read_r_novels(raw: bytes, without: str = '') -> Iterator[str]:
   """Novels in an R package's lazy-load data (.rdb), chapter by chapter under the title. `without`: a title left out.
 
-  The file is a row of blocks, each its length (4 bytes), then a zlib stream, of one R object in XDR format. rdata on PyPI
-  reads those too, but not this row of them, and brings pandas and xarray.
+  The file is a row of blocks, each its length (4 bytes), then a zlib stream, of one R object in XDR format. PyPI's
+  rdata reads such objects, but not a row of them, and brings pandas and xarray.
   """
   while raw:
     inflate = zlib.decompressobj()
