@@ -85,7 +85,8 @@ def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = 
     for path, contents in sorted(read(archive, wanted)):
       yield path, _decompressed(path, contents)
   except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError) as error:
-    raise UserError(f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {error}') from error
+    reason = str(error).partition('\n')[0].rstrip(':')
+    raise UserError(f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {reason}') from error
 
 
 def _download(package, version, cache, place_of):

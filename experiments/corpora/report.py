@@ -80,8 +80,9 @@ def _xz_rates(data, total):
   with Progress('compressing', total) as progress:
     for document in corpus.documents(data):
       domain, text = document.domain, document.text.encode()
-      packer = packers.setdefault(domain, lzma.LZMACompressor(preset=9))
-      packed[domain] = packed.get(domain, 0) + len(packer.compress(text))
+      if domain not in packers:
+        packers[domain] = lzma.LZMACompressor(preset=9)
+      packed[domain] = packed.get(domain, 0) + len(packers[domain].compress(text))
       sizes[domain] = sizes.get(domain, 0) + len(text)
       progress.add(len(text))
   return {domain: 8 * (packed[domain] + len(packers[domain].flush())) / sizes[domain] for domain in packers}

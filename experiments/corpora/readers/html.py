@@ -1,12 +1,13 @@
 """HTML pages → text: blocks become paragraphs, lists and rows lines, `pre` stays as it is."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import lxml.etree
 import lxml.html
 
 _PARAGRAPHS = {'p', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'pre', 'blockquote', 'table', 'ul', 'ol', 'dl', 'div', 'hr'}
-_LINES = {'li', 'dt', 'dd', 'tr', 'br', 'section', 'article', 'center', 'body', 'figure', 'caption', 'thead', 'tbody'}
+_LINES = {'li', 'dt', 'dd', 'tr', 'section', 'article', 'center', 'body', 'figure', 'caption', 'thead', 'tbody'}
 _CELLS = {'td', 'th'}
 _NEVER = '//script|//style|//noscript|//head|//comment()|//processing-instruction()'
 
@@ -38,30 +39,35 @@ def text(root: lxml.html.HtmlElement) -> str:
   parts: list[str] = []
   _visit(root, parts, verbatim=False)
   lines = []
-  for line in ''.join(parts).split('\n'):
-    if line.startswith(_VERBATIM):
-      lines.append(line.removeprefix(_VERBATIM).rstrip())
-    elif stripped := ' '.join(line.split()):
-      lines.append(stripped)
-    elif lines and lines[-1]:
-      lines.append('')
+  for line in _BREAKS.sub(_newlines, ''.join(parts)).split('\n'):
+    own = line.startswith(_VERBATIM)
+    lines.append(line.removeprefix(_VERBATIM).rstrip() if own else ' '.join(line.split()))
   return '\n'.join(lines).strip('\n') + '\n'
 
 
-_VERBATIM = '\0'  # marks lines of `pre`; HTML can hold no NUL
+# Marks that no text of HTML can hold: a line of `pre` begins; a line, a paragraph ends; <br>.
+_VERBATIM, _LINE, _PARAGRAPH, _BR = '\0', '\1', '\2', '\3'
+_BREAKS = re.compile(r'\s*[\1-\3][\s\1-\3]*')
+
+
+def _newlines(breaks):
+  return '\n\n' if _PARAGRAPH in breaks[0] or breaks[0].count(_BR) > 1 else '\n'
 
 
 def _visit(element, parts, verbatim):
   tag = element.tag
   inside = verbatim or tag == 'pre'
-  edge = '' if inside and tag != 'pre' else '\n\n' if tag in _PARAGRAPHS else '\n' if tag in _LINES else ''
+  edge = '' if verbatim else _PARAGRAPH if tag in _PARAGRAPHS else _LINE if tag in _LINES else ''
   parts.append(edge + (_VERBATIM if tag == 'pre' else ''))
   _add(element.text, parts, inside)
   for child in element:
     if isinstance(child.tag, str):
       _visit(child, parts, inside)
     _add(child.tail, parts, inside)
-  parts.append('\n' if tag == 'br' and verbatim else ' ' if tag in _CELLS else edge)
+  if tag == 'br':
+    parts.append('\n' + _VERBATIM if verbatim else _BR)
+  else:
+    parts.append(' ' if tag in _CELLS else edge)
 
 
 def _add(text, parts, verbatim):

@@ -33,7 +33,8 @@ def read_hol_help(raw: bytes) -> Iterator[str]:
   text = re.sub(r'\{([^{}]*)\}', r'\1', text)
   text = re.sub(r'^\\DOC +(.*)', r'\1', text, flags=re.MULTILINE)
   text = re.sub(r'^\\noindent ', '', text, flags=re.MULTILINE)
-  yield re.sub(r'^\\([A-Z]+) *', lambda heading: heading[1].capitalize() + '\n', text, flags=re.MULTILINE)
+  heading = lambda match: match[1].capitalize() + ('\n' if match[2] else '')  # \TYPE goes on in its line
+  yield re.sub(r'^\\([A-Z]+)( +)?', heading, text, flags=re.MULTILINE)
 
 
 def problems(count: int, first: int = 1_000_000) -> Callable[[], Iterator[str]]:
