@@ -7,6 +7,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Archive(NamedTuple):
 
 
 _SUFFIX = {'debian': 'deb', 'pypi': 'whl', 'npm': 'tgz'}
+_OLD_LISTS = {'debian': 'apt-get update may help; '}
 _MINUTES = 20  # for one download; the largest is 85 MB
 
 
@@ -109,7 +111,8 @@ def _download(package, version, cache, place_of):
     if done.returncode or len(files) != 1:
       raise UserError(
         f'{label} of {package.ecosystem} cannot be fetched: {_complaint(done.stderr)} '
-        f'({" ".join(command)}); --allow_other_versions takes the version that is there now'
+        f'({" ".join(command)}); {_OLD_LISTS.get(package.ecosystem, "")}'
+        '--allow_other_versions takes the version that is there now'
       )
     path = place_of(files[0])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def _command(package, version):
   if package.ecosystem == 'debian':
     return ['apt-get', 'download', '-qq', f'{package.name}={version}' if version else package.name]
   if package.ecosystem == 'npm':
-    return ['npm', 'pack', '--silent', f'{package.name}@{version or "latest"}']
+    return ['npm', 'pack', '--loglevel=error', f'{package.name}@{version or "latest"}']
   named = f'{package.name}=={version}' if version else package.name
   return [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', *package.options, named]
 
@@ -129,8 +132,8 @@ def _command(package, version):
 def _complaint(stderr):
   """The line of a package client that tells what went wrong: apt's E:, pip's ERROR:, npm's error, or the last one."""
   lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-  told = [line for line in lines if line.startswith(('E:', 'ERROR:', 'npm error', 'npm ERR!'))]
-  return (told or lines or ['no reason given'])[0]
+  told = [line for line in lines if re.match(r'E:|ERROR:|npm (error|ERR!) (?!code)', line)]
+  return (told or lines or ['no reason given'])[0][:300]
 
 
 def _sha256(path):

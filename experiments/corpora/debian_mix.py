@@ -5,7 +5,7 @@
 Writes DIR/DOMAIN.jsonl ({"text", "source"} a line) and DIR/manifest.json (packages, versions, licences, sizes, sums),
 then prints tables and the flag of launch.train that takes the corpus. Held out are the whole documents that
 data.holdout (2%) chooses by a hash of their text. Archives stay in DIR/archives; nothing is installed, and a finished
-corpus is not built again. About 7 minutes on 2 cores, of which 4 measure.
+corpus is not built again. About 3 minutes on 2 cores.
 """
 
 from pathlib import Path
