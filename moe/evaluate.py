@@ -20,6 +20,7 @@ from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
 from moe.mesh import place_whole, whole
+from moe.metrics import load_over_mean
 from moe.train_step import forward
 
 
@@ -59,7 +60,7 @@ class Evaluator:
         counts_NE = counts_NE + batch_counts_NE
       size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
       sums[domain] = loss, tokens, size
-    load_NE = counts_NE / np.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30) if np.ndim(counts_NE) else None
+    load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     loss, tokens, sizes = zip(*sums.values(), strict=True)
     total = _make_score(sum(loss), sum(tokens), sum(sizes) if max_batches is None else None)
