@@ -7,14 +7,17 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from moe import specialization
 from moe.data import pipeline
 from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
+from moe.layers.router import SoftmaxRouter
 from moe.model import Transformer
-from moe.specialization import TOKEN_CLASSES, Intervention
+from moe.ops.implementation import compiling_for
+from moe.specialization import TOKEN_CLASSES, Intervention, interventions
 from moe.train_step import forward
 from tests import oracles
 from tests.data.helpers import write_corpus
@@ -135,6 +138,28 @@ def test_without_shared_is_shared_experts_that_give_zero():
   assert jax.tree.structure(shapes) == jax.tree.structure(kept)
 
 
+@pytest.mark.parametrize(('platform', 'kernels'), [('tpu', 'pallas_tpu'), ('gpu', 'pallas_gpu')])
+def test_masking_behind_fused_routers(platform, kernels):
+  """The router's kernels, interpreted: as the reference, which the loops have checked."""
+  generator = np.random.default_rng(0)
+  u_BLD, experts_DE = (generator.normal(size=shape).astype(np.float32) for shape in ((2, 9, 16), (16, 16)))
+  is_token_BL = generator.random((2, 9)) < 0.7
+
+  def choose(implementation):
+    config = any_config(**{'moe.num_experts': 16, 'moe.experts_per_token': 5, 'ops.implementation': implementation})
+    router = SoftmaxRouter(config.model, config.moe, implementation)
+    with nn.intercept_methods(functools.partial(interventions._rechoose, 3)):
+      call = lambda w, u: router.apply({'params': {'experts': w}}, u, np.zeros((2, 9), np.int32), is_token_BL)
+      return jax.device_get(jax.jit(call)(experts_DE, u_BLD))
+
+  truth = choose('reference')
+  with compiling_for(platform, interpret=True):
+    routing = choose(kernels)
+  assert (routing.experts_BLK == truth.experts_BLK).all() and routing.experts_BLK.shape == (2, 9, 2)
+  assert (routing.stats.counts_BE == truth.stats.counts_BE).all()
+  assert_close(routing, truth, 1e-5)
+
+
 def test_masked_experts_of_the_figure():
   ratios = [sixteenths / 16 for sixteenths in range(5)]
   assert [Intervention(masked_share=ratio).masked(63) for ratio in ratios] == [0, 4, 8, 12, 16]
@@ -156,6 +181,7 @@ def test_masked_experts_of_the_figure():
     ({'moe.num_experts': 0, 'moe.experts_per_token': 0}, {'without_shared': True}, 'leaves no expert at all'),
     ({'moe.num_experts': 0, 'moe.experts_per_token': 0}, {'masked_share': 0.2}, 'needs routed experts'),
     ({'moe.num_experts': 0, 'moe.experts_per_token': 0}, {}, 'small has no routed experts'),
+    ({'model.num_dense_layers': 2, 'model.d_ff': 12}, {'without_shared': True}, 'leaves no MoE layer'),
   ],
 )
 def test_what_a_model_cannot_do(overrides, intervention, message):

@@ -38,7 +38,7 @@ _SPACE = '\u2581'  # SentencePiece's sign for one
 
 
 class Counts(NamedTuple):
-  """Of a batch's tokens; those of several add up, but for the first, whose sequences follow one another. int32."""
+  """Of a batch's tokens, int32. The sums of several batches add up; their sequences follow one another."""
 
   sequences_NBE: jax.Array  # tokens of the sequence that chose the expert
   classes_NCE: jax.Array  # tokens of the class that chose it

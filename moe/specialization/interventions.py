@@ -134,6 +134,10 @@ def _check(config, intervention, chosen):
       raise UserError(message)
 
   require(0 <= share < 1, f'masked_share={share} must be at least 0 and below 1')
+  require(
+    intervention == Intervention() or config.model.num_dense_layers < config.model.num_layers,
+    f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer whose routing could be changed',
+  )
   if intervention.experts_per_token is not None:
     require(
       isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= experts,

@@ -51,7 +51,8 @@ def information(
   """I(expert; domain), beside what chance alone shows.
 
   Tokens of one text have much in common, so corrections for the number of tokens (Miller–Madow) find far too little.
-  Whole sequences are shuffled over the domains instead, each domain keeping its number of sequences.
+  Whole sequences are shuffled over the domains instead, each domain keeping its number of sequences. Those of one long
+  document still go separate ways: with few documents a domain, the chance is understated.
   """
   generator = np.random.default_rng(seed)
   counts_NGE = by_group(choices_NXE, domain_X, num_domains)
