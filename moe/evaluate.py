@@ -6,7 +6,7 @@ B sequences, L tokens a sequence, N MoE layers, E routed experts.
 import gzip
 import lzma
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -44,9 +44,11 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Scores held-out text with one compiled function; `params` may change between calls."""
 
-  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None):
+  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward):
+    """`forward`: as `train_step.forward`, which it is unless the model is to be run in another way."""
     self._config, self._data, self._mesh = config, data, mesh
-    self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch), out_shardings=whole(mesh))
+    score = lambda params, batch: _score_batch(config, forward, params, batch)
+    self._score = jax.jit(score, out_shardings=whole(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain."""
@@ -106,7 +108,7 @@ def _make_score(loss, tokens, size):
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
 
 
-def _score_batch(config: Config, params: dict, batch: Batch):
+def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
   hidden_BLD, stats = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk, config.mesh.zero)
