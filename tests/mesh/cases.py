@@ -44,7 +44,9 @@ _COMMON = {
   'mesh.data': 1,
 }
 _AUTO = {'ops.implementation': 'auto'}
-_UNEVEN = {'model.num_layers': 6, 'model.num_dense_layers': 1, 'model.d_ff': 48}  # 5 MoE layers on 4 stages: 2, 2, 1, 0
+# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token meets two experts within rounding of each other by
+# step 20, and one flipped choice shows in expert_load_NE; no order of summation is right there.
+_UNEVEN = {'model.num_layers': 6, 'model.num_dense_layers': 1, 'model.d_ff': 40}
 _FEW, _EIGHT = ({'moe.num_experts': e, 'moe.experts_per_token': 2, 'moe.device_groups': 2} for e in (4, 8))
 
 
