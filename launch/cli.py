@@ -58,7 +58,7 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
 
 
 def overrides(flag: flags.FlagHolder) -> dict[str, object]:
-  """The keys that --config.SECTION.KEY=VALUE changes, with values of their types. For programs of `run(config_file=)`."""
+  """The keys that --config.SECTION.KEY=VALUE changes, with their values. For programs of `run(config_file=)`."""
   return config_flags.get_override_values(flags.FLAGS[flag.name])
 
 
