@@ -4,6 +4,7 @@ RUNS/VARIANT-HASH/seedK is the folder of a config and a seed. The hash leaves ou
 step, so that several studies, and several runs of one study, share what they have in common.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,7 +12,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,8 +33,12 @@ _PREPARED = ('sources', 'validation_sources', 'holdout', 'text_key', 'tokenizer'
 class Study:
   """A study module, loaded: its name is the file's."""
 
-  name: str
+  path: str
   sweep: Callable[[Scale], Sequence[Run]]
+
+  @property
+  def name(self) -> str:
+    return Path(self.path).stem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,7 @@ def load(path: str) -> Study:
   sweep = getattr(_module(path, '--sweep'), 'sweep', None)
   if not callable(sweep):
     raise UserError(f'--sweep={path} has no sweep(): a study is a file like experiments/studies/table1.py')
-  return Study(Path(path).stem, sweep)
+  return Study(path, sweep)
 
 
 def jobs(
@@ -93,7 +98,8 @@ def jobs(
   """
   if given := [key for key in SEEDS if key in overrides]:
     raise UserError(f'config.{given[0]} is set for every run by --seeds')
-  runs = study.sweep(scale)
+  with _faults_of(study.path):
+    runs = study.sweep(scale)
   if not isinstance(runs, Sequence) or not runs or not all(isinstance(run, Run) for run in runs):
     raise UserError(f'sweep() of the study {study.name} must return a list of Run (experiments/studies/common.py)')
   names = [run.name for run in runs]
@@ -171,7 +177,8 @@ def _config_dict(spec: str) -> ConfigDict:
   get_config = getattr(_module(path, 'config'), 'get_config', None)
   if not callable(get_config):
     raise UserError(f'config file {path!r} has no get_config()')
-  return get_config(variant) if colon else get_config()
+  with _faults_of(path):
+    return get_config(variant) if colon else get_config()
 
 
 @functools.cache
@@ -181,16 +188,23 @@ def _module(path: str, what: str) -> ModuleType:
     raise UserError(f'there is no Python file {path!r} ({what})')
   spec = importlib.util.spec_from_file_location(f'loaded_{Path(path).stem}', path)
   module = importlib.util.module_from_spec(spec)
-  try:
-    sys.modules[spec.name] = module  # dataclasses of the module look it up
+  sys.modules[spec.name] = module  # dataclasses of the module look it up
+  with _faults_of(path):
     spec.loader.exec_module(module)
+  return module
+
+
+@contextlib.contextmanager
+def _faults_of(path: str) -> Iterator[None]:
+  """Whatever the code of a study or config file raises, as one line that names the file."""
+  try:
+    yield
   except UserError:
     raise
   except SyntaxError as error:
     raise UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from error
   except Exception as error:  # any code may be in it
     raise UserError(f'{path}: {type(error).__name__}: {error}') from error
-  return module
 
 
 def corpus_needed(planned: Sequence[Job]) -> bool:

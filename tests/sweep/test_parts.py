@@ -30,7 +30,7 @@ with sole_sweep(Path(sys.argv[1])) as lock, Children(lock) as children:
 
 
 def _jobs(folder, *runs: Run):
-  return plan.jobs(plan.Study('study', lambda scale: runs), None, [0], {}, folder)
+  return plan.jobs(plan.Study('study.py', lambda scale: runs), None, [0], {}, folder)
 
 
 def test_a_second_sweep_is_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_an_array_has_a_task_for_each_run_not_trained(fake_slurm):
   assert f'--workdir={jobs[1].workdir}' in first and f'--workdir={jobs[2].workdir}' in second
   slurm.refuse_while_queued(runs_folder)
   (fake_slurm / 'queued').write_text('42_1 …\n')
-  with pytest.raises(UserError, match='job array 42 .*scancel 42'):
+  with pytest.raises(UserError, match=r'job array 42 .*scancel 42'):
     slurm.refuse_while_queued(runs_folder)
 
 

@@ -1,6 +1,7 @@
 """Every study of experiments/studies: its runs are configs that can be trained, and comparable with each other."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -96,19 +97,18 @@ def test_scaling_keeps_proportions():
 
 
 def test_evaluations_are_plain_data():
-  import json
-
-  names = {name: [run for job in jobs(name) for run in job.runs if run.evaluations] for name in STUDIES}
-  assert {name for name, runs in names.items() if runs} == {'disable_top', 'shared_off', 'fewer_active'}
-  for run in sum(names.values(), []):
-    json.dumps(run.evaluations)
+  runs = [(name, run) for name in STUDIES for job in jobs(name) for run in job.runs if run.evaluations]
+  assert {name for name, _ in runs} == {'disable_top', 'shared_off', 'fewer_active'}
+  for _, run in runs:
+    assert json.loads(json.dumps(run.evaluations)) == run.evaluations
     for intervention in run.evaluations.values():
       assert intervention.keys() <= {'masked_share', 'experts_per_token', 'without_shared'}
 
 
 def test_planning_all_studies_needs_no_jax():
   code = (
-    'import sys; from pathlib import Path; from launch.sweeps import plan; from experiments.studies.common import PROXY\n'
+    'import sys\nfrom pathlib import Path\n'
+    'from experiments.studies.common import PROXY\nfrom launch.sweeps import plan\n'
     'for path in sys.argv[1:]:\n  assert plan.jobs(plan.load(path), PROXY, [0], {}, Path("runs"))\n'
     "assert 'jax' not in sys.modules"
   )

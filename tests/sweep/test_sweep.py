@@ -84,7 +84,7 @@ def test_a_line_has_everything_a_figure_needs(swept):
     assert line['active_params'] < line['total_params'] and line['train_flops'] > 6 * line['tokens']
     for which in ('final', 'best'):
       assert line[which]['step'] in (12, 24) and line[which]['domains'].keys() == {'prose', 'code'}
-      assert 0 < line[which]['total']['bits_per_byte'] and 0 < line[which]['domains']['code']['loss']
+      assert line[which]['total']['bits_per_byte'] > 0 and line[which]['domains']['code']['loss'] > 0
     assert line['best']['total']['loss'] <= line['final']['total']['loss']
     assert [step for step, _ in line['loss_curve']] == list(range(1, 25))
     assert [step for step, _ in line['held_out_curve']] == [12, 24]
