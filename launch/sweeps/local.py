@@ -37,12 +37,13 @@ def prepare(jobs: Sequence[plan.Job], runs_folder: Path, children: Children, say
   if plan.corpus_needed(jobs):
     command = ('-m', common.CORPUS_MODULE, f'--out={common.CORPUS}')
     hint = f'; `python {" ".join(command)}` builds the corpus of the studies, --config.data.sources=builtin needs none'
-    say(f'building the corpus {common.CORPUS} (once)')
+    say(f'building the corpus {common.CORPUS} (once; log: {runs_folder / "corpus.log"})')
     _to_the_end(command, runs_folder / 'corpus.log', children, hint)
+  log = runs_folder / 'prepare_data.log'
   for job in {job.data_dir: job for job in jobs if not plan.prepared(job)}.values():
     if not children.stopped_by:
-      say(f'preparing data in {job.data_dir} (once)')
-      _to_the_end(job.arguments('prepare_data'), runs_folder / 'prepare_data.log', children)
+      say(f'preparing data in {job.data_dir} (once; log: {log})')
+      _to_the_end(job.arguments('prepare_data'), log, children)
 
 
 def run(

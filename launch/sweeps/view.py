@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 _BETWEEN_LINES = 30.0  # seconds, in a log
+_FRAME = 6  # lines of the table that are no run, and the line below it
 _TAIL = 1 << 16  # bytes: more than a line of metrics.jsonl
 _STYLES = {'training': 'cyan', 'scoring': 'cyan', 'finished': 'green', 'failed': 'red', 'stopped': 'yellow'}
 
@@ -53,13 +54,13 @@ class View:
       self._next_line = time.monotonic() + _BETWEEN_LINES
       for task in self._tasks:
         if task.state == 'training':
-          self.say(f'{task.job.label}: {", ".join(filter(None, _progress(task)))}')
+          self.say(f'{task.job.label}: step {", ".join(filter(None, _progress(task)))}')
 
   def _table(self):
     table = Table('run', 'seed', 'state', 'step', 'loss', 'time left')
     # What happens first; of the rest, as much as the terminal has lines.
     order = ('training', 'scoring', 'failed', 'stopped', 'waiting', 'finished')
-    room = max(self._console.height - 7, 3)
+    room = max(self._console.height - _FRAME, 3)
     shown = sorted(self._tasks, key=lambda task: order.index(task.state))[:room]
     for task in (task for task in self._tasks if task in shown):
       step, loss, left = _progress(task)
