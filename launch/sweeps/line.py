@@ -67,9 +67,7 @@ def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
 
 def thinned(points: Sequence[tuple[int, float | None]], most: int = _POINTS) -> list[tuple[int, float | None]]:
   """At most so many points, each the last step and the mean of as many neighbours; None where one was not finite."""
-  if len(points) <= most:
-    return list(points)
-  groups = np.array_split(np.arange(len(points)), most)
+  groups = np.array_split(np.arange(len(points)), min(len(points), most))
   mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
   return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
 

@@ -54,7 +54,8 @@ class View:
       self._next_line = time.monotonic() + _BETWEEN_LINES
       for task in self._tasks:
         if task.state == 'training':
-          self.say(f'{task.job.label}: step {", ".join(filter(None, _progress(task)))}')
+          step, loss, left = _progress(task)
+          self.say(f'{task.job.label}: step {step}{loss and f", loss {loss}"}{left and f", {left} left"}')
 
   def _table(self):
     table = Table('run', 'seed', 'state', 'step', 'loss', 'time left')
@@ -78,8 +79,8 @@ def _progress(task) -> tuple[str, str, str]:
   left = ''
   if task.state == 'training' and logged.get('tokens_per_second'):
     tokens = (job.num_steps - logged['step']) * job.config.data.batch_size * job.config.data.seq_len
-    left = f'{duration(tokens / logged["tokens_per_second"])} left'
-  loss = f'loss {logged["loss"]:.4f}' if logged['loss'] is not None else 'loss not finite'
+    left = duration(tokens / logged['tokens_per_second'])
+  loss = f'{logged["loss"]:.4f}' if logged['loss'] is not None else 'not finite'
   return f'{logged["step"]}/{job.num_steps}', loss, left
 
 

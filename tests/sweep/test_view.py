@@ -30,7 +30,7 @@ def test_a_table_shows_first_what_happens(tmp_path):
   text = printed.get()
   assert len(text.splitlines()) <= console.height
   (row,) = (line for line in text.splitlines() if 'run 32' in line)
-  assert all(cell in row for cell in ('training', '10/40', 'loss 2.5000', '1:00 left'))  # 30 steps of 4 × 32 tokens
+  assert all(cell in row for cell in ('training', '10/40', '2.5000', '1:00'))  # 30 steps of 4 × 32 tokens
   assert 'run 33' in text and 'failed' in text
   assert '1 training, 1 failed, 37 waiting, 1 finished' in text
 
@@ -47,3 +47,6 @@ def test_a_log_gets_a_line_now_and_then(tmp_path, capsys, monkeypatch):
   _log(tasks[30], '{"step": 3, "los')  # cut short: being written
   shown.show()
   assert capsys.readouterr().out == 'run 32, seed 0: step 0/40\n'
+  (tasks[30].job.workdir / 'metrics.jsonl').write_text('{"step": 20, "loss": null, "tokens_per_second": 128.0}\n')
+  shown.show()
+  assert capsys.readouterr().out == 'run 32, seed 0: step 20/40, loss not finite, 0:20 left\n'
