@@ -6,7 +6,7 @@ B sequences, L tokens a sequence, N MoE layers, E routed experts.
 import gzip
 import lzma
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
 from moe.mesh import place_whole, whole
+from moe.metrics import load_over_mean
 from moe.train_step import forward
 
 
@@ -43,9 +44,11 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Scores held-out text with one compiled function; `params` may change between calls."""
 
-  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None):
+  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward):
+    """`forward`: as `train_step.forward`, which it is unless the model is to be run in another way."""
     self._config, self._data, self._mesh = config, data, mesh
-    self._score = jax.jit(lambda params, batch: _score_batch(config, params, batch), out_shardings=whole(mesh))
+    score = lambda params, batch: _score_batch(config, forward, params, batch)
+    self._score = jax.jit(score, out_shardings=whole(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain."""
@@ -59,7 +62,7 @@ class Evaluator:
         counts_NE = counts_NE + batch_counts_NE
       size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
       sums[domain] = loss, tokens, size
-    load_NE = counts_NE / np.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30) if np.ndim(counts_NE) else None
+    load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     loss, tokens, sizes = zip(*sums.values(), strict=True)
     total = _make_score(sum(loss), sum(tokens), sum(sizes) if max_batches is None else None)
@@ -105,7 +108,7 @@ def _make_score(loss, tokens, size):
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
 
 
-def _score_batch(config: Config, params: dict, batch: Batch):
+def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
   hidden_BLD, stats = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk, config.mesh.zero)

@@ -14,6 +14,12 @@ def sum_over_sequences(stats: RoutingStats) -> RoutingStats:
   return jax.tree.map(lambda x: x.sum(axis=1), stats)
 
 
+def load_over_mean(counts_NE: jax.Array) -> jax.Array:
+  """float32: every expert's assignments over its layer's mean; zero where there are none at all."""
+  counts_NE = counts_NE.astype(jnp.float32)
+  return counts_NE / jnp.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30)
+
+
 def routing_metrics(stats: RoutingStats, num_tokens: jax.Array) -> dict[str, jax.Array]:
   """Per-layer telemetry of a batch's real tokens, from statistics summed over its sequences.
 
@@ -23,8 +29,7 @@ def routing_metrics(stats: RoutingStats, num_tokens: jax.Array) -> dict[str, jax
     dead_experts_N: experts that got no token, int32.
     expert_load_NE: every expert's load over the mean load.
   """
-  counts_NE = stats.counts_BE.astype(jnp.float32)
-  load_NE = counts_NE / jnp.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30)
+  load_NE = load_over_mean(stats.counts_BE)
   return {
     'max_vio_N': load_NE.max(axis=1),
     'router_entropy_N': stats.entropy_sums_B / num_tokens,

@@ -153,7 +153,7 @@ def _stack(config, dense, length):
     block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
   scanned = nn.scan(
     block,
-    variable_axes={'params': 0, 'exchange': 0},
+    variable_axes={'params': 0, 'exchange': 0, 'routing': 0},  # the last two where somebody asks for them
     split_rngs={'params': True},
     in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
     length=length,

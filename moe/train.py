@@ -22,7 +22,7 @@ from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
-from moe.train_step import TrainState, init_state, make_train_step
+from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
 
 class Outcome(NamedTuple):
@@ -130,11 +130,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
 
 def _compile(config, mesh, state, batch, *wish):
   began = time.perf_counter()
-  where = jax.tree.map(lambda x: x.sharding, state)
-  train_step = processes.with_stop(make_train_step(config))
-  train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
-  options = mesh_lib.compiler_options(config.mesh, jax.default_backend())
-  train_step = train_step.lower(state, batch, *wish).compile(options)
+  train_step = jit_step(processes.with_stop(make_train_step(config)), mesh, state)
+  train_step = train_step.lower(state, batch, *wish).compile(mesh_lib.compiler_options(mesh))
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
   return train_step
 

@@ -4,15 +4,18 @@ B sequences, L tokens a sequence, D model width, N MoE layers, E routed experts.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
 
-from moe import mesh, pipeline
+from moe import mesh as mesh_lib
 from moe import metrics as metrics_lib
+from moe import pipeline
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.loss import Totals
@@ -81,6 +84,15 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
   return train_step
 
 
+def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
+  """step(state, …) → (state, metrics) jitted: the state donated and left as it lies, metrics for every process.
+
+  state: as it is, or ShapeDtypeStructs with shardings.
+  """
+  where = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
+
+
 def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
@@ -104,7 +116,7 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
     return Parts.of(config, loss, stats, exchange, totals, counts_NE)
 
   gradient = jax.grad(objective, has_aux=True)
-  if mesh.size('stage') > 1:
+  if mesh_lib.size('stage') > 1:
     gradients, summed = pipeline.gradients(config, params, batches, totals, counts_NE)
   elif parts == 1:
     gradients, summed = gradient(params, batch)
@@ -150,7 +162,7 @@ def forward_with_exchange(config: Config, params: dict, batch: Batch):
 def _parts(x_BN, parts):
   """Every parts-th sequence a part, so that on a mesh each device keeps its own."""
   x = x_BN.reshape(-1, parts, *x_BN.shape[1:]).swapaxes(0, 1)
-  return mesh.constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
+  return mesh_lib.constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
 
 
 def _routing_shape(config):

@@ -15,9 +15,8 @@ from launch.plan.machine import Machine
 from moe import mesh as mesh_lib
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.errors import UserError
 from moe.ops.implementation import compiling_for
-from moe.train_step import init_state, make_train_step
+from moe.train_step import init_state, jit_step, make_train_step
 
 
 class Compiled(NamedTuple):
@@ -49,18 +48,14 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
   began, cpu_began = time.perf_counter(), time.process_time()
   with compiling_for(platform), mesh_lib.use(mesh):
     state, batch = _state(config, mesh), _batch(config, mesh)
-    where = jax.tree.map(lambda x: x.sharding, state)
     # A function of its own for each trace: the platform is no part of jit's cache key.
-    step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
-    traced = step.trace(state, batch)
+    traced = jit_step(make_train_step(config), mesh, state).trace(state, batch)
     lowered = traced.lower()
     try:
-      compiled = lowered.compile(mesh_lib.compiler_options(config.mesh, platform) | (options or {}))
+      compiled = lowered.compile(mesh_lib.compiler_options(mesh) | (options or {}))
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
-      if 'Ragged all-to-all is currently not supported' in str(error):
-        raise UserError('the compiler has no ragged exchange for this slice: use mesh.transport=padded') from error
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       text, refusal = '', ' '.join(str(error).split())[:400]

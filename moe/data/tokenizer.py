@@ -52,6 +52,11 @@ class Tokenizer:
     no_text = lambda i: self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
     return np.array([not no_text(i) for i in range(self.vocab_size)])
 
+  @functools.cached_property
+  def pieces(self) -> list[str]:
+    """The vocabulary as SentencePiece writes it: U+2581 for a space, <0x0A> for a byte, <s> for a control piece."""
+    return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+
   @classmethod
   def from_file(cls, path: str | Path) -> 'Tokenizer':
     """UserError if the file is missing, unreadable or no usable model."""

@@ -124,10 +124,14 @@ def _kept(tree):
 
 def _transport(requested):
   """'auto' decided; UserError where the machine lacks it."""
+  ragged = platform() != 'cpu' and mesh.has_ragged_exchange()
   if requested == 'auto':
-    return 'padded' if platform() == 'cpu' else 'ragged'
-  if requested == 'ragged' and platform() == 'cpu':
-    raise UserError('mesh.transport=ragged needs a TPU or GPU, this is a CPU: use auto, padded or all_gather')
+    return 'ragged' if ragged else 'padded'
+  if requested == 'ragged' and not ragged:
+    raise UserError(
+      'mesh.transport=ragged needs GPUs, or a TPU slice that has it (v5e: 16 chips at most; not CPUs): '
+      'use auto, padded or all_gather'
+    )
   return requested
 
 

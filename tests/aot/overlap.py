@@ -41,7 +41,7 @@ def main() -> None:
   with mesh_lib.use(mesh), compiling_for('tpu'):
     forward = jax.jit(lambda params, u, ids: layer.apply({'params': params}, u, ids, ids == 0)[0])
     lowered = forward.lower(params, placed(u_BLD, batch), placed(ids_BL, batch))
-  text = lowered.compile(mesh_lib.compiler_options(config.mesh, 'tpu')).as_text()
+  text = lowered.compile(mesh_lib.compiler_options(mesh)).as_text()
   print(text[text.index('\nENTRY ') :])
 
 
