@@ -53,15 +53,9 @@ def best_step(workdir: Path, steps: list[int]) -> int:
 
 def evaluate(run, data, intervention: dict) -> dict:
   """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert, or None."""
-  from moe.evaluate import Evaluator
+  from moe.specialization import Intervention, evaluator
 
-  if intervention:
-    from moe.specialization import Intervention
-
-    evaluator = Evaluator(run.config, data, None, Intervention(**intervention))
-  else:
-    evaluator = Evaluator(run.config, data)
-  evaluation = evaluator(run.params)
+  evaluation = evaluator(run.config, data, Intervention(**intervention))(run.params)
   numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}
   load_NE = evaluation.expert_load_NE
   return {

@@ -89,8 +89,12 @@ def test_a_line_has_everything_a_figure_needs(swept):
     assert [step for step, _ in line['loss_curve']] == list(range(1, 25))
     assert [step for step, _ in line['held_out_curve']] == [12, 24]
     assert line['max_vio']['final'] >= 1 and line['max_vio']['last_tenth'] >= 1
-    assert line['dead_experts'] >= 0 and len(line['expert_load']) == 2 and line['evaluations'] == {}
+    assert line['dead_experts'] >= 0 and len(line['expert_load']) == 2
+    assert line['evaluations'].keys() == ({'masked', 'shared off'} if name == 'top 2' else set())
   assert lines['top 1']['config_hash'] != lines['top 2']['config_hash'] == lines['the same']['config_hash']
+  for made in lines['top 2']['evaluations'].values():
+    assert made['domains'].keys() == {'prose', 'code'}
+    assert made['total']['loss'] != lines['top 2']['final']['total']['loss']
   assert lines['top 2']['loss_curve'] == lines['the same']['loss_curve'] != lines['top 1']['loss_curve']
 
 
