@@ -68,7 +68,7 @@ def test_a_split_over_widths_sends_activations(plans):
 
 
 def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
-  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages, with 3 layers between them, one end of the model each."""
+  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages, which share 3 layers and have one end each."""
   record = plans['stage']
   forward_of_a_layer = 2 * B * L * (4 * D * X + 3 * D * F) + 4 * B * L * L * X
   assert record['flops_per_step']['recomputed'] == pytest.approx(forward_of_a_layer * 3 / 2, rel=0.02)
