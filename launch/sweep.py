@@ -14,18 +14,18 @@ from pathlib import Path
 from absl import flags
 
 from experiments import base
-from experiments.studies.common import SCALES
+from experiments.studies import common
 from launch import cli
 from launch.sweeps import children, ledger, line, local, plan, slurm, view
 from moe import config as moe_config
 from moe.errors import UserError
 
 SWEEP = flags.DEFINE_string('sweep', None, 'The study: a file with sweep().', required=True)
-SEEDS = flags.DEFINE_integer('seeds', 3, 'How many: 0, 1, … Each sets train.seed and data.seed.')
+SEEDS = flags.DEFINE_integer('seeds', common.SEEDS, 'How many: 0, 1, … Each sets train.seed and data.seed.')
 LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
-SCALE = flags.DEFINE_enum('scale', 'proxy', list(SCALES), "For a CPU, or the paper's own size.")
+SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, or the paper's own size.")
 PARALLEL = flags.DEFINE_integer('parallel', 1, 'Runs at a time, with --launcher=local.')
 WORKDIR = flags.DEFINE_string('workdir', 'runs/studies', 'Folder of all runs of all studies.')
 RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies.')
@@ -39,7 +39,7 @@ def main(_):
   if PARALLEL.value < 1:
     raise UserError(f'--parallel must be at least 1, not {PARALLEL.value}')
   study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
-  jobs = plan.jobs(study, SCALES[SCALE.value], range(SEEDS.value), cli.overrides(CONFIG), runs_folder)
+  jobs = plan.jobs(study, common.SCALES[SCALE.value], range(SEEDS.value), cli.overrides(CONFIG), runs_folder)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]

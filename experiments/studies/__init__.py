@@ -1,7 +1,23 @@
-"""One file a study: the claim it tests, `sweep()` (its runs), and the analysis that turns their lines into its figure.
+"""One file a study: the claim it tests, `sweep()` (its runs), and `analyse()`, which turns their lines into its figure.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
+  python -m launch.report                                                               # or `make report`
 
-writes a line a finished run to experiments/results/STUDY/runs.jsonl, the only source of every figure. Importing a study
-is light (no jax): what its analysis needs is imported inside functions. `common.py` has what all studies share.
+The first writes a line a finished run to experiments/results/STUDY/runs.jsonl, the only source of every figure; the
+second draws them. Importing a study is light (no jax). What all share: `common.py` (settings of the runs),
+`intervals.py` (statistics and the rule of the verdicts), `analysis.py` (what an analysis gets and gives).
 """
+
+# In the order of the report.
+STUDIES = (
+  'table1',
+  'larger',
+  'granularity',
+  'shared_ratio',
+  'disable_top',
+  'shared_off',
+  'fewer_active',
+  'half_active',
+  'balance',
+  'scaling',
+)

@@ -1,7 +1,8 @@
 """What the studies share: the settings of their runs, in one place, and the shape of a study.
 
-A study module has `sweep(scale) -> list[Run]`; `--scale=paper` takes the same variants at their full size. Everything
-that is not an override of a run is equal in all runs of a study, tokens and their order for a seed included.
+A study module has `sweep(scale) -> list[Run]` and `analyse(results) -> Analysis`; `--scale=paper` takes the same
+variants at their full size. Everything that is not an override of a run is equal in all runs of a study, tokens and
+their order for a seed included.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 
 from experiments import proxy, variants
 
+SEEDS = 3  # of every run, unless --seeds says otherwise: with as many the report calls a study finished
 # The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path relative to the
 # repository, so that a config, and the hash that names it, is the same on every machine.
 CORPUS = 'runs/corpus'

@@ -13,10 +13,72 @@ top k of the rest are taken. GShard×1.5 starts from the same loss. The paper's 
 What has to carry over: the loss of DeepSeekMoE rises more at every share.
 """
 
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  LOSS_COLUMNS,
+  Analysis,
+  Entry,
+  Panel,
+  Results,
+  Series,
+  given,
+  losses,
+)
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Comparison, difference, interval
 
 _MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}  # 0 is the run's own loss
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
   return [scale.run(variant, evaluations=_MASKED) for variant in ('deepseek_moe', 'gshard_x1_5')]
+
+
+_PAPER = {'DeepSeekMoE': (1.8, 7.5, 8.2, 8.7, 9.1), 'GShard ×1.5': (1.8, 5.6, 7.5, 7.6, 7.7)}
+_RUNS = {'DeepSeekMoE': 'deepseek_moe', 'GShard ×1.5': 'gshard_x1_5'}
+_EVALUATIONS = ('', *_MASKED)
+_ENTRIES = tuple(
+  Entry(f'{label}, {evaluation}' if evaluation else label, run, _PAPER[label][share], evaluation)
+  for label, run in _RUNS.items()
+  for share, evaluation in enumerate(_EVALUATIONS)
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """How far the loss rises at each share, of one model against the other."""
+  rise = {
+    label: [difference(results.loss(run, evaluation), results.loss(run)) for evaluation in _MASKED]
+    for label, run in _RUNS.items()
+  }
+  comparisons = tuple(
+    Comparison(
+      f'{evaluation}: rise of DeepSeekMoE − rise of GShard ×1.5',
+      difference(rise['DeepSeekMoE'][share], rise['GShard ×1.5'][share]),
+      above=0.0,
+      paper=(_PAPER['DeepSeekMoE'][share + 1] - _PAPER['DeepSeekMoE'][0])
+      - (_PAPER['GShard ×1.5'][share + 1] - _PAPER['GShard ×1.5'][0]),
+    )
+    for share, evaluation in enumerate(_MASKED)
+  )
+  ours, paper = (
+    tuple(
+      Series(label, tuple((share / 16, value(label, run, share)) for share in range(len(_EVALUATIONS))), is_paper)
+      for label, run in _RUNS.items()
+    )
+    for is_paper, value in (
+      (False, lambda label, run, share: interval(results.loss(run, _EVALUATIONS[share]))),
+      (True, lambda label, run, share: given(_PAPER[label][share])),
+    )
+  )
+  axis = 'share of top routed experts masked'
+  return Analysis(
+    LOSS_COLUMNS,
+    losses(results, _ENTRIES),
+    comparisons,
+    (
+      Panel('This repository', HELD_OUT_LOSS, ours, x_axis=axis),
+      Panel('The paper, Figure 4 (2B)', 'Pile loss', paper, x_axis=axis),
+    ),
+    'How irreplaceable experts become by the end of a long training: after few tokens they are less specialised, and '
+    'the rise is smaller for that reason alone.',
+  )

@@ -7,8 +7,33 @@ The paper shows no losses but six downstream tasks, on all of which it is ahead 
 What has to carry over: its loss is below GShard's, and above that of the DeepSeekMoE with 1 + 7.
 """
 
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Comparison, difference
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
   return [scale.run(variant) for variant in ('deepseek_moe_half', 'gshard', 'deepseek_moe')]
+
+
+_ENTRIES = (
+  Entry('GShard', 'gshard', 1.867),
+  Entry('DeepSeekMoE, half', 'deepseek_moe_half'),
+  Entry('DeepSeekMoE', 'deepseek_moe', 1.808),
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """The half-activated model between the two others."""
+  gshard, half, whole = (results.loss(entry.run) for entry in _ENTRIES)
+  comparisons = (
+    Comparison('half activated − GShard', difference(half, gshard), below=0.0),
+    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0),
+  )
+  return Analysis(
+    LOSS_COLUMNS,
+    losses(results, _ENTRIES),
+    comparisons,
+    bars(results, _ENTRIES, 'The paper (2B), which gives two of them'),
+    'The six downstream tasks that Figure 6 draws; the paper gives no loss of the half-activated model.',
+  )

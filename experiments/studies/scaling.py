@@ -9,10 +9,17 @@ share of the dense compute at which DeepSeekMoE reaches the same loss. The paper
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
   142B, half activated, beside 67B        18.2%                Pile loss 1.888 and 1.905
 
-What has to carry over: at equal compute the loss of DeepSeekMoE is lower, at a share of the dense compute well below 1.
+What has to carry over: at equal compute the loss of DeepSeekMoE is lower, and the share of the dense compute below one
+half.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
+
+from experiments.studies.analysis import HELD_OUT_LOSS, NONE, Analysis, Panel, Results, Series, given, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Comparison, interval
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -21,3 +28,108 @@ def sweep(scale: Scale = PROXY) -> list[Run]:
     for width in scale.widths
     for variant in ('dense', 'deepseek_moe')
   ]
+
+
+_VARIANTS = {'Dense': 'dense', 'DeepSeekMoE': 'deepseek_moe'}
+_COLUMNS = ('model', 'parameters', 'activated', 'training FLOPs', 'seeds', HELD_OUT_LOSS, '95% interval')
+# Table 6: FLOPs of 4K tokens, Pile loss.
+_PAPER = {
+  'DeepSeek 67B': ((2057.5e12, 1.905),),
+  'DeepSeekMoE 142B half, 145B': ((374.6e12, 1.888), (585.6e12, 1.876)),
+}
+_SHARE = 0.5  # "about 40%", rounded up to what few seeds can tell
+
+Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
+
+
+def analyse(results: Results) -> Analysis:
+  """Two curves of loss over compute, and how far apart they are at the largest dense run."""
+  dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
+  both = sorted(dense.keys() & moe.keys())
+  comparisons = (
+    Comparison(
+      "DeepSeekMoE's loss − the largest Dense's, at equal compute",
+      {seed: loss_at(moe[seed], dense[seed][-1][0]) - dense[seed][-1][1] for seed in both},
+      below=0.0,
+    ),
+    Comparison(
+      "DeepSeekMoE's share of the compute at the largest Dense's loss",
+      {seed: compute_share(dense[seed], moe[seed]) for seed in both},
+      below=_SHARE,
+      paper=0.405,
+      digits=3,
+    ),
+  )
+  rows = tuple(
+    (
+      f'{label}, width {width}',
+      *sizes(results, f'{variant}_d{width}'),
+      _scientific(results.of(f'{variant}_d{width}', 'train_flops')),
+      *shown(results.loss(f'{variant}_d{width}')),
+    )
+    for label, variant in _VARIANTS.items()
+    for width in PROXY.widths
+  )
+  ours = tuple(
+    Series(
+      label,
+      tuple(
+        (float(results.of(run, 'train_flops') or 1), interval(results.loss(run)))
+        for run in (f'{variant}_d{width}' for width in PROXY.widths)
+      ),
+    )
+    for label, variant in _VARIANTS.items()
+  )
+  paper = tuple(
+    Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True) for label, points in _PAPER.items()
+  )
+  return Analysis(
+    _COLUMNS,
+    rows,
+    comparisons,
+    (
+      Panel('This repository', HELD_OUT_LOSS, ours, x_axis='training FLOPs', log_x=True),
+      Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
+    ),
+    'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; every width is '
+    'trained on the same few tokens, so that the compute here buys width alone; attention and the output head, equal '
+    'in both models, are a larger part of the compute of a small model. Where the curves do not overlap, the share is '
+    'that of the nearest DeepSeekMoE run, which makes it a bound.',
+  )
+
+
+def compute_share(dense: Curve, moe: Curve) -> float:
+  """The compute at which `moe` has the loss of the last point of `dense`, over that point's.
+
+  Between runs by a straight line over log FLOPs. Where `moe` is below that loss from its first run on, that run's
+  compute (the share is no more than that); where it never gets there, its last run's (no less than that).
+  """
+  compute, loss = dense[-1]
+  if moe[0][1] <= loss:
+    return moe[0][0] / compute
+  for (before, high), (after, low) in itertools.pairwise(moe):
+    if low <= loss:
+      return math.exp(math.log(before) + (high - loss) / (high - low) * math.log(after / before)) / compute
+  return moe[-1][0] / compute
+
+
+def loss_at(curve: Curve, compute: float) -> float:
+  """The loss at this compute, by a straight line over log FLOPs; that of the nearest run outside of the curve."""
+  if compute <= curve[0][0]:
+    return curve[0][1]
+  for (before, first), (after, second) in itertools.pairwise(curve):
+    if compute <= after:
+      return first + (second - first) * math.log(compute / before) / math.log(after / before)
+  return curve[-1][1]
+
+
+def _curves(results: Results, variant: str) -> dict[int, Curve]:
+  """By seed, for those that have every width."""
+  runs = [f'{variant}_d{width}' for width in PROXY.widths]
+  losses = [results.loss(run) for run in runs]
+  seeds = set.intersection(*(set(loss) for loss in losses))
+  return {seed: [(results.of(run, 'train_flops'), loss[seed]) for run, loss in zip(runs, losses)] for seed in seeds}
+
+
+def _scientific(flops: float | None) -> str:
+  return NONE if flops is None else f'{flops:.3g}'

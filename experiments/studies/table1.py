@@ -11,8 +11,42 @@ token), GShard and DeepSeekMoE twice that (two FFNs); all four MoEs have 16 FFNs
 What has to carry over is the order, Dense > Hash > Switch > GShard > DeepSeekMoE, by more than the seeds differ.
 """
 
+import itertools
+
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Comparison, difference
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
   return [scale.run(variant) for variant in ('dense', 'hash', 'switch', 'gshard', 'deepseek_moe')]
+
+
+_ENTRIES = (
+  Entry('Dense', 'dense', 2.060),
+  Entry('Hash Layer', 'hash', 1.932),
+  Entry('Switch', 'switch', 1.881),
+  Entry('GShard', 'gshard', 1.867),
+  Entry('DeepSeekMoE', 'deepseek_moe', 1.808),
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """Each model against the one before it."""
+  comparisons = tuple(
+    Comparison(
+      f'{later.label} − {earlier.label}',
+      difference(results.loss(later.run), results.loss(earlier.run)),
+      below=0.0,
+      paper=later.paper - earlier.paper,
+    )
+    for earlier, later in itertools.pairwise(_ENTRIES)
+  )
+  return Analysis(
+    LOSS_COLUMNS,
+    losses(results, _ENTRIES),
+    comparisons,
+    bars(results, _ENTRIES, 'The paper, Table 1 (2B)'),
+    'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: routing that is '
+    'learned may need more tokens to pay than a fixed hash does.',
+  )

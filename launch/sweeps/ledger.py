@@ -46,12 +46,14 @@ def put(file: Path, line: Mapping[str, object]) -> None:
 def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
   """The runs of a job that have no line yet, or one without all their evaluations."""
 
-  def lacks(run):
-    line = lines.get((run.name, job.seed, job.config_hash))
-    wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
-    return not line or {name: made['intervention'] for name, made in line['evaluations'].items()} != wanted
+  made = lambda run: lines.get((run.name, job.seed, job.config_hash))
+  return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
 
-  return [run for run in job.runs if lacks(run)]
+
+def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
+  """Whether a line has all evaluations that its run asks for now, and no others."""
+  wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
+  return {name: made['intervention'] for name, made in line['evaluations'].items()} == wanted
 
 
 def current(

@@ -1,0 +1,121 @@
+"""What a study's analysis gets, `Results`, and gives, `Analysis`: a table, comparisons and the panels of a figure."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from experiments.studies.intervals import Comparison, Interval, Values, interval
+
+HELD_OUT_LOSS = 'held-out loss'
+NONE = '–'
+
+
+class Results:
+  """The lines of a study's finished runs (launch/sweeps/line.py), any of which may be missing."""
+
+  def __init__(self, lines: Sequence[Mapping]):
+    self.lines = list(lines)
+
+  def values(self, run: str, measure: Callable[[Mapping], float]) -> dict[int, float]:
+    """`measure` of every line of a run, by seed."""
+    return {line['seed']: float(measure(line)) for line in self.lines if line['run'] == run}
+
+  def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
+    """On all held-out text, after the last step; of an evaluation of the trained model, if one is named."""
+    return self.values(
+      run, lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total']['loss']
+    )
+
+  def of(self, run: str, key: str) -> object:
+    """What is equal for all seeds, such as 'total_params'; None if the run has no line."""
+    return next((line[key] for line in self.lines if line['run'] == run), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """Points (x, interval) of one name; an interval is None where there is no value. `paper`: drawn apart from ours."""
+
+  name: str
+  points: tuple[tuple[float, Interval | None], ...]
+  paper: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One pair of axes. Bars if it has `categories`, whose numbers are x then; else lines. `level`: a dashed line."""
+
+  title: str
+  y_axis: str
+  series: tuple[Series, ...]
+  categories: tuple[str, ...] = ()
+  x_axis: str = ''
+  log_x: bool = False
+  from_zero: bool = False
+  level: tuple[str, Interval | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+  """A study's results. `cannot_show`: what its runs leave open, besides what the report says of all studies."""
+
+  columns: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+  comparisons: tuple[Comparison, ...]
+  panels: tuple[Panel, ...]
+  cannot_show: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A row of `losses` and a bar of `bars`. `paper`: its Pile loss, where the paper gives it."""
+
+  label: str
+  run: str
+  paper: float | None = None
+  evaluation: str = ''
+
+
+LOSS_COLUMNS = ('model', 'parameters', 'activated', 'seeds', HELD_OUT_LOSS, '95% interval', 'Pile loss of the paper')
+
+
+def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...], ...]:
+  """The rows under LOSS_COLUMNS."""
+  return tuple(
+    (
+      entry.label,
+      *(sizes(results, entry.run) if not entry.evaluation else ('', '')),
+      *shown(results.loss(entry.run, entry.evaluation)),
+      NONE if entry.paper is None else f'{entry.paper:.3f}',
+    )
+    for entry in entries
+  )
+
+
+def sizes(results: Results, run: str) -> tuple[str, str]:
+  """Total and activated parameters."""
+  counts = (results.of(run, 'total_params'), results.of(run, 'active_params'))
+  return tuple(NONE if count is None else f'{count / 1e6:.2f}M' for count in counts)
+
+
+def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:
+  """Number of seeds, mean and 95% interval, as text."""
+  found = interval(values)
+  if found is None:
+    return '0', NONE, NONE
+  limits = NONE if found.half is None else f'{found.low:.{digits}f} to {found.high:.{digits}f}'
+  return str(found.n), f'{found.mean:.{digits}f}', limits
+
+
+def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
+  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
+  ours = tuple((x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries))
+  paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
+  labels = tuple(entry.label for entry in entries)
+  return (
+    Panel('This repository', HELD_OUT_LOSS, (Series('', ours),), labels),
+    Panel(of_the_paper, 'Pile loss', (Series('', paper, paper=True),), labels),
+  )
+
+
+def given(value: float | None) -> Interval | None:
+  """A value of the paper, which comes without an interval."""
+  return None if value is None else Interval(value)

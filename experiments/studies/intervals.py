@@ -1,0 +1,134 @@
+"""The statistics of all studies, and the one rule by which a claim holds, does not hold or is undecided.
+
+A run's values are by seed: {0: 2.31, 1: 2.29, …}. Runs of one seed see the same tokens in the same order, so a
+difference of two runs is taken within each seed, which removes what the seeds have in common, and its interval is that
+of the differences. All intervals are Student's, at 95%; none is widened for the number of comparisons beside it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+
+HOLDS = 'holds'
+FAILS = 'does not hold at this scale'
+UNDECIDED = 'undecided'
+RULE = (
+  'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
+  'if it lies wholly elsewhere, and is undecided otherwise. A claim holds if all of its comparisons do, and does not '
+  'hold if one of them does not.'
+)
+# What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
+ABOUT = 0.02
+_MOST_SEEDS = 1000
+
+Values = Mapping[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A mean and half the width of its 95% interval; None where there is none, of a single seed or the paper's value."""
+
+  mean: float
+  half: float | None = None
+  n: int = 0
+  sd: float = 0.0
+
+  @property
+  def low(self) -> float:
+    return self.mean - (self.half or 0.0)
+
+  @property
+  def high(self) -> float:
+    return self.mean + (self.half or 0.0)
+
+
+def interval(values: Values) -> Interval | None:
+  """Of the mean over seeds; None without any."""
+  found = [values[seed] for seed in sorted(values)]
+  if len(found) < 2:
+    return Interval(found[0], n=1) if found else None
+  return Interval(mean(found), half_width(stdev(found), len(found)), len(found), stdev(found))
+
+
+def half_width(sd: float, n: int) -> float:
+  """Half of the 95% interval of a mean of `n` values with standard deviation `sd`."""
+  from scipy.special import stdtrit
+
+  return float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+
+
+def difference(first: Values, second: Values) -> dict[int, float]:
+  """first − second, of the seeds that both have."""
+  return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A difference, by seed, that the claim needs between `above` and `below`. `paper`: the paper's, where it has one."""
+
+  what: str
+  values: Values
+  above: float = -math.inf
+  below: float = math.inf
+  paper: float | None = None
+  digits: int = 4
+
+  @property
+  def interval(self) -> Interval | None:
+    return interval(self.values)
+
+  @property
+  def needs(self) -> str:
+    if self.above == -self.below:
+      return f'within ±{self.below:g}'
+    return f'below {self.below:g}' if math.isfinite(self.below) else f'above {self.above:g}'
+
+  @property
+  def outcome(self) -> str:
+    found = self.interval
+    if found is None or found.half is None:
+      return UNDECIDED
+    if self.above < found.low and found.high < self.below:
+      return HOLDS
+    return FAILS if found.high <= self.above or found.low >= self.below else UNDECIDED
+
+  @property
+  def seeds_needed(self) -> int | None:
+    """How many seeds would decide if mean and spread stayed as they are; None if more than anyone runs."""
+    found = self.interval
+    if found is None or found.half is None:
+      return None
+    nearest = min(abs(found.mean - bound) for bound in (self.above, self.below))
+    return next((n for n in range(2, _MOST_SEEDS + 1) if half_width(found.sd, n) < nearest), None)
+
+  @property
+  def decides(self) -> str:
+    """What would decide it, in words; '' if it is decided."""
+    found = self.interval
+    if self.outcome != UNDECIDED:
+      return ''
+    if found is None or found.half is None:
+      return 'at least 2 seeds: fewer give no interval'
+    if self.seeds_needed:
+      return f'{self.seeds_needed} seeds, if difference and spread stay as they are'
+    return f'not even {_MOST_SEEDS:,} seeds: the difference is too near the bound; larger models or longer runs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  outcome: str
+  reason: str
+
+
+def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
+  """By RULE, once all runs are there."""
+  if finished < expected:
+    return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
+  failed = [each for each in comparisons if each.outcome == FAILS]
+  if failed:
+    return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
+  open_ones = [each for each in comparisons if each.outcome == UNDECIDED]
+  if open_ones:
+    return Verdict(UNDECIDED, '; '.join(f'{each.what}: {each.decides}' for each in open_ones) + ' would decide')
+  return Verdict(HOLDS, f'all of its {len(comparisons)} comparisons do' if len(comparisons) > 1 else '')

@@ -1,0 +1,31 @@
+"""Draws every study from its runs: RESULTS/STUDY/README.md and figure.svg, and one page, RESULTS/index.html.
+
+  python -m launch.report [--results=experiments/results]                                 # or `make report`
+
+The bytes depend on the studies and on RESULTS/STUDY/runs.jsonl alone: no date, no font, no plotting library. A study
+whose runs are not all there is reported as undecided, with what is missing.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from launch.reports import page
+
+RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies, and the report goes.')
+
+
+def main(_):
+  results = Path(RESULTS.value)
+  for path, content in page.files(results).items():
+    if content is None:
+      path.unlink(missing_ok=True)
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(content, encoding='utf-8')
+  print(f'drawn: {results / "index.html"}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

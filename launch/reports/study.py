@@ -1,0 +1,137 @@
+"""What the report says of one study, from its finished runs."""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.studies import common
+from experiments.studies.analysis import NONE, Analysis, Results
+from experiments.studies.intervals import RULE, UNDECIDED, Comparison, Verdict, verdict
+from launch.reports import svg
+from launch.reports.blocks import Block, Code, Figure, Heading, Table, Text
+from launch.sweeps import ledger
+
+_ALL_PROXIES = (
+  'These are proxies: a few million parameters and as many tokens as one machine trains in an afternoon, where the '
+  "paper's have 2 billion and 100 billion. The loss is of this repository's own held-out text, not of the Pile: values "
+  "do not compare with the paper's, only order and differences do. Models of this size answer the downstream tasks of "
+  'the paper no better than by chance, so none is run. What holds here is no proof for the large models, and what does '
+  'not hold here may hold there.'
+)
+_COMPARISONS = ('paired difference', 'mean', '95% interval', 'seeds', 'the claim needs', 'outcome', 'paper')
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A study as it stands. `missing`: runs and seeds without a line, or whose loss is not finite."""
+
+  name: str
+  source: str  # where in the paper, such as 'Table 1'
+  claim: str
+  lines: tuple[Mapping, ...]
+  analysis: Analysis
+  verdict: Verdict
+  missing: tuple[str, ...]
+  figure: str  # SVG; '' until every run has a seed
+
+  @property
+  def in_words(self) -> str:
+    return f'{self.verdict.outcome}: {self.verdict.reason}' if self.verdict.reason else self.verdict.outcome
+
+
+def load(name: str, results: Path) -> Study:
+  """From RESULTS/NAME/runs.jsonl, if it is there. UserError if it is damaged."""
+  module = importlib.import_module(f'experiments.studies.{name}')
+  runs = {run.name: run for run in module.sweep(common.PROXY)}
+  lines = [
+    line
+    for line in ledger.current(f'experiments/studies/{name}.py', results)
+    if ledger.has_evaluations(line, runs[line['run']]) and _is_finite(line)
+  ]
+  there = {(line['run'], line['seed']) for line in lines}
+  missing = tuple(
+    f'{run} (seed {", ".join(map(str, seeds))})'
+    for run in runs
+    if (seeds := [seed for seed in range(common.SEEDS) if (run, seed) not in there])
+  )
+  expected = len(runs) * common.SEEDS
+  finished = sum((run, seed) in there for run in runs for seed in range(common.SEEDS))
+  analysis = module.analyse(Results(lines))
+  source, _, claim = module.__doc__.splitlines()[0].partition(': ')
+  claim = claim[0].upper() + claim[1:]
+  whole = {line['run'] for line in lines} == runs.keys()
+  return Study(
+    name=name,
+    source=source,
+    claim=claim,
+    lines=tuple(lines),
+    analysis=analysis,
+    verdict=verdict(analysis.comparisons, finished, expected),
+    missing=missing,
+    figure=svg.figure(name, f'{source}: {claim}', analysis.panels) if whole else '',
+  )
+
+
+def blocks(study: Study, level: int = 1) -> list[Block]:
+  """Everything about it. `level`: of its heading."""
+  analysis = study.analysis
+  parts: list[Block] = [Heading(f'{study.name}: {study.source}', level), Text(study.claim)]
+  parts += [Text(f'{study.verdict.reason}.' if study.verdict.reason else '', f'Verdict: {study.verdict.outcome}.')]
+  if study.missing:
+    parts.append(Text(f'{"; ".join(study.missing)}.', 'Missing:'))
+  if study.figure:
+    parts += [Figure(study.figure, 'figure.svg', f'{study.source}: {study.claim}')]
+    parts += [
+      Text("Bars and points are means over seeds, whiskers their 95% intervals. The paper's values are beside.")
+    ]
+  if study.lines:
+    parts += [Table(analysis.columns, analysis.rows)]
+    parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons))), Text(RULE)]
+    parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
+  command = f'python -m launch.sweep --sweep=experiments/studies/{study.name}.py\nmake report'
+  parts += [Code(command), Heading('What a proxy cannot show', level + 1)]
+  return parts + [Text(analysis.cannot_show), Text(_ALL_PROXIES)]
+
+
+def runs_in_words(lines: Sequence[Mapping]) -> str:
+  """How many, of which size, with which code, where and for how long. A run that several studies share counts once."""
+  distinct = {(line['config_hash'], line['seed']): line for line in lines}.values()
+  each = lambda value: ', '.join(sorted({value(line) for line in distinct}))
+  seeds = len({line['seed'] for line in distinct})
+  tokens = ' or '.join(f'{count:,}' for count in sorted({line['tokens'] for line in distinct}))
+  hours = sum(line['seconds'] for line in distinct) / 3600
+  return (
+    f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, {hours:.1f} hours of '
+    f'training steps in all. Commit {each(lambda line: line["commit"][:12] + _dirty(line["commit"]))}. '
+    f'Machine: {each(lambda line: _machine(line["machine"]))}.'
+  )
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+  found, digits = comparison.interval, comparison.digits
+  limits = NONE if found is None or found.half is None else f'{found.low:.{digits}f} to {found.high:.{digits}f}'
+  return (
+    comparison.what,
+    NONE if found is None else f'{found.mean:.{digits}f}',
+    limits,
+    '0' if found is None else str(found.n),
+    comparison.needs,
+    comparison.outcome + (f': {comparison.decides}' if comparison.outcome == UNDECIDED else ''),
+    NONE if comparison.paper is None else f'{comparison.paper:.3f}',
+  )
+
+
+def _is_finite(line: Mapping) -> bool:
+  """Whether nothing of what is compared has diverged."""
+  scores = [line['final'], *line['evaluations'].values()]
+  return all(score['total']['loss'] is not None and math.isfinite(score['total']['loss']) for score in scores)
+
+
+def _dirty(commit: str) -> str:
+  return '-dirty' if commit.endswith('-dirty') else ''
+
+
+def _machine(machine: Mapping[str, str]) -> str:
+  return f'{machine["cpu"]}, {machine["device"]}, jax {machine["jax"]}'
