@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Values, interval
+from experiments.studies.intervals import Comparison, Interval, Values, interval, side_by_side
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -107,7 +107,7 @@ def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:
 
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
-  ours = tuple((x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries))
+  ours = tuple(enumerate(side_by_side([results.loss(entry.run, entry.evaluation) for entry in entries])))
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
   return (

@@ -16,7 +16,7 @@ from statistics import mean
 
 from experiments.studies.analysis import HELD_OUT_LOSS, Analysis, Panel, Results, Series, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, difference, interval
+from experiments.studies.intervals import ABOUT, Comparison, difference, side_by_side
 
 _GROUPS = {'moe.device_balance_loss': 0.05, 'moe.device_groups': 7}
 
@@ -73,7 +73,7 @@ def analyse(results: Results) -> Analysis:
   )
 
   def panel(title, measure, axis, from_zero=True):
-    points = tuple((x, interval(measure[run])) for x, run in enumerate(_LABELS))
+    points = tuple(enumerate(side_by_side([measure[run] for run in _LABELS])))
     return Panel(title, axis, (Series('', points),), tuple(_LABELS.values()), from_zero=from_zero)
 
   return Analysis(

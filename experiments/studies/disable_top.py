@@ -13,6 +13,8 @@ top k of the rest are taken. GShard×1.5 starts from the same loss. The paper's 
 What has to carry over: the loss of DeepSeekMoE rises more at every share.
 """
 
+from collections.abc import Sequence
+
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
   LOSS_COLUMNS,
@@ -25,7 +27,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, difference, interval
+from experiments.studies.intervals import Comparison, Interval, difference, side_by_side
 
 _MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}  # 0 is the run's own loss
 
@@ -60,25 +62,26 @@ def analyse(results: Results) -> Analysis:
     )
     for share, evaluation in enumerate(_MASKED)
   )
-  ours, paper = (
-    tuple(
-      Series(label, tuple((share / 16, value(label, run, share)) for share in range(len(_EVALUATIONS))), is_paper)
-      for label, run in _RUNS.items()
-    )
-    for is_paper, value in (
-      (False, lambda label, run, share: interval(results.loss(run, _EVALUATIONS[share]))),
-      (True, lambda label, run, share: given(_PAPER[label][share])),
-    )
-  )
+  ours = side_by_side([results.loss(entry.run, entry.evaluation) for entry in _ENTRIES])
+  paper = [given(entry.paper) for entry in _ENTRIES]
   axis = 'share of top routed experts masked'
   return Analysis(
     LOSS_COLUMNS,
     losses(results, _ENTRIES),
     comparisons,
     (
-      Panel('This repository', HELD_OUT_LOSS, ours, x_axis=axis),
-      Panel('The paper, Figure 4 (2B)', 'Pile loss', paper, x_axis=axis),
+      Panel('This repository', HELD_OUT_LOSS, _series(ours), x_axis=axis),
+      Panel('The paper, Figure 4 (2B)', 'Pile loss', _series(paper, paper=True), x_axis=axis),
     ),
     'How irreplaceable experts become by the end of a long training: after few tokens they are less specialised, and '
     'the rise is smaller for that reason alone.',
+  )
+
+
+def _series(found: Sequence[Interval | None], paper: bool = False) -> tuple[Series, ...]:
+  """A line a model, of what is in the order of _ENTRIES."""
+  shares = len(_EVALUATIONS)
+  return tuple(
+    Series(label, tuple((share / 16, found[number * shares + share]) for share in range(shares)), paper)
+    for number, label in enumerate(_RUNS)
   )

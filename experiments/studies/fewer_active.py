@@ -24,7 +24,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, difference, interval
+from experiments.studies.intervals import ABOUT, Comparison, difference, side_by_side
 
 _FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}  # 7 is the run's own loss
 
@@ -68,6 +68,7 @@ def analyse(results: Results) -> Analysis:
       for active in range(5, 8)
     ),
   )
+  *drawn, drawn_gshard = side_by_side([*loss.values(), gshard])
   series = lambda value, is_paper: (
     Series('DeepSeekMoE', tuple((active, value(active)) for active in _PAPER), is_paper),
   )
@@ -80,9 +81,9 @@ def analyse(results: Results) -> Analysis:
       Panel(
         'This repository',
         HELD_OUT_LOSS,
-        series(lambda active: interval(loss[active]), False),
+        series(dict(zip(loss, drawn)).get, False),
         x_axis=axis,
-        level=('GShard', interval(gshard)),
+        level=('GShard', drawn_gshard),
       ),
       Panel(
         'The paper, Figure 5 (2B)',

@@ -51,6 +51,24 @@ def interval(values: Values) -> Interval | None:
   return Interval(mean(found), half_width(stdev(found), len(found)), len(found), stdev(found))
 
 
+def side_by_side(runs: Sequence[Values]) -> list[Interval | None]:
+  """Intervals to be compared by eye: without what a seed shifts in all runs alike (Cousineau 2005, Morey 2008).
+
+  Without it a figure shows mostly how far seeds differ, of which paired differences have nothing. Plain intervals where
+  not all runs have the same seeds.
+  """
+  seeds = sorted(runs[0])
+  if len(seeds) < 2 or len(runs) < 2 or any(sorted(values) != seeds for values in runs):
+    return [interval(values) for values in runs]
+  of_seed = {seed: mean(values[seed] for values in runs) for seed in seeds}
+  centre, correction = mean(of_seed.values()), math.sqrt(len(runs) / (len(runs) - 1))
+  found = []
+  for values in runs:
+    centred = interval({seed: values[seed] - of_seed[seed] + centre for seed in seeds})
+    found.append(Interval(centred.mean, centred.half * correction, centred.n, centred.sd * correction))
+  return found
+
+
 def half_width(sd: float, n: int) -> float:
   """Half of the 95% interval of a mean of `n` values with standard deviation `sd`."""
   from scipy.special import stdtrit
@@ -131,4 +149,4 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   open_ones = [each for each in comparisons if each.outcome == UNDECIDED]
   if open_ones:
     return Verdict(UNDECIDED, '; '.join(f'{each.what}: {each.decides}' for each in open_ones) + ' would decide')
-  return Verdict(HOLDS, f'all of its {len(comparisons)} comparisons do' if len(comparisons) > 1 else '')
+  return Verdict(HOLDS, f'all of its {len(comparisons)} comparisons hold' if len(comparisons) > 1 else '')

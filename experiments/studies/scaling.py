@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from experiments.studies.analysis import HELD_OUT_LOSS, NONE, Analysis, Panel, Results, Series, given, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, interval
+from experiments.studies.intervals import Comparison, side_by_side
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -70,15 +70,11 @@ def analyse(results: Results) -> Analysis:
     for label, variant in _VARIANTS.items()
     for width in PROXY.widths
   )
+  runs = {label: [f'{variant}_d{width}' for width in PROXY.widths] for label, variant in _VARIANTS.items()}
+  drawn = iter(side_by_side([results.loss(run) for of_one in runs.values() for run in of_one]))
   ours = tuple(
-    Series(
-      label,
-      tuple(
-        (float(results.of(run, 'train_flops') or 1), interval(results.loss(run)))
-        for run in (f'{variant}_d{width}' for width in PROXY.widths)
-      ),
-    )
-    for label, variant in _VARIANTS.items()
+    Series(label, tuple((float(results.of(run, 'train_flops') or 1), next(drawn)) for run in of_one))
+    for label, of_one in runs.items()
   )
   paper = tuple(
     Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True) for label, points in _PAPER.items()
@@ -132,4 +128,4 @@ def _curves(results: Results, variant: str) -> dict[int, Curve]:
 
 
 def _scientific(flops: float | None) -> str:
-  return NONE if flops is None else f'{flops:.3g}'
+  return NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')

@@ -65,7 +65,7 @@ def _markdown(block: Block) -> str:
       cells = [list(row) for row in rows]
       for row, link in zip(cells, links):
         row[0] = f'[{row[0]}]({link})'
-      rule = '|'.join(['---', *['---:' if _is_number(column, rows) else '---' for column in range(1, len(columns))]])
+      rule = '|'.join('---:' if _is_number(column, rows) else '---' for column in range(len(columns)))
       line = lambda row: '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
       return '\n'.join([line(columns), f'|{rule}|', *map(line, cells)])
 
@@ -95,6 +95,6 @@ def _html(block: Block) -> str:
 
 
 def _is_number(column: int, rows: Sequence[Sequence[str]]) -> bool:
-  """Whether a column holds numbers, which stand to the right."""
+  """Whether a column holds numbers, which stand to the right; the first never does."""
   cells = [row[column] for row in rows if row[column] not in ('', '–')]
-  return bool(cells) and all(cell.lstrip('−-±')[:1].isdigit() for cell in cells)
+  return column > 0 and bool(cells) and all(cell.lstrip('−-±')[:1].isdigit() for cell in cells)

@@ -45,17 +45,20 @@ def files(results: Path) -> dict[Path, str | None]:
 
 
 def _page(loaded: Sequence[studies.Study]) -> str:
-  rows = tuple((f'{study.name}: {study.source}', study.claim, study.in_words) for study in loaded)
+  rows = tuple((study.source, study.claim, study.in_words) for study in loaded)
   lines = [line for study in loaded for line in study.lines]
   head: list[Block] = [
     Heading(_TITLE, 1),
     Text(_INTRODUCTION),
     Table(('study', 'claim', 'verdict'), rows, tuple(f'#{study.name}' for study in loaded)),
     Text(RULE),
+    Text(studies.ALL_PROXIES),
     Text(studies.runs_in_words(lines) if lines else 'No run has finished yet.', 'All studies:'),
     Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
-  sections = [f'<section id="{study.name}">\n{to_html(studies.blocks(study, level=2))}\n</section>' for study in loaded]
+  sections = [
+    f'<section id="{study.name}">\n{to_html(studies.blocks(study, alone=False))}\n</section>' for study in loaded
+  ]
   return '\n'.join(
     [
       '<!DOCTYPE html>',

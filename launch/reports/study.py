@@ -13,12 +13,16 @@ from launch.reports import svg
 from launch.reports.blocks import Block, Code, Figure, Heading, Table, Text
 from launch.sweeps import ledger
 
-_ALL_PROXIES = (
-  'These are proxies: a few million parameters and as many tokens as one machine trains in an afternoon, where the '
+ALL_PROXIES = (
+  'These are proxies: tens of millions of parameters at most, and as many tokens as one machine trains in an afternoon, where the '
   "paper's have 2 billion and 100 billion. The loss is of this repository's own held-out text, not of the Pile: values "
   "do not compare with the paper's, only order and differences do. Models of this size answer the downstream tasks of "
   'the paper no better than by chance, so none is run. What holds here is no proof for the large models, and what does '
   'not hold here may hold there.'
+)
+_CAPTION = (
+  'Means over seeds; whiskers: 95% intervals without what a seed shifts in all runs alike (Morey 2008), which the '
+  "table's intervals keep."
 )
 _COMPARISONS = ('paired difference', 'mean', '95% interval', 'seeds', 'the claim needs', 'outcome', 'paper')
 
@@ -74,25 +78,25 @@ def load(name: str, results: Path) -> Study:
   )
 
 
-def blocks(study: Study, level: int = 1) -> list[Block]:
-  """Everything about it. `level`: of its heading."""
+def blocks(study: Study, alone: bool = True) -> list[Block]:
+  """Everything about it. `alone`: with what holds of all studies, under a heading of the highest level."""
   analysis = study.analysis
-  parts: list[Block] = [Heading(f'{study.name}: {study.source}', level), Text(study.claim)]
-  parts += [Text(f'{study.verdict.reason}.' if study.verdict.reason else '', f'Verdict: {study.verdict.outcome}.')]
+  reason, level = study.verdict.reason, 1 if alone else 2
+  parts: list[Block] = [Heading(f'{study.source} ({study.name})', level), Text(study.claim)]
+  parts += [Text(f'{reason[0].upper()}{reason[1:]}.' if reason else '', f'Verdict: {study.verdict.outcome}.')]
   if study.missing:
     parts.append(Text(f'{"; ".join(study.missing)}.', 'Missing:'))
   if study.figure:
     parts += [Figure(study.figure, 'figure.svg', f'{study.source}: {study.claim}')]
-    parts += [
-      Text("Bars and points are means over seeds, whiskers their 95% intervals. The paper's values are beside.")
-    ]
+    parts += [Text(_CAPTION)]
   if study.lines:
     parts += [Table(analysis.columns, analysis.rows)]
-    parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons))), Text(RULE)]
+    parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons)))]
+    parts += [Text(RULE)] if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
   command = f'python -m launch.sweep --sweep=experiments/studies/{study.name}.py\nmake report'
   parts += [Code(command), Heading('What a proxy cannot show', level + 1)]
-  return parts + [Text(analysis.cannot_show), Text(_ALL_PROXIES)]
+  return [*parts, Text(analysis.cannot_show), *([Text(ALL_PROXIES)] if alone else [])]
 
 
 def runs_in_words(lines: Sequence[Mapping]) -> str:
