@@ -8,7 +8,7 @@ RUFF = $(BIN)/python -m ruff
 lint_option = $(shell $(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); print(p['lint']['$(1)'])")
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test soak lint aot-tpu aot-gpu setup-aot plan clean
+.PHONY: setup quickstart test soak lint report aot-tpu aot-gpu setup-aot plan clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed setup.cfg pyproject.toml
 
 quickstart: setup
 	@$(BIN)/python -m launch.quickstart --config=experiments/quickstart.py --workdir=runs/quickstart
+
+# Every table and figure of the studies, from experiments/results/STUDY/runs.jsonl.
+report: setup
+	@$(BIN)/python -m launch.report
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile

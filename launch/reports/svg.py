@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from experiments.studies.analysis import Panel, Series
 from experiments.studies.intervals import Interval
 
-_WIDTH, _HEIGHT = 440, 300  # of a panel
+_WIDTH, _HEIGHT = 460, 300  # of a panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 52, 56  # room around its axes
 _LINE = 13  # between lines of text
 _SUPERSCRIPT = str.maketrans('0123456789-', '⁰¹²³⁴⁵⁶⁷⁸⁹⁻')
@@ -23,6 +23,7 @@ _STYLE = """
   --first: #58a6ff; --second: #f0883e; --paper: #6e7681; } }
 .figure text { fill: var(--ink); stroke: none; }
 .figure .soft { fill: var(--soft); }
+.figure .small { font-size: 9.5px; }
 .figure .title { font-weight: 600; font-size: 13px; }
 .figure .page { fill: var(--page); }
 .figure .grid { stroke: var(--grid); }
@@ -71,7 +72,8 @@ class _Axes:
     found += [panel.level[1]] if panel.level and panel.level[1] else []
     low, high = min(each.low for each in found), max(each.high for each in found)
     # Bars whose axis does not start at 0 say so; the lowest keeps some height.
-    low = min(low, 0.0) if panel.from_zero else low - 0.25 * ((high - low) or abs(high) or 1.0)
+    below = 0.25 * ((high - low) or abs(high) or 1.0) if panel.categories else 0.0
+    low = min(low, 0.0) if panel.from_zero else low - below
     self._ticks = ticks(low, high)
     xs = [x for series in panel.series for x, each in series.points if each]
     if panel.categories:
@@ -131,10 +133,12 @@ class _Axes:
     return [(factor * 10.0**power, f'{factor}×10{str(power).translate(_SUPERSCRIPT)}') for factor, power in inside]
 
   def _categories(self):
+    many = len(self._panel.categories) > 5
+    size, most = ('class="small" ', 8) if many else ('', 13)
     for number, label in enumerate(self._panel.categories):
-      for row, text in enumerate(_wrapped(label, most=9 if len(self._panel.categories) > 4 else 14)):
+      for row, text in enumerate(_wrapped(label, most)):
         y = _HEIGHT - _BOTTOM + 16 + row * _LINE
-        yield f'<text x="{self._x(number):.1f}" y="{y}" text-anchor="middle">{escape(text)}</text>'
+        yield f'<text {size}x="{self._x(number):.1f}" y="{y}" text-anchor="middle">{escape(text)}</text>'
 
   def _level(self):
     if self._panel.level and self._panel.level[1]:
@@ -171,7 +175,9 @@ class _Axes:
 
   def _whisker(self, x: float, found: Interval):
     if found.half is not None:
-      yield f'<path class="whisker" d="M{x:.1f} {self._y(found.low):.1f}V{self._y(found.high):.1f}"/>'
+      low, high = self._y(found.low), self._y(found.high)
+      caps = ''.join(f'M{x - 4:.1f} {y:.1f}h8' for y in (low, high))
+      yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
 
   def _legend(self):
     x = _LEFT

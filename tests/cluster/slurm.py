@@ -7,13 +7,15 @@ import contextlib
 import getpass
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests import debian
+from tests.debian import CannotRun
 
 PACKAGES = ('munge', 'slurmctld', 'slurmd', 'slurm-client')
 _PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch')
@@ -24,32 +26,9 @@ NODES = (_HOST, f'{_HOST}x')
 _JAX_PORTS = range(65536 - 4096, 65536)  # of JAX's coordinator: the first + job id modulo 4096
 
 
-class CannotRun(Exception):
-  """This machine cannot run Slurm; the message says what is missing."""
-
-
 def install() -> None:
   """Debian's packages, unless they are there. Starts no service. CannotRun where that cannot be done."""
-  if all(map(shutil.which, _PROGRAMS)):
-    return
-  if os.geteuid() != 0:
-    raise CannotRun(f'{", ".join(PACKAGES)} are not installed, and installing them needs root')
-  if not shutil.which('apt-get'):
-    raise CannotRun(f'{", ".join(PACKAGES)} are not installed, and there is no apt-get')
-  # RUNLEVEL=1: Debian's init scripts then start nothing after the installation.
-  environment = os.environ | {'RUNLEVEL': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
-  options = ('-qq', '-o', 'DPkg::Lock::Timeout=30', '-o', 'Acquire::http::Timeout=15', '-o', 'Acquire::Retries=1')
-  wanted = ('install', '--yes', '--no-install-recommends', *PACKAGES)
-  for arguments in (wanted, ('update',), wanted):  # `update` only if the lists are missing or old
-    try:
-      done = subprocess.run(
-        ['apt-get', *options, *arguments], env=environment, capture_output=True, text=True, timeout=120
-      )
-    except subprocess.TimeoutExpired as error:
-      raise CannotRun(f'apt-get {arguments[0]} took more than {error.timeout} s') from error
-    if done.returncode == 0 and arguments is wanted:
-      return
-  raise CannotRun(f'apt-get {" ".join(wanted)} failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}')
+  debian.install(PACKAGES, _PROGRAMS)
 
 
 class Cluster:

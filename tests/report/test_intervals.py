@@ -1,0 +1,81 @@
+"""The statistics and the rule of the verdicts."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.studies import intervals
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison
+
+
+def test_an_interval_is_students():
+  values = {2: 1.31, 0: 1.25, 1: 1.42, 5: 1.2}
+  found = intervals.interval(values)
+  low, high = stats.t.interval(0.95, 3, np.mean(list(values.values())), stats.sem(list(values.values())))
+  assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 4)
+  by_hand = intervals.interval({0: 1.0, 1: 2.0, 2: 3.0})  # t of 2 degrees of freedom is 4.3027
+  assert by_hand.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4) and by_hand.mean == 2.0
+  assert intervals.interval({0: 1.5}).half is None and intervals.interval({}) is None
+
+
+def test_a_difference_is_within_seeds():
+  first, second = {0: 5.0, 1: 7.0, 2: 6.1}, {0: 4.9, 1: 6.9, 3: 1.0}
+  found = intervals.interval(intervals.difference(first, second))
+  assert (found.mean, found.half, found.n) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12), 2)
+
+
+def test_side_by_side_two_runs_have_the_paired_interval():
+  """Of two runs each has sqrt(2) / 2 of the paired difference's interval (Morey 2008), whatever the seeds shift."""
+  first = {0: 1.0, 1: 4.2, 2: -3.1}
+  second = {0: 1.3, 1: 4.4, 2: -2.6}
+  paired = intervals.interval(intervals.difference(first, second))
+  for found, values in zip(intervals.side_by_side([first, second]), (first, second)):
+    assert found.half == pytest.approx(paired.half / math.sqrt(2))
+    assert found.mean == pytest.approx(np.mean(list(values.values())))
+  assert intervals.side_by_side([first, {0: 1.0}]) == [intervals.interval(first), intervals.interval({0: 1.0})]
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((-0.10, -0.11, -0.12), {'below': 0.0}, HOLDS),
+    ((0.10, 0.11, 0.12), {'below': 0.0}, FAILS),
+    ((-0.10, 0.05, 0.01), {'below': 0.0}, UNDECIDED),
+    ((-0.10,), {'below': 0.0}, UNDECIDED),
+    ((), {'below': 0.0}, UNDECIDED),
+    ((0.0, 0.0, 0.0), {'above': 0.0}, FAILS),  # neither is ahead, so the claimed one is not
+    ((0.3, 0.31, 0.32), {'above': 0.25}, HOLDS),
+    ((0.001, 0.002, -0.001), {'above': -0.02, 'below': 0.02}, HOLDS),
+    ((0.101, 0.102, 0.099), {'above': -0.02, 'below': 0.02}, FAILS),
+    ((-0.101, -0.102, -0.099), {'above': -0.02, 'below': 0.02}, FAILS),
+    ((0.03, 0.01, 0.02), {'above': -0.02, 'below': 0.02}, UNDECIDED),
+  ],
+)
+def test_outcomes(values, bounds, outcome):
+  comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome
+  assert bool(comparison.decides) == (outcome == UNDECIDED)
+
+
+def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound():
+  comparison = Comparison('a − b', {0: -0.02, 1: -0.01, 2: 0.01}, below=0.0)
+  mean, sd = np.mean([-0.02, -0.01, 0.01]), np.std([-0.02, -0.01, 0.01], ddof=1)
+  half = {n: stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n) for n in range(2, 100)}
+  n = comparison.seeds_needed
+  assert half[n] < abs(mean) <= half[n - 1]
+  assert f'{n} seeds' in comparison.decides
+  assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
+
+
+def test_verdicts():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
+  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
+  assert of(holding, holding).outcome == HOLDS
+  assert of(holding, undecided, failing).outcome == FAILS and of(failing).reason == 'c − d is not below 0'
+  assert of(holding, undecided).outcome == UNDECIDED and 'e − f: ' in of(undecided).reason
+  partial = intervals.verdict([holding], 3, 15)
+  assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')

@@ -1,0 +1,181 @@
+"""The report, of runs with known numbers: what it says and draws, and that its bytes depend on nothing else."""
+
+import itertools
+import re
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from experiments.studies import STUDIES, scaling
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED
+from launch.reports import blocks, page, study, svg
+from launch.sweeps import ledger
+from tests.report import synthetic
+from tests.runs import programs
+
+
+def test_every_claim_holds_on_the_papers_own_numbers(results):
+  for name in STUDIES:
+    loaded = study.load(name, results)
+    assert (name, loaded.verdict.outcome, loaded.missing) == (name, HOLDS, ())
+    assert loaded.analysis.cannot_show and loaded.claim[0].isupper()
+    for comparison in loaded.analysis.comparisons:
+      assert comparison.interval.n == 3
+
+
+def test_the_table_has_the_mean_the_interval_and_the_paired_difference(tmp_path):
+  of = lambda run, evaluation, seed: {'gshard': 2.0, 'deepseek_moe': 1.5}.get(run, 3.0) + 0.1 * (seed - 1)
+  synthetic.write(tmp_path, 'table1', synthetic.lines('table1', of))
+  text = blocks.to_markdown(study.blocks(study.load('table1', tmp_path)))
+  half = 4.3027 * 0.1 / 3**0.5
+  assert f'| 10.04M | 3 | 2.0000 | {2 - half:.4f} to {2 + half:.4f} | 1.867 |' in text
+  assert '| DeepSeekMoE − GShard | -0.5000 | -0.5000 to -0.5000 | 3 | below 0 | holds | -0.059 |' in text
+
+
+@pytest.mark.parametrize(('gshard', 'outcome'), [(1.7, FAILS), (1.9, HOLDS)])
+def test_the_verdict_follows_the_numbers(gshard, outcome, tmp_path):
+  of = lambda run, evaluation, seed: gshard if run == 'gshard' else synthetic.loss(run, evaluation, 0)
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', of))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == outcome
+  assert f'**Verdict: {outcome}.**' in blocks.to_markdown(study.blocks(loaded))
+
+
+def test_an_open_comparison_says_what_would_decide_it(tmp_path):
+  of = lambda run, evaluation, seed: 2.0 + (0.01 * (seed - 1) - 0.002 if run == 'deepseek_moe_half' else 0)
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', of))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == UNDECIDED
+  assert re.search(r'half activated − GShard: \d+ seeds, if .* would decide', loaded.verdict.reason)
+
+
+def test_absent_and_partial_studies_say_what_is_missing(tmp_path):
+  absent = study.load('table1', tmp_path)
+  assert absent.in_words == 'undecided: 0 of 15 runs finished' and absent.figure == ''
+  assert absent.missing[0] == 'dense (seed 0, 1, 2)' and len(absent.missing) == 5
+  made = synthetic.lines('table1')
+  synthetic.write(tmp_path, 'table1', [line for line in made if line['run'] in ('dense', 'hash') and line['seed'] < 2])
+  partial = study.load('table1', tmp_path)
+  assert partial.in_words == 'undecided: 4 of 15 runs finished' and partial.figure == ''
+  text = blocks.to_markdown(study.blocks(partial))
+  assert 'dense (seed 2); hash (seed 2); switch (seed 0, 1, 2)' in text and 'figure.svg' not in text
+  assert '| Switch | – | – | 0 | – | – | 1.881 |' in text and 'nan' not in text.lower()
+
+
+@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('seeds', [0, 1])
+def test_every_study_can_be_drawn_without_runs_and_of_one_seed(name, seeds, tmp_path):
+  synthetic.write(tmp_path, name, synthetic.lines(name, seeds=range(seeds)))
+  loaded = study.load(name, tmp_path)
+  assert loaded.verdict.outcome == UNDECIDED and bool(loaded.figure) == bool(seeds)
+  assert 'nan' not in blocks.to_markdown(study.blocks(loaded))
+
+
+def test_what_does_not_count_is_missing(results):
+  """Lines of another config, with other evaluations, and of runs that have diverged."""
+  made = {(line['run'], line['seed']): line for line in synthetic.lines('fewer_active')}
+  other, lacking, diverged = (made['deepseek_moe', seed] for seed in range(3))
+  file = ledger.path(results, 'fewer_active')
+  file.unlink()
+  lacking['evaluations'].popitem()
+  diverged['final']['total']['loss'] = float('nan')
+  other['config_hash'] = '00000000'
+  synthetic.write(results, 'fewer_active', made.values())
+  assert study.load('fewer_active', results).in_words == 'undecided: 3 of 6 runs finished'
+
+
+def test_more_seeds_than_asked_for_count(tmp_path):
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', seeds=range(5)))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == HOLDS and {c.interval.n for c in loaded.analysis.comparisons} == {5}
+
+
+def test_the_share_of_the_compute():
+  dense = [(1e12, 3.0), (4e12, 2.0)]
+  assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(0.5)  # half way in log FLOPs
+  assert scaling.compute_share(dense, [(1e12, 2.0), (4e12, 1.5)]) == 0.25
+  assert scaling.compute_share(dense, [(2e12, 1.9), (4e12, 1.5)]) == 0.5  # no more than that
+  assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # no less than that
+  assert scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], 2e12) == pytest.approx(2.0)
+  assert [scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], compute) for compute in (1, 1e15)] == [2.5, 1.5]
+
+
+def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, tmp_path_factory):
+  again = tmp_path_factory.mktemp('again')
+  for name in STUDIES:
+    synthetic.write(again, name, list(ledger.read(ledger.path(results, name)).values())[::-1])
+  for folder in (results, again):
+    programs.check('report', f'--results={folder}')
+  files = sorted(path.relative_to(results) for path in results.rglob('*') if path.is_file())
+  assert len(files) == 1 + 3 * len(STUDIES)
+  for file in files:
+    if file.name != 'runs.jsonl':
+      assert (results / file).read_bytes() == (again / file).read_bytes()
+
+
+def test_what_is_committed_is_what_the_runs_give():
+  """`make report` on a fresh clone changes nothing. After new runs, or a change of a study: make report."""
+  for path, content in page.files(Path('experiments/results')).items():
+    if content is None:
+      assert not path.exists(), f'{path} is of other runs: make report'
+    else:
+      assert path.is_file() and path.read_bytes() == content.encode(), f'{path} is not up to date: make report'
+
+
+def test_a_figure_that_is_no_longer_drawn_goes(results):
+  programs.check('report', f'--results={results}')
+  assert (results / 'table1' / 'figure.svg').is_file()
+  ledger.path(results, 'table1').unlink()
+  programs.check('report', f'--results={results}')
+  assert not (results / 'table1' / 'figure.svg').exists()
+
+
+def test_a_damaged_line_is_one_line(tmp_path):
+  file = ledger.path(tmp_path, 'table1')
+  file.parent.mkdir()
+  file.write_text('{"run"\n')
+  assert 'line 1 is damaged' in programs.error_line('report', f'--results={tmp_path}')
+
+
+def test_figures_have_a_bar_or_point_for_each_value(results):
+  for name in STUDIES:
+    loaded = study.load(name, results)
+    root = ET.fromstring(loaded.figure)
+    classes = [element.get('class', '') for element in root.iter()]
+    points = [point for panel in loaded.analysis.panels for series in panel.series for point in series.points]
+    given = sum(found is not None for _, found in points)
+    legend = sum(len(panel.series) for panel in loaded.analysis.panels if len(panel.series) > 1)
+    assert sum(kind.startswith(('bar', 'fill')) for kind in classes) == given + legend
+    assert 'whisker' in classes
+
+
+def test_what_is_drawn_stays_inside_its_axes(results):
+  for name in STUDIES:
+    root = ET.fromstring(study.load(name, results).figure)
+    width, height = float(root.get('width')), float(root.get('height'))
+    for group in root.iter('{http://www.w3.org/2000/svg}g'):
+      for circle in group.iter('{http://www.w3.org/2000/svg}circle'):
+        assert 0 < float(circle.get('cx')) < width and 0 < float(circle.get('cy')) < height
+      for bar in group.iter('{http://www.w3.org/2000/svg}rect'):
+        assert float(bar.get('height')) >= 0 and float(bar.get('y')) > 0
+
+
+def test_ticks_are_round_and_hold_the_range():
+  for low, high in itertools.product((-3.0, 0.0, 1.8041, 7.3), (7.31, 9.1, 120.0)):
+    found = svg.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
+  assert svg.ticks(1.8, 2.06) == [1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1]
+  assert len(svg.ticks(2.0, 2.0)) >= 2
+
+
+def test_text_is_escaped_and_tables_keep_their_columns():
+  table = blocks.Table(('a', 'b'), (('x | y', '<1>'),), ('#x',))
+  assert blocks.to_markdown([table]).splitlines()[-1] == '| [x \\| y](#x) | <1> |'
+  assert '<td><a href="#x">x | y</a></td><td>&lt;1&gt;</td>' in blocks.to_html([table])
+
+
+def test_make_report_is_the_program():
+  done = subprocess.run(['make', '--dry-run', 'report'], cwd=programs.ROOT, capture_output=True, text=True, check=True)
+  assert 'python -m launch.report' in done.stdout
