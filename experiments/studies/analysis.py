@@ -50,6 +50,7 @@ class Panel:
   x_axis: str = ''
   log_x: bool = False
   from_zero: bool = False
+  digits: int = 3  # of the numbers at bars and level
   level: tuple[str, Interval | None] | None = None
 
 

@@ -72,18 +72,18 @@ def analyse(results: Results) -> Analysis:
     ),
   )
 
-  def panel(title, measure, axis, from_zero=True):
+  def panel(title, measure, axis, from_zero=True, digits=3):
     points = tuple(enumerate(side_by_side([measure[run] for run in _LABELS])))
-    return Panel(title, axis, (Series('', points),), tuple(_LABELS.values()), from_zero=from_zero)
+    return Panel(title, axis, (Series('', points),), tuple(_LABELS.values()), from_zero=from_zero, digits=digits)
 
   return Analysis(
     _COLUMNS,
     rows,
     comparisons,
     (
-      panel('MaxVio, last tenth of training', max_vio, "busiest expert's load ÷ mean"),
-      panel('Experts without a token, last logged step', idle, 'experts, all layers'),
-      panel('Busiest group of 9 experts, held-out text', group, "group's load ÷ mean"),
+      panel('MaxVio, last tenth of training', max_vio, "busiest expert's load ÷ mean", digits=2),
+      panel('Experts without a token, last logged step', idle, 'experts, all layers', digits=1),
+      panel('Busiest group of 9 experts, held-out text', group, "group's load ÷ mean", digits=2),
       panel('Loss', loss, HELD_OUT_LOSS, from_zero=False),
     ),
     'The paper gives no numbers to set beside these. What imbalance costs in time across devices is not measured, and '

@@ -16,7 +16,7 @@ UNDECIDED = 'undecided'
 RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. A claim holds if all of its comparisons do, and does not '
-  'hold if one of them does not.'
+  'hold if one of them does not. No interval is widened for the number of comparisons.'
 )
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02

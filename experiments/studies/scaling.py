@@ -71,9 +71,10 @@ def analyse(results: Results) -> Analysis:
     for width in PROXY.widths
   )
   runs = {label: [f'{variant}_d{width}' for width in PROXY.widths] for label, variant in _VARIANTS.items()}
-  drawn = iter(side_by_side([results.loss(run) for of_one in runs.values() for run in of_one]))
+  every = [run for of_one in runs.values() for run in of_one]
+  drawn = dict(zip(every, side_by_side([results.loss(run) for run in every])))
   ours = tuple(
-    Series(label, tuple((float(results.of(run, 'train_flops') or 1), next(drawn)) for run in of_one))
+    Series(label, tuple((results.of(run, 'train_flops'), drawn[run]) for run in of_one))
     for label, of_one in runs.items()
   )
   paper = tuple(

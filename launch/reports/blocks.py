@@ -44,7 +44,8 @@ Block = Heading | Text | Code | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-  return '\n\n'.join(map(_markdown, blocks)) + '\n'
+  """`<` is escaped, that nothing is taken for a tag; other marks of Markdown are none in the midst of words."""
+  return '\n\n'.join(map(_markdown, blocks)).replace('<', '&lt;') + '\n'
 
 
 def to_html(blocks: Sequence[Block]) -> str:

@@ -145,7 +145,7 @@ class _Axes:
       name, found = self._panel.level
       y = self._y(found.mean)
       yield f'<path class="level" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
-      label = f'{name} {_text(found)}'
+      label = f'{name} {self._text(found)}'
       yield f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>'
 
   def _bars(self, series: Series):
@@ -162,7 +162,7 @@ class _Axes:
         f'<rect class="{kind}" x="{x - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{bottom - y:.1f}"/>'
       )
       yield from self._whisker(x, found)
-      yield f'<text x="{x:.1f}" y="{self._y(found.high) - 5:.1f}" text-anchor="middle">{_text(found)}</text>'
+      yield f'<text x="{x:.1f}" y="{self._y(found.high) - 5:.1f}" text-anchor="middle">{self._text(found)}</text>'
 
   def _line(self, number: int, series: Series):
     points = [(self._x(x), found) for x, found in series.points if found]
@@ -179,6 +179,9 @@ class _Axes:
       caps = ''.join(f'M{x - 4:.1f} {y:.1f}h8' for y in (low, high))
       yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
 
+  def _text(self, found: Interval) -> str:
+    return f'{found.mean:.{self._panel.digits}f}'
+
   def _legend(self):
     x = _LEFT
     for number, series in enumerate(self._panel.series):
@@ -190,10 +193,6 @@ class _Axes:
 def _decimals(tick: float) -> int:
   """How many a round number needs."""
   return len(f'{tick:.6f}'.rstrip('0').partition('.')[2])
-
-
-def _text(found: Interval) -> str:
-  return f'{found.mean:.3f}'
 
 
 def _wrapped(label: str, most: int) -> list[str]:

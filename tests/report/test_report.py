@@ -172,7 +172,7 @@ def test_ticks_are_round_and_hold_the_range():
 
 def test_text_is_escaped_and_tables_keep_their_columns():
   table = blocks.Table(('a', 'b'), (('x | y', '<1>'),), ('#x',))
-  assert blocks.to_markdown([table]).splitlines()[-1] == '| [x \\| y](#x) | <1> |'
+  assert blocks.to_markdown([table]).splitlines()[-1] == '| [x \\| y](#x) | &lt;1> |'
   assert '<td><a href="#x">x | y</a></td><td>&lt;1&gt;</td>' in blocks.to_html([table])
 
 

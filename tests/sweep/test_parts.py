@@ -15,6 +15,7 @@ from launch.sweeps import children, ledger, line, plan, slurm
 from launch.sweeps.view import duration
 from moe.errors import UserError
 from tests.cluster.scripts import fake
+from tests.report import synthetic
 from tests.runs import programs
 
 # A sweep that has started a child, and is killed.
@@ -111,7 +112,7 @@ def _write_run(job, scores):
   (job.workdir / 'scores.json').write_text(json.dumps(content))
 
 
-def test_a_line_from_what_a_run_has_left(tmp_path):
+def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   run = Run('a', 'tests/runs/config.py', evaluations={'masked': {'masked_share': 0.25}})
   (job,) = _jobs(tmp_path, run)
   score = lambda step, intervention, loss: {
@@ -130,6 +131,10 @@ def test_a_line_from_what_a_run_has_left(tmp_path):
   assert made['seconds'] == 40 * 4 * 32 / 128
   assert made['max_vio'] == pytest.approx({'final': 6.0, 'last_tenth': (5.55 + 5.7 + 5.85 + 6.0) / 4})
   assert made['commit'] == 'unknown' and made['differs'] == {'moe.num_experts': 4}
+  # The report's tests make lines up: of what a real line has, and nothing else.
+  monkeypatch.chdir(programs.ROOT)
+  made_up = synthetic.lines('shared_off', seeds=[0])[0]
+  assert made_up.keys() <= made.keys() and made_up['max_vio'].keys() == made['max_vio'].keys()
   with pytest.raises(UserError, match='was not scored'):
     line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
 
