@@ -193,8 +193,8 @@ class NotebookRun(NamedTuple):
 def load_for_notebook(workdir: str | os.PathLike, step: int | None = None) -> NotebookRun:
   """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
 
-  Reads parameters only, onto this process's default device, whatever devices wrote them. Changes nothing in `workdir`,
-  which may be in a bucket: gs://BUCKET/DIR. UserError if there is none, or the step asked for is not there or unreadable.
+  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir` may be in a bucket
+  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint, or not of the step, or unreadable.
   """
   directory = epath.Path(workdir) / 'checkpoints'
   steps, fault = _attempt(lambda: available_steps(workdir))

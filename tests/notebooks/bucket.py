@@ -6,6 +6,7 @@ With `environment` set, gcsfs and TensorStore take it for Google's, so that gs:/
 import contextlib
 import http.server
 import json
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ BUCKET = 'pod'
 def serve(folder: Path) -> Iterator[dict[str, str]]:
   """Serves the files below `folder` as objects of gs://pod; yields the environment that makes clients ask here."""
   handler = type('Handler', (_Handler,), {'folder': folder})
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+  with _Server(('127.0.0.1', 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}'
     yield {
@@ -29,6 +30,13 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',  # else TensorStore looks for a metadata server
     }
     server.shutdown()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+  def handle_error(self, request, client_address):
+    """A client that has gone, as kernels do, is no error."""
+    if not isinstance(sys.exception(), ConnectionError):
+      super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
