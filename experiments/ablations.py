@@ -12,7 +12,7 @@ take the same names from `proxy.py`. Expected:
 
 from ml_collections import ConfigDict
 
-from experiments import variants
+from experiments import validation, variants
 from experiments.base import expert_width
 
 
@@ -33,4 +33,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'granularity_0_2_16') -> ConfigDict:
-  return variants.build('ablations', VARIANTS, name)
+  return variants.build('ablations', {key: validation.TRAINING | own for key, own in VARIANTS.items()}, name)

@@ -12,21 +12,16 @@ comparisons between variants are what carries over, not the losses.
 from ml_collections import ConfigDict
 
 from experiments import ablations, scaling, validation, variants
-from experiments.base import expert_width
 
 _FILES = (validation, scaling, ablations)
 VARIANTS = {name: file for file in _FILES for name in file.VARIANTS}
 if len(VARIANTS) < sum(len(file.VARIANTS) for file in _FILES):
   raise ValueError('two config files share a variant name: proxy.py could not tell them apart')
 
-_LAYERS, _D, _HEADS = 6, 256, 4
+_LAYERS, _D, _HEAD_DIM = 6, 256, 64
 
 _SCALE = {
   'model.vocab_size': 4096,
-  'model.num_layers': _LAYERS,
-  'model.d_model': _D,
-  'model.num_heads': _HEADS,
-  'model.head_dim': 64,
   # 0.006 suits d 1280 to 4096; at d 256 it would leave every layer's output, and so the gradients, tiny for 300 steps.
   'model.init_std': 0.02,
   'model.dtype': 'float32',
@@ -52,19 +47,15 @@ _SCALE = {
 }
 
 
-def _scaled_width(width: int, d_model: int) -> int:
-  """The width, relative to d_model, of an expert or FFN of the original; widths of 0 stay 0."""
-  return expert_width(_D, width / (8 * d_model / 3)) if width else 0
+def original(name: str) -> ConfigDict:
+  """The full-size config of a variant."""
+  variants.check('proxy', VARIANTS, name)
+  return VARIANTS[name].get_config(name)
 
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
-  variants.check('proxy', VARIANTS, name)
-  config = VARIANTS[name].get_config(name)
-  model = config.model.copy_and_resolve_references()  # the original's
-  config.update_from_flattened_dict(_SCALE)
-  config.name = f'proxy:{name}'
-  config.model.num_kv_heads = max(1, _HEADS * model.num_kv_heads // model.num_heads)
-  config.model.num_dense_layers = _LAYERS if model.num_dense_layers == model.num_layers else model.num_dense_layers
-  config.model.d_ff = _scaled_width(model.d_ff, model.d_model)
-  config.moe.d_expert = _scaled_width(config.moe.d_expert, model.d_model)
+  config = original(name)
+  config.update_from_flattened_dict(
+    {'name': f'proxy:{name}'} | variants.resized(config, _LAYERS, _D, _HEAD_DIM) | _SCALE
+  )
   return config

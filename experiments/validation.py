@@ -29,7 +29,7 @@ from experiments.base import expert_width
 _D = 1280
 
 # For v5e:2x4: 8 chips share the parameters, each takes 8 sequences a microbatch.
-_TRAINING = {'model.remat': 'full', 'train.microbatches': 32, 'mesh.data': 1, 'mesh.fsdp': -1}
+TRAINING = {'model.remat': 'full', 'train.microbatches': 32, 'mesh.data': 1, 'mesh.fsdp': -1}
 
 
 def _experts(shared: int, routed: int, active: int, size: float) -> dict:
@@ -53,4 +53,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
-  return variants.build('validation', {key: _TRAINING | own for key, own in VARIANTS.items()}, name)
+  return variants.build('validation', {key: TRAINING | own for key, own in VARIANTS.items()}, name)

@@ -30,6 +30,27 @@ def experts(shared: int, routed: int, active: int, width: int) -> dict:
   } | balance
 
 
+def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) -> dict:
+  """Overrides that give `config` another depth and width, and keep its proportions.
+
+  Kept: the size of an expert and of a dense FFN relative to d_model (widths of 0 stay 0), which layers are dense, the
+  key/value heads' share of the heads. `head_dim` divides `d_model`.
+  """
+  model, moe = config.model, config.moe
+  heads = d_model // head_dim
+  width = lambda old: base.expert_width(d_model, old / (8 * model.d_model / 3)) if old else 0
+  return {
+    'model.num_layers': num_layers,
+    'model.num_dense_layers': num_layers if model.num_dense_layers == model.num_layers else model.num_dense_layers,
+    'model.d_model': d_model,
+    'model.num_heads': heads,
+    'model.num_kv_heads': max(1, heads * model.num_kv_heads // model.num_heads),
+    'model.head_dim': head_dim,
+    'model.d_ff': width(model.d_ff),
+    'moe.d_expert': width(moe.d_expert),
+  }
+
+
 def build(file: str, variants: Mapping[str, Mapping], name: str) -> ConfigDict:
   """The config of one variant: `base.py` with its overrides, named `FILE:NAME`, locked. UserError on a name unknown."""
   check(file, variants, name)

@@ -4,7 +4,7 @@
 
   def main(argv):
     config = cli.config(CONFIG)    # moe.config.Config, checked
-    …
+    …                              # or cli.overrides(CONFIG), of a program that finds its configs by itself
 
   if __name__ == '__main__':
     cli.run(main)
@@ -13,6 +13,7 @@ Exit codes: 0, or what main returns; 2 after bad input, told in one line `error:
 No jax import: programs that compute nothing start at once.
 """
 
+import functools
 import logging as std_logging
 import os
 import re
@@ -56,11 +57,19 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
   return moe_config.from_config_dict(flag.value)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Parses the flags, calls `main([program])` and exits; see the top of this file. No program takes bare arguments."""
+def overrides(flag: flags.FlagHolder) -> dict[str, object]:
+  """The keys that --config.SECTION.KEY=VALUE changes, with their values. For programs of `run(config_file=)`."""
+  return config_flags.get_override_values(flags.FLAGS[flag.name])
+
+
+def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> None:
+  """Parses the flags, calls `main([program])` and exits; see the top of this file. No program takes bare arguments.
+
+  `config_file`: of a program that takes no --config, the file that has the keys of its --config.SECTION.KEY=VALUE.
+  """
   keep_freed_memory()
   try:
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=functools.partial(_parse, config_file=config_file))
   except UserError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     sys.stdout.flush()
@@ -86,8 +95,12 @@ def _stop(code, line=''):
   sys.exit(code)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
   """`app.run`'s flag parser: [program], or UserError for whatever is wrong with the flags or the config file."""
+  if config_file:
+    if _config_file(argv):
+      raise UserError('this program takes no --config, only --config.SECTION.KEY=VALUE')
+    argv = [argv[0], f'--config={config_file}', *argv[1:]]
   try:
     flags.FLAGS.set_default('verbosity', logging.ERROR)  # from the first line on, the config file's included
     _check_overrides(argv)

@@ -175,6 +175,24 @@ def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
   }
 
 
+# None of these changes what a step computes.
+_FREE_SECTIONS = ('evaluation', 'checkpoint', 'mesh')
+_FREE_KEYS = (
+  'name',
+  'train.log_every',
+  'train.heatmap_every',
+  'train.max_bad_steps',
+  'data.dir',
+  'data.num_threads',
+  'data.prefetch',
+)
+
+
+def decides(key: str) -> bool:
+  """Whether a dotted key has a part in what training computes: the others may differ when a run goes on."""
+  return key not in _FREE_KEYS and key.split('.')[0] not in _FREE_SECTIONS
+
+
 def keys() -> list[str]:
   """Every dotted key, e.g. 'model.d_model'."""
   return [

@@ -84,7 +84,9 @@ class _Schedule(NamedTuple):
       inputs, gradients, parts = state
       inputs = lax.dynamic_update_index_in_dim(inputs, received, m % stages, 0)
       # The last stage's result goes nowhere: its backward computes all that is needed.
-      send = lax.cond(stage == stages - 1, lambda: received, lambda: work(stack, rest, received, part(m))[0][0])
+      with _runs(1 - 1 / stages, 1 / stages):
+        again = jax.named_scope('rematted_computation')(lambda: work(stack, rest, received, part(m))[0][0])
+        send = lax.cond(stage == stages - 1, lambda: received, again)
       return send, (inputs, gradients, parts)
 
     def backward(m, received, state):
@@ -100,7 +102,9 @@ class _Schedule(NamedTuple):
       received = jnp.where(is_backward, from_after, from_before)
       choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
       rest = lambda m, received, state: (received, state)
-      send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
+      busy = microbatches / (2 * (microbatches + stages - 1))
+      with _runs(1 - 2 * busy, busy, busy):
+        send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
       onward = lax.ppermute(send, _AXIS, [(s, s + 1) for s in range(stages - 1)])
       back = lax.ppermute(send, _AXIS, [(s + 1, s) for s in range(stages - 1)])
       return onward, back, state
@@ -129,14 +133,17 @@ class _Schedule(NamedTuple):
         x_BLD, _ = lax.scan(block_step(config, name, *arguments), x_BLD, rest[name])
       return x_BLD
 
-    x_BLD = lax.cond(stage == 0, begin, lambda: x_BLD)
+    with _runs(1 - 1 / self.stages, 1 / self.stages):
+      x_BLD = lax.cond(stage == 0, begin, lambda: x_BLD)
     step = block_step(config, self.name, *arguments)
     shapes = jax.eval_shape(step, x_BLD, jax.tree.map(lambda w: w[0], stack))[1]
 
     def layer(x_BLD, inputs):
       weights, number = inputs
       skip = lambda x_BLD, _: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-      return lax.cond(stage * self.per_stage + number < self.layers, step, skip, x_BLD, weights)
+      used = self.layers / (self.stages * self.per_stage)
+      with _runs(1 - used, used):
+        return lax.cond(stage * self.per_stage + number < self.layers, step, skip, x_BLD, weights)
 
     x_BLD, (stats, exchange) = lax.scan(layer, x_BLD, (stack, jnp.arange(self.per_stage)))
 
@@ -144,9 +151,15 @@ class _Schedule(NamedTuple):
       hidden_BLD = RMSNorm(config.model.norm_eps).apply({'params': rest['final_norm']}, x_BLD)
       return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
-    loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
+    with _runs(1 - 1 / self.stages, 1 / self.stages):
+      loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
     share, parts = Parts.of(config, loss, stats, exchange, totals, counts_nE)
     return (x_BLD, share), parts
+
+
+def _runs(*shares):
+  """Names a cond or switch by how often each branch is taken, on the mean of stages and ticks, for planners to read."""
+  return jax.named_scope(f'runs({",".join(f"{share:.6f}" for share in shares)})')
 
 
 def _pad(x_N, size):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from moe import accounting, processes
 from moe import mesh as mesh_lib
 from moe.checkpoint import Checkpointer
-from moe.config import Config, differences
+from moe.config import Config, decides, differences
 from moe.data.packing import Batch
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
@@ -24,18 +24,6 @@ from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
-
-# Keys that may differ when a run goes on: none of them changes what a step computes.
-_FREE_SECTIONS = ('evaluation', 'checkpoint', 'mesh')
-_FREE_KEYS = (
-  'name',
-  'train.log_every',
-  'train.heatmap_every',
-  'train.max_bad_steps',
-  'data.dir',
-  'data.num_threads',
-  'data.prefetch',
-)
 
 
 class Outcome(NamedTuple):
@@ -172,7 +160,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     except ValueError as error:
       raise UserError(f'{path} is not JSON ({error}): restore it, or use another --workdir') from error
     changed = differences(old, config.to_dict())
-    fixed = [key for key in changed if key not in _FREE_KEYS and key.split('.')[0] not in _FREE_SECTIONS]
+    fixed = list(filter(decides, changed))
     if fixed:
       listed = ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
       raise UserError(f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values')

@@ -25,6 +25,7 @@ ORDER = [
 ROWS = {room: row for row, rooms in enumerate(ORDER) for room in rooms}
 OURS = ('moe', 'launch', 'experiments')
 WITHOUT_JAX = ['moe', 'moe.errors', 'moe.config', 'moe.accounting', 'launch.cli', 'launch.describe']
+WITHOUT_JAX += ['launch.sweep', 'experiments.studies.common', 'experiments.studies.table1']
 WITHOUT_JAX += ['experiments.corpora.debian_mix', 'experiments.corpora.sources', 'experiments.corpora.report']
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from launch.plan.hlo import branch_shares
+
 # Products (of rows × D × F) of each kernel of the routed FFN.
 _EXPERT_PRODUCTS = {
   'routed_ffn_gate_up': 2,
@@ -57,7 +59,6 @@ class Setting:
   """What the shapes in a jaxpr do not say, which have buffers' rows and kernels' padding in them."""
 
   rows: float  # assignments that a device's experts compute in one microbatch when routing is balanced
-  devices: int  # of the mesh; what stands inside a shard_map is done by each
   seq_len: int
   head_dim: int
 
@@ -80,8 +81,14 @@ def _walk(jaxpr, times, path, totals, setting):
     elif name == 'scan':
       _walk(equation.params['jaxpr'].jaxpr, times * equation.params['length'], where, totals, setting)
     elif name == 'shard_map':
-      _walk(_plain(equation.params['jaxpr']), times * setting.devices, where, totals, setting)
+      shards = math.prod(equation.params['mesh'].shape[axis] for axis in equation.params['newly_manual_axes'])
+      _walk(_plain(equation.params['jaxpr']), times * shards, where, totals, setting)
     elif name == 'cond':
+      shares = branch_shares(str(equation.source_info.name_stack))
+      if shares:
+        for branch, share in zip(equation.params['branches'], shares, strict=True):
+          _walk(branch.jaxpr, times * share, where, totals, setting)
+        continue
       branches = [Flops() for _ in equation.params['branches']]
       for branch, part in zip(equation.params['branches'], branches):
         _walk(branch.jaxpr, times, where, part, setting)

@@ -75,15 +75,21 @@ def runs(computations: dict[str, Computation], entry: str) -> Iterator[tuple[Com
       elif instruction.op == 'conditional':
         branches = re.search(r'branch_computations=\{([^}]*)\}', instruction.line)
         names = re.findall(r'%([^\s,}]+)', branches[1]) if branches else []
-        names = names or [instruction.called('true_computation'), instruction.called('false_computation')]
-        for branch in names[:1]:
-          yield from walk(branch, times, fused)
+        names = names or [instruction.called('false_computation'), instruction.called('true_computation')]
+        for branch, share in zip(names, branch_shares(instruction.line) or [1.0]):
+          yield from walk(branch, times * share, fused)
       elif called := instruction.called('calls'):
         yield from walk(called, times, fused or instruction.op == 'fusion')
       elif instruction.op == 'call' and (called := instruction.called('to_apply')):
         yield from walk(called, times, fused)
 
   yield from walk(entry, 1.0, False)
+
+
+def branch_shares(name: str) -> list[float]:
+  """How often each branch of a conditional is taken, where its name says so (see `moe/pipeline.py`); [] elsewhere."""
+  match = re.search(r'runs\(([\d.,]+)\)\)*(?:/(?:cond|switch)\b[^/]*)?(?:"|$)', name)
+  return [float(share) for share in match[1].split(',')] if match else []
 
 
 def trips(computations: dict[str, Computation], outer: Computation, loop: Instruction) -> int:

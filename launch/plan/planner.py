@@ -23,7 +23,7 @@ def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, 
   chip, devices = machine.chip, machine.num_devices
   fits = not compiled.refusal and compiled.reserved_bytes <= chip.capacity
   rows = _rows_a_device(config, compiled.mesh)
-  setting = flops_lib.Setting(rows, devices, config.data.seq_len, config.model.head_dim)
+  setting = flops_lib.Setting(rows, config.data.seq_len, config.model.head_dim)
   flops = flops_lib.count(compiled.jaxpr, setting)
   own = account(config).train_flops_per_sequence * config.data.batch_size
   record = {

@@ -34,9 +34,9 @@ def cluster(tmp_path_factory):
 class _Job:
   """A submitted batch file; `python` there is the first on PATH in `bin_folder`."""
 
-  def __init__(self, cluster, log: Path, bin_folder: Path, *flags: str, environment=None):
+  def __init__(self, cluster, log: Path, bin_folder: Path, *flags: str, environment=None, options=()):
     environment = {'PATH': f'{bin_folder}:{os.environ["PATH"]}'} | (environment or {})
-    options = ('--parsable', f'--nodes={len(slurm.NODES)}', f'--output={log}')
+    options = ('--parsable', f'--nodes={len(slurm.NODES)}', f'--output={log}', *options)
     submit = ('sbatch', *options, _BATCH_FILE, *flags)
     self.number = cluster.check(*submit, cwd=ROOT, environment=environment).strip()
     self._cluster, self._log = cluster, log
@@ -146,3 +146,18 @@ def test_a_cancelled_job_stays_away(cluster, tmp_path):
   cluster.check('scancel', job.number)
   assert job.end()[::2] == ('CANCELLED', '0')
   assert 'queueing again' not in job.output()
+
+
+def test_a_task_of_an_array_runs_the_line_of_its_number(cluster, tmp_path):
+  commands = tmp_path / 'commands'
+  commands.write_text("python -m launch.train '--config.data.sources=a=1;b=2 3'\npython -m launch.train second\n")
+  bin_folder = fake(tmp_path / 'bin' / 'python', f'printf "<%s>" "$@" >> {tmp_path}/task-$SLURM_ARRAY_TASK_ID')
+  _Job(cluster, tmp_path / 'log', bin_folder, str(commands), options=('--array=0-1', '--nodes=1'))
+  tasks = [tmp_path / f'task-{number}' for number in (0, 1)]
+  deadline = time.monotonic() + 120
+  while not all(task.exists() for task in tasks):
+    assert time.monotonic() < deadline, cluster.logs()
+    time.sleep(0.1)
+  first, second = (task.read_text() for task in tasks)
+  assert first == '<-m><launch.train><--config.data.sources=a=1;b=2 3>'
+  assert second == '<-m><launch.train><second>'

@@ -31,6 +31,7 @@ CASES = {
   'data': {},
   'fsdp': {'mesh.data': 1, 'mesh.fsdp': 8, 'train.microbatches': 2, 'model.remat': 'full'},
   'tensor': {'mesh.data': 4, 'mesh.tensor': 2},
+  'stage': {'mesh.data': 4, 'mesh.stage': 2, 'train.microbatches': 4},  # 2 layers, and 1
 }
 
 

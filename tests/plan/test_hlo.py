@@ -141,6 +141,25 @@ def test_an_asynchronous_collective_counts_once():
   assert (found.kind, found.sent) == ('all-gather', 128)
 
 
+def test_steps_of_an_asynchronous_collective_are_no_others_wherever_they_lie():
+  gather = 'all-gather(%p), channel_id=7, replica_groups={{0,1},{2,3},{4,5},{6,7}}, frontend_attributes={chain_id="3"}'
+  step = (
+    f'%NAME (p: f32[8,4]) -> f32[16,4] {{\n  %p = f32[8,4]{{1,0}} parameter(0)\n  ROOT %g = f32[16,4] {gather}\n}}\n'
+  )
+  call = '  %NAME.1 = f32[16,4]{1,0} fusion(%IN), kind=kCustom, calls=%NAME\n'
+  text = step.replace('NAME', 'first') + '\n' + step.replace('NAME', 'then') + '\n' + LOOPS
+  text = text.replace('  %two = ', call.replace('NAME', 'first').replace('IN', 'x.2') + '  %two = ')
+  text = text.replace('  %one.1 = ', call.replace('NAME', 'then').replace('IN', 'x.1') + '  %one.1 = ')
+  found = [c for c in collectives(text, MESH) if c.kind == 'all-gather']
+  assert [(c.times, c.sent) for c in found] == [(4, 128)]  # the outer loop's; its steps lie in the inner one
+
+
+def test_a_ragged_exchange_moves_its_rows_and_not_the_buffer_that_it_writes_into():
+  line = 'ROOT %r = f32[64,4]{1,0} ragged-all-to-all(%x, %to, %n, %n, %n, %n), replica_groups={{0,1},{2,3},{4,5},{6,7}}'
+  to, n = '%to = f32[64,4]{1,0} parameter(1)', '%n = s32[2]{0} parameter(2)'
+  assert memory_traffic(entry('%x = f32[8,4]{1,0} parameter(0)', to, n, line)) == 2 * 128
+
+
 def test_memory_traffic_reads_operands_and_writes_results_outside_the_chip():
   lines = (
     '%x = f32[8,4]{1,0} parameter(0)',

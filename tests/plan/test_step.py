@@ -53,9 +53,28 @@ def test_state_is_split_where_the_mesh_splits_it(plans):
   assert plans['fsdp']['mesh'] == {'fsdp': 8}
 
 
+def test_zero_3_scatters_the_gradients_of_matrices_and_gathers_weights_at_most_twice(plans):
+  sent = plans['fsdp']['collective_bytes_per_device']
+  matrices = D * V + LAYERS * (4 * D * X + 3 * D * F)  # the embedding's rows travel instead
+  once = 4 * matrices * 7 / 8 * 2  # microbatches
+  assert sent['reduce-scatter'] == {'fsdp': once}
+  assert once < sent['all-gather']['fsdp'] <= 2 * once
+  assert sent['all-reduce']['fsdp'] < once / 20  # norms, counts and losses
+
+
 def test_a_split_over_widths_sends_activations(plans):
   sent = plans['tensor']['collective_bytes_per_device']['all-reduce']
   assert {'data', 'tensor'} <= set(sent)
+
+
+def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
+  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages, which share 3 layers and have one end each."""
+  record = plans['stage']
+  forward_of_a_layer = 2 * B * L * (4 * D * X + 3 * D * F) + 4 * B * L * L * X
+  assert record['flops_per_step']['recomputed'] == pytest.approx(forward_of_a_layer * 3 / 2, rel=0.02)
+  parameters = LAYERS * (4 * D * X + 3 * D * F + 2 * D) / 2 + V * D
+  gradients = 4 * 2 * 4 * parameters * 3 / 4  # float32, all-reduced over 4 after each backward
+  assert record['collective_bytes_per_device']['all-reduce']['data'] == pytest.approx(gradients, rel=0.02)
 
 
 def test_a_plan_adds_up(plans):

@@ -1,0 +1,85 @@
+"""What the studies share: the settings of their runs, in one place, and the shape of a study.
+
+A study module has `sweep(scale) -> list[Run]`; `--scale=paper` takes the same variants at their full size. Everything
+that is not an override of a run is equal in all runs of a study, tokens and their order for a seed included.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from experiments import proxy, variants
+
+# The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path relative to the
+# repository, so that a config, and the hash that names it, is the same on every machine.
+CORPUS = 'runs/corpus'
+CORPUS_MODULE = 'experiments.corpora.debian_mix'
+_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
+
+_LAYERS, _D, _HEAD_DIM = 6, 256, 64
+
+_PROXY_SETTINGS = {
+  'model.vocab_size': 4096,
+  'data.sources': ';'.join(f'{domain}={CORPUS}/{domain}.jsonl' for domain in _DOMAINS),
+  'data.holdout': 0.01,  # of 93 MB; every run is scored on all of it at its end
+  'data.seq_len': 256,
+  'data.batch_size': 16,
+  'optimizer.peak_lr': 2e-3,
+  'optimizer.warmup_steps': 30,
+  'train.num_steps': 300,
+  'train.log_every': 10,
+  'evaluation.every_steps': 100,
+  'evaluation.max_batches': 8,
+  'checkpoint.every_steps': 100,
+  'checkpoint.keep_last': 1,  # with the optimizer's state a checkpoint is three times the model, and runs are many
+  'checkpoint.keep_best': 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with `overrides` by dotted key.
+
+  `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the keyword arguments of
+  moe.specialization.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
+  """
+
+  name: str
+  config: str
+  overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  evaluations: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Where a study's variants come from, at which size. `widths`: of the scaling study, d_model."""
+
+  name: str
+  settings: Mapping[str, object]
+  shape: tuple[int, int] | None  # layers and d_model of every run; None: each variant's own
+  head_dim: int
+  widths: tuple[int, ...]
+
+  def run(
+    self,
+    variant: str,
+    name: str = '',
+    overrides: Mapping[str, object] | None = None,
+    evaluations: Mapping[str, Mapping[str, object]] | None = None,
+    d_model: int = 0,
+  ) -> Run:
+    """A variant of proxy.py, by its name, at this scale. `d_model`: another width, in the variant's proportions."""
+    original = proxy.original(variant)
+    file = proxy.VARIANTS[variant].__name__.rpartition('.')[2] if self is PAPER else 'proxy'
+    layers, width = self.shape or (original.model.num_layers, original.model.d_model)
+    size = variants.resized(original, layers, d_model or width, self.head_dim) if self.shape or d_model else {}
+    return Run(
+      name=name or variant,
+      config=f'experiments/{file}.py:{variant}',
+      overrides={**self.settings, **size, **(overrides or {})},
+      evaluations=evaluations or {},
+    )
+
+
+PROXY = Scale('proxy', _PROXY_SETTINGS, shape=(_LAYERS, _D), head_dim=_HEAD_DIM, widths=(128, 192, 256))
+PAPER = Scale('paper', {}, shape=None, head_dim=128, widths=(640, 896, 1280))
+SCALES = {scale.name: scale for scale in (PROXY, PAPER)}

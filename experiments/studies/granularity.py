@@ -1,0 +1,16 @@
+"""Figure 3: at equal total and activated parameters, finer experts and a shared one each lower the loss.
+
+  python -m launch.sweep --sweep=experiments/studies/granularity.py
+
+From GShard (0 shared + 2 of 16) over one isolated shared expert (1 + 1 of 15) to experts split in two (1 + 3 of 31) and
+in four (1 + 7 of 63, DeepSeekMoE). The paper shows no losses but six downstream tasks, relative to the best of each:
+performance rises with every step, mostly monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63); of the Pile loss it gives
+the ends, GShard 1.867 and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order.
+"""
+
+from experiments.studies.common import PROXY, Run, Scale
+
+
+def sweep(scale: Scale = PROXY) -> list[Run]:
+  names = ('granularity_0_2_16', 'granularity_1_1_15', 'granularity_1_3_31', 'granularity_1_7_63')
+  return [scale.run(variant) for variant in names]

@@ -1,0 +1,18 @@
+"""Table 1: at the same total parameters and compute, DeepSeekMoE has a lower loss than every earlier MoE and Dense.
+
+  python -m launch.sweep --sweep=experiments/studies/table1.py
+
+Dense, Hash Layer, Switch, GShard and DeepSeekMoE as in the paper: Hash and Switch activate as much as Dense (one FFN a
+token), GShard and DeepSeekMoE twice that (two FFNs); all four MoEs have 16 FFNs' worth of experts. The paper's numbers
+(2B, 100B tokens):
+
+  Pile loss   Dense 2.060   Hash 1.932   Switch 1.881   GShard 1.867   DeepSeekMoE 1.808
+
+What has to carry over is the order, Dense > Hash > Switch > GShard > DeepSeekMoE, by more than the seeds differ.
+"""
+
+from experiments.studies.common import PROXY, Run, Scale
+
+
+def sweep(scale: Scale = PROXY) -> list[Run]:
+  return [scale.run(variant) for variant in ('dense', 'hash', 'switch', 'gshard', 'deepseek_moe')]

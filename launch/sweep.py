@@ -1,0 +1,115 @@
+"""Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
+
+  python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--launcher=local|slurm] [--dry_run]
+    [--scale=proxy|paper] [--parallel=1] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
+
+The same command again skips what is finished, goes on with what was interrupted and tries again what failed. Ctrl-C or
+SIGTERM lets the run at hand save. A config that several studies share is trained once. --config.KEY=VALUE changes every
+run. Under Slurm a job array trains the runs; --collect then scores those that are trained and writes their lines.
+"""
+
+import shlex
+from pathlib import Path
+
+from absl import flags
+
+from experiments import base
+from experiments.studies.common import SCALES
+from launch import cli
+from launch.sweeps import children, ledger, line, local, plan, slurm, view
+from moe import config as moe_config
+from moe.errors import UserError
+
+SWEEP = flags.DEFINE_string('sweep', None, 'The study: a file with sweep().', required=True)
+SEEDS = flags.DEFINE_integer('seeds', 3, 'How many: 0, 1, … Each sets train.seed and data.seed.')
+LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.')
+DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
+COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
+SCALE = flags.DEFINE_enum('scale', 'proxy', list(SCALES), "For a CPU, or the paper's own size.")
+PARALLEL = flags.DEFINE_integer('parallel', 1, 'Runs at a time, with --launcher=local.')
+WORKDIR = flags.DEFINE_string('workdir', 'runs/studies', 'Folder of all runs of all studies.')
+RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies.')
+SBATCH = flags.DEFINE_multi_string('sbatch', [], 'An option for sbatch, such as --sbatch=--time=24:00:00; several.')
+CONFIG = cli.config_flag()
+
+
+def main(_):
+  if SEEDS.value < 1:
+    raise UserError(f'--seeds must be at least 1, not {SEEDS.value}')
+  if PARALLEL.value < 1:
+    raise UserError(f'--parallel must be at least 1, not {PARALLEL.value}')
+  study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
+  jobs = plan.jobs(study, SCALES[SCALE.value], range(SEEDS.value), cli.overrides(CONFIG), runs_folder)
+  results = ledger.path(Path(RESULTS.value), study.name)
+  lines = ledger.read(results)
+  tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
+  if DRY_RUN.value:
+    _print_plan(tasks)
+    return 0
+  differs = _differs(jobs)
+
+  def finish(job):
+    made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]
+    for each in made:
+      ledger.put(results, each)
+    return f'held-out loss {made[0]["final"]["total"]["loss"]:.4f}'
+
+  with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
+    if not COLLECT.value:
+      slurm.refuse_while_queued(runs_folder)
+    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.trained]
+    if COLLECT.value:
+      for task in untrained:
+        task.state, task.note = 'stopped', 'not trained yet'
+    else:
+      local.prepare([task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True))
+      if LAUNCHER.value == 'slurm' and untrained and not started.stopped_by:
+        number = slurm.submit(study.name, [task.job for task in untrained], runs_folder, SBATCH.value)
+        print(f'job array {number} trains {len(untrained)} runs. Then, on a machine that may compute, --collect scores')
+        print('them and writes their lines; this command again submits what has not finished')
+        return 0
+    with view.View(tasks) as shown:
+      local.run(tasks, PARALLEL.value, started, finish, shown)
+    return _summary(tasks, results, started.stopped_by)
+
+
+def _differs(jobs):
+  """The keys that decide a run and are not the same in all."""
+  flat = [moe_config.flatten(job.config.to_dict()) for job in jobs]
+  return [
+    key
+    for key in flat[0]
+    if moe_config.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
+  ]
+
+
+def _print_plan(tasks):
+  for task in tasks:
+    job, state = task.job, task.state
+    if state == 'waiting':
+      reached = [logged['step'] for logged in job.metrics()]
+      state = f'interrupted at step {reached[-1]} of {job.num_steps}' if reached else 'not started'
+      state = 'trained, to be scored' if job.trained else state
+    print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
+  finished = sum(task.state == 'finished' for task in tasks)
+  print(f'# {len(tasks)} runs, {finished} finished, {len(tasks) - finished} to do')
+
+
+def _summary(tasks, results, stopped_by):
+  """Tells how each ended. Returns the exit code: 0 if all are finished, 1 if one is not, 128 + a signal."""
+  finished = [task for task in tasks if task.state == 'finished']
+  before = sum(not task.new for task in finished)
+  print(f'{len(finished)} of {len(tasks)} runs finished{f" ({before} before)" if before else ""}: {results}')
+  for task in tasks:
+    if task.state == 'failed':
+      print(f'failed: {task.job.label}: {task.note} ({task.log})')
+    elif task.state == 'stopped' and task.note:
+      print(f'not finished: {task.job.label}: {task.note}')
+  if stopped_by:
+    print(f'stopped by {stopped_by.name}; the same command goes on')
+    return 128 + stopped_by
+  return 0 if len(finished) == len(tasks) else 1
+
+
+if __name__ == '__main__':
+  cli.run(main, config_file=base.__file__)

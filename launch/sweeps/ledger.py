@@ -1,0 +1,65 @@
+"""RESULTS/STUDY/runs.jsonl: a line a finished run, the only source of a study's figures.
+
+A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose config has changed
+stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.studies.common import PROXY, Scale
+from launch.sweeps import plan
+from moe.errors import UserError
+
+Key = tuple[str, int, str]
+
+
+def path(results: Path, study: str) -> Path:
+  return results / study / 'runs.jsonl'
+
+
+def read(file: Path) -> dict[Key, dict]:
+  """The lines by key. UserError for a damaged one."""
+  lines = {}
+  for number, text in enumerate(file.read_text(encoding='utf-8').splitlines() if file.exists() else [], start=1):
+    try:
+      line = json.loads(text)
+      lines[line['run'], line['seed'], line['config_hash']] = line
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f'{file}, line {number} is damaged ({error}): restore the file, or delete that line') from error
+  return lines
+
+
+def put(file: Path, line: Mapping[str, object]) -> None:
+  """Adds a line, or replaces the one of its key; the file changes whole or not at all."""
+  lines = read(file)
+  lines[line['run'], line['seed'], line['config_hash']] = line
+  file.parent.mkdir(parents=True, exist_ok=True)
+  temporary = file.with_suffix('.tmp')
+  texts = [json.dumps(each, ensure_ascii=False) + '\n' for each in lines.values()]
+  temporary.write_text(''.join(texts), encoding='utf-8')
+  os.replace(temporary, file)
+
+
+def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
+  """The runs of a job that have no line yet, or one without all their evaluations."""
+
+  def lacks(run):
+    line = lines.get((run.name, job.seed, job.config_hash))
+    wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
+    return not line or {name: made['intervention'] for name, made in line['evaluations'].items()} != wanted
+
+  return [run for run in job.runs if lacks(run)]
+
+
+def current(
+  study_file: str, results: str | Path = 'experiments/results', scale: Scale = PROXY, seeds: Sequence[int] = range(100)
+) -> list[dict]:
+  """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds."""
+  study = plan.load(study_file)
+  lines = read(path(Path(results), study.name))
+  hashes = {run.name: job.config_hash for job in plan.jobs(study, scale, [0], {}, Path()) for run in job.runs}
+  keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
+  return [lines[key] for key in keys if key in lines]

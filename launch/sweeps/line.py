@@ -1,0 +1,98 @@
+"""A finished run as one line of runs.jsonl, from what its folder holds."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch.sweeps import plan
+from moe import config as moe_config
+from moe.accounting import account
+from moe.errors import UserError
+
+_POINTS = 200  # of a loss curve
+
+
+def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]) -> dict[str, object]:
+  """The line. `differs`: the keys that are not the same in all runs of the study.
+
+  UserError if the run was not logged or scored to its end.
+  """
+  metrics, scores = job.metrics(), _scores(job)
+  config, counts = moe_config.flatten(job.config.to_dict()), account(job.config)
+  tokens = job.num_steps * job.config.data.batch_size * job.config.data.seq_len
+  final = _find(scores, scores['final_step'], {})
+  best = _find(scores, scores['best_step'], {})
+  commit = job.workdir / 'commit'
+  return {
+    'study': study,
+    'run': run.name,
+    'seed': job.seed,
+    'config_hash': job.config_hash,
+    'scale': scale,
+    'config': run.config,
+    'differs': {key: config[key] for key in differs},
+    'settings': plan.settings(job.config),
+    'commit': commit.read_text(encoding='utf-8').strip() if commit.exists() else 'unknown',
+    'machine': scores['machine'],  # that scored it: with --launcher=local also the one that trained it
+    'steps': job.num_steps,
+    'tokens': tokens,
+    'seconds': round(seconds(metrics, job), 1),
+    'total_params': counts.total_params,
+    'active_params': counts.active_params,
+    'train_flops': counts.train_flops_per_token * tokens,
+    'final': {'step': scores['final_step'], 'total': final['total'], 'domains': final['domains']},
+    'best': {'step': scores['best_step'], 'total': best['total'], 'domains': best['domains']},
+    'evaluations': {
+      name: {'intervention': dict(intervention)}
+      | {key: _find(scores, scores['final_step'], dict(intervention))[key] for key in ('total', 'domains')}
+      for name, intervention in run.evaluations.items()
+    },
+    'max_vio': _max_vio(metrics, job.num_steps),
+    'dead_experts': sum(metrics[-1]['dead_experts_N']) if 'dead_experts_N' in metrics[-1] else None,
+    'expert_load': final['expert_load'],  # on held-out text, over the layer's mean: a row a MoE layer
+    'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
+    'held_out_curve': [(line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line],
+  }
+
+
+def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
+  """Time of the steps themselves: not of compiling, evaluating and saving, nor of what a kill had done again."""
+  tokens, total, before = job.config.data.batch_size * job.config.data.seq_len, 0.0, 0
+  for line in metrics:
+    total += (line['step'] - before) * tokens / line['tokens_per_second']
+    before = line['step']
+  return total
+
+
+def thinned(points: Sequence[tuple[int, float | None]], most: int = _POINTS) -> list[tuple[int, float | None]]:
+  """At most so many points, each the last step and the mean of as many neighbours; None where one was not finite."""
+  groups = np.array_split(np.arange(len(points)), min(len(points), most))
+  mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
+  return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
+
+
+def _max_vio(metrics, num_steps):
+  """Mean over layers, at the end and over the last tenth of the steps. None for a model that routes nothing."""
+  of = {line['step']: float(np.mean(line['max_vio_N'])) for line in metrics if 'max_vio_N' in line}
+  if not of:
+    return None
+  last_tenth = [value for step, value in of.items() if step > 0.9 * num_steps]
+  return {'final': of[max(of)], 'last_tenth': float(np.mean(last_tenth))}
+
+
+def _scores(job):
+  path = job.workdir / 'scores.json'
+  if not path.exists():
+    raise UserError(f'{job.workdir} was not scored')
+  scores, metrics = json.loads(path.read_text(encoding='utf-8')), job.metrics()
+  if scores['final_step'] != job.num_steps or not metrics or metrics[-1]['step'] != job.num_steps:
+    raise UserError(f'{job.workdir} does not hold step {job.num_steps}, its last, whole: is its disk full?')
+  return scores
+
+
+def _find(scores, step, intervention):
+  for score in scores['scores']:
+    if (score['step'], score['intervention']) == (step, intervention):
+      return score
+  raise UserError(f'step {step} with {intervention} was not scored')

@@ -1,0 +1,37 @@
+"""Where and with which code a run was made."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+def commit() -> str:
+  """The repository's commit, '-dirty' if files other than results differ from it; 'unknown' outside of one."""
+  git = lambda *arguments: subprocess.run(
+    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    # Results are what sweeps write: a line more is no change of the code.
+    changed = git('status', '--porcelain', '--', '.', ':!experiments/results')
+    return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+
+
+def describe() -> dict[str, str]:
+  """Model of the CPU, kind of the device, version of jax. Starts the device."""
+  import jax
+
+  device = jax.devices()[0]
+  count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
+  return {'cpu': _cpu(), 'device': f'{count}{device.platform} ({device.device_kind})', 'jax': jax.__version__}
+
+
+def _cpu() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()

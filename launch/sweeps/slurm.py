@@ -1,0 +1,50 @@
+"""A job array: one task a job that is not trained yet, through launch/cluster/slurm.sbatch."""
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.sweeps import machine, plan
+from moe.errors import UserError
+
+BATCH_FILE = 'launch/cluster/slurm.sbatch'
+
+
+def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Sequence[str]) -> str:
+  """Writes the commands, a line a task, and submits them as one array. Returns its job id."""
+  commands = runs_folder / f'slurm-{study}.txt'
+  for job in jobs:
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    (job.workdir / 'commit').write_text(f'{machine.commit()}\n', encoding='utf-8')
+  commands.write_text(''.join(f'python {shlex.join(job.arguments("train"))}\n' for job in jobs), encoding='utf-8')
+  array = f'--array=0-{len(jobs) - 1}'
+  command = ['sbatch', '--parsable', f'--job-name={study}', array, *options, BATCH_FILE, str(commands)]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+  except FileNotFoundError:
+    raise UserError('there is no sbatch here: submit from a machine of the cluster, or --launcher=local') from None
+  if done.returncode:
+    raise UserError(f'{shlex.join(command)}: {done.stderr.strip() or f"exit code {done.returncode}"}')
+  number = done.stdout.strip().partition(';')[0]
+  _job_file(runs_folder, study).write_text(f'{number}\n', encoding='utf-8')
+  return number
+
+
+def refuse_while_queued(runs_folder: Path) -> None:
+  """UserError if an array submitted for this folder is still in the queue: two processes must not train one run."""
+  for file in sorted(runs_folder.glob('slurm-*.job')):
+    number = file.read_text(encoding='utf-8').strip()
+    try:
+      queued = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no Slurm here
+      return
+    if queued.returncode == 0 and queued.stdout.strip():
+      raise UserError(
+        f'job array {number} for {runs_folder} is still in the queue: wait for it (--collect makes lines of what is '
+        f'finished), or `scancel {number}`'
+      )
+
+
+def _job_file(runs_folder, study):
+  return runs_folder / f'slurm-{study}.job'

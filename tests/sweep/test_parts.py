@@ -1,0 +1,193 @@
+"""The parts of a sweep, without training: lock, ledger, line, job array."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.studies.common import Run
+from launch.sweeps import children, ledger, line, plan, slurm
+from launch.sweeps.view import duration
+from moe.errors import UserError
+from tests.cluster.scripts import fake
+from tests.runs import programs
+
+# A sweep that has started a child, and is killed.
+_KILLED = """
+import os, sys
+from pathlib import Path
+from launch.sweeps.children import Children, sole_sweep
+with sole_sweep(Path(sys.argv[1])) as lock, Children(lock) as children:
+  child = children.start(['-c', 'import time; time.sleep(300)'], Path(sys.argv[1]) / 'log')
+  print(child.pid, flush=True)
+  os.kill(os.getpid(), 9)
+"""
+
+
+def _jobs(folder, *runs: Run):
+  return plan.jobs(plan.Study('study.py', lambda scale: runs), None, [0], {}, folder)
+
+
+def test_a_second_sweep_is_refused(tmp_path):
+  with children.sole_sweep(tmp_path) as lock, children.Children(lock):
+    second = subprocess.run(
+      programs.command('sweep', '--sweep=tests/sweep/tiny_study.py', f'--workdir={tmp_path}'),
+      cwd=programs.ROOT,
+      capture_output=True,
+      text=True,
+    )
+  assert second.returncode == 2 and f'(process {os.getpid()})' in second.stderr, second.stderr
+  with children.sole_sweep(tmp_path):
+    pass
+
+
+def test_what_a_killed_sweep_has_left_running_keeps_the_next_out_until_it_ends(tmp_path):
+  killed = subprocess.run(
+    [sys.executable, '-c', _KILLED, str(tmp_path)], cwd=programs.ROOT, capture_output=True, text=True
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  child = int(killed.stdout)
+  try:
+    with pytest.raises(UserError, match=rf'process {child}\)'), children.sole_sweep(tmp_path):
+      pass
+  finally:
+    os.kill(child, signal.SIGKILL)
+  deadline = time.monotonic() + 20
+  while True:
+    try:
+      with children.sole_sweep(tmp_path):
+        return
+    except UserError:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+
+
+def test_a_line_put_again_replaces_itself(tmp_path):
+  file = tmp_path / 'study' / 'runs.jsonl'
+  first = {'run': 'a', 'seed': 0, 'config_hash': 'x', 'loss': 1}
+  others = [{**first, 'seed': 1}, {**first, 'config_hash': 'y'}, {**first, 'run': 'b'}]
+  for each in (first, *others, {**first, 'loss': 2}):
+    ledger.put(file, each)
+  assert [json.loads(text) for text in file.read_text().splitlines()] == [{**first, 'loss': 2}, *others]
+  assert list(file.parent.iterdir()) == [file]
+  file.write_text(file.read_text() + '{"run"')
+  with pytest.raises(UserError, match='line 5 is damaged'):
+    ledger.read(file)
+
+
+def test_a_line_without_all_evaluations_is_missing(tmp_path):
+  (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py', evaluations={'masked': {'masked_share': 0.25}}))
+  made = {'run': 'a', 'seed': 0, 'config_hash': job.config_hash, 'evaluations': {}}
+  key = ('a', 0, job.config_hash)
+  assert ledger.missing(job, {key: made}) == list(job.runs)
+  made['evaluations'] = {'masked': {'intervention': {'masked_share': 0.25}, 'total': {}}}
+  assert ledger.missing(job, {key: made}) == []
+
+
+def test_figures_leave_out_lines_of_another_config(tmp_path):
+  study = 'experiments/studies/shared_off.py'
+  (job,) = plan.jobs(plan.load(study), ledger.PROXY, [0], {}, tmp_path)
+  file = ledger.path(tmp_path, 'shared_off')
+  for number, config_hash in enumerate(('00000000', job.config_hash)):
+    for seed in (1, 0):
+      ledger.put(file, {'run': 'deepseek_moe', 'seed': seed, 'config_hash': config_hash, 'number': number})
+  assert [(made['number'], made['seed']) for made in ledger.current(study, tmp_path)] == [(1, 0), (1, 1)]
+
+
+def _write_run(job, scores):
+  """What training and scoring leave, of 1000 logged steps."""
+  job.workdir.mkdir(parents=True)
+  metrics = [
+    {'step': step, 'loss': 10 / step, 'tokens_per_second': 128.0, 'max_vio_N': [step / 10, step / 5]}
+    for step in range(1, 41)
+  ]
+  (job.workdir / 'metrics.jsonl').write_text(''.join(f'{json.dumps(each)}\n' for each in metrics))
+  content = {'final_step': 40, 'best_step': 30, 'machine': {'jax': '0'}, 'scores': scores}
+  (job.workdir / 'scores.json').write_text(json.dumps(content))
+
+
+def test_a_line_from_what_a_run_has_left(tmp_path):
+  run = Run('a', 'tests/runs/config.py', evaluations={'masked': {'masked_share': 0.25}})
+  (job,) = _jobs(tmp_path, run)
+  score = lambda step, intervention, loss: {
+    'step': step,
+    'intervention': intervention,
+    'total': {'loss': loss, 'bits_per_byte': loss / 2},
+    'domains': {},
+    'expert_load': [[1.0]],
+  }
+  _write_run(job, [score(40, {}, 2.0), score(30, {}, 1.5), score(40, {'masked_share': 0.25}, 7.0)])
+  made = line.make('study', run, job, 'proxy', ['moe.num_experts'])
+  assert (made['final']['total']['loss'], made['best']['total']['loss'], made['best']['step']) == (2.0, 1.5, 30)
+  assert made['evaluations'] == {
+    'masked': {'intervention': {'masked_share': 0.25}, 'total': {'loss': 7.0, 'bits_per_byte': 3.5}, 'domains': {}}
+  }
+  assert made['seconds'] == 40 * 4 * 32 / 128
+  assert made['max_vio'] == pytest.approx({'final': 6.0, 'last_tenth': (5.55 + 5.7 + 5.85 + 6.0) / 4})
+  assert made['commit'] == 'unknown' and made['differs'] == {'moe.num_experts': 4}
+  with pytest.raises(UserError, match='was not scored'):
+    line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
+
+
+def test_a_curve_is_thinned_to_means_that_end_where_it_ends():
+  points = [(step, float(step)) for step in range(1, 1001)]
+  curve = line.thinned(points)
+  assert len(curve) == 200 and curve[0] == (5, 3.0) and curve[-1] == (1000, 998.0)
+  assert line.thinned(points[:200]) == points[:200]
+  assert line.thinned([(1, 1.0), (2, None), (3, 3.0), (4, 5.0)], most=2) == [(2, None), (4, 4.0)]
+
+
+def test_last_words_are_the_error(tmp_path):
+  log = tmp_path / 'log.txt'
+  assert children.last_words(log) == 'no output'
+  log.write_text('step 3\nerror: config.a\nand more\n\n')
+  assert children.last_words(log) == 'error: config.a'
+
+
+def test_durations():
+  assert [duration(seconds) for seconds in (0, 59.6, 61, 3725)] == ['0:00', '1:00', '1:01', '1:02:05']
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+  """sbatch that records its arguments and prints a job id; squeue that lists what is in the file `queued`."""
+  fake(tmp_path / 'bin' / 'sbatch', f'printf "%s\\n" "$@" > {tmp_path}/submitted; echo "42;cluster"')
+  bin_folder = fake(tmp_path / 'bin' / 'squeue', f'cat {tmp_path}/queued')
+  (tmp_path / 'queued').touch()
+  monkeypatch.setenv('PATH', f'{bin_folder}:{os.environ["PATH"]}')
+  return tmp_path
+
+
+def test_an_array_has_a_task_for_each_run_not_trained(fake_slurm):
+  runs_folder = fake_slurm / 'runs'
+  runs = [Run(f'{count}', 'tests/runs/config.py', {'moe.num_experts': count}) for count in (2, 3, 4)]
+  jobs = _jobs(runs_folder, *runs)
+  (jobs[0].workdir / 'checkpoints' / '40').mkdir(parents=True)
+  assert [job.trained for job in jobs] == [True, False, False]
+  assert slurm.submit('study', jobs[1:], runs_folder, ['--time=1:00:00']) == '42'
+  *options, batch_file, commands = (fake_slurm / 'submitted').read_text().splitlines()
+  assert {'--array=0-1', '--time=1:00:00', '--job-name=study'} <= set(options) and Path(
+    batch_file
+  ).name == 'slurm.sbatch'
+  first, second = Path(commands).read_text().splitlines()
+  assert first.startswith('python -m launch.train --config=tests/runs/config.py --config.')
+  assert f'--workdir={jobs[1].workdir}' in first and f'--workdir={jobs[2].workdir}' in second
+  slurm.refuse_while_queued(runs_folder)
+  (fake_slurm / 'queued').write_text('42_1 …\n')
+  with pytest.raises(UserError, match=r'job array 42 .*scancel 42'):
+    slurm.refuse_while_queued(runs_folder)
+
+
+def test_the_program_submits_an_array(fake_slurm, corpus):
+  flags = ('--sweep=tests/sweep/tiny_study.py', '--seeds=2', f'--workdir={fake_slurm}/runs', f'--results={fake_slurm}')
+  data = (f'--config.data.sources={corpus}', f'--config.data.dir={fake_slurm}/data')
+  output = programs.check('sweep', *flags, *data, '--launcher=slurm', '--sbatch=--time=1:00:00')
+  assert 'job array 42 trains 6 runs' in output and (fake_slurm / 'data' / 'metadata.json').exists()
+  submitted = (fake_slurm / 'submitted').read_text().splitlines()
+  assert '--array=0-5' in submitted and '--time=1:00:00' in submitted
+  assert Path(submitted[-1]).read_text().count('\n') == 6
