@@ -18,7 +18,12 @@ On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddi
   deepseek_67b            67.4B                   2057.5T   Pile loss 1.905
 
 Meshes and microbatches are planned for v5p:4x4x4, v5e:8x8 and h100:8 (13B, 16B), and for v5p:8x8x8 (145B and its
-siblings): experiments/results/plans.md has the memory and the speed that come of them (make plan).
+siblings). `make plan`: memory reserved a device, roofline step time, MFU with all and with no overlap:
+
+  v5p:8x8x8   deepseek_moe_145b   26.1 of 95.7 GiB   20.5 s  918,771 tokens/s   MFU 56% to 26%
+  h100:8      deepseek_moe_16b    52.7 of 59.4 GiB   57.2 s  330,076 tokens/s   MFU 77% to 36%
+  v5e:8x8     deepseek_moe_16b    12.8 of 15.8 GiB   72.8 s  259,284 tokens/s   MFU 38% to 17%
+  v5p:4x4x4   deepseek_moe_16b    13.0 of 95.7 GiB   21.4 s  880,270 tokens/s   MFU 56% to 24%
 
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
 1793T with its 8 key/value heads (2067T if all 64 heads had their own).

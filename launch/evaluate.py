@@ -19,11 +19,11 @@ FORMAT = cli.format_flag()
 def main(_):
   from moe import evaluate
   from moe.checkpoint import load_for_notebook
-  from moe.data.prepare import prepare
+  from moe.data.store import open_held_out
   from moe.train import data_directory
 
   run = load_for_notebook(WORKDIR.value, STEP.value)
-  data = prepare(run.config, data_directory(run.config, WORKDIR.value))
+  data = open_held_out(data_directory(run.config, WORKDIR.value), run.tokenizer)
   rows = evaluate.report(evaluate.Evaluator(run.config, data)(run.params), data)
   if FORMAT.value == 'json':
     print(json.dumps({'step': run.step, 'domains': rows}, indent=2))

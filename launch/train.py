@@ -10,6 +10,7 @@ launch/supervise.sh starts a process again after a crash.
 from absl import flags
 
 from launch import cli
+from moe.errors import UserError
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same command goes on with it.', required=True)
@@ -25,6 +26,8 @@ def main(_):
   from moe import processes
   from moe.train import train
 
+  if '://' in WORKDIR.value:
+    raise UserError(f'--workdir={WORKDIR.value} is a bucket: mount it, or train in a folder and copy the run there')
   cluster = processes.Cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value, START.value)
   with processes.join(cluster):
     if processes.is_main():

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax import lax
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -189,14 +190,16 @@ class NotebookRun(NamedTuple):
   step: int
 
 
-def load_for_notebook(workdir: str | Path, step: int | None = None) -> NotebookRun:
+def load_for_notebook(workdir: str | os.PathLike, step: int | None = None) -> NotebookRun:
   """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
 
-  Reads parameters only, onto this process's default device, whatever devices wrote them. Changes nothing in `workdir`.
-  UserError if there is none, or the step asked for is not there or unreadable.
+  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir` may be in a bucket
+  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint, or not of the step, or unreadable.
   """
-  directory = Path(workdir) / 'checkpoints'
-  steps = available_steps(workdir)
+  directory = epath.Path(workdir) / 'checkpoints'
+  steps, fault = _attempt(lambda: available_steps(workdir))
+  if fault:
+    raise UserError(f'cannot list {directory}: {fault}')
   if not steps:
     raise UserError(f'no checkpoint in {directory}: train with --workdir={workdir} first')
   if step is not None and step not in steps:
@@ -212,9 +215,9 @@ def load_for_notebook(workdir: str | Path, step: int | None = None) -> NotebookR
   raise UserError(f'no checkpoint in {directory} can be read (steps {", ".join(map(str, steps))})')
 
 
-def available_steps(workdir: str | Path) -> list[int]:
+def available_steps(workdir: str | os.PathLike) -> list[int]:
   """Steps with a complete checkpoint folder, ascending."""
-  return sorted(int(f.name) for f in (Path(workdir) / 'checkpoints').glob('*') if f.is_dir() and f.name.isdigit())
+  return sorted(int(f.name) for f in (epath.Path(workdir) / 'checkpoints').glob('*') if f.name.isdigit() and f.is_dir())
 
 
 def one_line(error: BaseException) -> str:
@@ -263,7 +266,9 @@ def _read(path, **items):
   )
   handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=own))
   with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as checkpointer:
-    return checkpointer.restore(path.absolute(), ocp.args.Composite(**items))
+    # epath would put the current directory before a bucket's address.
+    path = path if '://' in os.fspath(path) else path.absolute()
+    return checkpointer.restore(path, ocp.args.Composite(**items))
 
 
 def _load(directory, step):

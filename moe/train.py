@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from moe import accounting, processes
@@ -171,9 +172,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
   os.replace(temporary, path)
 
 
-def data_directory(config: Config, workdir: str | Path) -> Path:
-  """Where a run's prepared data lies."""
-  return Path(config.data.dir) if config.data.dir else Path(workdir) / 'data'
+def data_directory(config: Config, workdir: str | os.PathLike) -> epath.Path:
+  """Where a run's prepared data lies. `workdir` may be in a bucket, to be read: gs://BUCKET/DIR."""
+  return epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / 'data'
 
 
 def describe_run(config: Config, workdir: Path) -> str:

@@ -13,13 +13,17 @@ sequence out of a book does not read the book.
 import array
 import hashlib
 import json
+import os
+import tempfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
 
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
@@ -186,6 +190,33 @@ class PreparedData:
     if sha256(text) != self.totals(HELD_OUT, domain)['text_sha256']:
       raise damaged(path)
     return text
+
+
+def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> PreparedData:
+  """The held-out text of a complete directory, without its training text. Nothing is built where there is none.
+
+  `directory` may be in a bucket, gs://BUCKET/DIR: what is read of it is then copied to a temporary folder, which goes
+  with the process. UserError if there is no prepared data, it is damaged, or not of `tokenizer`'s tokens.
+  """
+  directory = epath.Path(directory)
+  metadata = read_metadata(directory)
+  if metadata is None:
+    raise UserError(f'there is no prepared data in {directory}')
+  if metadata['tokenizer']['sha256'] != sha256(tokenizer.to_bytes()):
+    raise UserError(f'the prepared data in {directory} is of another tokenizer')
+  metadata = metadata | {'splits': {TRAIN: {}, HELD_OUT: metadata['splits'][HELD_OUT]}}
+  if '://' not in os.fspath(directory):
+    return PreparedData(Path(directory), metadata, weights={})
+  copies = tempfile.TemporaryDirectory(prefix='held-out-')
+  names = [name for entry in metadata['splits'][HELD_OUT].values() for name in entry['files']]
+  for name in ['tokenizer.model', *names]:
+    try:
+      (Path(copies.name) / name).write_bytes((directory / name).read_bytes())
+    except FileNotFoundError as error:
+      raise damaged(directory / name) from error
+  data = PreparedData(Path(copies.name), metadata, weights={})
+  weakref.finalize(data, copies.cleanup)
+  return data
 
 
 def read_metadata(directory: Path) -> dict | None:

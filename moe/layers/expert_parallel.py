@@ -77,8 +77,8 @@ def expert_parallel_ffn(
 
   def of_own_part(x_BLD, gates_BLK, experts_BLK, weights):
     x_TD, gates_TK, experts_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK))
-    move = lambda axes: functools.partial(_own_experts_whole, axes=axes, zero=config.zero)
-    weights = ExpertWeights(*(mesh.travels(move(a), w, dtype) for a, w in zip((up, up, down), weights, strict=True)))
+    own = (_weights_here(w, axes, config.zero, dtype) for w, axes in zip(weights, (up, up, down), strict=True))
+    weights = ExpertWeights(*own)
     run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
     if split:
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
@@ -100,22 +100,24 @@ def expert_parallel_ffn(
   return y_BLD, exchange if split else None
 
 
-def _own_experts_whole(weights_EXY, axes, zero):
+def _weights_here(weights_EXY, axes, zero, dtype):
   """This device's experts, of their whole width, from what it stores.
 
   Experts that cannot be dealt out evenly are stored by width: dealt out here, some devices get one of zeros.
   """
+  if axes[0] is not None:
+    return mesh.own_whole(weights_EXY, axes, zero, dtype)
   devices, width = mesh.size(_AXIS), next(i for i, axis in enumerate(axes) if axis in mesh.ZERO_AXES)
-  if axes[0] is None:
+
+  def deal(weights_EXY):
     weights_EXY = jnp.pad(weights_EXY, ((0, -weights_EXY.shape[0] % devices), (0, 0), (0, 0)))
-    if zero == 3:
-      weights_EXY = lax.all_to_all(weights_EXY, _AXIS, split_axis=0, concat_axis=width, tiled=True)
-    else:
+    if zero == 1:
       here = weights_EXY.shape[0] // devices
-      weights_EXY = lax.dynamic_slice_in_dim(weights_EXY, lax.axis_index(_AXIS) * here, here)
-  if zero == 3 and mesh.size('fsdp') > 1:
-    weights_EXY = lax.all_gather(weights_EXY, 'fsdp', axis=width, tiled=True)
-  return weights_EXY
+      return lax.dynamic_slice_in_dim(weights_EXY, lax.axis_index(_AXIS) * here, here)
+    weights_EXY = lax.all_to_all(weights_EXY, _AXIS, split_axis=0, concat_axis=width, tiled=True)
+    return lax.all_gather(weights_EXY, 'fsdp', axis=width, tiled=True) if mesh.size('fsdp') > 1 else weights_EXY
+
+  return mesh.travels(deal, weights_EXY, dtype)
 
 
 def _kept(tree):
