@@ -21,10 +21,10 @@ def sweep(scale: Scale = PROXY) -> list[Run]:
 
 
 _ENTRIES = (
-  Entry('0 + 2 of 16', 'granularity_0_2_16', 1.867),
-  Entry('1 + 1 of 15', 'granularity_1_1_15'),
-  Entry('1 + 3 of 31', 'granularity_1_3_31'),
-  Entry('1 + 7 of 63', 'granularity_1_7_63', 1.808),
+  Entry('0+2/16', 'granularity_0_2_16', 1.867),
+  Entry('1+1/15', 'granularity_1_1_15'),
+  Entry('1+3/31', 'granularity_1_3_31'),
+  Entry('1+7/63', 'granularity_1_7_63', 1.808),
 )
 
 

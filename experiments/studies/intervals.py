@@ -16,7 +16,8 @@ UNDECIDED = 'undecided'
 RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. A claim holds if all of its comparisons do, and does not '
-  'hold if one of them does not. No interval is widened for the number of comparisons.'
+  'hold if one of them does not. No interval is widened for the number of comparisons. Seeds '
+  'that would decide are as many as bring the interval to one side, if mean and spread stay as they are.'
 )
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
@@ -127,10 +128,10 @@ class Comparison:
     if self.outcome != UNDECIDED:
       return ''
     if found is None or found.half is None:
-      return 'at least 2 seeds: fewer give no interval'
+      return 'at least 2 seeds give an interval'
     if self.seeds_needed:
-      return f'{self.seeds_needed} seeds, if difference and spread stay as they are'
-    return f'not even {_MOST_SEEDS:,} seeds: the difference is too near the bound; larger models or longer runs'
+      return f'about {self.seeds_needed} seeds would decide'
+    return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,5 +149,5 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
   open_ones = [each for each in comparisons if each.outcome == UNDECIDED]
   if open_ones:
-    return Verdict(UNDECIDED, '; '.join(f'{each.what}: {each.decides}' for each in open_ones) + ' would decide')
+    return Verdict(UNDECIDED, '; '.join(f'{each.what} ({each.decides})' for each in open_ones))
   return Verdict(HOLDS, f'all of its {len(comparisons)} comparisons hold' if len(comparisons) > 1 else '')

@@ -22,9 +22,9 @@ def sweep(scale: Scale = PROXY) -> list[Run]:
 
 
 _ENTRIES = (
-  Entry('1 + 7 of 63', 'shared_1', 1.808),
-  Entry('2 + 6 of 62', 'shared_2', 1.806),
-  Entry('4 + 4 of 60', 'shared_4', 1.811),
+  Entry('1+7/63', 'shared_1', 1.808),
+  Entry('2+6/62', 'shared_2', 1.806),
+  Entry('4+4/60', 'shared_4', 1.811),
 )
 
 
