@@ -28,7 +28,7 @@ def test_shared_experts_run_between_start_and_end_of_the_exchange():
       meanwhile[name[1]] = set()
     elif ' ragged-all-to-all-done(' in line:
       open_exchanges -= {start for start in open_exchanges if f'%{start})' in line}
-    elif computes := re.search(r' (while|fusion|convolution)\(.*op_name="([^"]*/shared/dot_general)', line):
+    elif computes := re.search(r' (while|fusion|convolution)\(.*op_name="([^"]*/shared/[^"]*/dot_general)', line):
       for start in open_exchanges:
         meanwhile[start].add(computes[2])
   assert len(meanwhile) == 2  # tokens go out, and come back
