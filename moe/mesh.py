@@ -171,7 +171,7 @@ def travels(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
 
 def stored_spec(axes: Sequence[str | None], zero: int) -> PartitionSpec:
   """How a parameter of these logical axes is stored; zero: as in `shardings`."""
-  return spec(*(None if zero == 1 and axis in ZERO_AXES else axis for axis in axes))
+  return spec(*_stored_axes(axes, zero))
 
 
 def parameter_axes(module: str, name: str) -> tuple[str | None, ...]:
@@ -240,6 +240,10 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
   return first // count, rows // count
 
 
+def _stored_axes(axes, zero):
+  return tuple(None if zero == 1 and axis in ZERO_AXES else axis for axis in axes)
+
+
 def _leaf_spec(path, leaf, zero, sizes):
   names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
   stacked = any(name in _STACKS for name in names)
@@ -249,8 +253,8 @@ def _leaf_spec(path, leaf, zero, sizes):
     axes = expert_axes(leaf.shape[1], sizes['expert'])[names[-1] == 'down']
   elif axes is None:  # norm scales, counters
     axes = (None,) * (leaf.ndim - stacked)
-  if zero == 1 and names[0] == 'params':
-    axes = tuple(None if axis in ZERO_AXES else axis for axis in axes)
+  if names and names[0] == 'params':
+    axes = _stored_axes(axes, zero)
   if not stacked:
     return spec(*axes)
   if leaf.shape[0] % sizes['stage'] == 0:

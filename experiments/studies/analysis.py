@@ -1,9 +1,10 @@
 """What a study's analysis gets, `Results`, and gives, `Analysis`: a table, comparisons and the panels of a figure."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Values, interval, side_by_side
+from experiments.studies.intervals import Comparison, Interval, Values, difference, interval, side_by_side
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -88,6 +89,19 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
       NONE if entry.paper is None else f'{entry.paper:.3f}',
     )
     for entry in entries
+  )
+
+
+def against(
+  results: Results, entry: Entry, other: Entry, above: float = -math.inf, below: float = math.inf
+) -> Comparison:
+  """The loss of an entry minus that of another, which the claim needs between `above` and `below`."""
+  return Comparison(
+    f'{entry.label} − {other.label}',
+    difference(results.loss(entry.run, entry.evaluation), results.loss(other.run, other.evaluation)),
+    above=above,
+    below=below,
+    paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
   )
 
 

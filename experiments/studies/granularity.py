@@ -10,9 +10,8 @@ the ends, GShard 1.867 and DeepSeekMoE 1.808. What has to carry over: the loss f
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, difference
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -30,12 +29,7 @@ _ENTRIES = (
 
 def analyse(results: Results) -> Analysis:
   """Each step of Figure 3 against the one before it."""
-  comparisons = tuple(
-    Comparison(
-      f'{later.label} − {earlier.label}', difference(results.loss(later.run), results.loss(earlier.run)), below=0.0
-    )
-    for earlier, later in itertools.pairwise(_ENTRIES)
-  )
+  comparisons = tuple(against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES))
   return Analysis(
     LOSS_COLUMNS,
     losses(results, _ENTRIES),

@@ -11,9 +11,9 @@ numbers (2B, Pile loss):
 What has to carry over: DeepSeekMoE no worse than GShard×1.2 and about GShard×1.5, below Dense×4, near Dense×16.
 """
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, difference
+from experiments.studies.intervals import ABOUT
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -37,12 +37,7 @@ _BOUNDS = {'GShard': 0.0, 'GShard ×1.2': 0.0, 'GShard ×1.5': ABOUT, 'Dense ×4
 def analyse(results: Results) -> Analysis:
   """DeepSeekMoE against each of the others."""
   comparisons = tuple(
-    Comparison(
-      f'DeepSeekMoE − {entry.label}',
-      difference(results.loss(_DEEPSEEK_MOE.run), results.loss(entry.run)),
-      below=_BOUNDS[entry.label],
-      paper=_DEEPSEEK_MOE.paper - entry.paper,
-    )
+    against(results, _DEEPSEEK_MOE, entry, below=_BOUNDS[entry.label])
     for entry in _ENTRIES
     if entry is not _DEEPSEEK_MOE
   )

@@ -12,9 +12,9 @@ keeps shared : active routed at 1 : 3.)
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, difference
+from experiments.studies.intervals import ABOUT
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -31,14 +31,7 @@ _ENTRIES = (
 def analyse(results: Results) -> Analysis:
   """Every pair of the three."""
   comparisons = tuple(
-    Comparison(
-      f'{second.label} − {first.label}',
-      difference(results.loss(second.run), results.loss(first.run)),
-      above=-ABOUT,
-      below=ABOUT,
-      paper=second.paper - first.paper,
-    )
-    for first, second in itertools.combinations(_ENTRIES, 2)
+    against(results, second, first, above=-ABOUT, below=ABOUT) for first, second in itertools.combinations(_ENTRIES, 2)
   )
   return Analysis(
     LOSS_COLUMNS,

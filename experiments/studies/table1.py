@@ -13,9 +13,8 @@ What has to carry over is the order, Dense > Hash > Switch > GShard > DeepSeekMo
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, difference
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -33,15 +32,7 @@ _ENTRIES = (
 
 def analyse(results: Results) -> Analysis:
   """Each model against the one before it."""
-  comparisons = tuple(
-    Comparison(
-      f'{later.label} − {earlier.label}',
-      difference(results.loss(later.run), results.loss(earlier.run)),
-      below=0.0,
-      paper=later.paper - earlier.paper,
-    )
-    for earlier, later in itertools.pairwise(_ENTRIES)
-  )
+  comparisons = tuple(against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES))
   return Analysis(
     LOSS_COLUMNS,
     losses(results, _ENTRIES),

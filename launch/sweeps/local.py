@@ -90,8 +90,7 @@ def _advance(task, children, finish, view):
       task.state, task.process = 'scoring', children.start(score_arguments(job), task.log)
     else:
       task.state = 'training'
-      job.workdir.mkdir(parents=True, exist_ok=True)
-      (job.workdir / 'commit').write_text(f'{machine.commit()}\n', encoding='utf-8')
+      machine.note_commit(job.workdir, machine.commit())
       task.process = children.start(job.arguments('train'), task.log)
   except (OSError, UserError) as error:
     task.state, task.note = 'failed', str(error)

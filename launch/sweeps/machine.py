@@ -20,6 +20,12 @@ def commit() -> str:
     return 'unknown'
 
 
+def note_commit(workdir: Path, commit: str) -> None:
+  """Leaves in a run's folder which code is about to train it."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / 'commit').write_text(f'{commit}\n', encoding='utf-8')
+
+
 def describe() -> dict[str, str]:
   """Model of the CPU, kind of the device, version of jax. Starts the device."""
   import jax

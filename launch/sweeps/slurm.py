@@ -14,9 +14,9 @@ BATCH_FILE = 'launch/cluster/slurm.sbatch'
 def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Sequence[str]) -> str:
   """Writes the commands, a line a task, and submits them as one array. Returns its job id."""
   commands = runs_folder / f'slurm-{study}.txt'
+  commit = machine.commit()
   for job in jobs:
-    job.workdir.mkdir(parents=True, exist_ok=True)
-    (job.workdir / 'commit').write_text(f'{machine.commit()}\n', encoding='utf-8')
+    machine.note_commit(job.workdir, commit)
   commands.write_text(''.join(f'python {shlex.join(job.arguments("train"))}\n' for job in jobs), encoding='utf-8')
   array = f'--array=0-{len(jobs) - 1}'
   command = ['sbatch', '--parsable', f'--job-name={study}', array, *options, BATCH_FILE, str(commands)]

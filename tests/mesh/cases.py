@@ -3,7 +3,7 @@ its own, since the number of devices is fixed once JAX has started.
 
   python -m tests.mesh.cases GROUP [--whole]   # one JSON line a case: how far it is from one device, relative
 
-The model is proxy.py:deepseek_moe made narrower; --whole takes it as it is (5 GB, a minute a case).
+The model is proxy.py:deepseek_moe made narrower; --whole takes it as it is (8 GB, a minute a case).
 """
 
 import json
