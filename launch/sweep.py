@@ -1,7 +1,7 @@
 """Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--launcher=local|slurm] [--dry_run]
-    [--scale=proxy|paper] [--parallel=1] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
+    [--runs=NAME,NAME] [--scale=proxy|paper] [--parallel=1] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
 The same command again skips what is finished, goes on with what was interrupted and tries again what failed. Ctrl-C or
 SIGTERM lets the run at hand save. A config that several studies share is trained once. --config.KEY=VALUE changes every
@@ -22,6 +22,7 @@ from moe.errors import UserError
 
 SWEEP = flags.DEFINE_string('sweep', None, 'The study: a file with sweep().', required=True)
 SEEDS = flags.DEFINE_integer('seeds', common.SEEDS, 'How many: 0, 1, … Each sets train.seed and data.seed.')
+RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all unless given.')
 LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
@@ -39,14 +40,16 @@ def main(_):
   if PARALLEL.value < 1:
     raise UserError(f'--parallel must be at least 1, not {PARALLEL.value}')
   study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
-  jobs = plan.jobs(study, common.SCALES[SCALE.value], range(SEEDS.value), cli.overrides(CONFIG), runs_folder)
+  scale, overrides = common.SCALES[SCALE.value], cli.overrides(CONFIG)
+  jobs = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder, RUNS.value)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
   if DRY_RUN.value:
     _print_plan(tasks)
     return 0
-  differs = _differs(jobs)
+  # Of all runs of the study, so that a line does not depend on --runs.
+  differs = _differs(plan.jobs(study, scale, [0], overrides, runs_folder))
 
   def finish(job):
     made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]

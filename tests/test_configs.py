@@ -69,7 +69,7 @@ def test_a_proxy_has_the_architecture_of_its_original(name):
   for width, full in ((small.moe.d_expert, original.moe.d_expert), (small.model.d_ff, original.model.d_ff)):
     relative = full / original.model.d_model * small.model.d_model
     assert (full == 0) == (width == 0)
-    assert relative <= width + 0.01 < relative + 8.01  # rounded up to a multiple of 8
+    assert 0.996 * relative <= width + 0.01 < relative + 8.01  # up to a multiple of 8, but for the original's own
   every_layer = original.model.num_dense_layers == original.model.num_layers
   assert small.model.num_dense_layers == (small.model.num_layers if every_layer else original.model.num_dense_layers)
   heads_share = small.model.num_heads * original.model.num_kv_heads / original.model.num_heads

@@ -90,11 +90,16 @@ def load(path: str) -> Study:
 
 
 def jobs(
-  study: Study, scale: Scale, seeds: Sequence[int], overrides: Mapping[str, object], runs_folder: Path
+  study: Study,
+  scale: Scale,
+  seeds: Sequence[int],
+  overrides: Mapping[str, object],
+  runs_folder: Path,
+  only: Sequence[str] = (),
 ) -> list[Job]:
-  """Every run of a study for every seed, configs built and checked. Writes nothing.
+  """Every run of a study for every seed, configs built and checked; of those named in `only`, if any. Writes nothing.
 
-  `overrides` change every run. UserError for a run that cannot be, and for two of one name.
+  `overrides` change every run. UserError for a run that cannot be, for two of one name, and for a name unknown.
   """
   if given := [key for key in SEEDS if key in overrides]:
     raise UserError(f'config.{given[0]} is set for every run by --seeds')
@@ -105,6 +110,9 @@ def jobs(
   names = [run.name for run in runs]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
+  if unknown := [name for name in only if name not in names]:
+    raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(names)}')
+  runs = [run for run in runs if not only or run.name in only]
   merged: dict[Path, Job] = {}
   for seed in seeds:
     for run in runs:
