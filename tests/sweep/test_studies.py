@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import studies
+from experiments.studies import analysis, pilot
 from experiments.studies.common import PAPER, PROXY, SCALES
 from launch.sweeps import plan
 from moe import config as moe_config
@@ -16,7 +17,7 @@ from moe.accounting import account
 from tests.runs.programs import ROOT
 
 _FOLDER = Path('experiments/studies')
-_SHARED = ('__init__', 'analysis', 'common', 'intervals')
+_SHARED = ('__init__', 'analysis', 'common', 'intervals', 'pilot')
 STUDIES = sorted(path.stem for path in (ROOT / _FOLDER).glob('*.py') if path.stem not in _SHARED)
 _OWN = ('moe.', 'model.d_ff', 'model.num_dense_layers', 'model.d_model', 'model.num_heads', 'model.num_kv_heads')
 
@@ -115,3 +116,20 @@ def test_planning_all_studies_needs_no_jax():
   )
   files = [f'{_FOLDER}/{name}.py' for name in STUDIES]
   subprocess.run([sys.executable, '-c', code, *files], cwd=ROOT, check=True)
+
+
+def test_the_pilot_compares_the_same_learning_rates_on_every_architecture():
+  runs = pilot.sweep()
+  rates = {}
+  for run in runs:
+    rates.setdefault(run.config, set()).add(run.overrides['optimizer.peak_lr'])
+  assert len(rates) == 3 and len(set(map(frozenset, rates.values()))) == 1
+  assert PROXY.settings['optimizer.peak_lr'] in next(iter(rates.values()))
+  made = [
+    {'run': run.name, 'seed': seed, 'final': {'total': {'loss': 2 + 0.1 * number + 0.01 * seed * number}}}
+    for number, run in enumerate(runs)
+    for seed in (0, 1)
+  ]
+  text = pilot.tables(analysis.Results(made))
+  assert '| 0.002 | 2.0000 | 2.1000 | 2.2000 |' in text
+  assert '| gshard_lr0.008 − dense_lr0.008 | 2 | 0.1000, 0.1100 | 0.0071 |' in text
