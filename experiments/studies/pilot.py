@@ -4,8 +4,8 @@
   python -m launch.sweep --sweep=experiments/studies/pilot.py --runs=dense_lr0.004,deepseek_moe_lr0.004
   python -m experiments.studies.pilot        # the two tables of experiments/results/pilot/README.md
 
-Three learning rates, the same for every architecture; then more seeds at the rate chosen. These are runs of table1, too,
-and trained once. What it found, and what was chosen, is in experiments/results/pilot/README.md. Not part of the report.
+Three learning rates, the same for every architecture; then more seeds at the rate chosen, whose runs table1 has, too.
+What it found, and what was chosen, is in experiments/results/pilot/README.md. It is no part of the report.
 """
 
 from experiments.studies.analysis import NONE, Results
@@ -18,9 +18,7 @@ _RATES = (0.004, 0.008, 0.002)
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
   return [
-    scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate})
-    for rate in _RATES
-    for variant in _VARIANTS
+    scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate}) for rate in _RATES for variant in _VARIANTS
   ]
 
 
