@@ -120,6 +120,14 @@ def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:
   return str(found.n), f'{found.mean:.{digits}f}', limits
 
 
+def of_losses(
+  results: Results, entries: Sequence[Entry], comparisons: Sequence[Comparison], of_the_paper: str, cannot_show: str
+) -> Analysis:
+  """An analysis of nothing but held-out losses: a row and a bar an entry, beside those `of_the_paper`."""
+  panels = bars(results, entries, of_the_paper)
+  return Analysis(LOSS_COLUMNS, losses(results, entries), tuple(comparisons), panels, cannot_show)
+
+
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
   ours = tuple(enumerate(side_by_side([results.loss(entry.run, entry.evaluation) for entry in entries])))

@@ -10,7 +10,7 @@ the ends, GShard 1.867 and DeepSeekMoE 1.808. What has to carry over: the loss f
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 
 
@@ -30,11 +30,11 @@ _ENTRIES = (
 def analyse(results: Results) -> Analysis:
   """Each step of Figure 3 against the one before it."""
   comparisons = tuple(against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES))
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     comparisons,
-    bars(results, _ENTRIES, 'The paper (2B), of which it gives the ends'),
+    'The paper (2B), of which it gives the ends',
     'The six downstream tasks that Figure 3 draws, of which models of this size solve none above chance: loss stands '
     'in for them. Small experts specialise on what there is to specialise in, and few tokens hold less of it.',
   )

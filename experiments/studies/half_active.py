@@ -7,7 +7,7 @@ The paper shows no losses but six downstream tasks, on all of which it is ahead 
 What has to carry over: its loss is below GShard's, and above that of the DeepSeekMoE with 1 + 7.
 """
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, difference
 
@@ -30,10 +30,10 @@ def analyse(results: Results) -> Analysis:
     Comparison('half activated − GShard', difference(half, gshard), below=0.0),
     Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0),
   )
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     comparisons,
-    bars(results, _ENTRIES, 'The paper (2B), which gives two of them'),
+    'The paper (2B), which gives two of them',
     'The six downstream tasks that Figure 6 draws; the paper gives no loss of the half-activated model.',
   )

@@ -11,7 +11,7 @@ numbers (2B, Pile loss):
 What has to carry over: DeepSeekMoE no worse than GShard×1.2 and about GShard×1.5, below Dense×4, near Dense×16.
 """
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import ABOUT
 
@@ -41,11 +41,11 @@ def analyse(results: Results) -> Analysis:
     for entry in _ENTRIES
     if entry is not _DEEPSEEK_MOE
   )
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     comparisons,
-    bars(results, _ENTRIES, 'The paper, Tables 2, 8 and 9 (2B)'),
+    'The paper, Tables 2, 8 and 9 (2B)',
     'The same comparison at 13B (Table 10), where DeepSeekMoE is ahead of GShard×1.5, and on downstream tasks. The '
     'upper bound Dense×16 is not trained to its end either: on few tokens it may be far from what it could reach.',
   )

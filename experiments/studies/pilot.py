@@ -2,10 +2,9 @@
 
   python -m launch.sweep --sweep=experiments/studies/pilot.py --seeds=1
   python -m launch.sweep --sweep=experiments/studies/pilot.py --runs=dense_lr0.004,deepseek_moe_lr0.004
-  python -m experiments.studies.pilot        # the two tables of experiments/results/pilot/README.md
 
 Three learning rates, the same for every architecture; then more seeds at the rate chosen, whose runs table1 has, too.
-What it found, and what was chosen, is in experiments/results/pilot/README.md. It is no part of the report.
+`make report` writes what it found, and what was chosen, to experiments/results/pilot/README.md.
 """
 
 from experiments.studies.analysis import NONE, Results
@@ -13,7 +12,8 @@ from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import difference, interval
 
 _VARIANTS = ('dense', 'gshard', 'deepseek_moe')
-_RATES = (0.004, 0.008, 0.002)
+_RATES = (0.004, 0.008, 0.002, 0.001)  # in the order in which they were tried
+CHOICE = ('TEXT',)
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -22,30 +22,34 @@ def sweep(scale: Scale = PROXY) -> list[Run]:
   ]
 
 
-def _name(variant, rate):
-  return f'{variant}_lr{rate:g}'
+Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
 
 
-def tables(results: Results) -> str:
-  """Markdown: the loss by rate and architecture, and the gap to Dense by seed at each rate that has several seeds."""
-  lines = ['| peak learning rate | ' + ' | '.join(_VARIANTS) + ' |', '|---:' * (1 + len(_VARIANTS)) + '|']
-  for rate in _RATES:
-    of_one = [results.loss(_name(variant, rate)).get(0) for variant in _VARIANTS]
-    lines.append(f'| {rate:g} | ' + ' | '.join(NONE if loss is None else f'{loss:.4f}' for loss in of_one) + ' |')
-  lines += ['', '| run | seeds | losses | standard deviation |', '|---|---:|---|---:|']
-  for rate in _RATES:
-    dense = results.loss(_name('dense', rate))
-    rows = {_name(variant, rate): results.loss(_name(variant, rate)) for variant in _VARIANTS}
-    rows |= {f'{name} − dense': difference(loss, dense) for name, loss in rows.items() if 'dense' not in name}
-    for name, values in rows.items():
+def tables(results: Results) -> tuple[Table, Table]:
+  """Seed 0's loss by learning rate and architecture; losses, and gaps to Dense, where there are several seeds."""
+  search = tuple(
+    (f'{rate:g}', *(f'{loss[0]:.4f}' if 0 in loss else NONE for loss in _losses(results, rate).values()))
+    for rate in sorted(_RATES)
+  )
+  noise = []
+  for rate in sorted(_RATES):
+    of_one = _losses(results, rate)
+    dense = of_one[_VARIANTS[0]]
+    gaps = {f'{variant} − {_VARIANTS[0]}': difference(of_one[variant], dense) for variant in _VARIANTS[1:]}
+    for name, values in (of_one | gaps).items():
       found = interval(values)
       if found is not None and found.half is not None:
         shown = ', '.join(f'{values[seed]:.4f}' for seed in sorted(values))
-        lines.append(f'| {name} | {found.n} | {shown} | {found.sd:.4f} |')
-  return '\n'.join(lines)
+        noise.append((name, f'{rate:g}', shown, f'{found.mean:.4f}', f'{found.sd:.4f}'))
+  return (
+    (('peak learning rate', *_VARIANTS), search),
+    (('held-out loss', 'peak learning rate', 'by seed', 'mean', 'standard deviation'), tuple(noise)),
+  )
 
 
-if __name__ == '__main__':
-  from launch.sweeps import ledger
+def _losses(results, rate):
+  return {variant: results.loss(_name(variant, rate)) for variant in _VARIANTS}
 
-  print(tables(Results(ledger.current(__file__))))
+
+def _name(variant, rate):
+  return f'{variant}_lr{rate:g}'

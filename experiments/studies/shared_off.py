@@ -7,7 +7,7 @@ paper's numbers (2B, Pile loss): 1.808 → 2.414. What has to carry over: a rise
 by more than 0.25, which is what is between Dense and DeepSeekMoE there.
 """
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, difference
 
@@ -29,11 +29,11 @@ _FAR = 0.25  # nats: all that is between Dense and DeepSeekMoE in the paper's Ta
 def analyse(results: Results) -> Analysis:
   """With the shared expert and without it, the same trained model."""
   on, off = (results.loss(entry.run, entry.evaluation) for entry in _ENTRIES)
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     (Comparison('without the shared expert − with it', difference(off, on), above=_FAR, paper=2.414 - 1.808),),
-    bars(results, _ENTRIES, 'The paper, Section 4.5 (2B)'),
+    'The paper, Section 4.5 (2B)',
     'Which knowledge it is that only the shared expert has: that the loss rises says that it is not spare, not what it '
     'has learned. An expert that every token trains is also simply the best trained one after few tokens.',
   )

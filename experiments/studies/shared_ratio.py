@@ -12,7 +12,7 @@ keeps shared : active routed at 1 : 3.)
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import ABOUT
 
@@ -33,11 +33,11 @@ def analyse(results: Results) -> Analysis:
   comparisons = tuple(
     against(results, second, first, above=-ABOUT, below=ABOUT) for first, second in itertools.combinations(_ENTRIES, 2)
   )
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     comparisons,
-    bars(results, _ENTRIES, 'The paper, Section 4.4 (2B)'),
+    'The paper, Section 4.4 (2B)',
     'Differences of a few thousandths, as the paper has them: with few seeds only those beyond about 0.02 can be told. '
     'That is the bound here, a third of what is between GShard and DeepSeekMoE in the paper.',
   )

@@ -13,7 +13,7 @@ What has to carry over is the order, Dense > Hash > Switch > GShard > DeepSeekMo
 
 import itertools
 
-from experiments.studies.analysis import LOSS_COLUMNS, Analysis, Entry, Results, against, bars, losses
+from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 
 
@@ -33,11 +33,11 @@ _ENTRIES = (
 def analyse(results: Results) -> Analysis:
   """Each model against the one before it."""
   comparisons = tuple(against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES))
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
+  return of_losses(
+    results,
+    _ENTRIES,
     comparisons,
-    bars(results, _ENTRIES, 'The paper, Table 1 (2B)'),
+    'The paper, Table 1 (2B)',
     'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: routing that is '
     'learned may need more tokens to pay than a fixed hash does.',
   )

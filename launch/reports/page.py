@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.studies import STUDIES
 from experiments.studies.intervals import RULE
+from launch.reports import pilot
 from launch.reports import study as studies
 from launch.reports.blocks import Block, Code, Heading, Table, Text, to_html, to_markdown
 
@@ -40,11 +41,12 @@ def files(results: Path) -> dict[Path, str | None]:
   for study in loaded:
     made[results / study.name / 'README.md'] = to_markdown(studies.blocks(study))
     made[results / study.name / 'figure.svg'] = study.figure or None
-  made[results / 'index.html'] = _page(loaded)
+  made[results / pilot.NAME / 'README.md'] = to_markdown(pilot.blocks(results, level=1))
+  made[results / 'index.html'] = _page(loaded, pilot.blocks(results, level=2))
   return made
 
 
-def _page(loaded: Sequence[studies.Study]) -> str:
+def _page(loaded: Sequence[studies.Study], of_the_pilot: Sequence[Block]) -> str:
   rows = tuple((study.source, study.claim, study.in_words) for study in loaded)
   lines = [line for study in loaded for line in study.lines]
   head: list[Block] = [
@@ -59,6 +61,7 @@ def _page(loaded: Sequence[studies.Study]) -> str:
   sections = [
     f'<section id="{study.name}">\n{to_html(studies.blocks(study, alone=False))}\n</section>' for study in loaded
   ]
+  sections.append(f'<section id="{pilot.NAME}">\n{to_html(of_the_pilot)}\n</section>')
   return '\n'.join(
     [
       '<!DOCTYPE html>',

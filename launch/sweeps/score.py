@@ -21,12 +21,12 @@ INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects
 def main(_):
   from launch.sweeps import machine
   from moe.checkpoint import available_steps, load_for_notebook
-  from moe.data.prepare import prepare
+  from moe.data.store import open_held_out
   from moe.train import data_directory
 
   workdir = Path(WORKDIR.value)
   run = load_for_notebook(workdir)
-  data = prepare(run.config, data_directory(run.config, workdir))
+  data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
   best = best_step(workdir, available_steps(workdir))
   path = workdir / 'scores.json'
   scores = json.loads(path.read_text(encoding='utf-8'))['scores'] if path.exists() else []

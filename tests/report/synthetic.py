@@ -31,12 +31,8 @@ LOSS = {
   'shared_2': 1.806,
   'shared_4': 1.811,
   'alpha1_0.1': 1.9,
-  'dense_d128': 2.3,
-  'dense_d192': 2.15,
-  'dense_d256': 2.06,
-  'deepseek_moe_d128': 2.06,
-  'deepseek_moe_d192': 1.9,
-  'deepseek_moe_d256': 1.808,
+  **{f'dense_d{width}': loss for width, loss in zip(PROXY.widths, (2.3, 2.15, 2.06), strict=True)},
+  **{f'deepseek_moe_d{width}': loss for width, loss in zip(PROXY.widths, (2.06, 1.9, 1.808), strict=True)},
 }
 EVALUATION = {
   'deepseek_moe': {

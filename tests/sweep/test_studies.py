@@ -130,6 +130,7 @@ def test_the_pilot_compares_the_same_learning_rates_on_every_architecture():
     for number, run in enumerate(runs)
     for seed in (0, 1)
   ]
-  text = pilot.tables(analysis.Results(made))
-  assert '| 0.002 | 2.0000 | 2.1000 | 2.2000 |' in text
-  assert '| gshard_lr0.008 − dense_lr0.008 | 2 | 0.1000, 0.1100 | 0.0071 |' in text
+  (_, search), (_, noise) = pilot.tables(analysis.Results(made))
+  assert [row[0] for row in search] == ['0.001', '0.002', '0.004', '0.008']
+  assert search[2] == ('0.004', '2.0000', '2.1000', '2.2000')
+  assert ('gshard − dense', '0.004', '0.1000, 0.1100', '0.1050', '0.0071') in noise and len(noise) == 4 * 5
