@@ -28,7 +28,7 @@ _PROXY_SETTINGS = {
   'data.holdout': 0.02,  # of 93 MB; every run is scored on all of it at its end
   'data.seq_len': 128,
   'data.batch_size': 16,
-  'optimizer.peak_lr': 4e-3,
+  'optimizer.peak_lr': 2e-3,
   'optimizer.warmup_steps': 100,
   'train.num_steps': 1500,
   'train.log_every': 20,
