@@ -9,7 +9,8 @@
   if __name__ == '__main__':
     cli.run(main)
 
-Exit codes: 0, or what main returns; 2 after bad input, told in one line `error: …` on stderr; 130 after Ctrl-C.
+Exit codes: 0, or what main returns; 2 after bad input and 75 after what may go away by itself, each told in one line
+`error: …` on stderr; 130 after Ctrl-C.
 No jax import: programs that compute nothing start at once.
 """
 
@@ -73,7 +74,7 @@ def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> N
   except UserError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(2)  # at once: library threads whose work has failed print tracebacks while Python shuts down
+    os._exit(error.exit_code)  # at once: library threads whose work has failed print tracebacks while Python shuts down
   except KeyboardInterrupt:
     _stop(130, 'interrupted')
   except BrokenPipeError:  # `… | head` has read enough; what is still buffered would raise again at exit

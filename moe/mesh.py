@@ -5,8 +5,9 @@ JAX's context (`use`), so that no layer is handed one, and both do nothing where
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -207,8 +208,10 @@ def place(batch: Any, mesh: Mesh) -> Any:
   """This process's part of a batch (see `batch_share`) as arrays of the whole, spread over the mesh."""
   if mesh.size == 1:
     return batch
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  sharding, (_, count) = batch_sharding(mesh), batch_share(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * count, *x.shape[1:])), batch
+  )
 
 
 def place_whole(batch: Any, mesh: Mesh) -> Any:
@@ -224,20 +227,31 @@ def place_whole(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(spread, batch)
 
 
+@functools.cache
 def batch_share(mesh: Mesh) -> tuple[int, int]:
   """(index, count): this process feeds the index-th of `count` equal parts of every batch.
 
-  Processes along the other axes feed the same part. UserError where a process's devices hold no such part.
+  Processes whose devices hold the same rows, as those along the other axes do, feed the same part.
   """
   rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  held = {index[0].start or 0 for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()}
-  first, count = min(held), len(held)
-  if held != set(range(first, first + count)) or rows % count or first % count:
-    raise UserError(
-      f'the devices of process {jax.process_index()} hold rows {sorted(held)} of {rows} of a batch, not one part of '
-      'equal ones: give mesh.tensor and mesh.stage sizes that divide or are divided by the devices of a process'
-    )
-  return first // count, rows // count
+  held: dict[int, set[int]] = {}
+  for device, (index, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+    held.setdefault(device.process_index, set()).add(index.start or 0)
+  return share_of(jax.process_index(), held)
+
+
+def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
+  """`batch_share` of a process, from the rows that the devices of every process hold.
+
+  The rows of a part need not follow each other: on a TPU slice the mesh runs through the hosts' blocks of chips, each
+  of which has rows from here and there. Where two processes have some rows in common and others not, or some have more
+  than others, all of them feed the whole batch, and each device takes its own of it.
+  """
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  every_row = set().union(*parts)
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(every_row):
+    return 0, 1
+  return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
 def _stored_axes(axes, zero):

@@ -5,6 +5,7 @@ fail for it alone; `together` and `main_first` make that the failure of all, so 
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from moe.errors import UserError
+from moe.errors import TryAgain, UserError
 
 T = TypeVar('T')
 _LONGEST_WAIT = 7 * 24 * 3600  # seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells
@@ -139,6 +140,10 @@ class Stop:
     self.requested, self.name = True, signal.Signals(number).name
     logging.warning('%s: stopping after this step', self.name)
 
+  def before_the_first_step(self) -> bool:
+    """Whether any process has been asked to stop by now; all of them call this."""
+    return bool(first_told(self.name if self.requested else ''))
+
   def asked(self) -> tuple[jax.Array, ...]:
     """(wish by device,), the argument that `with_stop` adds to a step; () alone."""
     if self._alone:
@@ -232,8 +237,8 @@ def _start(cluster):
     if 'coordinator_address should be defined' in str(error):  # JAX's way to say that it knows of no cluster
       return False
     raise UserError(f'cannot join the cluster: {error}') from error
-  except RuntimeError as error:
-    raise UserError(f'cannot join the cluster: {error}') from error
+  except RuntimeError as error:  # such as another process that has not come in time
+    raise TryAgain(f'cannot join the cluster: {error}') from error
   # JAX now takes SIGTERM as notice for its own service, which nothing here asks: it would go unheard until `Stop`.
   signal.signal(signal.SIGTERM, handler)
   return True
@@ -249,7 +254,9 @@ def _meet(cluster):
       try:
         taken.bind(('', int(port)))
       except OSError as error:
-        raise UserError(f'--coordinator={cluster.coordinator}: process 0 cannot listen there: {error}') from error
+        # A port in use may be that of a start before this one, which is about to end.
+        kind = TryAgain if error.errno == errno.EADDRINUSE else UserError
+        raise kind(f'--coordinator={cluster.coordinator}: process 0 cannot listen there: {error}') from error
     return
   deadline = time.monotonic() + cluster.start_timeout
   while True:
@@ -258,7 +265,7 @@ def _meet(cluster):
       return
     except OSError as error:  # not yet started, or its name not yet known
       if time.monotonic() >= deadline:
-        raise UserError(
+        raise TryAgain(
           f'--coordinator={cluster.coordinator} did not answer within {cluster.start_timeout} s: '
           f'{error.strerror or error}'
         ) from error

@@ -1,6 +1,7 @@
 """The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from moe.config import Config, decides, differences
 from moe.data.packing import Batch
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
-from moe.errors import UserError
+from moe.errors import TryAgain, UserError
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
@@ -44,7 +45,13 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   try:
     return _train(config, Path(workdir))
   except OSError as error:  # a file that cannot be written, read or made
-    raise UserError(f'{error.filename or workdir}: {error.strerror or error}') from error
+    kind = TryAgain if _passes(error) else UserError
+    raise kind(f'{error.filename or workdir}: {error.strerror or error}') from error
+
+
+def _passes(error: OSError) -> bool:
+  """Whether a fresh start may mend it: a fault of the network or of a shared folder, or another process's end."""
+  return isinstance(error, TimeoutError | ConnectionError) or error.errno in (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
 
 
 def _train(config: Config, workdir: Path) -> Outcome:
@@ -57,7 +64,11 @@ def _train(config: Config, workdir: Path) -> Outcome:
   batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
   where = lambda tree: mesh_lib.shardings(mesh, tree, config.mesh.zero)
 
-  with contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer, mesh_lib.use(mesh):
+  with (
+    processes.stop_on_signal(mesh) as stop,
+    contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer,
+    mesh_lib.use(mesh),
+  ):
     restored = checkpointer.restore_newest(where)
     if restored:
       start, state = restored.step, restored.state
@@ -69,8 +80,11 @@ def _train(config: Config, workdir: Path) -> Outcome:
     if start >= config.train.num_steps:
       _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
       return Outcome(start, True, None)
+    if stop.before_the_first_step():
+      _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
+      return Outcome(start, False, None)
     _say(describe_run(config, workdir))
-    with _open_writer(workdir, start) as writer, processes.stop_on_signal(mesh) as stop:
+    with _open_writer(workdir, start) as writer:
       run = _Run(config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop)
       return _steps(run, start, state)
 

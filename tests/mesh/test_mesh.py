@@ -101,3 +101,23 @@ def test_layers_that_stages_do_not_divide_are_not_split():
   config = dataclasses.replace(small_config(), model=dataclasses.replace(small_config().model, num_layers=3))
   _, where = specs(config, abstract(stage=2))
   assert where.params['moe_blocks']['attention']['query'].shard_shape((3, 16, 16)) == (3, 16, 16)
+
+
+def _held(*processes):
+  return dict(enumerate(map(set, processes)))
+
+
+@pytest.mark.parametrize(
+  'held, shares',
+  [
+    (_held([0, 1], [2, 3]), [(0, 2), (1, 2)]),
+    # The mesh of a TPU slice of 4 × 4 chips, fsdp 16, runs through its hosts' blocks of 2 × 2.
+    (_held([0, 1, 6, 15], [2, 3, 4, 5], [7, 8, 13, 14], [9, 10, 11, 12]), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    (_held([4, 5], [0, 1], [4, 5], [0, 1]), [(1, 2), (0, 2), (1, 2), (0, 2)]),  # along another axis, too
+    (_held([0], [0]), [(0, 1), (0, 1)]),
+    (_held([0, 1], [1, 2], [2, 3], [3, 0]), [(0, 1)] * 4),  # some in common, others not: all feed everything
+    (_held([0, 1, 2], [3]), [(0, 1)] * 2),
+  ],
+)
+def test_each_row_is_fed_by_the_processes_that_hold_it(held, shares):
+  assert [mesh_lib.share_of(process, held) for process in held] == shares

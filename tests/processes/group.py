@@ -20,7 +20,7 @@ class Group:
   def __init__(self, count: int, workdir: Path, *flags: str, supervised: bool = False):
     self.workdir, self._supervised = workdir, supervised
     self._outputs = [workdir.with_name(f'{workdir.name}.{number}.log') for number in range(count)]
-    port = _free_port()
+    port = free_port()
     self._processes = []
     for number, path in enumerate(self._outputs):
       cluster = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={number}')
@@ -93,7 +93,7 @@ def check(count: int, workdir: Path, *flags: str) -> str:
     return group.output()
 
 
-def _free_port():
+def free_port():
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     return taken.getsockname()[1]
