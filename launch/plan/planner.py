@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from launch.plan import flops as flops_lib
+from launch.plan import stages
+from launch.plan.collectives import Collective
 from launch.plan.collectives import collectives as find_collectives
 from launch.plan.compile_step import Compiled, bytes_of_state, compile_step
 from launch.plan.machine import Machine
@@ -62,14 +65,21 @@ def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, 
 def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
   chip, devices = machine.chip, machine.num_devices
   collectives = find_collectives(compiled.text, compiled.mesh, _ragged_share(config, compiled.mesh))
-  traffic = memory_traffic(compiled.text)
+  traffic, stretch = memory_traffic(compiled.text), stages.stretch(config, compiled.mesh['stage'])
   times = roofline(
-    chip, machine.sides, compiled.coordinates, flops.executed / devices, traffic, collectives, compiled.mesh
+    chip,
+    machine.sides,
+    compiled.coordinates,
+    stretch * flops.executed / devices,
+    traffic.once + stretch * traffic.in_loops,
+    _stretched(collectives, stretch),
+    compiled.mesh,
   )
   seconds, tokens = times.step, config.data.batch_size * config.data.seq_len
   return {
     'collective_bytes_per_device': by_kind_and_axes(collectives),
-    'hbm_bytes_per_device': round(traffic),
+    'hbm_bytes_per_device': round(sum(traffic)),
+    'stage_stretch': round(stretch, 4),
     'roofline_seconds': {term: round(value, 4) for term, value in times._asdict().items()},
     'step_seconds': round(seconds, 4),
     'step_seconds_without_overlap': round(sum(times), 4),
@@ -78,6 +88,11 @@ def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
     'mfu': round(own / (seconds * devices * chip.flops), 4),
     'mfu_without_overlap': round(own / (sum(times) * devices * chip.flops), 4),
   }
+
+
+def _stretched(collectives: Sequence[Collective], stretch: float) -> list[Collective]:
+  """As if a stage's collectives took part in its waiting. Those between stages run with every tick, at work or not."""
+  return [c if 'stage' in c.axes else dataclasses.replace(c, times=c.times * stretch) for c in collectives]
 
 
 def _memory(config: Config, compiled: Compiled) -> dict[str, int]:

@@ -47,7 +47,7 @@ def test_balanced_routing_takes_one_round_of_the_default_buffer():
     (28, 7, 2, 4, 2.0, 13 / 26),  # stored as 8
     (12, 4, 2, 2, 1.5, 10 / 12),  # 1 − C(2, 2) / C(4, 2) = 5/6, of which 1.5 times is more than all
     (12, 4, 2, 1, 1.5, 1.0),
-    # The 16B and the 145B: 1.5 times C(64, 6) − C(56, 6) of C(64, 6) is less than all, 1 − C(112, 12) / C(128, 12) is not.
+    # The 16B, and what the others need is more than all tokens: 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.
     (2**20, 64, 6, 8, 1.5, 0.6667),
     (2**20, 128, 12, 8, 1.5, 0.8138),
     (2**20, 64, 6, 4, 1.5, 0.8363),
