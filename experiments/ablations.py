@@ -2,8 +2,9 @@
 
   python -m launch.train --config=experiments/ablations.py:granularity_1_3_31 --workdir=DIR
 
-Everything but the experts is `validation.py:deepseek_moe`; total and activated parameters are equal in all. On a CPU
-take the same names from `proxy.py`. Expected:
+Everything but the experts is `validation.py:deepseek_moe`; total and activated parameters are equal in all. Its mesh
+was planned for v5e:2x4 with that model, which granularity_1_7_63 and shared_1 are, too, and with no other variant. On a
+CPU take the same names from `proxy.py`. Expected:
 
 - granularity_S_K_E has S shared + E routed experts, K of them a token, of 2 / (S + K) of a standard FFN each. Figure 3:
   0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the downstream tasks, mostly monotone.

@@ -17,8 +17,8 @@ Table 7). On a CPU take the same names from `proxy.py`. Expected:
   deepseek_moe       2.0B / 0.3B             4.3T                  1.808
   deepseek_moe_half  –                       –                     – (beats gshard on six tasks, Figure 6)
 
-Meshes and microbatches are planned for v5e:2x4. `make plan`: memory reserved a device, roofline step time, MFU with
-all and with no overlap:
+Mesh and microbatches are the same in all. They were planned, the training step compiled, with deepseek_moe on v5e:2x4
+and with no other variant. `make plan`: memory reserved a device, roofline step time, MFU with all and with no overlap:
 
   v5e:2x4     deepseek_moe        11.6 of 15.8 GiB   10.7 s  390,445 tokens/s   MFU 53% to 24%
 """
@@ -30,7 +30,7 @@ from experiments.base import expert_width
 
 _D = 1280
 
-# For v5e:2x4: 8 chips share the parameters, each takes 8 sequences a microbatch.
+# Planned with deepseek_moe for v5e:2x4: 8 chips share the parameters, each takes 8 sequences a microbatch.
 TRAINING = {'model.remat': 'full', 'train.microbatches': 32, 'mesh.data': 1, 'mesh.fsdp': -1}
 
 

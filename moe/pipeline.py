@@ -1,8 +1,10 @@
-"""Pipeline parallelism: the gradients of a batch with the layers dealt out to the stages of the mesh (1F1B).
+"""Pipeline parallelism: the gradients of a batch with the layers dealt out to stages, in 1F1B's order.
 
 M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
 m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
-is done after 2 (M + S − 1) ticks, a bubble of (S − 1) / (M + S − 1) as in 1F1B, and stage s keeps S − s inputs at most.
+is done after 2 (M + S − 1) ticks, of which (S − 1) / (M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at
+most. But stages go in lock step: with every tick each waits for both neighbours, and beside one that does a forward is
+one that does a backward, so that a microbatch takes two backwards' time, 6 forwards (8 with remat=full), not 4 (5).
 
 Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
 leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.

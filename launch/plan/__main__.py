@@ -4,7 +4,10 @@
   .venv-gpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=h100:8 --format=json
 
 `make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.… changes it; with
---search every mesh and rematerialisation that could fit is compiled, which takes minutes each, and ranked.
+--search others are compiled, minutes each, and ranked: with the config's mesh.stage and with 1 stage, every way to deal
+the devices out to data, fsdp, expert and tensor (up to 4) whose state and gradients fit, with each model.remat. All
+else is the config's, microbatches, mesh.zero and mesh.transport too. That is 256 plans at most for one stage on 64
+devices; --limit takes the first so many, those with the fewest devices along expert and then tensor.
 Exits with 1 where nothing fits.
 """
 
@@ -23,7 +26,12 @@ from moe.errors import UserError
 CONFIG = cli.config_flag()
 FORMAT = cli.format_flag()
 TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8: chip and size of the machine.')
-SEARCH = flags.DEFINE_bool('search', False, 'Try the meshes and rematerialisations that could fit, and rank them.')
+SEARCH = flags.DEFINE_bool(
+  'search',
+  False,
+  'Compile and rank every data × fsdp × expert × tensor (up to 4) that could fit, with the mesh.stage of the config '
+  'and with 1, and every model.remat; nothing else is varied.',
+)
 LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only so many of them; 0: all.')
 RECORD = flags.DEFINE_string(
   'record', '', 'FILE.jsonl that collects plans, one a config and machine; FILE.md shows it.'

@@ -16,7 +16,7 @@ from moe import mesh as mesh_lib
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.ops.implementation import compiling_for
-from moe.train_step import init_state, jit_step, make_train_step
+from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
 
 class Compiled(NamedTuple):
@@ -47,7 +47,7 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
   mesh = mesh_lib.make_mesh(config, devices)
   began, cpu_began = time.perf_counter(), time.process_time()
   with compiling_for(platform), mesh_lib.use(mesh):
-    state, batch = _state(config, mesh), _batch(config, mesh)
+    state, batch = laid_out(jax.eval_shape(lambda: init_state(config)), mesh, config), _batch(config, mesh)
     # A function of its own for each trace: the platform is no part of jit's cache key.
     traced = jit_step(make_train_step(config), mesh, state).trace(state, batch)
     lowered = traced.lower()
@@ -91,8 +91,8 @@ def _peak_and_reserved(memory) -> tuple[int, int]:
   return memory.peak_memory_in_bytes, max(held, memory.peak_memory_in_bytes)
 
 
-def _state(config: Config, mesh: Mesh):
-  shapes = jax.eval_shape(lambda: init_state(config))
+def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
+  """The shapes of a state, with where its parts lie on a mesh."""
   where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
   return jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
 

@@ -1,9 +1,13 @@
 """A plan: what the compiled step takes, against what the machine has. JSON-able."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from launch.plan import flops as flops_lib
+from launch.plan import stages
+from launch.plan.collectives import Collective
 from launch.plan.collectives import collectives as find_collectives
 from launch.plan.compile_step import Compiled, bytes_of_state, compile_step
 from launch.plan.machine import Machine
@@ -11,6 +15,8 @@ from launch.plan.roofline import by_kind_and_axes, roofline
 from launch.plan.traffic import memory_traffic
 from moe.accounting import account
 from moe.config import Config
+from moe.layers.expert_parallel import expected_fill
+from moe.mesh import BATCH_AXES
 
 
 def plan(config: Config, machine: Machine) -> dict[str, Any]:
@@ -58,16 +64,22 @@ def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, 
 
 def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
   chip, devices = machine.chip, machine.num_devices
-  # A ragged exchange sends what there is, which at balanced routing leaves this share of the buffer filled.
-  collectives = find_collectives(compiled.text, compiled.mesh, 1 / config.mesh.receive_buffer)
-  traffic = memory_traffic(compiled.text)
+  collectives = find_collectives(compiled.text, compiled.mesh, _ragged_share(config, compiled.mesh))
+  traffic, stretch = memory_traffic(compiled.text), stages.stretch(config, compiled.mesh['stage'])
   times = roofline(
-    chip, machine.sides, compiled.coordinates, flops.executed / devices, traffic, collectives, compiled.mesh
+    chip,
+    machine.sides,
+    compiled.coordinates,
+    stretch * flops.executed / devices,
+    traffic.once + stretch * traffic.in_loops,
+    _stretched(collectives, stretch),
+    compiled.mesh,
   )
   seconds, tokens = times.step, config.data.batch_size * config.data.seq_len
   return {
     'collective_bytes_per_device': by_kind_and_axes(collectives),
-    'hbm_bytes_per_device': round(traffic),
+    'hbm_bytes_per_device': round(sum(traffic)),
+    'stage_stretch': round(stretch, 4),
     'roofline_seconds': {term: round(value, 4) for term, value in times._asdict().items()},
     'step_seconds': round(seconds, 4),
     'step_seconds_without_overlap': round(sum(times), 4),
@@ -78,6 +90,11 @@ def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
   }
 
 
+def _stretched(collectives: Sequence[Collective], stretch: float) -> list[Collective]:
+  """As if a stage's collectives took part in its waiting. Those between stages run with every tick, at work or not."""
+  return [c if 'stage' in c.axes else dataclasses.replace(c, times=c.times * stretch) for c in collectives]
+
+
 def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
   """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations: all that is left."""
   state = bytes_of_state(compiled.state)
@@ -86,7 +103,18 @@ def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
   return named | {'activations': compiled.peak_bytes - sum(named.values())}
 
 
-def _rows_a_device(config: Config, mesh: dict[str, int]) -> float:
+def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
+  """Of a ragged exchange's buffer, what is sent when routing is balanced: it sends only what there is."""
+  moe, tokens = config.moe, _tokens_a_device(config, mesh)
+  return expected_fill(tokens, moe.num_experts, moe.experts_per_token, mesh['expert'], config.mesh.receive_buffer)
+
+
+def _rows_a_device(config: Config, mesh: dict[str, int]) -> int:
   """Assignments of one microbatch that a device's experts compute when routing is balanced."""
-  tokens = config.data.batch_size * config.data.seq_len / config.train.microbatches
-  return tokens * config.moe.experts_per_token / (mesh['data'] * mesh['fsdp'] * mesh['expert'])
+  return _tokens_a_device(config, mesh) * config.moe.experts_per_token
+
+
+def _tokens_a_device(config: Config, mesh: dict[str, int]) -> int:
+  """Of one microbatch; `moe.mesh` has checked that all devices have as many."""
+  sequences = config.data.batch_size // config.train.microbatches
+  return sequences // math.prod(mesh[axis] for axis in BATCH_AXES) * config.data.seq_len

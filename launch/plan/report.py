@@ -75,12 +75,18 @@ def _performance(record):
   return [
     *(f'  {kind:<20}{row} sent by a device a step' for kind, row in total.items()),
     f'  HBM               {record["hbm_bytes_per_device"] / 1e9:.4g} GB a device a step',
+    *_waiting(record),
     f'  step              {record["step_seconds"]:.3g} s, {record["binds"]} binds: '
     + ', '.join(f'{term} {seconds:.3g} s' for term, seconds in times.items())
     + f'; {record["step_seconds_without_overlap"]:.3g} s without overlap',
     f'  speed             {record["tokens_per_second"]:,} tokens/s, MFU {record["mfu"]:.1%} '
     f'({record["mfu_without_overlap"]:.1%} without overlap)',
   ]
+
+
+def _waiting(record):
+  stretch = record['stage_stretch']
+  return [f'  stages            take {stretch:.3g} times their own work: they wait for one another'] * (stretch > 1)
 
 
 def _mesh(record):

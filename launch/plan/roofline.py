@@ -1,6 +1,7 @@
 """From counts and a chip's public figures to the time of a step: the least that each resource needs for its share.
 
 The step takes as long as its slowest term if the others hide behind it completely, and their sum if nothing does.
+A pipeline's stages wait for one another; each term is longer by that (see `stages.py`) before it comes here.
 
 Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once when sides wrap around,
 over k when they do not. All-to-all crosses the middle of the longest side a: 8/a links' worth where it wraps, 4/a where

@@ -6,30 +6,34 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
+from launch.plan.compile_step import bytes_of_state, laid_out
 from launch.plan.machine import Machine
 from moe import mesh as mesh_lib
-from moe.accounting import account
 from moe.config import Config
 from moe.errors import UserError
+from moe.train_step import TrainState, init_state
 
 _REMAT = ('none', 'dots', 'moe', 'full')
-_BYTES_A_PARAMETER = 16  # parameter, two moments, gradient, all float32
+_MOST_TENSOR = 4  # bounds the number of plans, which take minutes each
 
 
 def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) -> Iterator[Config]:
-  """Variations of config.mesh and model.remat whose state alone leaves room on the machine, widest sharding last."""
-  for expert, tensor, data in _layouts(config, machine.num_devices):
-    fsdp = machine.num_devices // (expert * tensor * data)
-    mesh = dataclasses.replace(config.mesh, data=data, fsdp=fsdp, expert=expert, tensor=tensor, stage=1)
-    if _state_bytes(config, mesh) > machine.chip.capacity:
+  """Variations of config.mesh and model.remat whose state and gradients leave room on the machine.
+
+  The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All else is the config's.
+  UserError where its stages do not divide the devices.
+  """
+  shapes = jax.eval_shape(lambda: init_state(config))
+  for sizes in _layouts(config, machine.num_devices):
+    changed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
+    try:
+      mesh = mesh_lib.make_mesh(changed, devices)
+    except UserError:
+      continue
+    if _held_bytes(changed, mesh, shapes) > machine.chip.capacity:
       continue
     for remat in _REMAT if config.moe.num_experts else ('none', 'dots', 'full'):
-      changed = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(config.model, remat=remat))
-      try:
-        mesh_lib.make_mesh(changed, devices)
-      except UserError:
-        continue
-      yield changed
+      yield dataclasses.replace(changed, model=dataclasses.replace(config.model, remat=remat))
 
 
 def rank(records: list[dict]) -> list[dict]:
@@ -39,17 +43,30 @@ def rank(records: list[dict]) -> list[dict]:
 
 
 def _layouts(config, devices):
-  experts = [1] if not config.moe.num_experts else _divisors(devices, min(devices, config.moe.num_experts + 1))
-  for expert in experts:
-    for tensor in _divisors(devices // expert, 4):
-      for data in _divisors(devices // expert // tensor, devices):
-        if data == 1 or data == devices // expert // tensor:
-          yield expert, tensor, data
+  for stage in _stages(config, devices):
+    left = devices // stage
+    for expert in _divisors(left, config.moe.num_experts + 1) if config.moe.num_experts else [1]:
+      for tensor in _divisors(left // expert, _MOST_TENSOR):
+        for data in _divisors(left // expert // tensor):
+          fsdp = left // expert // tensor // data
+          yield {'stage': stage, 'data': data, 'fsdp': fsdp, 'expert': expert, 'tensor': tensor}
 
 
-def _divisors(number, most):
-  return [n for n in range(1, most + 1) if number % n == 0]
+def _stages(config, devices):
+  """The config's own number, and 1. Another is not tried: microbatches would have to go with it."""
+  given = config.mesh.stage
+  if given == -1:
+    given = mesh_lib.fill(config.mesh, devices)['stage']
+  if devices % given:
+    raise UserError(f'--search keeps mesh.stage={given}, which does not divide {devices} devices')
+  return [1] if given == 1 else [given, 1]
 
 
-def _state_bytes(config, mesh) -> float:
-  return _BYTES_A_PARAMETER * account(config).total_params / (mesh.fsdp * mesh.expert * mesh.tensor)
+def _divisors(number, most=math.inf):
+  return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
+def _held_bytes(config: Config, mesh: jax.sharding.Mesh, shapes: TrainState) -> int:
+  """A device's parameters, optimizer state and gradients; clipping needs these all at once, laid out as parameters."""
+  state = bytes_of_state(laid_out(shapes, mesh, config))
+  return 2 * state['parameters'] + state['optimizer_state']

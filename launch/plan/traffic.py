@@ -1,6 +1,7 @@
 """Bytes that a compiled program reads from and writes to a device's main memory in a step."""
 
 import re
+from typing import NamedTuple
 
 from launch.plan.hlo import parse, runs, shape_bytes
 
@@ -10,18 +11,30 @@ _MOVE_NOTHING = (
 )
 
 
-def memory_traffic(text: str) -> float:
+class Traffic(NamedTuple):
+  """Bytes a step."""
+
+  once: float  # outside of all loops: the optimizer's
+  in_loops: float  # of microbatches and layers
+
+
+def memory_traffic(text: str) -> Traffic:
   """Bytes that instructions read from and write to a device's main memory in a step.
 
   Every instruction reads its operands and writes its result once. Of an operand that a fusion only slices counts the
   slice; of an array updated in place, the update. What the compiler keeps on the chip (memory space S(n)) is free.
   """
   computations, entry = parse(text)
-  return sum(
-    times * sum(_moved(i, computation, computations) for i in computation.instructions.values())
-    for computation, times, fused in runs(computations, entry)
-    if times and not fused
-  )
+  once = in_loops = 0.0
+  for computation, times, fused in runs(computations, entry):
+    if not times or fused:
+      continue
+    moved = times * sum(_moved(i, computation, computations) for i in computation.instructions.values())
+    if computation.name == entry:
+      once += moved
+    else:
+      in_loops += moved
+  return Traffic(once, in_loops)
 
 
 def _moved(instruction, computation, computations):

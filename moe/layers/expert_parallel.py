@@ -48,12 +48,27 @@ class Capacity(NamedTuple):
   @classmethod
   def of(cls, tokens: int, experts: int, per_token: int, devices: int, buffer: float, everything: bool) -> 'Capacity':
     """`buffer` times what is expected when every expert is equally likely. `everything`: room for every token."""
-    here = experts // devices
-    reached = 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)  # P(some expert of a token here)
-    most = min(per_token, here)
+    most = min(per_token, experts // devices)
+    reached = expected_share(experts, per_token, devices)
     rows = tokens if everything else min(tokens, math.ceil(buffer * tokens * reached))
     assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token / devices)))
     return cls(max(rows, 1), max(assignments, 1))
+
+
+def expected_share(experts: int, per_token: int, devices: int) -> float:
+  """Of all tokens, those that need one given device, when every expert is equally likely."""
+  here = experts // devices
+  return 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)
+
+
+def expected_fill(tokens: int, experts: int, per_token: int, devices: int, buffer: float) -> float:
+  """Of the room for one round, what is used when every expert is equally likely: what a ragged exchange sends of it.
+
+  1 / `buffer`, but more where that room would hold more than all of a device's `tokens`. `experts`: as in the model.
+  """
+  experts = -(-experts // devices) * devices  # dealt out like this, some devices with one of zeros
+  room = Capacity.of(tokens, experts, per_token, devices, buffer, everything=False).tokens
+  return tokens * expected_share(experts, per_token, devices) / room
 
 
 def expert_parallel_ffn(

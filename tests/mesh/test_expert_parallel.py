@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.layers import expert_parallel
-from moe.layers.expert_parallel import Capacity
+from moe.layers.expert_parallel import Capacity, expected_fill
 from tests.mesh.cases import GROUPS
 from tests.mesh.test_invariance import check
 
@@ -35,6 +35,27 @@ def test_balanced_routing_takes_one_round_of_the_default_buffer():
   # The buffer is in proportion to what is expected, not to the worst case: a token needs 4.54 of 8 devices on average.
   assert devices * capacity.tokens == pytest.approx(1.5 * 4.54 * tokens, rel=0.02)
   assert devices * capacity.assignments == pytest.approx(1.5 * 6 * tokens, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'experts', 'per_token', 'devices', 'buffer', 'fill'),
+  [
+    # 8 experts on 4 devices, 2 a token: it needs a given device with 1 − C(6, 2) / C(8, 2) = 13/28.
+    (28, 8, 2, 4, 1.5, 13 / 20),  # 1.5 · 13 rows, rounded up
+    (28, 8, 2, 4, 2.0, 13 / 26),
+    (28, 8, 2, 4, 3.0, 13 / 28),  # no more than all tokens
+    (28, 7, 2, 4, 2.0, 13 / 26),  # stored as 8
+    (12, 4, 2, 2, 1.5, 10 / 12),  # 1 − C(2, 2) / C(4, 2) = 5/6, of which 1.5 times is more than all
+    (12, 4, 2, 1, 1.5, 1.0),
+    # The 16B, and what the others need is more than all tokens: 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.
+    (2**20, 64, 6, 8, 1.5, 0.6667),
+    (2**20, 128, 12, 8, 1.5, 0.8138),
+    (2**20, 64, 6, 4, 1.5, 0.8363),
+    (2**20, 128, 12, 4, 1.5, 0.9737),
+  ],
+)
+def test_how_full_a_round_is_when_routing_is_balanced(tokens, experts, per_token, devices, buffer, fill):
+  assert expected_fill(tokens, experts, per_token, devices, buffer) == pytest.approx(fill, abs=1e-4)
 
 
 @pytest.mark.parametrize('seed', range(5))

@@ -1,4 +1,4 @@
-"""The pipeline: the same training as one device, and a schedule no worse than 1F1B's."""
+"""The pipeline: the same training as one device, and a schedule of no more ticks than 1F1B's."""
 
 import pytest
 

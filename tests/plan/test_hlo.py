@@ -157,7 +157,7 @@ def test_steps_of_an_asynchronous_collective_are_no_others_wherever_they_lie():
 def test_a_ragged_exchange_moves_its_rows_and_not_the_buffer_that_it_writes_into():
   line = 'ROOT %r = f32[64,4]{1,0} ragged-all-to-all(%x, %to, %n, %n, %n, %n), replica_groups={{0,1},{2,3},{4,5},{6,7}}'
   to, n = '%to = f32[64,4]{1,0} parameter(1)', '%n = s32[2]{0} parameter(2)'
-  assert memory_traffic(entry('%x = f32[8,4]{1,0} parameter(0)', to, n, line)) == 2 * 128
+  assert memory_traffic(entry('%x = f32[8,4]{1,0} parameter(0)', to, n, line)) == (2 * 128, 0)
 
 
 def test_memory_traffic_reads_operands_and_writes_results_outside_the_chip():
@@ -168,4 +168,10 @@ def test_memory_traffic_reads_operands_and_writes_results_outside_the_chip():
     '%part = f32[1,4]{1,0} dynamic-slice(%x, %i, %i)',  # 16 read and written
     'ROOT %y = f32[8,4]{1,0} add(%kept, %x)',  # read 128, written 128
   )
-  assert memory_traffic(entry(*lines)) == 128 + 2 * 16 + 256
+  assert memory_traffic(entry(*lines)) == (128 + 2 * 16 + 256, 0)
+
+
+def test_memory_traffic_in_loops_is_told_from_what_runs_once():
+  text = LOOPS.replace('  %one = ', '  %n = f32[8,4]{1,0} negate(%x)\n  %one = ')
+  # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter: it and 1 read, it written.
+  assert memory_traffic(text) == (256, 12 * 256 + 16 * 3 * 4)

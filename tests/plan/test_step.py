@@ -77,6 +77,19 @@ def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
   assert record['collective_bytes_per_device']['all-reduce']['data'] == pytest.approx(gradients, rel=0.02)
 
 
+def test_stages_wait_for_one_another(plans):
+  """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6, its head's share: V / 192.
+
+  The last stage's backwards and the first one's take turns, after the first forward: 2 + 4 · (3.5 + 6) = 40, of which
+  the mean stage is at work for 4 · (2 + 6 + 3.5) / 2 = 23.
+  """
+  assert plans['data']['stage_stretch'] == plans['fsdp']['stage_stretch'] == 1
+  record = plans['stage']
+  assert record['stage_stretch'] == pytest.approx(40 / 23, abs=1e-4)
+  own = record['flops_per_step']['executed'] / 8 / 1e12
+  assert record['roofline_seconds']['compute'] == pytest.approx(own * 40 / 23, abs=1e-4)
+
+
 def test_a_plan_adds_up(plans):
   for record in plans.values():
     assert record['fits']
