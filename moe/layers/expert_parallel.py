@@ -5,7 +5,7 @@ experts on what arrives, and returns one sum a token. Room for arrivals is a fix
 does not fit comes in further rounds of the same exchange until nothing is left, in backward as in forward; how many,
 is the same on every device. One round is the rule: it keeps its activations, later ones are computed again in backward.
 
-Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and G = E / P here, D width,
+Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and G = ⌈E / P⌉ here, D width,
 c slots from one device to another in one round, S = P · c slots to send or to receive, A assignments that fit.
 """
 
@@ -47,13 +47,22 @@ class Capacity(NamedTuple):
 
   @classmethod
   def of(cls, tokens: int, experts: int, per_token: int, devices: int, buffer: float, everything: bool) -> 'Capacity':
-    """`buffer` times what is expected when every expert is equally likely. `everything`: room for every token."""
-    here = experts // devices
+    """`buffer` times what the fullest device expects when every expert is equally likely.
+
+    experts: E, without those of zeros that fill up the last devices: with 4 on 8, half the devices get everything.
+    everything: room for every token.
+    """
+    here = _experts_a_device(experts, devices)
     reached = 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)  # P(some expert of a token here)
     most = min(per_token, here)
     rows = tokens if everything else min(tokens, math.ceil(buffer * tokens * reached))
-    assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token / devices)))
+    assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token * here / experts)))
     return cls(max(rows, 1), max(assignments, 1))
+
+
+def _experts_a_device(experts, devices):
+  """G: of the fullest device; the last ones may have fewer, or none."""
+  return -(-experts // devices)
 
 
 def expert_parallel_ffn(
@@ -82,8 +91,8 @@ def expert_parallel_ffn(
     run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
     if split:
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
-      experts, everything = weights.gate_EDF.shape[0] * devices, transport == 'all_gather'
-      capacity = Capacity.of(tokens, experts, per_token, devices, config.receive_buffer, everything)
+      everything = transport == 'all_gather'
+      capacity = Capacity.of(tokens, experts_count, per_token, devices, config.receive_buffer, everything)
       experts_TK = _kept(experts_TK)
       y_TD, rounds = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
       exchange = _telemetry(experts_TK, weights, rounds, capacity)
