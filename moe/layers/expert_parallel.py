@@ -35,7 +35,7 @@ class Exchange(NamedTuple):
   """Telemetry of one layer's exchange, over all devices."""
 
   rounds: jax.Array  # int32: of the exchange; 1 unless routing is lopsided
-  buffer_share: jax.Array  # float32: fullest receive buffer of the first round, as a share of its room
+  buffer_share: jax.Array  # float32: fullest device's share of its room for tokens, or assignments, in the first round
   device_load: jax.Array  # float32: assignments of the busiest device over the mean
 
 
@@ -94,8 +94,7 @@ def expert_parallel_ffn(
       everything = transport == 'all_gather'
       capacity = Capacity.of(tokens, experts_count, per_token, devices, config.receive_buffer, everything)
       experts_TK = _kept(experts_TK)
-      y_TD, rounds = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
-      exchange = _telemetry(experts_TK, weights, rounds, capacity)
+      y_TD, exchange = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
     else:
       y_TD, exchange = run(x_TD, gates_TK, _kept(make_plan(experts_TK, experts_count)), weights), ()
     if mesh.size('tensor') > 1:
@@ -219,62 +218,75 @@ class _Rules(NamedTuple):
   capacity: Capacity
   run: Callable  # the routed FFN of an implementation
 
-  def following(self, demand, start_P):
-    """Where the next round begins, and whether any device then still has something to send."""
-    start_P = start_P + _window(demand, start_P, self.capacity).sum(axis=0, dtype=jnp.int32)
+  def following(self, demand, start_P, window_TP):
+    """Where the round after that of the window begins, and whether any device then still has something to send."""
+    start_P = start_P + window_TP.sum(axis=0, dtype=jnp.int32)
     return start_P, lax.pmax((start_P < demand.total_P).any(), mesh.BATCH_AXES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _all_rounds(x_TD, gates_TK, weights, experts_TK, rules):
-  """(float32 Σ_k gate · FFN(x), number of rounds): rounds until nothing is left."""
+  """(float32 Σ_k gate · FFN(x), Exchange): rounds until nothing is left."""
   return _forward(x_TD, gates_TK, weights, experts_TK, rules)[0]
 
 
-def _forward(x_TD, gates_TK, weights, experts_TK, rules):
+def _first_round(weights, experts_TK, capacity):
+  """(demand, start_P, window_TP)"""
   demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
   start_P = jnp.zeros_like(demand.total_P)
-  y_TD, pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, start_P, rules), x_TD, gates_TK, weights)
+  return demand, start_P, _window(demand, start_P, capacity)
+
+
+def _forward(x_TD, gates_TK, weights, experts_TK, rules):
+  demand, start_P, first_TP = _first_round(weights, experts_TK, rules.capacity)
+  one_round = lambda window_TP, *operands: _round(*operands, experts_TK, demand, window_TP, rules)
+  y_TD, pull = jax.vjp(functools.partial(one_round, first_TP), x_TD, gates_TK, weights)
 
   def again(state):
     start_P, _, rounds, y_TD = state
-    y_TD += _round(x_TD, gates_TK, weights, experts_TK, demand, start_P, rules)
-    return *rules.following(demand, start_P), rounds + 1, y_TD
+    window_TP = _window(demand, start_P, rules.capacity)
+    y_TD += one_round(window_TP, x_TD, gates_TK, weights)
+    return *rules.following(demand, start_P, window_TP), rounds + 1, y_TD
 
-  state = *rules.following(demand, start_P), jnp.int32(1), y_TD
+  state = *rules.following(demand, start_P, first_TP), jnp.int32(1), y_TD
   _, _, rounds, y_TD = lax.while_loop(lambda state: state[1], again, state)
-  return (y_TD, rounds), (pull, x_TD, gates_TK, weights, experts_TK)
+  exchange = _telemetry(demand, first_TP, rounds, rules.capacity)
+  return (y_TD, exchange), (pull, x_TD, gates_TK, weights, experts_TK)
 
 
 def _backward(rules, residuals, cotangents):
   pull, *operands, experts_TK = residuals
-  demand, d_y_TD = _demand(experts_TK, lax.axis_size(_AXIS), operands[-1].gate_EDF.shape[0]), cotangents[0]
+  d_y_TD = cotangents[0]
+  demand, start_P, first_TP = _first_round(operands[-1], experts_TK, rules.capacity)
 
   def again(state):
     start_P, _, gradients = state
-    pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, start_P, rules), *operands)[1]
-    return *rules.following(demand, start_P), jax.tree.map(jnp.add, gradients, pull(d_y_TD))
+    window_TP = _window(demand, start_P, rules.capacity)
+    pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, window_TP, rules), *operands)[1]
+    return *rules.following(demand, start_P, window_TP), jax.tree.map(jnp.add, gradients, pull(d_y_TD))
 
-  state = *rules.following(demand, jnp.zeros_like(demand.total_P)), pull(d_y_TD)
+  state = *rules.following(demand, start_P, first_TP), pull(d_y_TD)
   return *lax.while_loop(lambda state: state[1], again, state)[2], None
 
 
 _all_rounds.defvjp(_forward, _backward)
 
 
-def _telemetry(experts_TK, weights, rounds, capacity):
-  demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
-  sent_P = _window(demand, jnp.zeros_like(demand.total_P), capacity).sum(axis=0, dtype=jnp.int32)
-  received, load = (lax.psum_scatter(n_P, _AXIS) for n_P in (sent_P, demand.assignments_TP.sum(axis=0)))
-  largest = lambda x: lax.pmax(x.astype(jnp.float32), mesh.BATCH_AXES)
-  mean = lax.pmean(load.astype(jnp.float32), mesh.BATCH_AXES)
-  return Exchange(rounds, largest(received) / (capacity.tokens * sent_P.shape[0]), largest(load) / mean)
+def _telemetry(demand, first_TP, rounds, capacity):
+  """Exchange. first_TP: the first round's window."""
+  devices = first_TP.shape[1]
+  counted = first_TP, jnp.where(first_TP, demand.assignments_TP, 0), demand.assignments_TP
+  received = lax.psum_scatter(jnp.stack([x_TP.sum(axis=0, dtype=jnp.int32) for x_TP in counted], axis=1), _AXIS)
+  tokens, assignments, load = received.astype(jnp.float32)
+  share = jnp.maximum(tokens / (devices * capacity.tokens), assignments / (devices * capacity.assignments))
+  largest_share, largest_load = lax.pmax((share, load), mesh.BATCH_AXES)
+  return Exchange(rounds, largest_share, largest_load / lax.pmean(load, mesh.BATCH_AXES))
 
 
-def _round(x_TD, gates_TK, weights, experts_TK, demand, start_P, rules):
+def _round(x_TD, gates_TK, weights, experts_TK, demand, window_TP, rules):
   """float32: what the experts make of the tokens of one round, zero for others. Differentiable in the first three."""
   transport, capacity, run = rules
-  moves, sent_P = _slots(demand, _window(demand, start_P, capacity), capacity, packed=transport != 'all_gather')
+  moves, sent_P = _slots(demand, window_TP, capacity, packed=transport != 'all_gather')
   devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
   # What travels with a token: its gates, and which experts of the receiver it is for (`here`: none).
   device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
