@@ -4,6 +4,7 @@ Each device plans its own tokens, sends every token once to each device that hol
 experts on what arrives, and returns one sum a token. Room for arrivals is a fixed multiple of the balanced load. What
 does not fit comes in further rounds of the same exchange until nothing is left, in backward as in forward; how many,
 is the same on every device. One round is the rule: it keeps its activations, later ones are computed again in backward.
+Padding goes nowhere: it takes no room and no products, and gets zeros.
 
 Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and G = ⌈E / P⌉ here, D width,
 c slots from one device to another in one round, S = P · c slots to send or to receive, A assignments that fit.
@@ -32,11 +33,11 @@ KEEP_PLAN = jax.checkpoint_policies.save_only_these_names('dispatch_plan')
 
 
 class Exchange(NamedTuple):
-  """Telemetry of one layer's exchange, over all devices."""
+  """Telemetry of one layer's exchange, over all devices; of real tokens only."""
 
   rounds: jax.Array  # int32: of the exchange; 1 unless routing is lopsided
   buffer_share: jax.Array  # float32: fullest device's share of its room for tokens, or assignments, in the first round
-  device_load: jax.Array  # float32: assignments of the busiest device over the mean
+  device_load: jax.Array  # float32: assignments of the busiest device over the mean; 0 where there are none
 
 
 class Capacity(NamedTuple):
@@ -69,6 +70,7 @@ def expert_parallel_ffn(
   x_BLD: jax.Array,
   gates_BLK: jax.Array,
   experts_BLK: jax.Array,
+  is_token_BL: jax.Array,
   weights: ExpertWeights,
   config: MeshConfig,
   *,
@@ -78,13 +80,14 @@ def expert_parallel_ffn(
   """Σ_k gates[k] · FFN_experts[k](x), in `dtype`, and the exchange's telemetry (None if experts are not split).
 
   Args:
-    x_BLD, gates_BLK, experts_BLK: laid out by batch.
+    x_BLD, gates_BLK, experts_BLK, is_token_BL: laid out by batch.
+    is_token_BL: bool; False for padding, which nobody reads: it is exchanged nowhere, computed where nothing is split.
     weights: of all E experts, laid out by expert, width (mesh.zero = 3) and hidden width.
   """
   split = mesh.size(_AXIS) > 1
   transport = _transport(config.transport) if split else ''
 
-  def of_own_part(x_BLD, gates_BLK, experts_BLK, weights):
+  def of_own_part(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights):
     x_TD, gates_TK, experts_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK))
     own = (_weights_here(w, axes, config.zero, dtype) for w, axes in zip(weights, (up, up, down), strict=True))
     weights = ExpertWeights(*own)
@@ -93,7 +96,8 @@ def expert_parallel_ffn(
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
       everything = transport == 'all_gather'
       capacity = Capacity.of(tokens, experts_count, per_token, devices, config.receive_buffer, everything)
-      experts_TK = _kept(experts_TK)
+      nobody = devices * weights.gate_EDF.shape[0]  # past the experts of zeros, too, which are on some device
+      experts_TK = _kept(jnp.where(is_token_BL.reshape(-1, 1), experts_TK, nobody))
       y_TD, exchange = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
     else:
       y_TD, exchange = run(x_TD, gates_TK, _kept(make_plan(experts_TK, experts_count)), weights), ()
@@ -103,8 +107,9 @@ def expert_parallel_ffn(
 
   experts_count, batch = weights.gate_EDF.shape[0], mesh.spec('batch')
   up, down = mesh.expert_axes(experts_count, mesh.size(_AXIS))
-  specs = batch, batch, batch, ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
-  y_BLD, exchange = mesh.on_shards(of_own_part, specs, (batch, mesh.spec()))(x_BLD, gates_BLK, experts_BLK, weights)
+  stored = ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
+  run_on_shards = mesh.on_shards(of_own_part, (batch, batch, batch, batch, stored), (batch, mesh.spec()))
+  y_BLD, exchange = run_on_shards(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights)
   return y_BLD, exchange if split else None
 
 
@@ -189,7 +194,7 @@ def _take(rows_ND, index):
 class _Demand(NamedTuple):
   """What a device's tokens ask of every device along the axis."""
 
-  device_TK: jax.Array  # int32: device of a choice
+  device_TK: jax.Array  # int32: device of a choice; P for nobody's
   assignments_TP: jax.Array  # int32: choices of a token on a device
   position_TP: jax.Array  # int32: tokens before this one that need the device, too
   total_P: jax.Array  # int32: tokens that need it
@@ -280,7 +285,8 @@ def _telemetry(demand, first_TP, rounds, capacity):
   tokens, assignments, load = received.astype(jnp.float32)
   share = jnp.maximum(tokens / (devices * capacity.tokens), assignments / (devices * capacity.assignments))
   largest_share, largest_load = lax.pmax((share, load), mesh.BATCH_AXES)
-  return Exchange(rounds, largest_share, largest_load / lax.pmean(load, mesh.BATCH_AXES))
+  mean = lax.pmean(load, mesh.BATCH_AXES)
+  return Exchange(rounds, largest_share, largest_load / jnp.where(mean > 0, mean, 1))
 
 
 def _round(x_TD, gates_TK, weights, experts_TK, demand, window_TP, rules):
@@ -324,7 +330,9 @@ def _slots(demand, window_TP, capacity, packed):
   device_TK = demand.device_TK
   k = jnp.arange(device_TK.shape[1])
   again_TK = ((device_TK[:, :, None] == device_TK[:, None]) & (k[None, None] < k[None, :, None])).any(axis=2)
-  slot_TK = jnp.where(again_TK, slots, jnp.take_along_axis(slot_TP, device_TK, axis=1))
+  # Nobody's choices lie past the last column. By default JAX fills in the least integer, which `_take` takes for a row.
+  slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
+  slot_TK = jnp.where(again_TK, slots, slot_TK)
   return _Moves(source_S, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
 
 

@@ -1,5 +1,10 @@
 """Experts on different devices: the same training on every transport and number of experts, and what a round takes."""
 
+import functools
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +12,9 @@ import pytest
 
 from moe.layers import expert_parallel
 from moe.layers.expert_parallel import Capacity
+from tests.mesh import exchanged
 from tests.mesh.cases import GROUPS
-from tests.mesh.test_invariance import check
+from tests.mesh.test_invariance import ROOT, check
 
 
 @pytest.mark.parametrize('case', GROUPS['experts'])
@@ -16,6 +22,63 @@ def test_training(case):
   record = check('experts', case)
   if 'skewed' in case:
     assert max(record['rounds']) > 1  # or the case would not test what it says
+
+
+@functools.cache
+def exchanges():
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.mesh.exchanged'], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize('case', exchanged.CASES)
+def test_padding_goes_nowhere(case):
+  """It is NaN, and would show; outputs and gradients are those of computing every expert for real tokens alone."""
+  record = exchanges()[case]
+  assert record['distance'][0] <= 1e-6, record
+  assert record['in_padding'] == 0
+
+
+def count_exchange(case):
+  """(rounds, fullest shares of room for tokens and for assignments, device load), in loops over the real tokens."""
+  given, own = exchanged.inputs(case), exchanged.SEQUENCES * exchanged.LENGTH // exchanged.DEVICES
+  everything, here = case.transport == 'all_gather', -(-case.experts // case.devices)
+  capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, everything)
+  experts_TK, is_token_T = given.experts_BLK.reshape(-1, exchanged.K), given.is_token_BL.reshape(-1)
+  received = np.zeros((exchanged.DEVICES, 2))  # tokens and assignments of the first round
+  load, rounds = np.zeros(exchanged.DEVICES), 1
+  for sender, p in np.ndindex(exchanged.DEVICES, case.devices):
+    receiver = sender // case.devices * case.devices + p
+    before = tokens = assignments = 0  # rounds before this one, and what is in this one
+    for t in range(sender * own, (sender + 1) * own):
+      asked = sum(int(e) // here == p for e in experts_TK[t])
+      if not is_token_T[t] or not asked:
+        continue
+      if tokens == capacity.tokens or assignments + asked > capacity.assignments:
+        before, tokens, assignments = before + 1, 0, 0
+      tokens, assignments = tokens + 1, assignments + asked
+      received[receiver] += (1, asked) if before == 0 else 0
+      load[receiver] += asked
+    rounds = max(rounds, before + 1)
+  shares = received.max(axis=0) / case.devices / np.array(capacity)
+  return rounds, shares, load.max() / load.mean() if load.any() else 0
+
+
+@pytest.mark.parametrize('name', exchanged.CASES)
+def test_telemetry_is_a_count_of_real_tokens(name):
+  case, record = exchanged.CASES[name], exchanges()[name]
+  rounds, (tokens, assignments), load = count_exchange(case)
+  assert record['rounds'] == rounds
+  assert record['buffer_share'] == pytest.approx(max(tokens, assignments), rel=1e-6)
+  assert record['device_load'] == pytest.approx(load, rel=1e-6)
+  if name.startswith('a device often'):  # or the case would not test what it says
+    assert rounds > 1 and assignments > tokens
+  else:
+    assert rounds == 1
+  if name == 'one expert of each device often':
+    assert tokens > assignments
 
 
 def choose(tokens, experts, per_token, seed, weights=None):
