@@ -4,8 +4,9 @@ Each device plans its own tokens, sends every token once to each device that hol
 experts on what arrives, and returns one sum a token. Room for arrivals is a fixed multiple of the balanced load. What
 does not fit comes in further rounds of the same exchange until nothing is left, in backward as in forward; how many,
 is the same on every device. One round is the rule: it keeps its activations, later ones are computed again in backward.
+Padding goes nowhere: it takes no room and no products, and gets zeros.
 
-Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and G = E / P here, D width,
+Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and G = ⌈E / P⌉ here, D width,
 c slots from one device to another in one round, S = P · c slots to send or to receive, A assignments that fit.
 """
 
@@ -32,11 +33,11 @@ KEEP_PLAN = jax.checkpoint_policies.save_only_these_names('dispatch_plan')
 
 
 class Exchange(NamedTuple):
-  """Telemetry of one layer's exchange, over all devices."""
+  """Telemetry of one layer's exchange, over all devices; of real tokens only."""
 
   rounds: jax.Array  # int32: of the exchange; 1 unless routing is lopsided
-  buffer_share: jax.Array  # float32: fullest receive buffer of the first round, as a share of its room
-  device_load: jax.Array  # float32: assignments of the busiest device over the mean
+  buffer_share: jax.Array  # float32: fullest device's share of its room for tokens, or assignments, in the first round
+  device_load: jax.Array  # float32: assignments of the busiest device over the mean; 0 where there are none
 
 
 class Capacity(NamedTuple):
@@ -47,34 +48,45 @@ class Capacity(NamedTuple):
 
   @classmethod
   def of(cls, tokens: int, experts: int, per_token: int, devices: int, buffer: float, everything: bool) -> 'Capacity':
-    """`buffer` times what is expected when every expert is equally likely. `everything`: room for every token."""
-    most = min(per_token, experts // devices)
-    reached = expected_share(experts, per_token, devices)
+    """`buffer` times what the fullest device expects when every expert is equally likely.
+
+    experts: E, without those of zeros that fill up the last devices: with 4 on 8, half the devices get everything.
+    everything: room for every token.
+    """
+    here = max(_dealt_out(experts, devices))
+    reached, most = _share_of_tokens(experts, per_token, here), min(per_token, here)
     rows = tokens if everything else min(tokens, math.ceil(buffer * tokens * reached))
-    assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token / devices)))
+    assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token * here / experts)))
     return cls(max(rows, 1), max(assignments, 1))
-
-
-def expected_share(experts: int, per_token: int, devices: int) -> float:
-  """Of all tokens, those that need one given device, when every expert is equally likely."""
-  here = experts // devices
-  return 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)
 
 
 def expected_fill(tokens: int, experts: int, per_token: int, devices: int, buffer: float) -> float:
   """Of the room for one round, what is used when every expert is equally likely: what a ragged exchange sends of it.
 
-  1 / `buffer`, but more where that room would hold more than all of a device's `tokens`. `experts`: as in the model.
+  A mean over devices: 1 / `buffer` where all hold as many experts, but more where that room would hold more than all
+  of a device's `tokens`.
   """
-  experts = -(-experts // devices) * devices  # dealt out like this, some devices with one of zeros
   room = Capacity.of(tokens, experts, per_token, devices, buffer, everything=False).tokens
-  return tokens * expected_share(experts, per_token, devices) / room
+  shares = [_share_of_tokens(experts, per_token, here) for here in _dealt_out(experts, devices)]
+  return tokens * sum(shares) / devices / room
+
+
+def _share_of_tokens(experts, per_token, here):
+  """Of all tokens, those that choose one of `here` given experts, when every expert is equally likely."""
+  return 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)
+
+
+def _dealt_out(experts, devices):
+  """How many each device holds: G, but the last ones may have fewer, or none."""
+  most = -(-experts // devices)
+  return [min(most, max(0, experts - device * most)) for device in range(devices)]
 
 
 def expert_parallel_ffn(
   x_BLD: jax.Array,
   gates_BLK: jax.Array,
   experts_BLK: jax.Array,
+  is_token_BL: jax.Array,
   weights: ExpertWeights,
   config: MeshConfig,
   *,
@@ -84,24 +96,25 @@ def expert_parallel_ffn(
   """Σ_k gates[k] · FFN_experts[k](x), in `dtype`, and the exchange's telemetry (None if experts are not split).
 
   Args:
-    x_BLD, gates_BLK, experts_BLK: laid out by batch.
+    x_BLD, gates_BLK, experts_BLK, is_token_BL: laid out by batch.
+    is_token_BL: bool; False for padding, which nobody reads: it is exchanged nowhere, computed where nothing is split.
     weights: of all E experts, laid out by expert, width (mesh.zero = 3) and hidden width.
   """
   split = mesh.size(_AXIS) > 1
   transport = _transport(config.transport) if split else ''
 
-  def of_own_part(x_BLD, gates_BLK, experts_BLK, weights):
+  def of_own_part(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights):
     x_TD, gates_TK, experts_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK))
     own = (_weights_here(w, axes, config.zero, dtype) for w, axes in zip(weights, (up, up, down), strict=True))
     weights = ExpertWeights(*own)
     run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
     if split:
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
-      experts, everything = weights.gate_EDF.shape[0] * devices, transport == 'all_gather'
-      capacity = Capacity.of(tokens, experts, per_token, devices, config.receive_buffer, everything)
-      experts_TK = _kept(experts_TK)
-      y_TD, rounds = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
-      exchange = _telemetry(experts_TK, weights, rounds, capacity)
+      everything = transport == 'all_gather'
+      capacity = Capacity.of(tokens, experts_count, per_token, devices, config.receive_buffer, everything)
+      nobody = devices * weights.gate_EDF.shape[0]  # past the experts of zeros, too, which are on some device
+      experts_TK = _kept(jnp.where(is_token_BL.reshape(-1, 1), experts_TK, nobody))
+      y_TD, exchange = _all_rounds(x_TD, gates_TK, weights, experts_TK, _Rules(transport, capacity, run))
     else:
       y_TD, exchange = run(x_TD, gates_TK, _kept(make_plan(experts_TK, experts_count)), weights), ()
     if mesh.size('tensor') > 1:
@@ -110,8 +123,9 @@ def expert_parallel_ffn(
 
   experts_count, batch = weights.gate_EDF.shape[0], mesh.spec('batch')
   up, down = mesh.expert_axes(experts_count, mesh.size(_AXIS))
-  specs = batch, batch, batch, ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
-  y_BLD, exchange = mesh.on_shards(of_own_part, specs, (batch, mesh.spec()))(x_BLD, gates_BLK, experts_BLK, weights)
+  stored = ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
+  run_on_shards = mesh.on_shards(of_own_part, (batch, batch, batch, batch, stored), (batch, mesh.spec()))
+  y_BLD, exchange = run_on_shards(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights)
   return y_BLD, exchange if split else None
 
 
@@ -196,7 +210,7 @@ def _take(rows_ND, index):
 class _Demand(NamedTuple):
   """What a device's tokens ask of every device along the axis."""
 
-  device_TK: jax.Array  # int32: device of a choice
+  device_TK: jax.Array  # int32: device of a choice; P for nobody's
   assignments_TP: jax.Array  # int32: choices of a token on a device
   position_TP: jax.Array  # int32: tokens before this one that need the device, too
   total_P: jax.Array  # int32: tokens that need it
@@ -225,62 +239,76 @@ class _Rules(NamedTuple):
   capacity: Capacity
   run: Callable  # the routed FFN of an implementation
 
-  def following(self, demand, start_P):
-    """Where the next round begins, and whether any device then still has something to send."""
-    start_P = start_P + _window(demand, start_P, self.capacity).sum(axis=0, dtype=jnp.int32)
+  def following(self, demand, start_P, window_TP):
+    """Where the round after that of the window begins, and whether any device then still has something to send."""
+    start_P = start_P + window_TP.sum(axis=0, dtype=jnp.int32)
     return start_P, lax.pmax((start_P < demand.total_P).any(), mesh.BATCH_AXES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _all_rounds(x_TD, gates_TK, weights, experts_TK, rules):
-  """(float32 Σ_k gate · FFN(x), number of rounds): rounds until nothing is left."""
+  """(float32 Σ_k gate · FFN(x), Exchange): rounds until nothing is left."""
   return _forward(x_TD, gates_TK, weights, experts_TK, rules)[0]
 
 
-def _forward(x_TD, gates_TK, weights, experts_TK, rules):
+def _first_round(weights, experts_TK, capacity):
+  """(demand, start_P, window_TP)"""
   demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
   start_P = jnp.zeros_like(demand.total_P)
-  y_TD, pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, start_P, rules), x_TD, gates_TK, weights)
+  return demand, start_P, _window(demand, start_P, capacity)
+
+
+def _forward(x_TD, gates_TK, weights, experts_TK, rules):
+  demand, start_P, first_TP = _first_round(weights, experts_TK, rules.capacity)
+  one_round = lambda window_TP, *operands: _round(*operands, experts_TK, demand, window_TP, rules)
+  y_TD, pull = jax.vjp(functools.partial(one_round, first_TP), x_TD, gates_TK, weights)
 
   def again(state):
     start_P, _, rounds, y_TD = state
-    y_TD += _round(x_TD, gates_TK, weights, experts_TK, demand, start_P, rules)
-    return *rules.following(demand, start_P), rounds + 1, y_TD
+    window_TP = _window(demand, start_P, rules.capacity)
+    y_TD += one_round(window_TP, x_TD, gates_TK, weights)
+    return *rules.following(demand, start_P, window_TP), rounds + 1, y_TD
 
-  state = *rules.following(demand, start_P), jnp.int32(1), y_TD
+  state = *rules.following(demand, start_P, first_TP), jnp.int32(1), y_TD
   _, _, rounds, y_TD = lax.while_loop(lambda state: state[1], again, state)
-  return (y_TD, rounds), (pull, x_TD, gates_TK, weights, experts_TK)
+  exchange = _telemetry(demand, first_TP, rounds, rules.capacity)
+  return (y_TD, exchange), (pull, x_TD, gates_TK, weights, experts_TK)
 
 
 def _backward(rules, residuals, cotangents):
   pull, *operands, experts_TK = residuals
-  demand, d_y_TD = _demand(experts_TK, lax.axis_size(_AXIS), operands[-1].gate_EDF.shape[0]), cotangents[0]
+  d_y_TD = cotangents[0]
+  demand, start_P, first_TP = _first_round(operands[-1], experts_TK, rules.capacity)
 
   def again(state):
     start_P, _, gradients = state
-    pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, start_P, rules), *operands)[1]
-    return *rules.following(demand, start_P), jax.tree.map(jnp.add, gradients, pull(d_y_TD))
+    window_TP = _window(demand, start_P, rules.capacity)
+    pull = jax.vjp(lambda *operands: _round(*operands, experts_TK, demand, window_TP, rules), *operands)[1]
+    return *rules.following(demand, start_P, window_TP), jax.tree.map(jnp.add, gradients, pull(d_y_TD))
 
-  state = *rules.following(demand, jnp.zeros_like(demand.total_P)), pull(d_y_TD)
+  state = *rules.following(demand, start_P, first_TP), pull(d_y_TD)
   return *lax.while_loop(lambda state: state[1], again, state)[2], None
 
 
 _all_rounds.defvjp(_forward, _backward)
 
 
-def _telemetry(experts_TK, weights, rounds, capacity):
-  demand = _demand(experts_TK, lax.axis_size(_AXIS), weights.gate_EDF.shape[0])
-  sent_P = _window(demand, jnp.zeros_like(demand.total_P), capacity).sum(axis=0, dtype=jnp.int32)
-  received, load = (lax.psum_scatter(n_P, _AXIS) for n_P in (sent_P, demand.assignments_TP.sum(axis=0)))
-  largest = lambda x: lax.pmax(x.astype(jnp.float32), mesh.BATCH_AXES)
-  mean = lax.pmean(load.astype(jnp.float32), mesh.BATCH_AXES)
-  return Exchange(rounds, largest(received) / (capacity.tokens * sent_P.shape[0]), largest(load) / mean)
+def _telemetry(demand, first_TP, rounds, capacity):
+  """Exchange. first_TP: the first round's window."""
+  devices = first_TP.shape[1]
+  counted = first_TP, jnp.where(first_TP, demand.assignments_TP, 0), demand.assignments_TP
+  received = lax.psum_scatter(jnp.stack([x_TP.sum(axis=0, dtype=jnp.int32) for x_TP in counted], axis=1), _AXIS)
+  tokens, assignments, load = received.astype(jnp.float32)
+  share = jnp.maximum(tokens / (devices * capacity.tokens), assignments / (devices * capacity.assignments))
+  largest_share, largest_load = lax.pmax((share, load), mesh.BATCH_AXES)
+  mean = lax.pmean(load, mesh.BATCH_AXES)
+  return Exchange(rounds, largest_share, largest_load / jnp.where(mean > 0, mean, 1))
 
 
-def _round(x_TD, gates_TK, weights, experts_TK, demand, start_P, rules):
+def _round(x_TD, gates_TK, weights, experts_TK, demand, window_TP, rules):
   """float32: what the experts make of the tokens of one round, zero for others. Differentiable in the first three."""
   transport, capacity, run = rules
-  moves, sent_P = _slots(demand, _window(demand, start_P, capacity), capacity, packed=transport != 'all_gather')
+  moves, sent_P = _slots(demand, window_TP, capacity, packed=transport != 'all_gather')
   devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
   # What travels with a token: its gates, and which experts of the receiver it is for (`here`: none).
   device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
@@ -318,7 +346,9 @@ def _slots(demand, window_TP, capacity, packed):
   device_TK = demand.device_TK
   k = jnp.arange(device_TK.shape[1])
   again_TK = ((device_TK[:, :, None] == device_TK[:, None]) & (k[None, None] < k[None, :, None])).any(axis=2)
-  slot_TK = jnp.where(again_TK, slots, jnp.take_along_axis(slot_TP, device_TK, axis=1))
+  # Nobody's choices lie past the last column. By default JAX fills in the least integer, which `_take` takes for a row.
+  slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
+  slot_TK = jnp.where(again_TK, slots, slot_TK)
   return _Moves(source_S, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
 
 

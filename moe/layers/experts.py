@@ -21,13 +21,15 @@ class Experts(nn.Module):
   implementation: str
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, gates_BLK: jax.Array, experts_BLK: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BLD: jax.Array, gates_BLK: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
+  ) -> jax.Array:
     """Σ_k gates[k] · FFN_experts[k](x), in x's type. On a mesh that splits the experts it sows 'exchange'."""
     e, d, f = self.moe.num_experts, self.config.d_model, self.moe.d_expert
     matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
     weights = ExpertWeights(matrix('gate', e, d, f), matrix('up', e, d, f), matrix('down', e, f, d))
     run = functools.partial(expert_parallel_ffn, dtype=jnp.dtype(self.config.dtype), implementation=self.implementation)
-    y_BLD, exchange = run(x_BLD, gates_BLK, experts_BLK, weights, self.mesh)
+    y_BLD, exchange = run(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.mesh)
     if exchange is not None:
       for name, value in exchange._asdict().items():
         self.sow('exchange', name, value, init_fn=lambda: None, reduce_fn=lambda _, value: value)

@@ -31,7 +31,7 @@ class MoELayer(nn.Module):
       router = _ROUTERS[self.moe.router](self.config, self.moe, self.implementation, self.mesh.zero, name='router')
       gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
       y_BLD += Experts(self.config, self.moe, self.mesh, self.implementation, name='experts')(
-        u_BLD, gates_BLK, experts_BLK
+        u_BLD, gates_BLK, experts_BLK, is_token_BL
       )
     if self.moe.num_shared_experts:
       width = self.moe.num_shared_experts * self.moe.d_expert

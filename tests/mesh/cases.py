@@ -158,11 +158,16 @@ def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
   return output
 
 
+def emulate_ragged() -> None:
+  """The ragged transport on CPUs, from here on."""
+  lax.ragged_all_to_all = _emulated_ragged
+  expert_parallel.platform = lambda: 'tpu'  # which has it
+
+
 def main(group: str, *options: str) -> None:
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8)
-  lax.ragged_all_to_all = _emulated_ragged
-  expert_parallel.platform = lambda: 'tpu'  # which has the ragged transport
+  emulate_ragged()
   size, seed = (_WHOLE, _SEED_WHOLE) if '--whole' in options else (_NARROW, _SEED)
   truths = {}
   for name, (changed, shared) in GROUPS[group].items():

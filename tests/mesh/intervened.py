@@ -8,6 +8,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe import mesh as mesh_lib
@@ -24,10 +25,13 @@ def measure(config, params, batch):
   """Losses of the tokens, statistics, choices and counts."""
   class_V = np.arange(config.model.vocab_size, dtype=np.int32) % len(TOKEN_CLASSES)
   hidden_BLD, stats = specialization.forward(config, params, batch, INTERVENTION)
+  choices = specialization.routing(config, params, batch, INTERVENTION)
+  # Those of padding say nothing, and differ: where experts are split, they add nothing to it.
+  of_tokens = lambda x_NBLK: jnp.where(choices.is_token_BL[None, :, :, None], x_NBLK, 0)
   return {
     'losses': token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk) * batch.weights_BL,
     'statistics': stats,
-    'choices': specialization.routing(config, params, batch, INTERVENTION),
+    'choices': choices._replace(experts_NBLK=of_tokens(choices.experts_NBLK), gates_NBLK=of_tokens(choices.gates_NBLK)),
     'counts': specialization.count(config, params, batch, class_V, INTERVENTION),
   }
 
