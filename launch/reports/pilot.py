@@ -13,11 +13,10 @@ NAME = 'pilot'
 def blocks(results: Path, level: int) -> list[Block]:
   """From RESULTS/pilot/runs.jsonl, under a heading of this level. UserError if the file is damaged."""
   lines = ledger.current(f'experiments/studies/{NAME}.py', results)
-  search, noise = (Table(columns, rows) for columns, rows in pilot.tables(Results(lines)))
+  tables = [Table(columns, rows) for columns, rows in pilot.tables(Results(lines)) if rows]
   return [
     Heading('The pilot: what all runs share, and how it was chosen', level),
     *map(Text, pilot.CHOICE),
-    search,
-    noise,
+    *tables,
     Code(f'python -m launch.sweep --sweep=experiments/studies/{NAME}.py --seeds=1'),
   ]

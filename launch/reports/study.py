@@ -14,7 +14,7 @@ from launch.reports.blocks import Block, Code, Figure, Heading, Table, Text
 from launch.sweeps import ledger
 
 ALL_PROXIES = (
-  'These are proxies: tens of millions of parameters at most, and as many tokens as one machine trains in minutes, '
+  'These are proxies: a few million parameters, and as many tokens as one machine trains in minutes, '
   "where the paper's have 2 billion and 100 billion. The loss is of this repository's own held-out text, not of the "
   "Pile: values do not compare with the paper's, only order and differences do. Models of this size answer the "
   'downstream tasks of the paper no better than by chance, so none is run. What holds here is no proof for the large '
