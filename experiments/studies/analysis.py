@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Values, difference, interval, side_by_side
+from experiments.studies.intervals import Comparison, Interval, Values, difference, interval
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -93,15 +93,21 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
 
 
 def against(
-  results: Results, entry: Entry, other: Entry, above: float = -math.inf, below: float = math.inf
+  results: Results,
+  entry: Entry,
+  other: Entry,
+  above: float = -math.inf,
+  below: float = math.inf,
+  of_the_claim: bool = True,
 ) -> Comparison:
-  """The loss of an entry minus that of another, which the claim needs between `above` and `below`."""
+  """The loss of an entry minus that of another, expected between `above` and `below`."""
   return Comparison(
     f'{entry.label} − {other.label}',
     difference(results.loss(entry.run, entry.evaluation), results.loss(other.run, other.evaluation)),
     above=above,
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
+    of_the_claim=of_the_claim,
   )
 
 
@@ -130,7 +136,7 @@ def of_losses(
 
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
-  ours = tuple(enumerate(side_by_side([results.loss(entry.run, entry.evaluation) for entry in entries])))
+  ours = tuple((x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries))
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
   return (

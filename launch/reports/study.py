@@ -21,10 +21,19 @@ ALL_PROXIES = (
   'models, and what does not hold here may hold there.'
 )
 _CAPTION = (
-  'Means over seeds; whiskers: 95% intervals without what a seed shifts in all runs alike (Morey 2008), which the '
-  "table's intervals keep."
+  'Means over seeds with 95% intervals. Seeds shift all models alike, which the paired differences of the table '
+  'remove: a difference may be clear there though whiskers overlap here.'
 )
-_COMPARISONS = ('paired difference', 'mean', '95% interval', 'seeds', 'the claim needs', 'outcome', 'paper')
+_COMPARISONS = (
+  'paired difference',
+  'mean',
+  '95% interval',
+  'seeds',
+  'expected',
+  'outcome',
+  'decides the claim',
+  'paper',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +72,7 @@ def load(name: str, results: Path) -> Study:
   expected = len(runs) * common.SEEDS
   finished = sum((run, seed) in there for run in runs for seed in range(common.SEEDS))
   analysis = module.analyse(Results(lines))
-  source, _, claim = module.__doc__.splitlines()[0].partition(': ')
+  source, _, claim = ' '.join(module.__doc__.partition('\n\n')[0].split()).partition(': ')
   claim = claim[0].upper() + claim[1:]
   whole = {line['run'] for line in lines} == runs.keys()
   return Study(
@@ -123,6 +132,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
     '0' if found is None else str(found.n),
     comparison.needs,
     comparison.outcome + (f': {comparison.decides}' if comparison.outcome == UNDECIDED else ''),
+    'yes' if comparison.of_the_claim else 'no',
     NONE if comparison.paper is None else f'{comparison.paper:.3f}',
   )
 

@@ -1,5 +1,6 @@
 """The statistics and the rule of the verdicts."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,17 +25,6 @@ def test_a_difference_is_within_seeds():
   first, second = {0: 5.0, 1: 7.0, 2: 6.1}, {0: 4.9, 1: 6.9, 3: 1.0}
   found = intervals.interval(intervals.difference(first, second))
   assert (found.mean, found.half, found.n) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12), 2)
-
-
-def test_side_by_side_two_runs_have_the_paired_interval():
-  """Of two runs each has sqrt(2) / 2 of the paired difference's interval (Morey 2008), whatever the seeds shift."""
-  first = {0: 1.0, 1: 4.2, 2: -3.1}
-  second = {0: 1.3, 1: 4.4, 2: -2.6}
-  paired = intervals.interval(intervals.difference(first, second))
-  for found, values in zip(intervals.side_by_side([first, second]), (first, second)):
-    assert found.half == pytest.approx(paired.half / math.sqrt(2))
-    assert found.mean == pytest.approx(np.mean(list(values.values())))
-  assert intervals.side_by_side([first, {0: 1.0}]) == [intervals.interval(first), intervals.interval({0: 1.0})]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +69,12 @@ def test_verdicts():
   assert of(holding, undecided).outcome == UNDECIDED and of(undecided).reason.startswith('e − f (')
   partial = intervals.verdict([holding], 3, 15)
   assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
+
+
+def test_only_comparisons_of_the_claim_decide_it():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  beside = dataclasses.replace(failing, of_the_claim=False)
+  assert intervals.verdict([holding, beside], 6, 6) == intervals.Verdict(HOLDS, '')
+  assert intervals.verdict([failing, dataclasses.replace(holding, of_the_claim=False)], 6, 6).outcome == FAILS
+  assert intervals.verdict([holding, holding, beside], 6, 6).reason == 'all 2 comparisons that decide it hold'
