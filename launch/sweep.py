@@ -9,6 +9,7 @@ SIGTERM lets the run at hand save. A config that several studies share is traine
 run. Under Slurm a job array trains the runs; --collect then scores those that are trained and writes their lines.
 """
 
+import math
 import shlex
 from pathlib import Path
 
@@ -56,12 +57,13 @@ def main(_):
     made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]
     for each in made:
       ledger.put(results, each)
-    return f'held-out loss {made[0]["final"]["total"]["loss"]:.4f}'
+    loss = made[0]['final']['total']['loss']
+    return f'held-out loss {loss:.4f}' if math.isfinite(loss) else 'diverged'
 
   with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
     if not COLLECT.value:
       slurm.refuse_while_queued(runs_folder)
-    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.trained]
+    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
     if COLLECT.value:
       for task in untrained:
         task.state, task.note = 'stopped', 'not trained yet'
@@ -93,7 +95,7 @@ def _print_plan(tasks):
     if state == 'waiting':
       reached = [logged['step'] for logged in job.metrics()]
       state = f'interrupted at step {reached[-1]} of {job.num_steps}' if reached else 'not started'
-      state = 'trained, to be scored' if job.trained else state
+      state = 'trained, to be scored' if job.trained else 'diverged' if job.diverged else state
     print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
   finished = sum(task.state == 'finished' for task in tasks)
   print(f'# {len(tasks)} runs, {finished} finished, {len(tasks) - finished} to do')

@@ -16,9 +16,10 @@ class Results:
   def __init__(self, lines: Sequence[Mapping]):
     self.lines = list(lines)
 
-  def values(self, run: str, measure: Callable[[Mapping], float]) -> dict[int, float]:
-    """`measure` of every line of a run, by seed."""
-    return {line['seed']: float(measure(line)) for line in self.lines if line['run'] == run}
+  def values(self, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
+    """`measure` of every line of a run, by seed; NaN where it is None, of a run that has diverged."""
+    found = {line['seed']: measure(line) for line in self.lines if line['run'] == run}
+    return {seed: math.nan if value is None else float(value) for seed, value in found.items()}
 
   def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
     """On all held-out text, after the last step; of an evaluation of the trained model, if one is named."""

@@ -11,7 +11,8 @@ is higher and more experts are idle than with α1 = 0.001, which costs no more t
 is above that. Beside the claim: α2 evens the groups.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from statistics import mean
 
 from experiments.studies.analysis import HELD_OUT_LOSS, Analysis, Panel, Results, Series, shown, sizes
@@ -48,10 +49,10 @@ _COLUMNS = ('balance loss', 'activated', 'seeds', HELD_OUT_LOSS, '95% interval',
 
 def analyse(results: Results) -> Analysis:
   """Loss, MaxVio, idle experts and the groups' load, of every setting."""
-  loss = {run: results.loss(run) for run in _LABELS}
-  max_vio = {run: results.values(run, lambda line: line['max_vio']['last_tenth']) for run in _LABELS}
-  idle = {run: results.values(run, lambda line: line['dead_experts']) for run in _LABELS}
-  group = {run: results.values(run, _group_load) for run in _LABELS}
+  loss = {run: _measured(results, run, lambda line: line['final']['total']['loss']) for run in _LABELS}
+  max_vio = {run: _measured(results, run, lambda line: line['max_vio']['last_tenth']) for run in _LABELS}
+  idle = {run: _measured(results, run, lambda line: line['dead_experts']) for run in _LABELS}
+  group = {run: _measured(results, run, _group_load) for run in _LABELS}
   rows = tuple(
     (
       label,
@@ -96,10 +97,18 @@ def analyse(results: Results) -> Analysis:
   )
 
 
-def _group_load(line: Mapping) -> float:
+def _measured(results: Results, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
+  """By seed. A run that has diverged is an outcome here, worse than any number."""
+  diverged = {seed for seed, loss in results.loss(run).items() if math.isnan(loss)}
+  return {seed: math.inf if seed in diverged else value for seed, value in results.values(run, measure).items()}
+
+
+def _group_load(line: Mapping) -> float | None:
   """The busiest group's load over the mean, on held-out text, mean over layers."""
   layers = []
-  for load in line['expert_load']:
+  for load in line['expert_load'] or ():
+    if None in load:
+      return None
     size = len(load) // _GROUPS['moe.device_groups']
     layers.append(max(mean(load[start : start + size]) for start in range(0, len(load), size)))
-  return mean(layers)
+  return mean(layers) if layers else None

@@ -1,8 +1,9 @@
 """The statistics of all studies, and the one rule by which a claim holds, does not hold or is undecided.
 
-A run's values are by seed: {0: 2.31, 1: 2.29, …}. Runs of one seed see the same tokens in the same order, so a
-difference of two runs is taken within each seed, which removes what the seeds have in common, and its interval is that
-of the differences. All intervals are Student's, at 95%; none is widened for the number of comparisons beside it.
+A run's values are by seed: {0: 2.31, 1: 2.29, …}, NaN where it has diverged. Runs of one seed see the same tokens
+in the same order, so a difference of two runs is taken within each seed, which removes what the seeds have in common,
+and its interval is that of the differences. All intervals are Student's, at 95%; none is widened for the number of
+comparisons beside it.
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
   'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
-  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. No '
-  'interval is widened for the number of comparisons. Seeds that would decide are as many as bring the interval to one '
-  'side, if mean and spread stay as they are.'
+  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. A '
+  'comparison that needs a run which has diverged is undecided; in the study of the balance losses alone divergence is '
+  'an outcome, worse than any number, and must then be on the same side for every seed. No interval is widened for the '
+  'number of comparisons. Seeds that would decide are as many as bring the interval to one side, if mean and spread '
+  'stay as they are.'
 )
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
@@ -47,8 +50,8 @@ class Interval:
 
 
 def interval(values: Values) -> Interval | None:
-  """Of the mean over seeds; None without any."""
-  found = [values[seed] for seed in sorted(values)]
+  """Of the mean over the seeds that have not diverged; None without any."""
+  found = [values[seed] for seed in sorted(values) if math.isfinite(values[seed])]
   if len(found) < 2:
     return Interval(found[0], n=1) if found else None
   return Interval(mean(found), half_width(stdev(found), len(found)), len(found), stdev(found))
@@ -70,7 +73,8 @@ def difference(first: Values, second: Values) -> dict[int, float]:
 class Comparison:
   """A difference, by seed, expected between `above` and `below`. `paper`: the paper's, where it has one.
 
-  `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone.
+  `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone. A value may be infinite,
+  where a study takes divergence for an outcome: there is no interval then, and what holds must hold for every seed.
   """
 
   what: str
@@ -83,7 +87,13 @@ class Comparison:
 
   @property
   def interval(self) -> Interval | None:
-    return interval(self.values)
+    """None also where a seed has diverged: the mean of the others would hide it."""
+    return interval(self.values) if all(map(math.isfinite, self.values.values())) else None
+
+  @property
+  def diverged(self) -> list[int]:
+    """The seeds of which it lacks a run that has diverged."""
+    return [seed for seed in sorted(self.values) if math.isnan(self.values[seed])]
 
   @property
   def needs(self) -> str:
@@ -93,12 +103,19 @@ class Comparison:
 
   @property
   def outcome(self) -> str:
-    found = self.interval
-    if found is None or found.half is None:
+    if self.diverged or len(self.values) < 2:
       return UNDECIDED
+    found = self.interval
+    if found is None:
+      inside = set(map(self._is_inside, self.values.values()))
+      return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
     if self.above < found.low and found.high < self.below:
       return HOLDS
     return FAILS if found.high <= self.above or found.low >= self.below else UNDECIDED
+
+  def _is_inside(self, value: float) -> bool:
+    """A bound that is infinite is none, also for an infinite value."""
+    return (value > self.above or self.above == -math.inf) and (value < self.below or self.below == math.inf)
 
   @property
   def seeds_needed(self) -> int | None:
@@ -112,11 +129,14 @@ class Comparison:
   @property
   def decides(self) -> str:
     """What would decide it, in words; '' if it is decided."""
-    found = self.interval
     if self.outcome != UNDECIDED:
       return ''
-    if found is None or found.half is None:
+    if self.diverged:
+      return f'a run of seed {", ".join(map(str, self.diverged))} has diverged'
+    if len(self.values) < 2:
       return 'at least 2 seeds give an interval'
+    if self.interval is None:
+      return 'seeds differ in whether they diverge'
     if self.seeds_needed:
       return f'about {self.seeds_needed} seeds would decide'
     return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'

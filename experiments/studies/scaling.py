@@ -46,18 +46,21 @@ def analyse(results: Results) -> Analysis:
   """Two curves of loss over compute, and how far apart they are at the largest dense run."""
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
   both = sorted(dense.keys() & moe.keys())
-  bounds = {bound for seed in both if (bound := share_is_bound(dense[seed], moe[seed]))}
+  pairs = {seed: (dense[seed], moe[seed]) for seed in both}
+  whole = [pair for pair in pairs.values() if _is_finite(*pair)]
+  bounds = {bound for pair in whole if (bound := share_is_bound(*pair))}
+  of_each = lambda measure: {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()}
   comparisons = (
     Comparison(
       ', '.join(["DeepSeekMoE's share of the compute at the largest Dense's loss", *sorted(bounds)]),
-      {seed: compute_share(dense[seed], moe[seed]) for seed in both},
+      of_each(compute_share),
       below=_SHARE,
       paper=0.405,
       digits=3,
     ),
     Comparison(
       "DeepSeekMoE's loss − the largest Dense's, at equal compute",
-      {seed: loss_at(moe[seed], dense[seed][-1][0]) - dense[seed][-1][1] for seed in both},
+      of_each(lambda dense, moe: loss_at(moe, dense[-1][0]) - dense[-1][1]),
       below=0.0,
       of_the_claim=False,
     ),
@@ -136,6 +139,11 @@ def _curves(results: Results, variant: str) -> dict[int, Curve]:
   losses = [results.loss(run) for run in runs]
   seeds = set.intersection(*(set(loss) for loss in losses))
   return {seed: [(results.of(run, 'train_flops'), loss[seed]) for run, loss in zip(runs, losses)] for seed in seeds}
+
+
+def _is_finite(*curves: Curve) -> bool:
+  """Whether none of the runs has diverged."""
+  return all(math.isfinite(loss) for curve in curves for _, loss in curve)
 
 
 def _scientific(flops: float | None) -> str:

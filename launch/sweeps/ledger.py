@@ -5,6 +5,7 @@ stay in the file and out of the figures: `current` gives those alone whose hash 
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,14 +39,22 @@ def put(file: Path, line: Mapping[str, object]) -> None:
   lines[line['run'], line['seed'], line['config_hash']] = line
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_suffix('.tmp')
-  texts = [json.dumps(each, ensure_ascii=False) + '\n' for each in lines.values()]
+  texts = [json.dumps(_plain(each), ensure_ascii=False, allow_nan=False) + '\n' for each in lines.values()]
   temporary.write_text(''.join(texts), encoding='utf-8')
   os.replace(temporary, file)
 
 
+def _plain(value: object) -> object:
+  """A number that JSON lacks, of a run that has diverged, becomes null, as in metrics.jsonl."""
+  if isinstance(value, Mapping):
+    return {key: _plain(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
   """The runs of a job that have no line yet, or one without all their evaluations."""
-
   made = lambda run: lines.get((run.name, job.seed, job.config_hash))
   return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
 

@@ -1,5 +1,6 @@
 """Where and with which code a run was made."""
 
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -33,6 +34,11 @@ def describe() -> dict[str, str]:
   device = jax.devices()[0]
   count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
   return {'cpu': _cpu(), 'device': f'{count}{device.platform} ({device.device_kind})', 'jax': jax.__version__}
+
+
+def describe_without_device() -> dict[str, str]:
+  """The same where nothing has been computed."""
+  return {'cpu': _cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
 
 
 def _cpu() -> str:

@@ -69,6 +69,17 @@ class Job:
     """Whether its last checkpoint is there, which appears by one rename."""
     return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
 
+  @property
+  def diverged(self) -> bool:
+    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py)."""
+    logged = self.metrics()
+    return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
+
+  @property
+  def ended(self) -> bool:
+    """Whether there is nothing more to train: the same config would diverge the same way again."""
+    return self.trained or self.diverged
+
   def arguments(self, program: str) -> list[str]:
     """What follows `python`."""
     place = {'train': f'--workdir={self.workdir}', 'prepare_data': f'--out={self.data_dir}'}[program]

@@ -59,6 +59,28 @@ def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_
   assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
 
 
+def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
+  comparison = Comparison('a − b', {0: -1.0, 1: math.nan, 2: -1.1}, below=0.0)
+  assert (comparison.outcome, comparison.decides) == (UNDECIDED, 'a run of seed 1 has diverged')
+  assert comparison.interval is None and intervals.interval(comparison.values).n == 2
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((math.inf, 0.2, 0.3), {'above': 0.0}, HOLDS),
+    ((math.inf, -0.2, 0.3), {'above': 0.0}, UNDECIDED),
+    ((math.inf, math.inf), {'below': 0.02}, FAILS),
+    ((-math.inf, 0.01), {'below': 0.02}, HOLDS),
+    ((math.inf - math.inf, 1.0), {'below': 0.02}, UNDECIDED),  # both have diverged
+    ((math.inf,), {'above': 0.0}, UNDECIDED),
+  ],
+)
+def test_divergence_as_an_outcome(values, bounds, outcome):
+  comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome and bool(comparison.decides) == (outcome == UNDECIDED)
+
+
 def test_verdicts():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)

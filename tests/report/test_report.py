@@ -102,16 +102,60 @@ def test_every_study_can_be_drawn_without_runs_and_of_one_seed(name, seeds, tmp_
 
 
 def test_what_does_not_count_is_missing(results):
-  """Lines of another config, with other evaluations, and of runs that have diverged."""
+  """Lines of another config, or with other evaluations."""
   made = {(line['run'], line['seed']): line for line in synthetic.lines('fewer_active')}
-  other, lacking, diverged = (made['deepseek_moe', seed] for seed in range(3))
+  other, lacking = (made['deepseek_moe', seed] for seed in range(2))
   file = ledger.path(results, 'fewer_active')
   file.unlink()
   lacking['evaluations'].popitem()
-  diverged['final']['total']['loss'] = float('nan')
   other['config_hash'] = '00000000'
   synthetic.write(results, 'fewer_active', made.values())
-  assert study.load('fewer_active', results).in_words == 'undecided: 3 of 6 runs finished'
+  assert study.load('fewer_active', results).in_words == 'undecided: 4 of 6 runs finished'
+
+
+def _lines_with_diverged(name, run, seeds=(1,)):
+  made = synthetic.lines(name)
+  for line in made:
+    if line['run'] == run and line['seed'] in seeds:
+      line['final']['total']['loss'] = float('nan')
+      line['expert_load'] = [[float('nan')] * 63] * 3
+  return made
+
+
+def test_a_diverged_run_is_finished_and_leaves_open_what_needs_it(tmp_path):
+  synthetic.write(tmp_path, 'table1', _lines_with_diverged('table1', 'switch'))
+  text = ledger.path(tmp_path, 'table1').read_text()
+  assert 'NaN' not in text and '"loss": null' in text
+  loaded = study.load('table1', tmp_path)
+  assert (loaded.missing, loaded.diverged) == ((), ('switch (seed 1)',))
+  assert loaded.in_words == 'undecided: DeepSeekMoE − Switch (a run of seed 1 has diverged)'
+  text = blocks.to_markdown(study.blocks(loaded))
+  assert '**Diverged:** switch (seed 1).' in text and 'Missing' not in text and 'nan' not in text
+  assert loaded.figure and '| DeepSeekMoE − Switch | – | – | 3 |' in text
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_study_can_be_drawn_with_a_diverged_run(name, tmp_path):
+  run = synthetic.lines(name)[0]['run']
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run))
+  assert study.load(name, tmp_path).diverged == (f'{run} (seed 1)',)
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run, seeds=(0, 1, 2)))
+  loaded = study.load(name, tmp_path)
+  assert loaded.diverged == (f'{run} (seed 0, 1, 2)',) and 'nan' not in blocks.to_markdown(study.blocks(loaded))
+
+
+@pytest.mark.parametrize(
+  ('run', 'seeds', 'outcome'),
+  [
+    ('alpha1_0', [1], HOLDS),
+    ('alpha1_0.1', [1], HOLDS),
+    ('alpha1_0.001', [1], UNDECIDED),
+    ('alpha1_0.001', [0, 1, 2], FAILS),
+  ],
+)
+def test_divergence_is_an_outcome_of_the_balance_losses(run, seeds, outcome, tmp_path):
+  synthetic.write(tmp_path, 'balance', _lines_with_diverged('balance', run, seeds))
+  assert study.load('balance', tmp_path).verdict.outcome == outcome
 
 
 def test_more_seeds_than_asked_for_count(tmp_path):

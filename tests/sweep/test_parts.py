@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from experiments.studies.common import Run
-from launch.sweeps import children, ledger, line, plan, slurm
-from launch.sweeps.view import duration
+from launch.sweeps import children, ledger, line, local, plan, slurm
+from launch.sweeps.view import View, duration
 from moe.errors import UserError
 from tests.cluster.scripts import fake
 from tests.report import synthetic
@@ -145,6 +146,52 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   assert made_up.keys() <= made.keys() and made_up['max_vio'].keys() == made['max_vio'].keys()
   with pytest.raises(UserError, match='was not scored'):
     line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
+
+
+def test_a_run_that_gave_up_has_a_line_without_losses(tmp_path):
+  run = Run('a', 'tests/runs/config.py', {'train.max_bad_steps': 2}, {'masked': {'masked_share': 0.25}})
+  (job,) = _jobs(tmp_path, run)
+  job.workdir.mkdir(parents=True)
+  logged = {'step': 7, 'loss': None, 'tokens_per_second': 128.0, 'max_vio_N': [None, 1.0], 'dead_experts_N': [0, 1]}
+  for streak, diverged in ((2, False), (3, True)):
+    (job.workdir / 'metrics.jsonl').write_text(json.dumps(logged | {'bad_streak': streak}) + '\n')
+    assert (job.diverged, job.ended, job.trained) == (diverged, diverged, False)
+  made = line.make('study', run, job, 'proxy', [])
+  file = tmp_path / 'study' / 'runs.jsonl'
+  ledger.put(file, made)
+  (read,) = ledger.read(file).values()
+  assert read['final'] == {'step': 7, 'total': {'loss': None, 'bits_per_byte': None}, 'domains': {}}
+  assert read['evaluations']['masked']['total']['loss'] is None and ledger.missing(job, ledger.read(file)) == []
+  assert read['max_vio'] == {'final': None, 'last_tenth': None}
+
+
+def _at_hand(commands):
+  """Stands for children.Children: starts the next of some programs, whatever it is asked for."""
+  start = lambda arguments, log: subprocess.Popen([sys.executable, '-c', commands.pop(0)])
+  return types.SimpleNamespace(stopped_by=None, start=start)
+
+
+def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
+  jobs = _jobs(tmp_path, *(Run(f'{count}', 'tests/runs/config.py', {'moe.num_experts': count}) for count in (2, 3)))
+  for job in jobs:
+    (job.workdir / 'checkpoints' / '40').mkdir(parents=True)
+  tasks = [local.Task(job) for job in jobs]
+
+  def finish(job):
+    return {'3': 'held-out loss 2'}[job.runs[0].name]
+
+  local.run(tasks, 1, _at_hand(['', '']), finish, View(tasks))
+  assert [(task.state, task.note) for task in tasks] == [('failed', "KeyError: '2'"), ('finished', 'held-out loss 2')]
+
+
+def test_a_diverged_run_is_finished_and_never_tried_again(tmp_path):
+  (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py'))
+  logged = json.dumps({'step': 20, 'bad_streak': 99})
+  give_up = f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); raise SystemExit(2)'
+  for commands in ([give_up], []):  # the second time nothing is started
+    task = local.Task(job)
+    local.run([task], 1, _at_hand(commands), lambda job: 'diverged', View([task]))
+    assert (task.state, task.note) == ('finished', 'diverged')
 
 
 def test_a_curve_is_thinned_to_means_that_end_where_it_ends():
