@@ -44,6 +44,7 @@ def main(_):
   study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
   scale, overrides = common.SCALES[SCALE.value], cli.overrides(CONFIG)
   jobs = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder, RUNS.value)
+  _require_text(scale, jobs, overrides)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
@@ -79,13 +80,23 @@ def main(_):
     return _summary(tasks, results, started.stopped_by)
 
 
+def _require_text(scale, jobs, overrides):
+  """100 billion tokens of the small built-in corpus are nothing to train on unasked."""
+  builtin = any(job.config.data.sources == 'builtin' for job in jobs)
+  if scale is common.PAPER and builtin and 'data.sources' not in overrides:
+    raise UserError(
+      "--scale=paper needs text of your own, such as --config.data.sources='english=/data/en/*.jsonl.gz;"
+      "code=/data/src/**/*.py': the built-in corpus, which data.sources=builtin would repeat, is a few megabytes"
+    )
+
+
 def _differs(jobs):
   """The keys that decide a run and are not the same in all."""
   flat = [moe_config.flatten(job.config.to_dict()) for job in jobs]
   return [
     key
     for key in flat[0]
-    if moe_config.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
+    if plan.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
   ]
 
 

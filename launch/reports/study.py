@@ -117,7 +117,7 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
   hours = sum(line['seconds'] for line in distinct) / 3600
   return (
     f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, {hours:.1f} hours of '
-    f'training steps in all. Commit {each(lambda line: line["commit"][:12] + _dirty(line["commit"]))}. '
+    f'training steps in all. {_commits(distinct)}. '
     f'Machine: {each(lambda line: _machine(line["machine"]))}.'
   )
 
@@ -149,8 +149,11 @@ def _is_finite(line: Mapping) -> bool:
   return all(score['total']['loss'] is not None and math.isfinite(score['total']['loss']) for score in scores)
 
 
-def _dirty(commit: str) -> str:
-  return '-dirty' if commit.endswith('-dirty') else ''
+def _commits(lines: Iterable[Mapping]) -> str:
+  """A line has several where its run was interrupted and went on with other code."""
+  every = sorted({commit for line in lines for commit in line['commit'].split(', ')})
+  dirty = lambda commit: '-dirty' if commit.endswith('-dirty') else ''
+  return f'Commit {", ".join(commit[:12] + dirty(commit) for commit in every)}'
 
 
 def _machine(machine: Mapping[str, str]) -> str:

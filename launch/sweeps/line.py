@@ -25,7 +25,6 @@ def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence
   tokens = job.num_steps * job.config.data.batch_size * job.config.data.seq_len
   final = _find(scores, scores['final_step'], {})
   best = _find(scores, scores['best_step'], {})
-  commit = job.workdir / 'commit'
   return {
     'study': study,
     'run': run.name,
@@ -35,7 +34,8 @@ def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence
     'config': run.config,
     'differs': {key: config[key] for key in differs},
     'settings': plan.settings(job.config),
-    'commit': commit.read_text(encoding='utf-8').strip() if commit.exists() else 'unknown',
+    'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
+    'data': _data(job),
     'machine': scores['machine'],  # that scored it: with --launcher=local also the one that trained it
     'steps': job.num_steps,
     'tokens': tokens,
@@ -72,6 +72,23 @@ def thinned(points: Sequence[tuple[int, float | None]], most: int = _POINTS) -> 
   groups = np.array_split(np.arange(len(points)), min(len(points), most))
   mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
   return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
+
+
+def _data(job):
+  """Names the contents of the prepared text, which the config knows by path alone; None if it is no longer there.
+
+  Of contents only: the same text, prepared elsewhere from files of other names, is the same data.
+  """
+  if not plan.prepared(job):
+    return None
+  metadata = json.loads((job.data_dir / 'metadata.json').read_text(encoding='utf-8'))
+  contents = ('documents', 'bytes', 'tokens', 'text_sha256')  # the last one of held-out text alone
+  splits = {
+    f'{split} {domain}': [entry.get(key) for key in contents]
+    for split, domains in metadata['splits'].items()
+    for domain, entry in domains.items()
+  }
+  return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
 
 
 def _max_vio(metrics, num_steps):
