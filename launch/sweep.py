@@ -4,9 +4,10 @@
     [--runs=NAME,NAME] [--scale=proxy|paper] [--parallel=1]
     [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
-The same command again skips what is finished, goes on with what was interrupted and tries again what failed. Ctrl-C or
-SIGTERM lets the run at hand save. A config that several studies share is trained once. --config.KEY=VALUE changes every
-run. Under Slurm a job array trains the runs; --collect then scores those that are trained and writes their lines.
+The same command again skips what is finished, goes on with what was interrupted and tries again what failed; a run
+that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save. A config that several studies share is
+trained once. --config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job array
+trains the runs; --collect then scores those that are trained and writes their lines.
 """
 
 import math

@@ -13,6 +13,8 @@ carry over: with 4 the loss is not above GShard's by more than 0.02. Beside the 
 it falls with every expert, by less each time.
 """
 
+from collections.abc import Mapping
+
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
   LOSS_COLUMNS,
@@ -25,7 +27,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, difference, interval
+from experiments.studies.intervals import ABOUT, Comparison, Values, difference, interval
 
 _FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}  # 7 is the run's own loss
 
@@ -47,6 +49,37 @@ def analyse(results: Results) -> Analysis:
   """The fall from each number of experts to the next, and where it meets GShard."""
   loss = {active: results.loss('deepseek_moe', _EVALUATION[active]) for active in _PAPER}
   gshard = results.loss('gshard')
+  series = lambda value, is_paper: (
+    Series('DeepSeekMoE', tuple((active, value(active)) for active in _PAPER), is_paper),
+  )
+  axis = 'activated routed experts'
+  return Analysis(
+    LOSS_COLUMNS,
+    losses(results, _ENTRIES),
+    _comparisons(loss, gshard),
+    (
+      Panel(
+        'This repository',
+        HELD_OUT_LOSS,
+        series(lambda active: interval(loss[active]), False),
+        x_axis=axis,
+        level=('GShard', interval(gshard)),
+      ),
+      Panel(
+        'The paper, Figure 5 (2B)',
+        'Pile loss',
+        series(lambda active: given(_PAPER[active]), True),
+        x_axis=axis,
+        level=('GShard', given(_PAPER_GSHARD)),
+      ),
+    ),
+    'How well a fully trained model does with fewer experts: what the last ones add may grow with the tokens they '
+    'have seen.',
+  )
+
+
+def _comparisons(loss: Mapping[int, Values], gshard: Values) -> tuple[Comparison, ...]:
+  """Of `loss`, DeepSeekMoE's by activated experts."""
   fall = {active: difference(loss[active], loss[active - 1]) for active in range(4, 8)}
   paper_fall = {active: _PAPER[active] - _PAPER[active - 1] for active in range(4, 8)}
   against_gshard = lambda active, below, of_the_claim: Comparison(
@@ -56,7 +89,7 @@ def analyse(results: Results) -> Analysis:
     paper=_PAPER[active] - _PAPER_GSHARD,
     of_the_claim=of_the_claim,
   )
-  comparisons = (
+  return (
     against_gshard(4, ABOUT, True),
     against_gshard(6, 0.0, False),
     *(
@@ -79,31 +112,4 @@ def analyse(results: Results) -> Analysis:
       )
       for active in range(5, 8)
     ),
-  )
-  series = lambda value, is_paper: (
-    Series('DeepSeekMoE', tuple((active, value(active)) for active in _PAPER), is_paper),
-  )
-  axis = 'activated routed experts'
-  return Analysis(
-    LOSS_COLUMNS,
-    losses(results, _ENTRIES),
-    comparisons,
-    (
-      Panel(
-        'This repository',
-        HELD_OUT_LOSS,
-        series(lambda active: interval(loss[active]), False),
-        x_axis=axis,
-        level=('GShard', interval(gshard)),
-      ),
-      Panel(
-        'The paper, Figure 5 (2B)',
-        'Pile loss',
-        series(lambda active: given(_PAPER[active]), True),
-        x_axis=axis,
-        level=('GShard', given(_PAPER_GSHARD)),
-      ),
-    ),
-    'How well a fully trained model does with fewer experts: what the last ones add may grow with the tokens they '
-    'have seen.',
   )

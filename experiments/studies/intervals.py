@@ -15,7 +15,7 @@ HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
 RULE = (
-  'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
+  'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
   'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
   'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. A '

@@ -15,7 +15,7 @@ What has to carry over: the share is below one half. Beside the claim: at equal 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.studies.analysis import HELD_OUT_LOSS, NONE, Analysis, Panel, Results, Series, given, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
@@ -45,26 +45,6 @@ Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 def analyse(results: Results) -> Analysis:
   """Two curves of loss over compute, and how far apart they are at the largest dense run."""
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
-  both = sorted(dense.keys() & moe.keys())
-  pairs = {seed: (dense[seed], moe[seed]) for seed in both}
-  whole = [pair for pair in pairs.values() if _is_finite(*pair)]
-  bounds = {bound for pair in whole if (bound := share_is_bound(*pair))}
-  of_each = lambda measure: {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()}
-  comparisons = (
-    Comparison(
-      ', '.join(["DeepSeekMoE's share of the compute at the largest Dense's loss", *sorted(bounds)]),
-      of_each(compute_share),
-      below=_SHARE,
-      paper=0.405,
-      digits=3,
-    ),
-    Comparison(
-      "DeepSeekMoE's loss − the largest Dense's, at equal compute",
-      of_each(lambda dense, moe: loss_at(moe, dense[-1][0]) - dense[-1][1]),
-      below=0.0,
-      of_the_claim=False,
-    ),
-  )
   rows = tuple(
     (
       f'{label}, width {width}',
@@ -86,7 +66,7 @@ def analyse(results: Results) -> Analysis:
   return Analysis(
     _COLUMNS,
     rows,
-    comparisons,
+    _comparisons(dense, moe),
     (
       Panel('This repository', HELD_OUT_LOSS, ours, x_axis='training FLOPs', log_x=True),
       Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
@@ -97,6 +77,29 @@ def analyse(results: Results) -> Analysis:
     'line over log FLOPs, where the true curve bends below it: that overstates the share. Where the curves do not '
     'overlap, it is that of the nearest DeepSeekMoE run, and the comparison says "at most" or "at least". The learning '
     'rate was searched at d 96 alone: another may suit the other widths better.',
+  )
+
+
+def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[Comparison, ...]:
+  """Of curves by seed."""
+  pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
+  whole = [pair for pair in pairs.values() if _is_finite(*pair)]
+  bounds = {bound for pair in whole if (bound := share_is_bound(*pair))}
+  of_each = lambda measure: {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()}
+  return (
+    Comparison(
+      ', '.join(["DeepSeekMoE's share of the compute at the largest Dense's loss", *sorted(bounds)]),
+      of_each(compute_share),
+      below=_SHARE,
+      paper=0.405,
+      digits=3,
+    ),
+    Comparison(
+      "DeepSeekMoE's loss − the largest Dense's, at equal compute",
+      of_each(lambda dense, moe: loss_at(moe, dense[-1][0]) - dense[-1][1]),
+      below=0.0,
+      of_the_claim=False,
+    ),
   )
 
 
