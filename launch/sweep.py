@@ -4,11 +4,13 @@
     [--runs=NAME,NAME] [--scale=proxy|paper] [--parallel=1]
     [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
-The same command again skips what is finished, goes on with what was interrupted and tries again what failed. Ctrl-C or
-SIGTERM lets the run at hand save. A config that several studies share is trained once. --config.KEY=VALUE changes every
-run. Under Slurm a job array trains the runs; --collect then scores those that are trained and writes their lines.
+The same command again skips what is finished, goes on with what was interrupted and tries again what failed; a run
+that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save. A config that several studies share is
+trained once. --config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job array
+trains the runs; --collect then scores those that are trained and writes their lines.
 """
 
+import math
 import shlex
 from pathlib import Path
 
@@ -43,6 +45,7 @@ def main(_):
   study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
   scale, overrides = common.SCALES[SCALE.value], cli.overrides(CONFIG)
   jobs = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder, RUNS.value)
+  _require_text(scale, jobs, overrides)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
@@ -56,12 +59,13 @@ def main(_):
     made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]
     for each in made:
       ledger.put(results, each)
-    return f'held-out loss {made[0]["final"]["total"]["loss"]:.4f}'
+    loss = made[0]['final']['total']['loss']
+    return f'held-out loss {loss:.4f}' if math.isfinite(loss) else 'diverged'
 
   with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
     if not COLLECT.value:
       slurm.refuse_while_queued(runs_folder)
-    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.trained]
+    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
     if COLLECT.value:
       for task in untrained:
         task.state, task.note = 'stopped', 'not trained yet'
@@ -77,13 +81,23 @@ def main(_):
     return _summary(tasks, results, started.stopped_by)
 
 
+def _require_text(scale, jobs, overrides):
+  """100 billion tokens of the small built-in corpus are nothing to train on unasked."""
+  builtin = any(job.config.data.sources == 'builtin' for job in jobs)
+  if scale is common.PAPER and builtin and 'data.sources' not in overrides:
+    raise UserError(
+      "--scale=paper needs text of your own, such as --config.data.sources='english=/data/en/*.jsonl.gz;"
+      "code=/data/src/**/*.py': the built-in corpus, which data.sources=builtin would repeat, is a few megabytes"
+    )
+
+
 def _differs(jobs):
   """The keys that decide a run and are not the same in all."""
   flat = [moe_config.flatten(job.config.to_dict()) for job in jobs]
   return [
     key
     for key in flat[0]
-    if moe_config.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
+    if plan.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
   ]
 
 
@@ -93,7 +107,7 @@ def _print_plan(tasks):
     if state == 'waiting':
       reached = [logged['step'] for logged in job.metrics()]
       state = f'interrupted at step {reached[-1]} of {job.num_steps}' if reached else 'not started'
-      state = 'trained, to be scored' if job.trained else state
+      state = 'trained, to be scored' if job.trained else 'diverged' if job.diverged else state
     print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
   finished = sum(task.state == 'finished' for task in tasks)
   print(f'# {len(tasks)} runs, {finished} finished, {len(tasks) - finished} to do')

@@ -1,11 +1,13 @@
-"""One file a study: the claim it tests, `sweep()` (its runs), and `analyse()`, which turns their lines into its figure.
+"""One file a study: its claim, `sweep()` (its runs), and `analyse()`, which turns their lines into its figure.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
   python -m launch.report                                                               # or `make report`
 
 The first writes a line a finished run to experiments/results/STUDY/runs.jsonl, the only source of every figure; the
-second draws them. Importing a study is light (no jax). What all share: `common.py` (settings of the runs),
-`intervals.py` (statistics and the rule of the verdicts), `analysis.py` (what an analysis gets and gives).
+second draws them. The first paragraph of a study's docstring is the claim that the report gives a verdict on: it says
+what the comparisons marked `of_the_claim` test, and no more. Importing a study is light (no jax). What all share:
+`common.py` (settings of the runs), `intervals.py` (statistics and the rule of the verdicts), `analysis.py` (what an
+analysis gets and gives).
 """
 
 # In the order of the report.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Values, difference, interval, side_by_side
+from experiments.studies.intervals import Comparison, Interval, Values, difference, interval
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -16,9 +16,10 @@ class Results:
   def __init__(self, lines: Sequence[Mapping]):
     self.lines = list(lines)
 
-  def values(self, run: str, measure: Callable[[Mapping], float]) -> dict[int, float]:
-    """`measure` of every line of a run, by seed."""
-    return {line['seed']: float(measure(line)) for line in self.lines if line['run'] == run}
+  def values(self, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
+    """`measure` of every line of a run, by seed; NaN where it is None, of a run that has diverged."""
+    found = {line['seed']: measure(line) for line in self.lines if line['run'] == run}
+    return {seed: math.nan if value is None else float(value) for seed, value in found.items()}
 
   def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
     """On all held-out text, after the last step; of an evaluation of the trained model, if one is named."""
@@ -93,15 +94,21 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
 
 
 def against(
-  results: Results, entry: Entry, other: Entry, above: float = -math.inf, below: float = math.inf
+  results: Results,
+  entry: Entry,
+  other: Entry,
+  above: float = -math.inf,
+  below: float = math.inf,
+  of_the_claim: bool = True,
 ) -> Comparison:
-  """The loss of an entry minus that of another, which the claim needs between `above` and `below`."""
+  """The loss of an entry minus that of another, expected between `above` and `below`."""
   return Comparison(
     f'{entry.label} − {other.label}',
     difference(results.loss(entry.run, entry.evaluation), results.loss(other.run, other.evaluation)),
     above=above,
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
+    of_the_claim=of_the_claim,
   )
 
 
@@ -130,7 +137,7 @@ def of_losses(
 
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
-  ours = tuple(enumerate(side_by_side([results.loss(entry.run, entry.evaluation) for entry in entries])))
+  ours = tuple((x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries))
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
   return (

@@ -17,7 +17,7 @@ CORPUS = 'runs/corpus'
 CORPUS_MODULE = 'experiments.corpora.debian_mix'
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
-# Chosen by the pilot, before the studies (pilot.py). At multiples of 96 a quarter of an expert is a whole number, and
+# Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a whole number, and
 # experts of two sizes have exactly the same parameters.
 _LAYERS, _D, _HEAD_DIM = 3, 96, 48
 

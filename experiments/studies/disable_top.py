@@ -27,7 +27,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, Interval, difference, side_by_side
+from experiments.studies.intervals import Comparison, Interval, difference, interval
 
 _MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}  # 0 is the run's own loss
 
@@ -62,7 +62,7 @@ def analyse(results: Results) -> Analysis:
     )
     for share, evaluation in enumerate(_MASKED)
   )
-  ours = side_by_side([results.loss(entry.run, entry.evaluation) for entry in _ENTRIES])
+  ours = [interval(results.loss(entry.run, entry.evaluation)) for entry in _ENTRIES]
   paper = [given(entry.paper) for entry in _ENTRIES]
   axis = 'share of top routed experts masked'
   return Analysis(

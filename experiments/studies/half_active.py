@@ -4,7 +4,7 @@
 
 1 + 3 of 63 experts of a quarter size, trained so from scratch: as much compute as one FFN, half of GShard's (2 of 16).
 The paper shows no losses but six downstream tasks, on all of which it is ahead of GShard, at the same total parameters.
-What has to carry over: its loss is below GShard's, and above that of the DeepSeekMoE with 1 + 7.
+What has to carry over: its loss is below GShard's. Beside the claim: it is above that of the DeepSeekMoE with 1 + 7.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
@@ -24,11 +24,11 @@ _ENTRIES = (
 
 
 def analyse(results: Results) -> Analysis:
-  """The half-activated model between the two others."""
+  """The half-activated model against GShard, and against the whole one."""
   gshard, half, whole = (results.loss(entry.run) for entry in _ENTRIES)
   comparisons = (
     Comparison('half activated − GShard', difference(half, gshard), below=0.0),
-    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0),
+    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0, of_the_claim=False),
   )
   return of_losses(
     results,

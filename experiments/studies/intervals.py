@@ -1,8 +1,9 @@
 """The statistics of all studies, and the one rule by which a claim holds, does not hold or is undecided.
 
-A run's values are by seed: {0: 2.31, 1: 2.29, …}. Runs of one seed see the same tokens in the same order, so a
-difference of two runs is taken within each seed, which removes what the seeds have in common, and its interval is that
-of the differences. All intervals are Student's, at 95%; none is widened for the number of comparisons beside it.
+A run's values are by seed: {0: 2.31, 1: 2.29, …}, NaN where it has diverged. Runs of one seed see the same tokens
+in the same order, so a difference of two runs is taken within each seed, which removes what the seeds have in common,
+and its interval is that of the differences. All intervals are Student's, at 95%; none is widened for the number of
+comparisons beside it.
 """
 
 import dataclasses
@@ -14,10 +15,14 @@ HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
 RULE = (
-  'A comparison holds if the 95% interval of the paired difference lies wholly where the claim needs it, does not hold '
-  'if it lies wholly elsewhere, and is undecided otherwise. A claim holds if all of its comparisons do, and does not '
-  'hold if one of them does not. No interval is widened for the number of comparisons. Seeds '
-  'that would decide are as many as bring the interval to one side, if mean and spread stay as they are.'
+  'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
+  'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
+  'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
+  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. A '
+  'comparison that needs a run which has diverged is undecided; in the study of the balance losses alone divergence is '
+  'an outcome, worse than any number, and must then be on the same side for every seed. No interval is widened for the '
+  'number of comparisons. Seeds that would decide are as many as bring the interval to one side, if mean and spread '
+  'stay as they are.'
 )
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
@@ -45,29 +50,11 @@ class Interval:
 
 
 def interval(values: Values) -> Interval | None:
-  """Of the mean over seeds; None without any."""
-  found = [values[seed] for seed in sorted(values)]
+  """Of the mean over the seeds that have not diverged; None without any."""
+  found = [values[seed] for seed in sorted(values) if math.isfinite(values[seed])]
   if len(found) < 2:
     return Interval(found[0], n=1) if found else None
   return Interval(mean(found), half_width(stdev(found), len(found)), len(found), stdev(found))
-
-
-def side_by_side(runs: Sequence[Values]) -> list[Interval | None]:
-  """Intervals to be compared by eye: without what a seed shifts in all runs alike (Cousineau 2005, Morey 2008).
-
-  Without it a figure shows mostly how far seeds differ, of which paired differences have nothing. Plain intervals where
-  not all runs have the same seeds.
-  """
-  seeds = sorted(runs[0])
-  if len(seeds) < 2 or len(runs) < 2 or any(sorted(values) != seeds for values in runs):
-    return [interval(values) for values in runs]
-  of_seed = {seed: mean(values[seed] for values in runs) for seed in seeds}
-  centre, correction = mean(of_seed.values()), math.sqrt(len(runs) / (len(runs) - 1))
-  found = []
-  for values in runs:
-    centred = interval({seed: values[seed] - of_seed[seed] + centre for seed in seeds})
-    found.append(Interval(centred.mean, centred.half * correction, centred.n, centred.sd * correction))
-  return found
 
 
 def half_width(sd: float, n: int) -> float:
@@ -84,7 +71,11 @@ def difference(first: Values, second: Values) -> dict[int, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A difference, by seed, that the claim needs between `above` and `below`. `paper`: the paper's, where it has one."""
+  """A difference, by seed, expected between `above` and `below`. `paper`: the paper's, where it has one.
+
+  `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone. A value may be infinite,
+  where a study takes divergence for an outcome: there is no interval then, and what holds must hold for every seed.
+  """
 
   what: str
   values: Values
@@ -92,10 +83,17 @@ class Comparison:
   below: float = math.inf
   paper: float | None = None
   digits: int = 4
+  of_the_claim: bool = True
 
   @property
   def interval(self) -> Interval | None:
-    return interval(self.values)
+    """None also where a seed has diverged: the mean of the others would hide it."""
+    return interval(self.values) if all(map(math.isfinite, self.values.values())) else None
+
+  @property
+  def diverged(self) -> list[int]:
+    """The seeds of which it lacks a run that has diverged."""
+    return [seed for seed in sorted(self.values) if math.isnan(self.values[seed])]
 
   @property
   def needs(self) -> str:
@@ -105,12 +103,19 @@ class Comparison:
 
   @property
   def outcome(self) -> str:
-    found = self.interval
-    if found is None or found.half is None:
+    if self.diverged or len(self.values) < 2:
       return UNDECIDED
+    found = self.interval
+    if found is None:
+      inside = set(map(self._is_inside, self.values.values()))
+      return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
     if self.above < found.low and found.high < self.below:
       return HOLDS
     return FAILS if found.high <= self.above or found.low >= self.below else UNDECIDED
+
+  def _is_inside(self, value: float) -> bool:
+    """A bound that is infinite is none, also for an infinite value."""
+    return (value > self.above or self.above == -math.inf) and (value < self.below or self.below == math.inf)
 
   @property
   def seeds_needed(self) -> int | None:
@@ -124,11 +129,14 @@ class Comparison:
   @property
   def decides(self) -> str:
     """What would decide it, in words; '' if it is decided."""
-    found = self.interval
     if self.outcome != UNDECIDED:
       return ''
-    if found is None or found.half is None:
+    if self.diverged:
+      return f'a run of seed {", ".join(map(str, self.diverged))} has diverged'
+    if len(self.values) < 2:
       return 'at least 2 seeds give an interval'
+    if self.interval is None:
+      return 'seeds differ in whether they diverge'
     if self.seeds_needed:
       return f'about {self.seeds_needed} seeds would decide'
     return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
@@ -144,10 +152,11 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   """By RULE, once all runs are there."""
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
+  comparisons = [each for each in comparisons if each.of_the_claim]
   failed = [each for each in comparisons if each.outcome == FAILS]
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
   open_ones = [each for each in comparisons if each.outcome == UNDECIDED]
   if open_ones:
     return Verdict(UNDECIDED, '; '.join(f'{each.what} ({each.decides})' for each in open_ones))
-  return Verdict(HOLDS, f'all of its {len(comparisons)} comparisons hold' if len(comparisons) > 1 else '')
+  return Verdict(HOLDS, f'all {len(comparisons)} comparisons that decide it hold' if len(comparisons) > 1 else '')

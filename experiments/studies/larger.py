@@ -1,4 +1,4 @@
-"""Tables 2, 8 and 9: DeepSeekMoE matches a GShard of 1.5 times its experts, and nears a dense model of all of them.
+"""Tables 2, 8 and 9: DeepSeekMoE is at least about as good as GShard×1.5 and as Dense×16, the MoE's upper bound.
 
   python -m launch.sweep --sweep=experiments/studies/larger.py
 
@@ -8,7 +8,8 @@ numbers (2B, Pile loss):
 
   GShard 1.867   GShard×1.2 1.824   GShard×1.5 1.808   Dense×4 1.908   Dense×16 1.806   DeepSeekMoE 1.808
 
-What has to carry over: DeepSeekMoE no worse than GShard×1.2 and about GShard×1.5, below Dense×4, near Dense×16.
+What has to carry over: the loss of DeepSeekMoE is above neither GShard×1.5's nor Dense×16's by more than 0.02. Beside
+the claim: it is below those of GShard, GShard×1.2 and Dense×4.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
@@ -30,16 +31,16 @@ _ENTRIES = (
   Entry('Dense ×16', 'dense_x16', 1.806),
   _DEEPSEEK_MOE,
 )
-# DeepSeekMoE minus each: below 0 where it is ahead in the paper, not above ABOUT where it is level.
-_BOUNDS = {'GShard': 0.0, 'GShard ×1.2': 0.0, 'GShard ×1.5': ABOUT, 'Dense ×4': 0.0, 'Dense ×16': ABOUT}
+_LEVEL = ('GShard ×1.5', 'Dense ×16')  # with DeepSeekMoE in the paper, which is the claim; it is ahead of the others
 
 
 def analyse(results: Results) -> Analysis:
   """DeepSeekMoE against each of the others."""
   comparisons = tuple(
-    against(results, _DEEPSEEK_MOE, entry, below=_BOUNDS[entry.label])
+    against(results, _DEEPSEEK_MOE, entry, below=ABOUT if level else 0.0, of_the_claim=level)
     for entry in _ENTRIES
     if entry is not _DEEPSEEK_MOE
+    for level in [entry.label in _LEVEL]
   )
   return of_losses(
     results,
@@ -47,5 +48,7 @@ def analyse(results: Results) -> Analysis:
     comparisons,
     'The paper, Tables 2, 8 and 9 (2B)',
     'The same comparison at 13B (Table 10), where DeepSeekMoE is ahead of GShard×1.5, and on downstream tasks. The '
-    'upper bound Dense×16 is not trained to its end either: on few tokens it may be far from what it could reach.',
+    'upper bound Dense×16 is not trained to its end either: on few tokens it may be far from what it could reach. '
+    "GShard×1.2 is really ×1.22 here: its experts are 312 wide, where GShard's are 256. The learning rate was searched "
+    'for Dense, GShard and DeepSeekMoE at d 96 alone: another may suit the wider models better.',
   )

@@ -7,6 +7,8 @@ Four learning rates, the same for every architecture; then more seeds at the rat
 `make report` writes what it found, and what was chosen, to experiments/results/pilot/README.md.
 """
 
+import math
+
 from experiments.studies.analysis import NONE, Results
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import difference, interval
@@ -42,7 +44,7 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
 def tables(results: Results) -> tuple[Table, Table]:
   """Seed 0's loss by learning rate and architecture; losses, and gaps to Dense, where there are several seeds."""
   search = tuple(
-    (f'{rate:g}', *(f'{loss[0]:.4f}' if 0 in loss else NONE for loss in _losses(results, rate).values()))
+    (f'{rate:g}', *(_text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate).values()))
     for rate in sorted(_RATES)
   )
   noise = []
@@ -53,12 +55,16 @@ def tables(results: Results) -> tuple[Table, Table]:
     for name, values in (of_one | gaps).items():
       found = interval(values)
       if found is not None and found.half is not None:
-        shown = ', '.join(f'{values[seed]:.4f}' for seed in sorted(values))
+        shown = ', '.join(_text(values[seed]) for seed in sorted(values))
         noise.append((name, f'{rate:g}', shown, f'{found.mean:.4f}', f'{found.sd:.4f}'))
   return (
     (('peak learning rate', *_VARIANTS), search),
     (('held-out loss', 'peak learning rate', 'by seed', 'mean', 'standard deviation'), tuple(noise)),
   )
+
+
+def _text(loss):
+  return 'diverged' if math.isnan(loss) else f'{loss:.4f}'
 
 
 def _losses(results, rate):

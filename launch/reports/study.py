@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.studies import common
@@ -21,15 +21,24 @@ ALL_PROXIES = (
   'models, and what does not hold here may hold there.'
 )
 _CAPTION = (
-  'Means over seeds; whiskers: 95% intervals without what a seed shifts in all runs alike (Morey 2008), which the '
-  "table's intervals keep."
+  'Means over seeds with 95% intervals. Seeds shift all models alike, which the paired differences of the table '
+  'remove: a difference may be clear there though whiskers overlap here.'
 )
-_COMPARISONS = ('paired difference', 'mean', '95% interval', 'seeds', 'the claim needs', 'outcome', 'paper')
+_COMPARISONS = (
+  'paired difference',
+  'mean',
+  '95% interval',
+  'seeds',
+  'expected',
+  'outcome',
+  'decides the claim',
+  'paper',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A study as it stands. `missing`: runs and seeds without a line, or whose loss is not finite."""
+  """A study as it stands. `missing`: runs and seeds without a line; `diverged`: those whose loss is not finite."""
 
   name: str
   source: str  # where in the paper, such as 'Table 1'
@@ -38,6 +47,7 @@ class Study:
   analysis: Analysis
   verdict: Verdict
   missing: tuple[str, ...]
+  diverged: tuple[str, ...]
   figure: str  # SVG; '' until every run has a seed
 
   @property
@@ -52,20 +62,16 @@ def load(name: str, results: Path) -> Study:
   lines = [
     line
     for line in ledger.current(f'experiments/studies/{name}.py', results)
-    if ledger.has_evaluations(line, runs[line['run']]) and _is_finite(line)
+    if ledger.has_evaluations(line, runs[line['run']])
   ]
   there = {(line['run'], line['seed']) for line in lines}
-  missing = tuple(
-    f'{run} (seed {", ".join(map(str, seeds))})'
-    for run in runs
-    if (seeds := [seed for seed in range(common.SEEDS) if (run, seed) not in there])
-  )
+  finite = [line for line in lines if _is_finite(line)]
   expected = len(runs) * common.SEEDS
   finished = sum((run, seed) in there for run in runs for seed in range(common.SEEDS))
   analysis = module.analyse(Results(lines))
-  source, _, claim = module.__doc__.splitlines()[0].partition(': ')
+  source, _, claim = ' '.join(module.__doc__.partition('\n\n')[0].split()).partition(': ')
   claim = claim[0].upper() + claim[1:]
-  whole = {line['run'] for line in lines} == runs.keys()
+  whole = {line['run'] for line in finite} == runs.keys()
   return Study(
     name=name,
     source=source,
@@ -73,7 +79,8 @@ def load(name: str, results: Path) -> Study:
     lines=tuple(lines),
     analysis=analysis,
     verdict=verdict(analysis.comparisons, finished, expected),
-    missing=missing,
+    missing=_listed({(run, seed) for run in runs for seed in range(common.SEEDS)} - there, runs),
+    diverged=_listed(there - {(line['run'], line['seed']) for line in finite}, runs),
     figure=svg.figure(name, f'{source}: {claim}', analysis.panels) if whole else '',
   )
 
@@ -86,6 +93,8 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
   parts += [Text(f'{reason[0].upper()}{reason[1:]}.' if reason else '', f'Verdict: {study.verdict.outcome}.')]
   if study.missing:
     parts.append(Text(f'{"; ".join(study.missing)}.', 'Missing:'))
+  if study.diverged:
+    parts.append(Text(f'{"; ".join(study.diverged)}.', 'Diverged:'))
   if study.figure:
     parts += [Figure(study.figure, 'figure.svg', f'{study.source}: {study.claim}')]
     parts += [Text(_CAPTION)]
@@ -108,7 +117,7 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
   hours = sum(line['seconds'] for line in distinct) / 3600
   return (
     f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, {hours:.1f} hours of '
-    f'training steps in all. Commit {each(lambda line: line["commit"][:12] + _dirty(line["commit"]))}. '
+    f'training steps in all. {_commits(distinct)}. '
     f'Machine: {each(lambda line: _machine(line["machine"]))}.'
   )
 
@@ -120,11 +129,18 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
     comparison.what,
     NONE if found is None else f'{found.mean:.{digits}f}',
     limits,
-    '0' if found is None else str(found.n),
+    str(len(comparison.values)),
     comparison.needs,
     comparison.outcome + (f': {comparison.decides}' if comparison.outcome == UNDECIDED else ''),
+    'yes' if comparison.of_the_claim else 'no',
     NONE if comparison.paper is None else f'{comparison.paper:.3f}',
   )
+
+
+def _listed(which: Collection[tuple[str, int]], runs: Iterable[str]) -> tuple[str, ...]:
+  """Runs and seeds in words, in the order of the study."""
+  seeds = {run: sorted(seed for name, seed in which if name == run) for run in runs}
+  return tuple(f'{run} (seed {", ".join(map(str, of_one))})' for run, of_one in seeds.items() if of_one)
 
 
 def _is_finite(line: Mapping) -> bool:
@@ -133,8 +149,11 @@ def _is_finite(line: Mapping) -> bool:
   return all(score['total']['loss'] is not None and math.isfinite(score['total']['loss']) for score in scores)
 
 
-def _dirty(commit: str) -> str:
-  return '-dirty' if commit.endswith('-dirty') else ''
+def _commits(lines: Iterable[Mapping]) -> str:
+  """A line has several where its run was interrupted and went on with other code."""
+  every = sorted({commit for line in lines for commit in line['commit'].split(', ')})
+  dirty = lambda commit: '-dirty' if commit.endswith('-dirty') else ''
+  return f'Commit {", ".join(commit[:12] + dirty(commit) for commit in every)}'
 
 
 def _machine(machine: Mapping[str, str]) -> str:

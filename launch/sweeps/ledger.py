@@ -5,6 +5,7 @@ stay in the file and out of the figures: `current` gives those alone whose hash 
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,14 +39,22 @@ def put(file: Path, line: Mapping[str, object]) -> None:
   lines[line['run'], line['seed'], line['config_hash']] = line
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_suffix('.tmp')
-  texts = [json.dumps(each, ensure_ascii=False) + '\n' for each in lines.values()]
+  texts = [json.dumps(_plain(each), ensure_ascii=False, allow_nan=False) + '\n' for each in lines.values()]
   temporary.write_text(''.join(texts), encoding='utf-8')
   os.replace(temporary, file)
 
 
+def _plain(value: object) -> object:
+  """A number that JSON lacks, of a run that has diverged, becomes null, as in metrics.jsonl."""
+  if isinstance(value, Mapping):
+    return {key: _plain(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
   """The runs of a job that have no line yet, or one without all their evaluations."""
-
   made = lambda run: lines.get((run.name, job.seed, job.config_hash))
   return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
 
@@ -59,9 +68,28 @@ def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
 def current(
   study_file: str, results: str | Path = 'experiments/results', scale: Scale = PROXY, seeds: Sequence[int] = range(100)
 ) -> list[dict]:
-  """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds."""
+  """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds.
+
+  UserError if they are of different data: nothing could be compared.
+  """
   study = plan.load(study_file)
-  lines = read(path(Path(results), study.name))
+  file = path(Path(results), study.name)
+  lines = read(file)
   hashes = {run.name: job.config_hash for job in plan.jobs(study, scale, [0], {}, Path()) for run in job.runs}
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
-  return [lines[key] for key in keys if key in lines]
+  found = [lines[key] for key in keys if key in lines]
+  _check_data(file, found)
+  return found
+
+
+def _check_data(file, lines):
+  # The first runs of the pilot, from before lines named their data, have none.
+  runs_of: dict[str, list[str]] = {}
+  for line in lines:
+    if line.get('data'):
+      runs_of.setdefault(line['data'], []).append(f'{line["run"]} (seed {line["seed"]})')
+  if len(runs_of) > 1:
+    listed = '; '.join(f'{data}: {runs[0]}, {len(runs)} in all' for data, runs in runs_of.items())
+    raise UserError(
+      f'{file} has runs of different data ({listed}): delete the lines and folders of one, train it on the other'
+    )

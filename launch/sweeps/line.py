@@ -1,11 +1,12 @@
 """A finished run as one line of runs.jsonl, from what its folder holds."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from launch.sweeps import plan
+from launch.sweeps import machine, plan
 from moe import config as moe_config
 from moe.accounting import account
 from moe.errors import UserError
@@ -16,14 +17,14 @@ _POINTS = 200  # of a loss curve
 def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]) -> dict[str, object]:
   """The line. `differs`: the keys that are not the same in all runs of the study.
 
-  UserError if the run was not logged or scored to its end.
+  UserError if the run was not logged or scored to its end, nor has diverged: its losses are NaN then.
   """
-  metrics, scores = job.metrics(), _scores(job)
+  metrics = job.metrics()
+  scores = _scores_of_diverged(job) if not job.trained and job.diverged else _scores(job)
   config, counts = moe_config.flatten(job.config.to_dict()), account(job.config)
   tokens = job.num_steps * job.config.data.batch_size * job.config.data.seq_len
   final = _find(scores, scores['final_step'], {})
   best = _find(scores, scores['best_step'], {})
-  commit = job.workdir / 'commit'
   return {
     'study': study,
     'run': run.name,
@@ -33,7 +34,8 @@ def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence
     'config': run.config,
     'differs': {key: config[key] for key in differs},
     'settings': plan.settings(job.config),
-    'commit': commit.read_text(encoding='utf-8').strip() if commit.exists() else 'unknown',
+    'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
+    'data': _data(job),
     'machine': scores['machine'],  # that scored it: with --launcher=local also the one that trained it
     'steps': job.num_steps,
     'tokens': tokens,
@@ -72,13 +74,45 @@ def thinned(points: Sequence[tuple[int, float | None]], most: int = _POINTS) -> 
   return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
 
 
+def _data(job):
+  """Names the contents of the prepared text, which the config knows by path alone; None if it is no longer there.
+
+  Of contents only: the same text, prepared elsewhere from files of other names, is the same data.
+  """
+  if not plan.prepared(job):
+    return None
+  metadata = json.loads((job.data_dir / 'metadata.json').read_text(encoding='utf-8'))
+  contents = ('documents', 'bytes', 'tokens', 'text_sha256')  # the last one of held-out text alone
+  splits = {
+    f'{split} {domain}': [entry.get(key) for key in contents]
+    for split, domains in metadata['splits'].items()
+    for domain, entry in domains.items()
+  }
+  return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
+
+
 def _max_vio(metrics, num_steps):
   """Mean over layers, at the end and over the last tenth of the steps. None for a model that routes nothing."""
-  of = {line['step']: float(np.mean(line['max_vio_N'])) for line in metrics if 'max_vio_N' in line}
+  of = {line['step']: _mean(line['max_vio_N']) for line in metrics if 'max_vio_N' in line}
   if not of:
     return None
   last_tenth = [value for step, value in of.items() if step > 0.9 * num_steps]
-  return {'final': of[max(of)], 'last_tenth': float(np.mean(last_tenth))}
+  return {'final': of[max(of)], 'last_tenth': _mean(last_tenth)}
+
+
+def _mean(values):
+  """None of nothing, and where one was not finite."""
+  return None if not values or None in values else float(np.mean(values))
+
+
+def _scores_of_diverged(job):
+  """What launch.sweeps.score would have written, had there been anything to score."""
+  step, lost = job.metrics()[-1]['step'], {'loss': math.nan, 'bits_per_byte': math.nan}
+  interventions = [{}, *(dict(intervention) for run in job.runs for intervention in run.evaluations.values())]
+  scores = [
+    {'step': step, 'intervention': each, 'total': lost, 'domains': {}, 'expert_load': None} for each in interventions
+  ]
+  return {'final_step': step, 'best_step': step, 'machine': machine.describe_without_device(), 'scores': scores}
 
 
 def _scores(job):

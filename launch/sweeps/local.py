@@ -15,6 +15,7 @@ from launch.sweeps.view import View
 from moe.errors import UserError
 
 _POLL = 0.2  # seconds
+_AT_WORK = ('training', 'scoring')  # the states in which a task has a process
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,9 +61,9 @@ def run(
       running.append(waiting.popleft())
       _advance(running[-1], children, finish, view)
     for task in running:
-      if task.process.poll() is not None:
+      if task.state in _AT_WORK and task.process.poll() is not None:
         _advance(task, children, finish, view)
-    running = [task for task in running if task.state in ('training', 'scoring')]
+    running = [task for task in running if task.state in _AT_WORK]
     view.show()
     time.sleep(_POLL)
 
@@ -80,6 +81,8 @@ def _advance(task, children, finish, view):
   try:
     if process and children.stopped_by:
       task.state = 'stopped'
+    elif not job.trained and job.diverged:  # a result like any other, which no second try would change
+      task.state, task.note = 'finished', finish(job)
     elif process and process.returncode:
       task.state, task.note = 'failed', f'exit code {process.returncode}: {last_words(task.log)}'
     elif task.state == 'training' and not job.trained:
@@ -94,6 +97,8 @@ def _advance(task, children, finish, view):
       task.process = children.start(job.arguments('train'), task.log)
   except (OSError, UserError) as error:
     task.state, task.note = 'failed', str(error)
+  except Exception as error:  # whatever files of this one run hold: the others go on
+    task.state, task.note = 'failed', f'{type(error).__name__}: {error}'
   view.changed(task)
 
 

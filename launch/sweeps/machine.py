@@ -1,29 +1,38 @@
 """Where and with which code a run was made."""
 
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent.parent
+# What no run depends on. Results are what sweeps write: a line more is no change of the code.
+_NO_CODE = (':!experiments/results', ':!tests', ':!*.md')
 
 
 def commit() -> str:
-  """The repository's commit, '-dirty' if files other than results differ from it; 'unknown' outside of one."""
+  """The repository's commit, '-dirty' if files that a run could depend on differ from it; 'unknown' outside of one."""
   git = lambda *arguments: subprocess.run(
     ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
   ).stdout.strip()
   try:
-    # Results are what sweeps write: a line more is no change of the code.
-    changed = git('status', '--porcelain', '--', '.', ':!experiments/results')
+    changed = git('status', '--porcelain', '--', '.', *_NO_CODE)
     return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
 
 
 def note_commit(workdir: Path, commit: str) -> None:
-  """Leaves in a run's folder which code is about to train it."""
+  """Leaves in a run's folder which code is about to train it, below that which has trained it so far."""
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'commit').write_text(f'{commit}\n', encoding='utf-8')
+  if commit not in (known := commits(workdir)):
+    (workdir / 'commit').write_text('\n'.join([*known, commit]) + '\n', encoding='utf-8')
+
+
+def commits(workdir: Path) -> list[str]:
+  """Which code has trained a run, each once: several where it was interrupted and went on with another."""
+  path = workdir / 'commit'
+  return path.read_text(encoding='utf-8').split() if path.exists() else []
 
 
 def describe() -> dict[str, str]:
@@ -33,6 +42,11 @@ def describe() -> dict[str, str]:
   device = jax.devices()[0]
   count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
   return {'cpu': _cpu(), 'device': f'{count}{device.platform} ({device.device_kind})', 'jax': jax.__version__}
+
+
+def describe_without_device() -> dict[str, str]:
+  """The same where nothing has been computed."""
+  return {'cpu': _cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
 
 
 def _cpu() -> str:

@@ -26,6 +26,8 @@ from moe.config import Config
 from moe.errors import UserError
 
 SEEDS = ('train.seed', 'data.seed')
+# The fields of moe.specialization.Intervention, which would take jax to import; a test holds them equal.
+INTERVENTIONS = ('masked_share', 'experts_per_token', 'without_shared')
 _PREPARED = ('sources', 'validation_sources', 'holdout', 'text_key', 'tokenizer', 'tokenizer_sample_mb')
 
 
@@ -68,6 +70,17 @@ class Job:
   def trained(self) -> bool:
     """Whether its last checkpoint is there, which appears by one rename."""
     return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
+
+  @property
+  def diverged(self) -> bool:
+    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py)."""
+    logged = self.metrics()
+    return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
+
+  @property
+  def ended(self) -> bool:
+    """Whether there is nothing more to train: the same config would diverge the same way again."""
+    return self.trained or self.diverged
 
   def arguments(self, program: str) -> list[str]:
     """What follows `python`."""
@@ -112,6 +125,8 @@ def jobs(
     raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
   if unknown := [name for name in only if name not in names]:
     raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(names)}')
+  for run in runs:
+    _check_evaluations(run, study.name)
   runs = [run for run in runs if not only or run.name in only]
   merged: dict[Path, Job] = {}
   for seed in seeds:
@@ -125,18 +140,23 @@ def jobs(
   return list(merged.values())
 
 
+def decides(key: str) -> bool:
+  """Whether a dotted key has a part in a run's final loss."""
+  return moe_config.decides(key) or key == 'evaluation.context'
+
+
 def config_hash(config: Config) -> str:
-  """Names what a run computes, but for its seed: 8 hexadecimal digits."""
-  return _digest(settings(config))
+  """Names what decides a run's final loss, but for its seed: 8 hexadecimal digits."""
+  return digest(settings(config))
 
 
 def settings(config: Config) -> dict[str, object]:
-  """The keys that decide what a run computes, seeds apart, where they are not those of experiments/base.py.
+  """The keys that decide a run's final loss, seeds apart, where they are not those of experiments/base.py.
 
   Relative to base.py, so that a key added there renames no run that came before it.
   """
   changed = moe_config.differences(_base(), config.to_dict())
-  return {key: new for key, (_, new) in changed.items() if moe_config.decides(key) and key not in SEEDS}
+  return {key: new for key, (_, new) in changed.items() if decides(key) and key not in SEEDS}
 
 
 def _job(run, seed, overrides, runs_folder, earlier):
@@ -145,10 +165,10 @@ def _job(run, seed, overrides, runs_folder, earlier):
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   checked = moe_config.from_config_dict(config_dict)
   if not checked.data.dir:
-    config_dict = _changed(config_dict, {'data.dir': str(runs_folder / f'data-{_digest(_prepared(checked))}')})
+    config_dict = _changed(config_dict, {'data.dir': str(runs_folder / f'data-{digest(_prepared(checked))}')})
     checked = moe_config.from_config_dict(config_dict)
-  now = moe_config.flatten(config_dict.to_dict())
-  flags = [f'--config={run.config}', *(f'--config.{key}={now[key]}' for key in now if now[key] != own[key])]
+  now = moe_config.flatten(checked.to_dict())  # values as moe.config has made them: 3 for a float is 3.0
+  flags = [f'--config={run.config}', *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key])]
   name = config_hash(checked)
   variant = re.sub(r'[^\w.-]', '_', run.config.partition(':')[2] or Path(run.config).stem)
   folders = [job.workdir.parent for job in earlier if job.config_hash == name]
@@ -157,11 +177,22 @@ def _job(run, seed, overrides, runs_folder, earlier):
   return Job((run,), seed, checked, name, tuple(flags), workdir)
 
 
+def _check_evaluations(run, study):
+  """Now: a misspelt keyword would else be found when the run is scored, after its training."""
+  for name, intervention in run.evaluations.items():
+    if unknown := sorted(intervention.keys() - set(INTERVENTIONS)):
+      raise UserError(
+        f'run {run.name!r} of the study {study}: the evaluation {name!r} has no {unknown[0]!r}: '
+        f'it takes {", ".join(INTERVENTIONS)}'
+      )
+
+
 def _changed(config_dict, values):
   if unknown := values.keys() - set(moe_config.keys()):
     raise moe_config.unknown_key(min(unknown))
   changed = config_dict.copy_and_resolve_references()
-  changed.update_from_flattened_dict(values)
+  with changed.ignore_type():  # its TypeError would name no key; moe.config checks the types, and does
+    changed.update_from_flattened_dict(values)
   return changed
 
 
@@ -170,7 +201,8 @@ def _prepared(config):
   return {key: getattr(config.data, key) for key in _PREPARED} | {'vocab_size': config.tokenizer_vocab_size}
 
 
-def _digest(values: Mapping) -> str:
+def digest(values: Mapping) -> str:
+  """8 hexadecimal digits that name some JSON."""
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -9,6 +9,7 @@ from launch.sweeps import machine, plan
 from moe.errors import UserError
 
 BATCH_FILE = 'launch/cluster/slurm.sbatch'
+_UNKNOWN_JOB = 'Invalid job id'  # what squeue says of a job that has ended some minutes ago
 
 
 def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Sequence[str]) -> str:
@@ -35,15 +36,23 @@ def refuse_while_queued(runs_folder: Path) -> None:
   """UserError if an array submitted for this folder is still in the queue: two processes must not train one run."""
   for file in sorted(runs_folder.glob('slurm-*.job')):
     number = file.read_text(encoding='utf-8').strip()
-    try:
-      queued = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no Slurm here
-      return
-    if queued.returncode == 0 and queued.stdout.strip():
+    if _is_queued(number, file):
       raise UserError(
         f'job array {number} for {runs_folder} is still in the queue: wait for it (--collect makes lines of what is '
         f'finished), or `scancel {number}`'
       )
+
+
+def _is_queued(number, file):
+  """UserError where Slurm does not say: of all its failures, only that of a job unknown means that it has ended."""
+  untold = f'is job array {number} still in the queue? Try again where squeue works, or delete {file} if it has ended'
+  try:
+    asked = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False)
+  except FileNotFoundError:
+    raise UserError(f'there is no squeue here: {untold}') from None
+  if asked.returncode and _UNKNOWN_JOB not in asked.stderr:
+    raise UserError(f'squeue: {asked.stderr.strip() or f"exit code {asked.returncode}"}: {untold}')
+  return asked.returncode == 0 and bool(asked.stdout.strip())
 
 
 def _job_file(runs_folder, study):

@@ -1,5 +1,6 @@
 """The statistics and the rule of the verdicts."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,17 +25,6 @@ def test_a_difference_is_within_seeds():
   first, second = {0: 5.0, 1: 7.0, 2: 6.1}, {0: 4.9, 1: 6.9, 3: 1.0}
   found = intervals.interval(intervals.difference(first, second))
   assert (found.mean, found.half, found.n) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12), 2)
-
-
-def test_side_by_side_two_runs_have_the_paired_interval():
-  """Of two runs each has sqrt(2) / 2 of the paired difference's interval (Morey 2008), whatever the seeds shift."""
-  first = {0: 1.0, 1: 4.2, 2: -3.1}
-  second = {0: 1.3, 1: 4.4, 2: -2.6}
-  paired = intervals.interval(intervals.difference(first, second))
-  for found, values in zip(intervals.side_by_side([first, second]), (first, second)):
-    assert found.half == pytest.approx(paired.half / math.sqrt(2))
-    assert found.mean == pytest.approx(np.mean(list(values.values())))
-  assert intervals.side_by_side([first, {0: 1.0}]) == [intervals.interval(first), intervals.interval({0: 1.0})]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +59,28 @@ def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_
   assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
 
 
+def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
+  comparison = Comparison('a − b', {0: -1.0, 1: math.nan, 2: -1.1}, below=0.0)
+  assert (comparison.outcome, comparison.decides) == (UNDECIDED, 'a run of seed 1 has diverged')
+  assert comparison.interval is None and intervals.interval(comparison.values).n == 2
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((math.inf, 0.2, 0.3), {'above': 0.0}, HOLDS),
+    ((math.inf, -0.2, 0.3), {'above': 0.0}, UNDECIDED),
+    ((math.inf, math.inf), {'below': 0.02}, FAILS),
+    ((-math.inf, 0.01), {'below': 0.02}, HOLDS),
+    ((math.inf - math.inf, 1.0), {'below': 0.02}, UNDECIDED),  # both have diverged
+    ((math.inf,), {'above': 0.0}, UNDECIDED),
+  ],
+)
+def test_divergence_as_an_outcome(values, bounds, outcome):
+  comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome and bool(comparison.decides) == (outcome == UNDECIDED)
+
+
 def test_verdicts():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
@@ -79,3 +91,12 @@ def test_verdicts():
   assert of(holding, undecided).outcome == UNDECIDED and of(undecided).reason.startswith('e − f (')
   partial = intervals.verdict([holding], 3, 15)
   assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
+
+
+def test_only_comparisons_of_the_claim_decide_it():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  beside = dataclasses.replace(failing, of_the_claim=False)
+  assert intervals.verdict([holding, beside], 6, 6) == intervals.Verdict(HOLDS, '')
+  assert intervals.verdict([failing, dataclasses.replace(holding, of_the_claim=False)], 6, 6).outcome == FAILS
+  assert intervals.verdict([holding, holding, beside], 6, 6).reason == 'all 2 comparisons that decide it hold'

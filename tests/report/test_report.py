@@ -33,7 +33,7 @@ def test_the_table_has_the_mean_the_interval_and_the_paired_difference(tmp_path)
   text = blocks.to_markdown(study.blocks(study.load('table1', tmp_path)))
   half = 4.3027 * 0.1 / 3**0.5
   assert f'| {active / 1e6:.2f}M | 3 | 2.0000 | {2 - half:.4f} to {2 + half:.4f} | 1.867 |' in text
-  assert '| DeepSeekMoE − GShard | -0.5000 | -0.5000 to -0.5000 | 3 | below 0 | holds | -0.059 |' in text
+  assert '| DeepSeekMoE − GShard | -0.5000 | -0.5000 to -0.5000 | 3 | below 0 | holds | yes | -0.059 |' in text
 
 
 @pytest.mark.parametrize(('gshard', 'outcome'), [(1.7, FAILS), (1.9, HOLDS)])
@@ -43,6 +43,32 @@ def test_the_verdict_follows_the_numbers(gshard, outcome, tmp_path):
   loaded = study.load('half_active', tmp_path)
   assert loaded.verdict.outcome == outcome
   assert f'**Verdict: {outcome}.**' in blocks.to_markdown(study.blocks(loaded))
+
+
+_OF_THE_CLAIM = {
+  'table1': ['DeepSeekMoE − GShard', 'DeepSeekMoE − Switch', 'DeepSeekMoE − Hash Layer', 'DeepSeekMoE − Dense'],
+  'half_active': ['half activated − GShard'],
+  'fewer_active': ['4 routed − GShard'],
+  'larger': ['DeepSeekMoE − GShard ×1.5', 'DeepSeekMoE − Dense ×16'],
+  'scaling': ["DeepSeekMoE's share of the compute at the largest Dense's loss, at most"],
+}
+
+
+@pytest.mark.parametrize('name', _OF_THE_CLAIM)
+def test_what_else_is_expected_is_in_the_table_and_not_in_the_verdict(name, results):
+  comparisons = study.load(name, results).analysis.comparisons
+  assert [each.what for each in comparisons if each.of_the_claim] == _OF_THE_CLAIM[name]
+  assert any(not each.of_the_claim for each in comparisons)
+
+
+def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):
+  of = lambda run, evaluation, seed: 2.5 if run == 'dense' else synthetic.loss(run, evaluation, seed)
+  swapped = lambda run, evaluation, seed: of({'hash': 'switch', 'switch': 'hash'}.get(run, run), evaluation, seed)
+  synthetic.write(tmp_path, 'table1', synthetic.lines('table1', swapped))
+  loaded = study.load('table1', tmp_path)
+  assert loaded.verdict.outcome == HOLDS
+  text = blocks.to_markdown(study.blocks(loaded))
+  assert re.search(rf'\| Switch − Hash Layer \|.*\| {FAILS} \| no \|', text)
 
 
 def test_an_open_comparison_says_what_would_decide_it(tmp_path):
@@ -76,16 +102,60 @@ def test_every_study_can_be_drawn_without_runs_and_of_one_seed(name, seeds, tmp_
 
 
 def test_what_does_not_count_is_missing(results):
-  """Lines of another config, with other evaluations, and of runs that have diverged."""
+  """Lines of another config, or with other evaluations."""
   made = {(line['run'], line['seed']): line for line in synthetic.lines('fewer_active')}
-  other, lacking, diverged = (made['deepseek_moe', seed] for seed in range(3))
+  other, lacking = (made['deepseek_moe', seed] for seed in range(2))
   file = ledger.path(results, 'fewer_active')
   file.unlink()
   lacking['evaluations'].popitem()
-  diverged['final']['total']['loss'] = float('nan')
   other['config_hash'] = '00000000'
   synthetic.write(results, 'fewer_active', made.values())
-  assert study.load('fewer_active', results).in_words == 'undecided: 3 of 6 runs finished'
+  assert study.load('fewer_active', results).in_words == 'undecided: 4 of 6 runs finished'
+
+
+def _lines_with_diverged(name, run, seeds=(1,)):
+  made = synthetic.lines(name)
+  for line in made:
+    if line['run'] == run and line['seed'] in seeds:
+      line['final']['total']['loss'] = float('nan')
+      line['expert_load'] = [[float('nan')] * 63] * 3
+  return made
+
+
+def test_a_diverged_run_is_finished_and_leaves_open_what_needs_it(tmp_path):
+  synthetic.write(tmp_path, 'table1', _lines_with_diverged('table1', 'switch'))
+  text = ledger.path(tmp_path, 'table1').read_text()
+  assert 'NaN' not in text and '"loss": null' in text
+  loaded = study.load('table1', tmp_path)
+  assert (loaded.missing, loaded.diverged) == ((), ('switch (seed 1)',))
+  assert loaded.in_words == 'undecided: DeepSeekMoE − Switch (a run of seed 1 has diverged)'
+  text = blocks.to_markdown(study.blocks(loaded))
+  assert '**Diverged:** switch (seed 1).' in text and 'Missing' not in text and 'nan' not in text
+  assert loaded.figure and '| DeepSeekMoE − Switch | – | – | 3 |' in text
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_study_can_be_drawn_with_a_diverged_run(name, tmp_path):
+  run = synthetic.lines(name)[0]['run']
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run))
+  assert study.load(name, tmp_path).diverged == (f'{run} (seed 1)',)
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run, seeds=(0, 1, 2)))
+  loaded = study.load(name, tmp_path)
+  assert loaded.diverged == (f'{run} (seed 0, 1, 2)',) and 'nan' not in blocks.to_markdown(study.blocks(loaded))
+
+
+@pytest.mark.parametrize(
+  ('run', 'seeds', 'outcome'),
+  [
+    ('alpha1_0', [1], HOLDS),
+    ('alpha1_0.1', [1], HOLDS),
+    ('alpha1_0.001', [1], UNDECIDED),
+    ('alpha1_0.001', [0, 1, 2], FAILS),
+  ],
+)
+def test_divergence_is_an_outcome_of_the_balance_losses(run, seeds, outcome, tmp_path):
+  synthetic.write(tmp_path, 'balance', _lines_with_diverged('balance', run, seeds))
+  assert study.load('balance', tmp_path).verdict.outcome == outcome
 
 
 def test_more_seeds_than_asked_for_count(tmp_path):
@@ -102,6 +172,16 @@ def test_the_share_of_the_compute():
   assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # no less than that
   assert scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], 2e12) == pytest.approx(2.0)
   assert [scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], compute) for compute in (1, 1e15)] == [2.5, 1.5]
+
+
+def test_a_share_outside_of_the_curve_is_said_to_be_a_bound(tmp_path):
+  dense = [(1e12, 3.0), (4e12, 2.0)]
+  assert scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == ''
+  assert scaling.share_is_bound(dense, [(2e12, 1.9), (4e12, 1.5)]) == 'at most'
+  assert scaling.share_is_bound(dense, [(2e12, 3.0), (6e12, 2.1)]) == 'at least'
+  of = lambda run, evaluation, seed: 1.5 if run.startswith('deepseek') else 2.0
+  synthetic.write(tmp_path, 'scaling', synthetic.lines('scaling', of))
+  assert study.load('scaling', tmp_path).analysis.comparisons[0].what.endswith("largest Dense's loss, at most")
 
 
 def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, tmp_path_factory):

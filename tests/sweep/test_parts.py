@@ -1,18 +1,21 @@
 """The parts of a sweep, without training: lock, ledger, line, job array."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from experiments.studies.common import Run
-from launch.sweeps import children, ledger, line, plan, slurm
-from launch.sweeps.view import duration
+from launch.sweeps import children, ledger, line, local, machine, plan, slurm
+from launch.sweeps.view import View, duration
 from moe.errors import UserError
 from tests.cluster.scripts import fake
 from tests.report import synthetic
@@ -98,6 +101,96 @@ def test_a_line_without_all_evaluations_is_missing(tmp_path):
   assert ledger.missing(job, {key: made}) == []
 
 
+def test_figures_of_different_data_are_refused(tmp_path):
+  study = 'experiments/studies/shared_off.py'
+  (job,) = plan.jobs(plan.load(study), ledger.PROXY, [0], {}, tmp_path)
+  file = ledger.path(tmp_path, 'shared_off')
+  made = {'run': 'deepseek_moe', 'config_hash': job.config_hash}
+  for seed, data in enumerate([{'data': 'a'}, {}, {'data': None}, {'data': 'a'}]):  # the first lines ever had none
+    ledger.put(file, made | data | {'seed': seed})
+  assert len(ledger.current(study, tmp_path)) == 4
+  ledger.put(file, made | {'seed': 4, 'data': 'b', 'config_hash': '00000000'})  # in no figure
+  assert len(ledger.current(study, tmp_path)) == 4
+  ledger.put(file, made | {'seed': 4, 'data': 'b'})
+  with pytest.raises(UserError, match=r'different data \(a: deepseek_moe \(seed 0\), 2 in all; b: .*1 in all\)'):
+    ledger.current(study, tmp_path)
+
+
+def test_a_line_names_the_contents_of_its_data(tmp_path):
+  (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py'))
+  assert line._data(job) is None
+  job.data_dir.mkdir(parents=True)
+
+  def named(tokens=5, **settings):
+    entry = {'documents': 1, 'bytes': 9, 'tokens': tokens, 'files': {}}
+    metadata = {'settings': settings, 'tokenizer': {'sha256': 'x'}, 'splits': {'train': {'prose': entry}}}
+    (job.data_dir / 'metadata.json').write_text(json.dumps(metadata))
+    return line._data(job)
+
+  assert named() == named(sources='elsewhere') != named(tokens=6)
+
+
+def test_the_final_loss_depends_on_the_context_it_is_measured_with(tmp_path):
+  hashes = [
+    _jobs(tmp_path, Run('a', 'tests/runs/config.py', overrides))[0].config_hash
+    for overrides in ({}, {'evaluation.context': 0.5}, {'evaluation.context': 0.25}, {'evaluation.max_batches': 3})
+  ]
+  assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({'train.num_steps': 1e3}, r"run 'a' of the study study: config\.train\.num_steps must be an integer, not 1000\.0"),
+    ({'train.num_steps': '20'}, r"run 'a' .*config\.train\.num_steps must be an integer, not '20'"),
+    ({'optimizer.decay_at': 0.8}, r"run 'a' .*config\.optimizer\.decay_at must be a tuple"),
+    ({'data.sources': {'prose': 'x'}}, r"run 'a' .*config\.data\.sources must be a string"),
+  ],
+)
+def test_an_override_of_a_wrong_type_names_the_run_and_the_key(overrides, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    _jobs(tmp_path, Run('a', 'tests/runs/config.py', overrides))
+
+
+def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
+  overrides = {'optimizer.peak_lr': 1, 'optimizer.decay_at': [0.5, 0.75]}
+  (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py', overrides))
+  assert {'--config.optimizer.peak_lr=1.0', '--config.optimizer.decay_at=(0.5, 0.75)'} <= set(job.flags)
+
+
+def test_a_misspelt_evaluation_is_found_before_training(tmp_path):
+  run = Run('a', 'tests/runs/config.py', evaluations={'masked': {'masked_shar': 0.25}})
+  with pytest.raises(UserError, match=r"run 'a' .* 'masked' has no 'masked_shar': it takes masked_share, "):
+    _jobs(tmp_path, run)
+
+
+def test_the_evaluations_known_to_the_plan_are_the_interventions():
+  from moe.specialization import Intervention
+
+  assert tuple(field.name for field in dataclasses.fields(Intervention)) == plan.INTERVENTIONS
+
+
+def test_a_run_that_went_on_with_other_code_names_both(tmp_path):
+  for commit in ('abc', 'abc', 'def-dirty', 'abc'):
+    machine.note_commit(tmp_path, commit)
+  assert machine.commits(tmp_path) == ['abc', 'def-dirty'] and machine.commits(tmp_path / 'absent') == []
+
+
+def test_what_no_run_depends_on_makes_no_commit_dirty(tmp_path, monkeypatch):
+  git = lambda *arguments: subprocess.run(
+    ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path, check=True, capture_output=True
+  )
+  monkeypatch.setattr(machine, '_ROOT', tmp_path)
+  git('init')
+  git('commit', '--allow-empty', '--message=first')
+  for name in ('README.md', 'launch/notes.md', 'tests/test_a.py', 'experiments/results/a/runs.jsonl'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  assert re.fullmatch(r'[0-9a-f]{40}', machine.commit())
+  (tmp_path / 'launch' / 'train.py').touch()
+  assert re.fullmatch(r'[0-9a-f]{40}-dirty', machine.commit())
+
+
 def test_figures_leave_out_lines_of_another_config(tmp_path):
   study = 'experiments/studies/shared_off.py'
   (job,) = plan.jobs(plan.load(study), ledger.PROXY, [0], {}, tmp_path)
@@ -138,13 +231,63 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   }
   assert made['seconds'] == 40 * 4 * 32 / 128
   assert made['max_vio'] == pytest.approx({'final': 6.0, 'last_tenth': (5.55 + 5.7 + 5.85 + 6.0) / 4})
-  assert made['commit'] == 'unknown' and made['differs'] == {'moe.num_experts': 4}
+  assert (made['commit'], made['data']) == ('unknown', None)
+  assert made['differs'] == {'moe.num_experts': 4}
+  for commit in ('abc', 'def'):
+    machine.note_commit(job.workdir, commit)
+  assert line.make('study', run, job, 'proxy', [])['commit'] == 'abc, def'
   # The report's tests make lines up: of what a real line has, and nothing else.
   monkeypatch.chdir(programs.ROOT)
   made_up = synthetic.lines('shared_off', seeds=[0])[0]
   assert made_up.keys() <= made.keys() and made_up['max_vio'].keys() == made['max_vio'].keys()
   with pytest.raises(UserError, match='was not scored'):
     line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
+
+
+def test_a_run_that_gave_up_has_a_line_without_losses(tmp_path):
+  run = Run('a', 'tests/runs/config.py', {'train.max_bad_steps': 2}, {'masked': {'masked_share': 0.25}})
+  (job,) = _jobs(tmp_path, run)
+  job.workdir.mkdir(parents=True)
+  logged = {'step': 7, 'loss': None, 'tokens_per_second': 128.0, 'max_vio_N': [None, 1.0], 'dead_experts_N': [0, 1]}
+  for streak, diverged in ((2, False), (3, True)):
+    (job.workdir / 'metrics.jsonl').write_text(json.dumps(logged | {'bad_streak': streak}) + '\n')
+    assert (job.diverged, job.ended, job.trained) == (diverged, diverged, False)
+  made = line.make('study', run, job, 'proxy', [])
+  file = tmp_path / 'study' / 'runs.jsonl'
+  ledger.put(file, made)
+  (read,) = ledger.read(file).values()
+  assert read['final'] == {'step': 7, 'total': {'loss': None, 'bits_per_byte': None}, 'domains': {}}
+  assert read['evaluations']['masked']['total']['loss'] is None and ledger.missing(job, ledger.read(file)) == []
+  assert read['max_vio'] == {'final': None, 'last_tenth': None}
+
+
+def _at_hand(commands):
+  """Stands for children.Children: starts the next of some programs, whatever it is asked for."""
+  start = lambda arguments, log: subprocess.Popen([sys.executable, '-c', commands.pop(0)])
+  return types.SimpleNamespace(stopped_by=None, start=start)
+
+
+def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
+  jobs = _jobs(tmp_path, *(Run(f'{count}', 'tests/runs/config.py', {'moe.num_experts': count}) for count in (2, 3)))
+  for job in jobs:
+    (job.workdir / 'checkpoints' / '40').mkdir(parents=True)
+  tasks = [local.Task(job) for job in jobs]
+
+  def finish(job):
+    return {'3': 'held-out loss 2'}[job.runs[0].name]
+
+  local.run(tasks, 1, _at_hand(['', '']), finish, View(tasks))
+  assert [(task.state, task.note) for task in tasks] == [('failed', "KeyError: '2'"), ('finished', 'held-out loss 2')]
+
+
+def test_a_diverged_run_is_finished_and_never_tried_again(tmp_path):
+  (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py'))
+  logged = json.dumps({'step': 20, 'bad_streak': 99})
+  give_up = f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); raise SystemExit(2)'
+  for commands in ([give_up], []):  # the second time nothing is started
+    task = local.Task(job)
+    local.run([task], 1, _at_hand(commands), lambda job: 'diverged', View([task]))
+    assert (task.state, task.note) == ('finished', 'diverged')
 
 
 def test_a_curve_is_thinned_to_means_that_end_where_it_ends():
@@ -194,6 +337,26 @@ def test_an_array_has_a_task_for_each_run_not_trained(fake_slurm):
   (fake_slurm / 'queued').write_text('42_1 …\n')
   with pytest.raises(UserError, match=r'job array 42 .*scancel 42'):
     slurm.refuse_while_queued(runs_folder)
+
+
+def test_only_a_job_unknown_to_slurm_has_ended(fake_slurm):
+  runs_folder = fake_slurm / 'runs'
+  runs_folder.mkdir()
+  (runs_folder / 'slurm-study.job').write_text('42\n')
+  squeue = fake_slurm / 'bin' / 'squeue'
+  fake(squeue, 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+  slurm.refuse_while_queued(runs_folder)
+  fake(squeue, 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
+  with pytest.raises(UserError, match=r'Unable to contact .*: is job array 42 .*delete .*slurm-study\.job'):
+    slurm.refuse_while_queued(runs_folder)
+
+
+def test_without_squeue_nobody_knows(tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  slurm.refuse_while_queued(tmp_path)  # nothing was submitted from here
+  (tmp_path / 'slurm-study.job').write_text('42\n')
+  with pytest.raises(UserError, match='no squeue here'):
+    slurm.refuse_while_queued(tmp_path)
 
 
 def test_the_program_submits_an_array(fake_slurm, corpus):

@@ -95,7 +95,8 @@ def test_scaling_keeps_proportions():
       config = job.config
       assert config.model.num_heads * config.model.head_dim == config.model.d_model in scale.widths
       width, size = (config.moe.d_expert, 0.25) if config.moe.num_experts else (config.model.d_ff, 1)
-      assert 0 <= width - size * 8 / 3 * config.model.d_model < 8.01
+      exact = size * 8 / 3 * config.model.d_model
+      assert -0.004 * exact <= width - exact < 8.01  # variants.resized takes off up to 0.4% before it rounds up
 
 
 def test_evaluations_are_plain_data():

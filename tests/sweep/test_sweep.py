@@ -133,6 +133,12 @@ def test_dry_run_prints_what_would_run_and_touches_nothing(corpus, tmp_path):
   assert output.count('--config.train.seed=1 ') == output.count('--config.data.seed=1 ') == 3
 
 
+def test_the_papers_scale_takes_text_of_the_users(tmp_path):
+  flags = ('--sweep=experiments/studies/table1.py', '--scale=paper', '--seeds=1', f'--workdir={tmp_path}', '--dry_run')
+  output = programs.check('sweep', *flags, '--config.data.sources=english=/data/en/*.jsonl.gz')
+  assert output.count('--config=experiments/validation.py:') == 5 and '5 to do' in output
+
+
 def test_dry_run_tells_what_is_finished(swept):
   _, flags, *_ = swept
   assert '3 runs, 2 finished, 1 to do' in programs.check('sweep', *flags, '--dry_run')
@@ -156,6 +162,8 @@ def test_dry_run_tells_what_is_finished(swept):
     ('sweep = lambda scale: [scale.run("dense")]', ['--config.train.steps=3'], ["'train.steps'", "'train.num_steps'"]),
     ('sweep = lambda scale: [scale.run("dense")]', ['--config.train.num_steps=x'], ['must be an integer']),
     ('sweep = lambda scale: [scale.run("dense")]', ['--config.train.seed=3'], ['--seeds']),
+    ('sweep = lambda scale: [scale.run("dense")]', ['--scale=paper'], ['--scale=paper', '--config.data.sources=']),
+    ('sweep = lambda scale: [scale.run("dense", overrides={"train.num_steps": 1e3})]', [], ["'dense'", 'num_steps']),
     ('sweep = lambda scale: [scale.run("dense")]', ['--config=experiments/proxy.py'], ['no --config']),
   ],
 )
