@@ -106,6 +106,8 @@ def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
 def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
   """Of a ragged exchange's buffer, what is sent when routing is balanced: it sends only what there is."""
   moe, tokens = config.moe, _tokens_a_device(config, mesh)
+  if not moe.num_experts:
+    return 1.0  # a dense model exchanges nothing
   return expected_fill(tokens, moe.num_experts, moe.experts_per_token, mesh['expert'], config.mesh.receive_buffer)
 
 
