@@ -61,6 +61,7 @@ _TRAINING_13B = _TRAINING_16B | {'train.num_steps': 5298}
 _VOCABULARY = {'model.vocab_size': 102_400, 'data.vocab_size': 100_000}  # 100K pieces, rows padded to a round number
 
 _EXPERTS_ON_8 = {'mesh.expert': 8}  # devices that a token's experts lie on; further ones share their widths
+_EXPERTS_ON_4 = {'mesh.expert': 4}  # the groups of the device-level balance loss
 
 
 def _shape(num_layers: int, d_model: int, num_heads: int, num_kv_heads: int | None = None) -> dict:
@@ -79,7 +80,7 @@ def _first_layer_dense(d_ff: int) -> dict:
 # The vocabulary is also the 16B's.
 _BASE_13B = _TRAINING_13B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)
 _BASE_16B = _TRAINING_16B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=28, d_model=2048, num_heads=16)
-_BASE_145B = _TRAINING_145B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
+_BASE_145B = _TRAINING_145B | _EXPERTS_ON_4 | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
 
 
 def _width(d_model: int, size: float) -> int:

@@ -81,6 +81,14 @@ def test_proxy_has_every_variant_once():
   assert sorted(names) == sorted(set(names)) == sorted(proxy.VARIANTS)
 
 
+def test_groups_that_are_balanced_are_the_devices_of_the_mesh():
+  """Eq. 15 balances what the devices of expert parallelism get. Two keys, so that the loss is the same on any mesh."""
+  configs = [file.get_config(name) for name, file in proxy.VARIANTS.items()]
+  balanced = [config for config in configs if config.moe.device_balance_loss and config.mesh.expert > 1]
+  assert len(balanced) == 3  # the 145B and its siblings
+  assert all(config.moe.device_groups == config.mesh.expert for config in balanced)
+
+
 def test_expert_widths():
   width = lambda module, name: module.get_config(name).moe.d_expert
   assert [width(validation, name) for name in ('switch', 'deepseek_moe', 'gshard_x1_2', 'gshard_x1_5')] == [
