@@ -20,7 +20,7 @@ Table 7). On a CPU take the same names from `proxy.py`. Expected:
 Mesh and microbatches are the same in all. They were planned, the training step compiled, with deepseek_moe on v5e:2x4
 and with no other variant. `make plan`: memory reserved a device, roofline step time, MFU with all and with no overlap:
 
-  v5e:2x4     deepseek_moe        11.6 of 15.8 GiB   10.7 s  390,445 tokens/s   MFU 53% to 24%
+  v5e:2x4     deepseek_moe        11.6 of 15.8 GiB   10.7 s    390,445 tokens/s   MFU 53% to 24%
 """
 
 from ml_collections import ConfigDict

@@ -42,7 +42,7 @@ def summary(record: dict[str, Any]) -> str:
   name = record['config'].partition(':')[2]
   return (
     f'{record["topology"]:<12}{name:<19}{gib("reserved"):>5} of {gib("capacity")} GiB{record["step_seconds"]:>7.1f} s'
-    f'{record["tokens_per_second"]:>9,} tokens/s   MFU {record["mfu"]:.0%} to {record["mfu_without_overlap"]:.0%}'
+    f'{record["tokens_per_second"]:>11,} tokens/s   MFU {record["mfu"]:.0%} to {record["mfu_without_overlap"]:.0%}'
   )
 
 
