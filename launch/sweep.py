@@ -44,7 +44,8 @@ def main(_):
     raise UserError(f'--parallel must be at least 1, not {PARALLEL.value}')
   study, runs_folder = plan.load(SWEEP.value), Path(WORKDIR.value)
   scale, overrides = common.SCALES[SCALE.value], cli.overrides(CONFIG)
-  jobs = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder, RUNS.value)
+  every = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder)
+  jobs = plan.named(study, every, RUNS.value) if RUNS.value else every
   _require_text(scale, jobs, overrides)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
@@ -52,8 +53,7 @@ def main(_):
   if DRY_RUN.value:
     _print_plan(tasks)
     return 0
-  # Of all runs of the study, so that a line does not depend on --runs.
-  differs = _differs(plan.jobs(study, scale, [0], overrides, runs_folder))
+  differs = _differs(every)  # so that a line does not depend on --runs
 
   def finish(job):
     made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]

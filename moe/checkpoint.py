@@ -336,9 +336,9 @@ def _difference(tree, expected) -> str:
 def _of_the_disk(error: BaseException | None) -> bool:
   """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
   words = ('No space left', 'Disk quota', 'Read-only file system', 'Permission denied', 'Input/output error')
-  of_others = (TimeoutError, ConnectionError)  # OSErrors, too, but of waiting for another process
   while error:
-    if (isinstance(error, OSError) and not isinstance(error, of_others)) or any(word in str(error) for word in words):
+    of_its_own = isinstance(error, OSError) and not isinstance(error, processes.LOST)
+    if of_its_own or any(word in str(error) for word in words):
       return True
     error = error.__cause__ or error.__context__
   return False

@@ -194,9 +194,15 @@ def whole(mesh: Mesh | None) -> NamedSharding | None:
   return NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None
 
 
-def batch_parts() -> int:
-  """Parts that a batch is in, on the mesh that is in use."""
-  return math.prod(size(axis) for axis in BATCH_AXES)
+def batch_parts(sizes: Mapping[str, int] | None = None) -> int:
+  """Parts that a batch is in, on a mesh of these sizes by axis; without them, on the mesh that is in use."""
+  return math.prod(size(axis) if sizes is None else sizes[axis] for axis in BATCH_AXES)
+
+
+def dealt_out(count: int, parts: int) -> list[int]:
+  """How many of `count` things each of `parts` holds, in order: as many as fit evenly, the last ones fewer, or none."""
+  most = -(-count // parts)
+  return [min(most, max(0, count - part * most)) for part in range(parts)]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -218,7 +224,7 @@ def place_whole(batch: Any, mesh: Mesh) -> Any:
   """A batch that every process has whole, spread over the mesh; rows of zeros fill it up to equal parts."""
   if mesh.size == 1:
     return batch
-  sharding, parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  sharding, parts = batch_sharding(mesh), batch_parts(mesh.shape)
 
   def spread(x):
     x = np.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
@@ -233,7 +239,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 
   Processes whose devices hold the same rows, as those along the other axes do, feed the same part.
   """
-  rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  rows = batch_parts(mesh.shape)
   held: dict[int, set[int]] = {}
   for device, (index, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
     held.setdefault(device.process_index, set()).add(index.start or 0)

@@ -26,6 +26,8 @@ from orbax.checkpoint import multihost
 from moe.errors import TryAgain, UserError
 
 T = TypeVar('T')
+# OSErrors, but of waiting for another process, which has ended or cannot be reached.
+LOST = (TimeoutError, ConnectionError)
 _LONGEST_WAIT = 7 * 24 * 3600  # seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells
 _PATIENCE = 20  # seconds for the others to come to an error that all should share
 _MESSAGE_BYTES = 1000  # of an error that is told to the other processes

@@ -51,7 +51,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 
 def _passes(error: OSError) -> bool:
   """Whether a fresh start may mend it: a fault of the network or of a shared folder, or another process's end."""
-  return isinstance(error, TimeoutError | ConnectionError) or error.errno in (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+  return isinstance(error, processes.LOST) or error.errno in (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
 
 
 def _train(config: Config, workdir: Path) -> Outcome:

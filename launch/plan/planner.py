@@ -1,7 +1,6 @@
 """A plan: what the compiled step takes, against what the machine has. JSON-able."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from launch.plan.traffic import memory_traffic
 from moe.accounting import account
 from moe.config import Config
 from moe.layers.expert_parallel import expected_fill
-from moe.mesh import BATCH_AXES
+from moe.mesh import batch_parts
 
 
 def plan(config: Config, machine: Machine) -> dict[str, Any]:
@@ -119,4 +118,4 @@ def _rows_a_device(config: Config, mesh: dict[str, int]) -> int:
 def _tokens_a_device(config: Config, mesh: dict[str, int]) -> int:
   """Of one microbatch; `moe.mesh` has checked that all devices have as many."""
   sequences = config.data.batch_size // config.train.microbatches
-  return sequences // math.prod(mesh[axis] for axis in BATCH_AXES) * config.data.seq_len
+  return sequences // batch_parts(mesh) * config.data.seq_len

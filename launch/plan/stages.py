@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from moe.accounting import account
 from moe.config import Config
+from moe.mesh import dealt_out
 from moe.pipeline import turn
 
 
@@ -52,10 +53,9 @@ def stage_costs(config: Config, stages: int) -> list[Stage]:
   layers = config.model.num_layers - first
   head, until_dealt = _forward(config, 0, 0), _forward(config, first, first)
   layer = (account(config).forward_flops_per_token - until_dealt) / layers
-  again, per_stage = 3 + (config.model.remat == 'full'), -(-layers // stages)
+  again = 3 + (config.model.remat == 'full')
   costs = []
-  for s in range(stages):
-    here = max(0, min(per_stage, layers - s * per_stage))
+  for s, here in enumerate(dealt_out(layers, stages)):
     blocks, is_last = layer * here + (until_dealt - head) * (s == 0), s == stages - 1
     costs.append(Stage(0.0 if is_last else blocks, again * blocks + 3 * head * is_last))
   return costs

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -103,16 +103,11 @@ def load(path: str) -> Study:
 
 
 def jobs(
-  study: Study,
-  scale: Scale,
-  seeds: Sequence[int],
-  overrides: Mapping[str, object],
-  runs_folder: Path,
-  only: Sequence[str] = (),
+  study: Study, scale: Scale, seeds: Sequence[int], overrides: Mapping[str, object], runs_folder: Path
 ) -> list[Job]:
-  """Every run of a study for every seed, configs built and checked; of those named in `only`, if any. Writes nothing.
+  """Every run of a study for every seed, configs built and checked. Writes nothing.
 
-  `overrides` change every run. UserError for a run that cannot be, for two of one name, and for a name unknown.
+  `overrides` change every run. UserError for a run that cannot be, and for two of one name.
   """
   if given := [key for key in SEEDS if key in overrides]:
     raise UserError(f'config.{given[0]} is set for every run by --seeds')
@@ -123,11 +118,8 @@ def jobs(
   names = [run.name for run in runs]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
-  if unknown := [name for name in only if name not in names]:
-    raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(names)}')
   for run in runs:
     _check_evaluations(run, study.name)
-  runs = [run for run in runs if not only or run.name in only]
   merged: dict[Path, Job] = {}
   for seed in seeds:
     for run in runs:
@@ -138,6 +130,15 @@ def jobs(
       before = merged.get(job.workdir)
       merged[job.workdir] = dataclasses.replace(before, runs=(*before.runs, run)) if before else job
   return list(merged.values())
+
+
+def named(study: Study, planned: Sequence[Job], names: Collection[str]) -> list[Job]:
+  """Of a study's jobs those of the runs with these names. UserError for a name unknown."""
+  known = list(dict.fromkeys(run.name for job in planned for run in job.runs))
+  if unknown := [name for name in names if name not in known]:
+    raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(known)}')
+  kept = [dataclasses.replace(job, runs=tuple(run for run in job.runs if run.name in names)) for job in planned]
+  return [job for job in kept if job.runs]
 
 
 def decides(key: str) -> bool:

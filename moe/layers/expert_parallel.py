@@ -53,7 +53,7 @@ class Capacity(NamedTuple):
     experts: E, without those of zeros that fill up the last devices: with 4 on 8, half the devices get everything.
     everything: room for every token.
     """
-    here = max(_dealt_out(experts, devices))
+    here = max(mesh.dealt_out(experts, devices))
     reached, most = _share_of_tokens(experts, per_token, here), min(per_token, here)
     rows = tokens if everything else min(tokens, math.ceil(buffer * tokens * reached))
     assignments = min(tokens * most, max(most, math.ceil(buffer * tokens * per_token * here / experts)))
@@ -67,19 +67,13 @@ def expected_fill(tokens: int, experts: int, per_token: int, devices: int, buffe
   of a device's `tokens`.
   """
   room = Capacity.of(tokens, experts, per_token, devices, buffer, everything=False).tokens
-  shares = [_share_of_tokens(experts, per_token, here) for here in _dealt_out(experts, devices)]
+  shares = [_share_of_tokens(experts, per_token, here) for here in mesh.dealt_out(experts, devices)]
   return tokens * sum(shares) / devices / room
 
 
 def _share_of_tokens(experts, per_token, here):
   """Of all tokens, those that choose one of `here` given experts, when every expert is equally likely."""
   return 1 - math.comb(experts - here, per_token) / math.comb(experts, per_token)
-
-
-def _dealt_out(experts, devices):
-  """How many each device holds: G, but the last ones may have fewer, or none."""
-  most = -(-experts // devices)
-  return [min(most, max(0, experts - device * most)) for device in range(devices)]
 
 
 def expert_parallel_ffn(

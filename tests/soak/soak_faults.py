@@ -8,6 +8,7 @@ import random
 import signal
 import time
 
+from moe.checkpoint import available_steps
 from tests.processes import group as groups
 from tests.runs import conftest as of_runs
 from tests.runs import programs
@@ -38,7 +39,7 @@ def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
       group.wait_for_step(step)
       time.sleep(delay)
       pids = [group.pid(process) for process in (0, 1)]
-      saved.append(_newest_save(group.workdir))
+      saved.append(max(available_steps(group.workdir), default=0))
       group.send(signal.SIGKILL, victim)
       began = time.monotonic()
       for pid in pids:
@@ -52,11 +53,6 @@ def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
   starts = _starts(output)[1:]
   assert len(starts) == FAULTS and all(start >= save for start, save in zip(starts, saved)), (starts, saved)
   assert programs.losses(tmp_path / 'run') == programs.losses(tmp_path / 'undisturbed')
-
-
-def _newest_save(workdir):
-  """The last step whose checkpoint is complete: it appears under its number by one rename."""
-  return max((int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()), default=0)
 
 
 def _starts(output):

@@ -73,10 +73,11 @@ def test_what_a_killed_sweep_has_left_running_keeps_the_next_out_until_it_ends(t
 
 def test_only_the_runs_named_are_planned(tmp_path):
   study = plan.Study('study.py', lambda scale: [Run(name, 'tests/runs/config.py') for name in 'ab'])
-  (job,) = plan.jobs(study, None, [0], {}, tmp_path, only=['b'])
+  planned = plan.jobs(study, None, [0], {}, tmp_path)
+  (job,) = plan.named(study, planned, ['b'])
   assert [run.name for run in job.runs] == ['b']
   with pytest.raises(UserError, match="study has no run 'c': it has a, b"):
-    plan.jobs(study, None, [0], {}, tmp_path, only=['b', 'c'])
+    plan.named(study, planned, ['b', 'c'])
 
 
 def test_a_line_put_again_replaces_itself(tmp_path):
