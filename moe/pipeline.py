@@ -3,8 +3,9 @@
 M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
 m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
 is done after 2 (M + S − 1) ticks, of which (S − 1) / (M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at
-most. But stages go in lock step: with every tick each waits for both neighbours, and beside one that does a forward is
-one that does a backward, so that a microbatch takes two backwards' time, 6 forwards (8 with remat=full), not 4 (5).
+most. After a tick a stage has one partner: the neighbour after it if it went forward, the one before it if backward.
+The two swap what they made, each in need of the other's, and nobody else waits for them: a forward is not drawn out to
+the time of a backward elsewhere, and a microbatch takes a forward and a backward.
 
 Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
 leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.
@@ -59,7 +60,13 @@ def gradients(
   return {**d_rest, name: d_stack}, Parts(*summed, sums, exchange)
 
 
-def turn(tick, stage, stages):
+def partners(parity: int, stages: int) -> list[tuple[int, int]]:
+  """(sender, receiver) after the ticks of a parity: a stage that goes forward in them swaps with the one after it."""
+  pairs = [(stage, stage + 1) for stage in range(parity, stages - 1, 2)]
+  return pairs + [(after, stage) for stage, after in pairs]
+
+
+def turn(tick: int | jax.Array, stage: int | jax.Array, stages: int) -> tuple[int | jax.Array, int | jax.Array]:
   """(1 for backward or 0 for forward, microbatch) of a stage at a tick; idle where there is no such microbatch."""
   is_backward = (tick - stage) % 2
   began = stage + is_backward * (2 * (stages - stage) - 1)  # tick of microbatch 0
@@ -81,6 +88,7 @@ class _Schedule(NamedTuple):
     microbatches = batches.tokens_BL.shape[0]
     part = lambda m: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, m, keepdims=False), batches)
     work = functools.partial(self.work, totals=totals, counts_nE=counts_nE)
+    swaps = [functools.partial(_swap, pairs=partners(parity, stages)) for parity in (0, 1)]
 
     def forward(m, received, state):
       inputs, gradients, parts = state
@@ -95,21 +103,20 @@ class _Schedule(NamedTuple):
       inputs, gradients, parts = state
       kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
       (_, objective), pull, new = jax.vjp(lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True)
-      *more, send = pull((jnp.where(stage == stages - 1, 0, received).astype(kept.dtype), jnp.ones_like(objective)))
+      # To the last stage nobody sends: zeros, as its result has no part in what comes after it.
+      *more, send = pull((received, jnp.ones_like(objective)))
       return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), parts + new)
 
     def tick(t, carry):
-      from_before, from_after, state = carry
+      received, state = carry
       is_backward, m = turn(t, stage, stages)
-      received = jnp.where(is_backward, from_after, from_before)
       choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
       rest = lambda m, received, state: (received, state)
       busy = microbatches / (2 * (microbatches + stages - 1))
       with _runs(1 - 2 * busy, busy, busy):
         send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
-      onward = lax.ppermute(send, _AXIS, [(s, s + 1) for s in range(stages - 1)])
-      back = lax.ppermute(send, _AXIS, [(s + 1, s) for s in range(stages - 1)])
-      return onward, back, state
+      with _runs(0.5, 0.5):
+        return lax.switch(t % 2, swaps, send), state
 
     nothing = jnp.zeros((*batches.tokens_BL.shape[1:], self.config.model.d_model), self.config.model.dtype)
     nothing = mesh.constrain(nothing, 'batch', None, None)
@@ -117,9 +124,8 @@ class _Schedule(NamedTuple):
     parts = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
     inputs = mesh.constrain(jnp.zeros((stages, *nothing.shape), nothing.dtype), None, 'batch', None, None)
     state = inputs, (zeros(stack), zeros(rest)), parts
-    _, _, (_, (d_stack, d_rest), parts) = lax.fori_loop(
-      0, 2 * (microbatches + stages - 1), tick, (nothing, nothing, state)
-    )
+    ticks = 2 * (microbatches + stages - 1)
+    _, (_, (d_stack, d_rest), parts) = lax.fori_loop(0, ticks, tick, (nothing, state))
     loss, terms, sums, exchange = parts
     d_rest, loss, terms = lax.psum((d_rest, loss, terms), _AXIS)
     return d_stack, d_rest, (loss, terms), (sums, exchange)
@@ -157,6 +163,11 @@ class _Schedule(NamedTuple):
       loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
     share, parts = Parts.of(config, loss, stats, exchange, totals, counts_nE)
     return (x_BLD, share), parts
+
+
+def _swap(x, pairs):
+  """What a stage's partner has for it; zeros where it has none."""
+  return lax.ppermute(x, _AXIS, pairs) if pairs else jnp.zeros_like(x)
 
 
 def _runs(*shares):

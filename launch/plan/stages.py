@@ -1,8 +1,7 @@
 """How much longer a step takes than the work of its pipeline's stages, which wait for one another.
 
-`moe/pipeline.py` goes in lock step: with every tick a stage sends to both neighbours and receives from both, so that it
-begins a tick when it and they are done with the last one. Of two neighbours one has a forward and the other a backward,
-which computes the forward again and so takes three or four times as long. A microbatch thus takes two backwards' time.
+`moe/pipeline.py` has a stage begin a tick when it and its partner of the last one are done with that. Stages wait for
+the first microbatch to come and the last one's gradients to leave, and for one that has more to do, such as the head.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from moe.accounting import account
 from moe.config import Config
 from moe.mesh import dealt_out
-from moe.pipeline import turn
+from moe.pipeline import partners, turn
 
 
 class Stage(NamedTuple):
@@ -30,13 +29,11 @@ def stretch(config: Config, stages: int) -> float:
 
 
 def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
-  """Until all stages are done.
-
-  Of S equal ones of forward f and backward b, the last without its forward, (S − 1) f + (2M + S − 2) b.
-  """
+  """Until all stages are done. Of S equal ones of forward f and backward b: (M + S − 1) (f + b), as of 1F1B."""
   stages, ended = len(costs), [0.0] * len(costs)
   for tick in range(2 * (microbatches + stages - 1)):
-    began = [max(ended[max(0, s - 1) : s + 2]) for s in range(stages)]
+    partner = dict(partners((tick - 1) % 2, stages))
+    began = [max(ended[s], ended[partner.get(s, s)]) for s in range(stages)]
     for s, cost in enumerate(costs):
       is_backward, m = turn(tick, s, stages)
       ended[s] = began[s] + (cost[is_backward] if 0 <= m < microbatches else 0.0)

@@ -1,8 +1,8 @@
-"""The pipeline: the same training as one device, and a schedule of no more ticks than 1F1B's."""
+"""The pipeline: the same training as one device, and 1F1B's schedule, in which only neighbours wait for each other."""
 
 import pytest
 
-from moe.pipeline import turn
+from moe.pipeline import partners, turn
 from tests.mesh.cases import GROUPS
 from tests.mesh.test_invariance import check
 
@@ -37,3 +37,17 @@ def test_schedule(stages, microbatches):
     if m + stages < microbatches:
       assert backward[stage, m] < forward[stage, m + stages]
   assert max(backward.values()) == ticks - 1
+
+
+@pytest.mark.parametrize('stages', [2, 3, 4, 8])
+def test_partners(stages):
+  """Whatever is made at a tick comes to the stage that takes it up at the next, and no stage hears from two."""
+  for tick in range(4 * stages):
+    swaps = partners(tick % 2, stages)
+    assert len({receiver for _, receiver in swaps}) == len(swaps)
+    for sender in range(stages):
+      is_backward, m = turn(tick, sender, stages)
+      receiver = sender - 1 if is_backward else sender + 1
+      assert ((sender, receiver) in swaps) == (0 <= receiver < stages)
+      if 0 <= receiver < stages:
+        assert turn(tick + 1, receiver, stages) == (is_backward, m)
