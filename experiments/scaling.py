@@ -22,9 +22,9 @@ models follow the 16B, the 145B's siblings and the 67B the 145B, and whether the
 `make plan`: memory reserved a device, roofline step time, MFU with all and with no overlap:
 
   v5p:8x8x8   deepseek_moe_145b   26.4 of 95.7 GiB   16.9 s  1,117,145 tokens/s   MFU 68% to 28%
-  h100:8      deepseek_moe_16b    52.7 of 59.4 GiB   57.2 s    330,076 tokens/s   MFU 77% to 36%
+  h100:8      deepseek_moe_16b    52.7 of 59.4 GiB   56.9 s    331,494 tokens/s   MFU 78% to 36%
   v5e:8x8     deepseek_moe_16b    12.8 of 15.8 GiB   72.8 s    259,284 tokens/s   MFU 38% to 17%
-  v5p:4x4x4   deepseek_moe_16b    13.0 of 95.7 GiB   21.4 s    880,270 tokens/s   MFU 56% to 24%
+  v5p:4x4x4   deepseek_moe_16b    13.0 of 95.7 GiB   21.5 s    879,791 tokens/s   MFU 56% to 24%
 
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
 1793T with its 8 key/value heads (2067T if all 64 heads had their own).

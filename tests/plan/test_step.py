@@ -77,6 +77,11 @@ def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
   assert record['collective_bytes_per_device']['all-reduce']['data'] == pytest.approx(gradients, rel=0.02)
 
 
+def test_a_stage_sends_only_to_its_partner(plans):
+  """Of two, in 5 of the 10 ticks, when the first goes forward and the last backward: a sequence's activations."""
+  assert plans['stage']['collective_bytes_per_device']['collective-permute'] == {'stage': 5 * 4 * L * D}
+
+
 def test_stages_wait_for_one_another(plans):
   """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6, its head's share: V / 192.
 
