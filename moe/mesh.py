@@ -273,13 +273,18 @@ def _leaf_spec(path, leaf, zero, sizes):
     axes = expert_axes(leaf.shape[1], sizes['expert'])[names[-1] == 'down']
   elif axes is None:  # norm scales, counters
     axes = (None,) * (leaf.ndim - stacked)
-  if names and names[0] == 'params':
-    axes = _stored_axes(axes, zero)
+  stored = _stored_axes(axes, zero) if names and names[0] == 'params' else axes
   if not stacked:
-    return spec(*axes)
+    return spec(*stored)
   if leaf.shape[0] % sizes['stage'] == 0:
-    return spec('layers', *axes)
-  return spec(None, *axes)
+    return spec('layers', *stored)
+  # Layers that the stages do not divide lie on them by width, and are dealt out when they are used.
+  parts = [_TABLE[axis] for axis in stored]
+  for dimension, axis in enumerate(axes):
+    by = (*parts[dimension], 'stage')
+    if axis in ZERO_AXES and leaf.shape[1 + dimension] % math.prod(sizes[name] for name in by) == 0:
+      parts[dimension] = by
+  return PartitionSpec(None, *(part or None for part in parts))
 
 
 def _check(config: Config, sizes: dict[str, int]) -> None:

@@ -87,7 +87,7 @@ GROUPS = {
     'stage 4': ({'train.microbatches': 4} | _mesh(stage=4), {}),
     'stage 4, one microbatch': (_mesh(stage=4), {}),
     'stage 2, expert 2, fsdp 2': ({'train.microbatches': 2} | _mesh(stage=2, expert=2, fsdp=2), {}),
-    'stage 4, uneven, a dense layer': ({'train.microbatches': 4} | _mesh(stage=4, data=2), _UNEVEN),
+    'stage 4, fsdp 2, uneven, a dense layer': ({'train.microbatches': 4} | _mesh(stage=4, fsdp=2), _UNEVEN),
     'stage 2, tensor 2, batch scope': (
       {'train.microbatches': 4} | _mesh(stage=2, tensor=2),
       {'moe.balance_scope': 'batch'},

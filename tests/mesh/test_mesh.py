@@ -97,10 +97,23 @@ def test_zero_1_splits_optimizer_state_only():
   assert query(where.optimizer_state[0].mu) == (2, 4, 16)
 
 
-def test_layers_that_stages_do_not_divide_are_not_split():
+@pytest.mark.parametrize(
+  ('mesh', 'zero', 'query', 'out'),
+  [
+    ({'stage': 2}, 3, (3, 8, 16), (3, 16, 8)),
+    ({'stage': 2, 'fsdp': 2}, 3, (3, 4, 16), (3, 16, 4)),
+    ({'stage': 2, 'fsdp': 2}, 1, (3, 8, 16), (3, 16, 8)),
+    ({'stage': 2, 'tensor': 2}, 3, (3, 8, 8), (3, 8, 8)),
+    ({'stage': 5}, 3, (3, 16, 16), (3, 16, 16)),  # nor do they divide the width
+  ],
+)
+def test_layers_that_stages_do_not_divide_are_stored_by_width(mesh, zero, query, out):
   config = dataclasses.replace(small_config(), model=dataclasses.replace(small_config().model, num_layers=3))
-  _, where = specs(config, abstract(stage=2))
-  assert where.params['moe_blocks']['attention']['query'].shard_shape((3, 16, 16)) == (3, 16, 16)
+  _, where = specs(config, abstract(**mesh), zero)
+  block = where.params['moe_blocks']
+  assert block['attention']['query'].shard_shape((3, 16, 16)) == query
+  assert block['attention']['out'].shard_shape((3, 16, 16)) == out
+  assert block['attention_norm']['scale'].shard_shape((3, 16)) == (3, 16)
 
 
 def _held(*processes):

@@ -22,7 +22,8 @@ from moe.data.prepare import prepare
 from moe.train_step import init_state
 from tests.runs import config as tiny
 
-# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4.
+# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4; so are 3 layers over 2
+# stages.
 CASES = (
   ({}, 1),
   ({'data': 8}, 8),
@@ -34,6 +35,8 @@ CASES = (
   ({'fsdp': 4, 'zero': 1}, 4),
   ({'tensor': 2}, 1),
   ({'stage': 2, 'data': 2}, 2),
+  ({'stage': 3, 'fsdp': 2}, 1),
+  ({'stage': 2, 'fsdp': 2, 'zero': 1}, 1),
   ({}, 1),
 )
 STEPS = 3  # that each case reads
@@ -47,6 +50,7 @@ def make_config(data_directory, sources, axes):
       'data.sources': sources,
       'data.holdout': 0.15,
       'data.batch_size': 8,
+      'model.num_layers': 3,
       'moe.num_experts': 6,
       'mesh.data': 1,
       'train.microbatches': 2 if axes.get('stage') else 1,
