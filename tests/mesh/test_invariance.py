@@ -31,6 +31,16 @@ def check(group: str, case: str) -> dict:
   return record
 
 
+def test_the_record_at_full_width_has_every_case():
+  """What the README says of it; the gradient norm of late steps is over 1e-5 there."""
+  lines = (ROOT / 'experiments/results/invariance_whole.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert [record['case'] for record in records] == [case for group in GROUPS.values() for case in group]
+  for what, bound in {'gradients': 1.9e-6, 'first_step': 1e-6, 'loss': 1e-6, 'trajectory': 1.13e-5}.items():
+    assert max(record[what][0] for record in records) <= bound
+  assert all(record['trajectory'][0] <= 1e-5 or 'gradient_norm' in record['trajectory'][1] for record in records)
+
+
 @pytest.mark.parametrize('case', GROUPS['axes'])
 def test_axes(case):
   check('axes', case)
