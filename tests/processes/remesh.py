@@ -22,8 +22,8 @@ from moe.data.prepare import prepare
 from moe.train_step import init_state
 from tests.runs import config as tiny
 
-# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4; so are 3 layers over 2
-# stages.
+# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4. 3 layers: dealt out
+# to 3 stages, stored by width over 2.
 CASES = (
   ({}, 1),
   ({'data': 8}, 8),
