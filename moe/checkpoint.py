@@ -33,7 +33,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from moe import processes
 from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
-from moe.errors import UserError
+from moe.errors import TryAgain, UserError
 from moe.model import Transformer, init_params
 from moe.train_step import TrainState, init_state
 
@@ -175,9 +175,8 @@ class Checkpointer:
       if jax.process_count() > 1 and not _of_the_disk(error):
         raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
       kept = _kept(self._manager.all_steps(read=True))
-      raise UserError(
-        f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
-      ) from error
+      kind = TryAgain if processes.may_pass(error) else UserError
+      raise kind(f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}') from error
 
 
 class NotebookRun(NamedTuple):

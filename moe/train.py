@@ -1,7 +1,6 @@
 """The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -45,13 +44,8 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   try:
     return _train(config, Path(workdir))
   except OSError as error:  # a file that cannot be written, read or made
-    kind = TryAgain if _passes(error) else UserError
+    kind = TryAgain if processes.may_pass(error) else UserError
     raise kind(f'{error.filename or workdir}: {error.strerror or error}') from error
-
-
-def _passes(error: OSError) -> bool:
-  """Whether a fresh start may mend it: a fault of the network or of a shared folder, or another process's end."""
-  return isinstance(error, processes.LOST) or error.errno in (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
 
 
 def _train(config: Config, workdir: Path) -> Outcome:
