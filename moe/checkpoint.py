@@ -9,6 +9,7 @@ devices hold, process 0 the rest. Nothing in a checkpoint depends on their numbe
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -33,7 +34,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from moe import processes
 from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
-from moe.errors import TryAgain, UserError
+from moe.errors import OF_A_SHARED_FOLDER, PEER_LOST, TryAgain, UserError, is_transient, of_system
 from moe.model import Transformer, init_params
 from moe.train_step import TrainState, init_state
 
@@ -121,7 +122,7 @@ class Checkpointer:
       placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
       shapes = jax.tree.map(placed, shapes, shardings(shapes))
     params, training = _split(shapes)
-    read, fault = _attempt(lambda: self._read(step, params, training))
+    read, fault = processes.together(lambda: _attempt(lambda: self._read(step, params, training)))
     if fault := processes.first_told(fault):
       return None, fault
     # All have read their parts: checksums, which need every process, can be taken.
@@ -175,8 +176,8 @@ class Checkpointer:
       if jax.process_count() > 1 and not _of_the_disk(error):
         raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
       kept = _kept(self._manager.all_steps(read=True))
-      kind = TryAgain if processes.may_pass(error) else UserError
-      raise kind(f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}') from error
+      message = f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
+      raise of_system(error, message) from error
 
 
 class NotebookRun(NamedTuple):
@@ -230,20 +231,22 @@ def _kept(steps):
 
 
 def _attempt(read: Callable) -> tuple[object, str]:
-  """(what `read` returns, '') or (None, why it failed).
+  """(what `read` returns, '') or (None, why it failed); TryAgain if that says nothing of what was to be read.
 
   After one failure, the reads still under way print a traceback each, straight to the process's stderr: what is
   written there meanwhile is dropped with the failure, which is told in one line instead.
   """
   sys.stderr.flush()
   stderr = os.dup(2)
-  result, fault = None, ''
+  result, fault, transient = None, '', False
   with tempfile.TemporaryFile() as printed:
     os.dup2(printed.fileno(), 2)
     try:
       result = read()
     except Exception as error:  # Orbax raises a different type for each way in which files can be damaged.
       fault = one_line(error)
+      # A failing disk says EIO as long as it lives: what it cannot read is as good as damaged.
+      transient = is_transient(error, OF_A_SHARED_FOLDER - {errno.EIO})
     finally:
       if fault:
         gc.collect()  # coroutines that nobody awaits any more complain when they are collected
@@ -253,6 +256,8 @@ def _attempt(read: Callable) -> tuple[object, str]:
     if not fault:
       printed.seek(0)
       sys.stderr.write(printed.read().decode(errors='replace'))
+  if transient:
+    raise TryAgain(f'a checkpoint cannot be read now: {fault}')
   return result, fault
 
 
@@ -334,10 +339,10 @@ def _difference(tree, expected) -> str:
 
 def _of_the_disk(error: BaseException | None) -> bool:
   """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
-  words = ('No space left', 'Disk quota', 'Read-only file system', 'Permission denied', 'Input/output error')
+  numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, *OF_A_SHARED_FOLDER)
   while error:
-    of_its_own = isinstance(error, OSError) and not isinstance(error, processes.LOST)
-    if of_its_own or any(word in str(error) for word in words):
+    of_its_own = isinstance(error, OSError) and not isinstance(error, PEER_LOST)
+    if of_its_own or any(os.strerror(number) in str(error) for number in numbers):
       return True
     error = error.__cause__ or error.__context__
   return False

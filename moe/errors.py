@@ -1,5 +1,13 @@
 """The exceptions that reach a user as one line instead of a traceback, and the exit codes they end a program with."""
 
+import errno
+import os
+from collections.abc import Collection
+
+# OSErrors, but of waiting for another process or machine, which has ended or cannot be reached.
+PEER_LOST = (TimeoutError, ConnectionError)
+OF_A_SHARED_FOLDER = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO})
+
 
 class UserError(ValueError):
   """Bad input: the message is one line that names the key, file or value at fault and what would be right."""
@@ -11,3 +19,22 @@ class TryAgain(UserError):
   """What may go away by itself, such as another process that is not there yet, or a file system that hangs."""
 
   exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def is_transient(error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER) -> bool:
+  """Whether a fresh start may mend an error: another process's end, or a fault of the network or of a shared folder.
+
+  `numbers`: which errnos count as the latter. The first of the chain of causes that has an errno or a name decides.
+  """
+  while error:
+    if isinstance(error, PEER_LOST) or any(os.strerror(number) in str(error) for number in numbers):
+      return True
+    if isinstance(error, OSError) and error.errno:
+      return error.errno in numbers
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def of_system(error: OSError, message: str) -> UserError:
+  """An error with this message: TryAgain if what the system said is transient."""
+  return TryAgain(message) if is_transient(error) else UserError(message)

@@ -171,7 +171,7 @@ def travels(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
 
 
 def stored_spec(axes: Sequence[str | None], zero: int) -> PartitionSpec:
-  """How a parameter of these logical axes is stored; zero: as in `shardings`."""
+  """How a parameter of these logical axes is stored, if no stack of layers splits it too; zero: as in `shardings`."""
   return spec(*_stored_axes(axes, zero))
 
 
@@ -278,7 +278,7 @@ def _leaf_spec(path, leaf, zero, sizes):
     return spec(*stored)
   if leaf.shape[0] % sizes['stage'] == 0:
     return spec('layers', *stored)
-  # Layers that the stages do not divide lie on them by width, and are dealt out when they are used.
+  # The table's one exception: layers that the stages do not divide lie on them by width. The pipeline deals them out.
   parts = [_TABLE[axis] for axis in stored]
   for dimension, axis in enumerate(axes):
     by = (*parts[dimension], 'stage')

@@ -26,9 +26,6 @@ from orbax.checkpoint import multihost
 from moe.errors import TryAgain, UserError
 
 T = TypeVar('T')
-# OSErrors, but of waiting for another process, which has ended or cannot be reached.
-LOST = (TimeoutError, ConnectionError)
-_OF_A_SHARED_FOLDER = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
 _LONGEST_WAIT = 7 * 24 * 3600  # seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells
 _PATIENCE = 20  # seconds for the others to come to an error that all should share
 _MESSAGE_BYTES = 1000  # of an error that is told to the other processes
@@ -82,11 +79,10 @@ def together(action: Callable[[], T]) -> T:
   except UserError as raised:
     error = raised
   told = first_told(str(error or ''))
-  if error:
-    raise error
-  if told:
-    raise UserError(told)
-  return result
+  if not told:
+    return result
+  again = _gather(np.int32(isinstance(error, TryAgain))).any()
+  raise error or (TryAgain if again else UserError)(told)
 
 
 def first_told(message: str) -> str:
@@ -186,16 +182,6 @@ def stop_on_signal(mesh: Mesh) -> Iterator[Stop]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-
-
-def may_pass(error: BaseException | None) -> bool:
-  """Whether a fresh start may mend an error: a fault of the network or of a shared folder, or another process's end."""
-  while error:
-    at_fault = getattr(error, 'errno', None) in _OF_A_SHARED_FOLDER or os.strerror(errno.EIO) in str(error)
-    if isinstance(error, LOST) or at_fault:
-      return True
-    error = error.__cause__ or error.__context__
-  return False
 
 
 def _check(cluster):

@@ -19,7 +19,7 @@ from moe.config import Config, decides, differences
 from moe.data.packing import Batch
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
-from moe.errors import TryAgain, UserError
+from moe.errors import UserError, of_system
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
@@ -44,8 +44,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   try:
     return _train(config, Path(workdir))
   except OSError as error:  # a file that cannot be written, read or made
-    kind = TryAgain if processes.may_pass(error) else UserError
-    raise kind(f'{error.filename or workdir}: {error.strerror or error}') from error
+    raise of_system(error, f'{error.filename or workdir}: {error.strerror or error}') from error
 
 
 def _train(config: Config, workdir: Path) -> Outcome:

@@ -7,7 +7,8 @@
 --search others are compiled, minutes each, and ranked: with the config's mesh.stage and with 1 stage, every way to deal
 the devices out to data, fsdp, expert and tensor (up to 4) whose state and gradients fit, with each model.remat. All
 else is the config's, microbatches, mesh.zero and mesh.transport too. That is 256 plans at most for one stage on 64
-devices; --limit takes the first so many, those with the fewest devices along expert and then tensor.
+devices; --limit takes the first so many, those with the fewest devices along expert and then tensor. The ranking is by
+the time that a step takes if nothing overlaps.
 Exits with 1 where nothing fits.
 """
 
@@ -44,6 +45,8 @@ def main(_):
     raise UserError('--topology=CHIP:SIZE is required, for example --topology=v5p:4x4x4')
   from launch.plan import machine, planner, report, search
 
+  if SEARCH.value and RECORD.value:
+    raise UserError('--record collects plans of configs as they are: leave it out, or --search')
   target = machine.parse(TOPOLOGY.value)
   if not SEARCH.value:
     record = planner.plan(config, target)
@@ -51,11 +54,16 @@ def main(_):
       report.record_plan(Path(RECORD.value), record)
     print(json.dumps(record, indent=2) if FORMAT.value == 'json' else report.text(record))
     return int(not record['fits'])
-  records = []
   tried = list(search.candidates(config, target, machine.devices(target)))
-  for number, changed in enumerate(tried[: LIMIT.value or None], start=1):
-    records.append(planner.plan(changed, target))
-    print(f'{number} of {len(tried)}: {report.text(records[-1])}', file=sys.stderr, flush=True)
+  tell = lambda number, found: print(f'{number} of {len(tried)}: {found}', file=sys.stderr, flush=True)
+  plans = search.plans(tried[: LIMIT.value or None], lambda changed: planner.plan(changed, target))
+  records = []
+  for number, (changed, found) in enumerate(plans, start=1):
+    if isinstance(found, str):
+      tell(number, f'{changed.mesh}, remat {changed.model.remat}, cannot be planned: {found}')
+    else:
+      records.append(found)
+      tell(number, report.text(found))
   ranked = search.rank(records)
   print(json.dumps(ranked, indent=2) if FORMAT.value == 'json' else '\n'.join(map(report.text, ranked)))
   return int(not any(record['fits'] for record in ranked))

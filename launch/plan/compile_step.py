@@ -56,10 +56,10 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
+      peak = reserved = asked_for(str(error), _bytes_of(state))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or not peak:
         raise
       text, refusal = '', ' '.join(str(error).split())[:400]
-      peak = reserved = asked_for(str(error), _bytes_of(state))
   seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
   resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   coordinates = [d.coords for d in mesh.devices.flat] if platform == 'tpu' else None

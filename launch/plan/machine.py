@@ -18,7 +18,7 @@ EXAMPLES = 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8'
 
 
 class Machine(NamedTuple):
-  """A slice of TPU chips, or the GPUs of a server. One device a chip."""
+  """A slice of TPU chips, or the GPUs of one or more servers. One device a chip."""
 
   topology: str
   chip: Chip
@@ -45,6 +45,8 @@ def parse(topology: str) -> Machine:
     raise UserError(f'--topology={topology}: {name} takes {wanted}')
   if 0 in sides:
     raise UserError(f'--topology={topology} has no devices')
+  if chip.server and sides[0] > chip.server and sides[0] % chip.server:
+    raise UserError(f'--topology={topology}: more than {chip.server} are whole servers of {chip.server}')
   return Machine(topology, chip, sides)
 
 
@@ -63,7 +65,7 @@ def devices(machine: Machine) -> Sequence[jax.Device]:
         platform='cuda',
         topology_name=machine.chip.name,
         target_config=gpu.H100,
-        topology=f'1x1x{machine.num_devices}',
+        topology=f'1x{-(-machine.num_devices // machine.chip.server)}x{min(machine.num_devices, machine.chip.server)}',
       ).devices
     for name, value in tpu.ENVIRONMENT.items():
       os.environ.setdefault(name, value)

@@ -5,9 +5,11 @@ A pipeline's stages wait for one another; each term is longer by that (see `stag
 
 Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once when sides wrap around,
 over k when they do not. All-to-all crosses the middle of the longest side a: 8/a links' worth where it wraps, 4/a where
-it does not. GPUs of a server all send at once through a switch.
+it does not. GPUs of a server all send at once through a switch; what a group sends that spans servers is all counted at
+the network's rate.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +50,9 @@ def roofline(
   interconnect = 0.0
   for one in collectives:
     spanned = spanned_sides(one.axes, mesh_shape, coordinates)
-    interconnect += one.times * one.sent / bandwidth(chip, sides, spanned, one.kind)
+    far = chip.server and spans_servers(one.axes, mesh_shape, chip.server)
+    rate = chip.network if far else bandwidth(chip, sides, spanned, one.kind)
+    interconnect += one.times * one.sent / rate
   return Roofline(flops / chip.flops, hbm_bytes / chip.hbm, interconnect)
 
 
@@ -77,10 +81,26 @@ def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) 
   """Torus dimension → positions that the group of the first device along `axes` takes in it, where more than one."""
   if coordinates is None:
     return {}
-  grid = np.arange(len(coordinates)).reshape(tuple(mesh_shape.values()))
-  group = grid[tuple(slice(None) if axis in axes else 0 for axis in mesh_shape)].reshape(-1)
+  group = _first_group(axes, mesh_shape)
   counts = {d: len(set(column)) for d, column in enumerate(np.asarray(coordinates)[group].T.tolist())}
   return {dimension: count for dimension, count in counts.items() if count > 1}
+
+
+def spans_servers(axes: Sequence[str], mesh_shape: dict[str, int], server: int) -> bool:
+  """Whether some group along `axes` has devices of more than one server; devices are numbered server by server."""
+  groups = _grid(mesh_shape)
+  for dimension, axis in enumerate(mesh_shape):
+    if axis in axes and (groups // server != groups.take([0], dimension) // server).any():
+      return True
+  return False
+
+
+def _grid(mesh_shape):
+  return np.arange(math.prod(mesh_shape.values())).reshape(tuple(mesh_shape.values()))
+
+
+def _first_group(axes, mesh_shape):
+  return _grid(mesh_shape)[tuple(slice(None) if axis in axes else 0 for axis in mesh_shape)].reshape(-1)
 
 
 def by_kind_and_axes(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 
@@ -36,8 +36,17 @@ def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) 
       yield dataclasses.replace(changed, model=dataclasses.replace(config.model, remat=remat))
 
 
+def plans(tried: Iterable[Config], plan: Callable[[Config], dict]) -> Iterator[tuple[Config, dict | str]]:
+  """Each with its plan, or with why there is none, which does not end the search."""
+  for config in tried:
+    try:
+      yield config, plan(config)
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+      yield config, ' '.join(str(error).split())[:300]
+
+
 def rank(records: list[dict]) -> list[dict]:
-  """Those that fit first, the fastest first; then those that do not, by how much."""
+  """Those that fit, the fastest first if nothing overlaps; then those that do not, by how much."""
   speed = lambda r: (not r['fits'], r.get('step_seconds_without_overlap', math.inf), r['over_bytes_per_device'])
   return sorted(records, key=speed)
 

@@ -1,7 +1,8 @@
 """How much longer a step takes than the work of its pipeline's stages, which wait for one another.
 
-`moe/pipeline.py` has a stage begin a tick when it and its partner of the last one are done with that. Stages wait for
-the first microbatch to come and the last one's gradients to leave, and for one that has more to do, such as the head.
+`moe/pipeline.py` has a stage begin a tick when it, and the stage that it swaps with in between, are done with the one
+before. Stages wait for the first microbatch to come and the last one's gradients to leave, and for a stage that has
+more to do, such as the head.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ def stretch(config: Config, stages: int) -> float:
 
 
 def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
-  """Until all stages are done. Of S equal ones of forward f and backward b: (M + S − 1) (f + b), as of 1F1B."""
+  """Until all stages are done. Of S equal ones of forward f and backward b: (M + S − 1) (f + b), as with 1F1B."""
   stages, ended = len(costs), [0.0] * len(costs)
   for tick in range(2 * (microbatches + stages - 1)):
     partner = dict(partners((tick - 1) % 2, stages))

@@ -23,7 +23,7 @@ from moe.data.progress import Progress
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.data.tokenizer import Tokenizer, train_tokenizer
-from moe.errors import UserError
+from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
 
@@ -222,6 +222,6 @@ def _write_errors(directory):
   try:
     yield
   except OSError as error:
-    raise UserError(f'cannot write {error.filename or directory}: {error.strerror or error}') from error
+    raise of_system(error, f'cannot write {error.filename or directory}: {error.strerror or error}') from error
   except RuntimeError as error:  # ArrayRecord's way to tell of a full disk
     raise UserError(f'cannot write prepared data in {directory}: {str(error).splitlines()[0]}') from error

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe.errors import UserError
+from moe.errors import UserError, of_system
 
 
 def read_texts(path: Path, text_key: str) -> Iterator[str]:
@@ -107,4 +107,4 @@ def _file_errors(path):
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise UserError(f'{path}: damaged gzip file: {error}') from error
   except OSError as error:
-    raise UserError(f'{path}: {error.strerror or error}') from error
+    raise of_system(error, f'{path}: {error.strerror or error}') from error

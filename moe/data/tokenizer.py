@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from moe.errors import UserError
+from moe.errors import UserError, of_system
 
 # SentencePiece writes a space as U+2581 and decodes that back to a space, so a U+2581 of the text itself would come
 # back as a space. It is escaped behind a code point that Unicode reserves as a noncharacter, and so is that one.
@@ -63,7 +63,7 @@ class Tokenizer:
     try:
       model = Path(path).read_bytes()
     except OSError as error:
-      raise UserError(f'tokenizer {path}: {error.strerror or error}') from error
+      raise of_system(error, f'tokenizer {path}: {error.strerror or error}') from error
     return cls(model, name=f'tokenizer {path}')
 
   @classmethod

@@ -44,6 +44,24 @@ def test_a_step_is_planned(environment, topology, devices):
   assert 0 < record['mfu'] < 1
 
 
+@pytest.mark.parametrize(('environment', 'topology'), [('tpu', 'v5e:2x2'), ('gpu', 'h100:4')])
+def test_a_pipeline_is_planned(environment, topology):
+  """3 layers on 2 stages, 4 microbatches of 4 sequences, of which a device has half."""
+  stages = ('--config.mesh.stage=2', '--config.train.microbatches=4', '--config.model.num_layers=3')
+  options = (*SMALL, *stages, '--config.model.num_dense_layers=3', f'--topology={topology}', '--format=json')
+  done = plan(environment, *options)
+  assert done.returncode == 0, done.stdout + done.stderr
+  record = json.loads(done.stdout)
+  assert record['mesh'] == {'stage': 2, 'fsdp': 2}
+  sent = record['collective_bytes_per_device']
+  # One direction at a time: in 5 of the 10 ticks each stage has something for the other.
+  assert sent['collective-permute'] == {'stage': 5 * 2 * 256 * 256 * 2}
+  # Layers that stages do not divide change places, and are whole on no stage.
+  assert sent['all-to-all']['stage'] > 0
+  gathered = sum(size for axes, size in sent['all-gather'].items() if 'stage' in axes)
+  assert gathered < record['memory']['parameters'] / 4
+
+
 def test_a_slice_that_does_not_exist_is_one_line():
   done = plan('tpu', *SMALL, '--topology=v5e:3x7')
   assert done.returncode == 2

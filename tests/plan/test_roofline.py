@@ -6,7 +6,7 @@ import pytest
 
 from launch.plan.chips import CHIPS
 from launch.plan.collectives import Collective
-from launch.plan.roofline import bandwidth, by_kind_and_axes, roofline, spanned_sides, wraps
+from launch.plan.roofline import bandwidth, by_kind_and_axes, roofline, spanned_sides, spans_servers, wraps
 
 V5E, V5P, H100 = CHIPS['v5e'], CHIPS['v5p'], CHIPS['h100']
 GRID = list(itertools.product(range(2), range(4)))  # v5e:2x4, in the order of a mesh (fsdp 2, expert 4)
@@ -50,3 +50,26 @@ def test_bandwidth():
 def test_bytes_by_kind_and_axes():
   found = by_kind_and_axes([gather(('fsdp', 'expert'), 3, 2.0), gather(('fsdp', 'expert'), 1), gather(('fsdp',), 5)])
   assert found == {'all-gather': {'fsdp+expert': 7, 'fsdp': 5}}
+
+
+@pytest.mark.parametrize(
+  'axes, spans',
+  [
+    (('tensor',), False),
+    (('expert',), False),
+    (('expert', 'tensor'), False),
+    (('fsdp',), True),
+    (('fsdp', 'tensor'), True),
+  ],
+)
+def test_gpus_of_one_server_use_its_switch_and_others_the_network(axes, spans):
+  mesh = {'stage': 1, 'data': 1, 'fsdp': 2, 'expert': 4, 'tensor': 2}
+  assert spans_servers(axes, mesh, 8) == spans
+  one = Collective('all-gather', axes, 2.0, 45e9, 2, '')
+  seconds = roofline(H100, (16,), None, 0.0, 0.0, [one], mesh).interconnect
+  assert seconds == pytest.approx(2 * 45e9 / (50e9 if spans else 450e9))
+
+
+def test_a_group_may_span_servers_that_it_does_not_fill():
+  """Groups of 6 devices: the first lies in the first server, the second in both."""
+  assert spans_servers(('tensor',), {'data': 4, 'tensor': 6}, 8)

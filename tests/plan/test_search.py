@@ -7,7 +7,7 @@ import pytest
 
 from launch.plan.chips import CHIPS
 from launch.plan.machine import Machine
-from launch.plan.search import candidates, rank
+from launch.plan.search import candidates, plans, rank
 from moe.accounting import account
 from moe.errors import UserError
 from tests.small import small_config
@@ -68,10 +68,19 @@ def test_zero_1_keeps_parameters_and_gradients_whole():
   assert meshes(2 * room, **{'mesh.zero': 1}) == [(1, 1, 4, 1, 2), (1, 2, 2, 1, 2)]
 
 
+def test_one_that_cannot_be_planned_does_not_end_the_search():
+  def plan(config):
+    if config == 2:
+      raise jax.errors.JaxRuntimeError('INTERNAL:\n  a bug')
+    return {'of': config}
+
+  assert list(plans([1, 2, 3], plan)) == [(1, {'of': 1}), (2, 'INTERNAL: a bug'), (3, {'of': 3})]
+
+
 def test_ranking():
   plan = lambda fits, seconds, over: {
     'fits': fits,
-    'step_seconds': seconds,
+    'step_seconds': 9 - seconds,  # with everything overlapped: not what is ranked
     'step_seconds_without_overlap': seconds,
     'over_bytes_per_device': over,
   }

@@ -1,21 +1,14 @@
 """How processes are told of each other: wrong flags are one line, before anything is started or written."""
 
 import contextlib
-import errno
-import os
 import socket
-import types
 
-import orbax.checkpoint as ocp
 import pytest
 
 from moe import processes
-from moe.checkpoint import Checkpointer
 from moe.errors import TryAgain, UserError
 from moe.processes import Cluster
-from moe.train_step import init_state
 from tests.runs import programs
-from tests.small import small_config
 
 
 @pytest.mark.parametrize(
@@ -65,36 +58,3 @@ def test_one_process_alone_joins_nothing():
     assert processes.is_main()
     assert processes.from_main(7) == 7
     assert processes.together(lambda: 3) == processes.main_first('three', lambda: 3) == 3
-
-
-@pytest.mark.parametrize(
-  'error, passes',
-  [
-    (OSError(errno.EIO, 'x'), True),
-    (OSError(errno.ESTALE, 'Stale file handle', '/share/run'), True),
-    (TimeoutError('x'), True),
-    (ConnectionResetError(), True),
-    (ValueError('UNKNOWN: Error writing "params/d/1": Input/output error [OS error 5: EIO]'), True),  # of tensorstore
-    (OSError(errno.ENOSPC, 'x'), False),
-    (PermissionError(errno.EACCES, 'x'), False),
-    (FileNotFoundError(errno.ENOENT, 'x'), False),
-    (ValueError('x'), False),
-  ],
-)
-def test_what_may_pass_is_tried_again(error, passes):
-  assert processes.may_pass(error) == passes
-  outer = RuntimeError('while saving')
-  outer.__cause__ = error
-  assert processes.may_pass(outer) == passes
-
-
-@pytest.mark.parametrize('number, kind', [(errno.EIO, TryAgain), (errno.ENOSPC, UserError)])
-def test_a_save_that_may_pass_is_tried_again(number, kind, tmp_path, monkeypatch):
-  config = small_config()
-  state, tokenizer = init_state(config), types.SimpleNamespace(to_bytes=lambda: b'x')
-  with contextlib.closing(Checkpointer(tmp_path, config, tokenizer)) as checkpointer:
-    fail = lambda *_, **__: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
-    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
-    with pytest.raises(UserError, match=os.strerror(number)) as error:
-      checkpointer.save(1, state, {}, None)
-  assert type(error.value) is kind

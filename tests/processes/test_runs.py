@@ -42,15 +42,17 @@ def test_four_processes_go_on_with_what_is_readable_of_a_run_of_two(flags, by_on
   _assert_same_losses(workdir, by_one)
 
 
-def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(flags, by_one, tmp_path):
+@pytest.mark.parametrize('asked', [0, 1])
+def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(asked, flags, by_one, tmp_path):
   with Group(2, tmp_path, *flags, '--config.mesh.data=1', '--config.mesh.fsdp=2') as group:
     group.wait_for_step(4)
-    group.send(signal.SIGTERM, 1)
+    group.send(signal.SIGTERM, asked)
     assert group.wait() == [0, 0], group.output()
     output = group.output(0)
   stopped_at = programs.lines(tmp_path)[-1]['step']
   assert 4 <= stopped_at < 24 and max(_steps(tmp_path)) == stopped_at
-  assert f'stopped by a signal to another process: saved step {stopped_at}' in output
+  cause = 'a signal to another process' if asked else 'SIGTERM'
+  assert f'stopped by {cause}: saved step {stopped_at}' in output
   assert f'going on from step {stopped_at}' in programs.check(
     'train', programs.CONFIG, *flags, f'--workdir={tmp_path}', '--config.mesh.data=-1'
   )
