@@ -35,6 +35,6 @@ def is_transient(error: BaseException | None, numbers: Collection[int] = OF_A_SH
   return False
 
 
-def of_system(error: OSError, message: str) -> UserError:
+def of_system(error: Exception, message: str) -> UserError:
   """An error with this message: TryAgain if what the system said is transient."""
   return TryAgain(message) if is_transient(error) else UserError(message)

@@ -72,7 +72,7 @@ def is_main() -> bool:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What `action` returns, which every process calls; UserError in all of them if it raised one in any."""
+  """What `action` returns, which every process calls; UserError (TryAgain) in all of them if it raised one in any."""
   result, error = None, None
   try:
     result = action()
@@ -81,7 +81,7 @@ def together(action: Callable[[], T]) -> T:
   told = first_told(str(error or ''))
   if not told:
     return result
-  again = _gather(np.int32(isinstance(error, TryAgain))).any()
+  again = jax.process_count() > 1 and _gather(np.int32(isinstance(error, TryAgain))).any()
   raise error or (TryAgain if again else UserError)(told)
 
 
