@@ -46,7 +46,8 @@ def parse(topology: str) -> Machine:
   if 0 in sides:
     raise UserError(f'--topology={topology} has no devices')
   if chip.server and sides[0] > chip.server and sides[0] % chip.server:
-    raise UserError(f'--topology={topology}: more than {chip.server} are whole servers of {chip.server}')
+    servers = f'{name} comes in servers of {chip.server}: up to {chip.server} devices, or a multiple'
+    raise UserError(f'--topology={topology}: {servers}')
   return Machine(topology, chip, sides)
 
 

@@ -28,7 +28,7 @@ def test_names():
     ('v5p:4x4', 'v5p takes 3 sides, as v5p:4x4x4'),
     ('v5e:2x2x2', 'v5e takes 2 sides, as v5e:2x4'),
     ('h100:2x4', 'h100 takes a number'),
-    ('h100:12', 'whole servers of 8'),
+    ('h100:12', 'servers of 8: up to 8 devices, or a multiple'),
     ('v5e:0x4', 'has no devices'),
   ],
 )
