@@ -20,13 +20,13 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moe import config as moe_config
-from moe.errors import UserError
+from moe.errors import UserError, chain
 from moe.host_memory import keep_freed_memory
 
 flags.disclaim_key_flags()  # --help of a program shows the flags that it defines through this module
@@ -165,7 +165,7 @@ def _explained(error: Exception, path: str) -> UserError:
   absl and ml_collections wrap what a config file raises, some of it with its whole traceback in the message: the
   first exception of the chain is the cause.
   """
-  causes = list(_chain(error))
+  causes = list(chain(error))
   for cause in causes:
     if isinstance(cause, UserError) and '\n' not in str(cause):
       return cause
@@ -190,13 +190,6 @@ def _in_file(causes: Sequence[BaseException], path: str) -> str:
   if unknown := _UNKNOWN_KEY.search(str(cause)):
     return f'{where}: {moe_config.unknown_key(unknown[1])}'
   return f'{where}: {type(cause).__name__}: {cause}'
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """The exception and those it was raised from or while handling, outermost first."""
-  while error:
-    yield error
-    error = error.__cause__ or error.__context__
 
 
 def _line_in(path: str, error: BaseException) -> int:

@@ -34,7 +34,17 @@ from orbax.checkpoint import checkpoint_managers as managers
 from moe import processes
 from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
-from moe.errors import OF_A_SHARED_FOLDER, PEER_LOST, TryAgain, UserError, is_transient, of_system
+from moe.errors import (
+  OF_A_SHARED_FOLDER,
+  PEER_LOST,
+  TryAgain,
+  UserError,
+  chain,
+  is_transient,
+  names,
+  of_system,
+  one_line,
+)
 from moe.model import Transformer, init_params
 from moe.train_step import TrainState, init_state
 
@@ -220,12 +230,6 @@ def available_steps(workdir: str | os.PathLike) -> list[int]:
   return sorted(int(f.name) for f in (epath.Path(workdir) / 'checkpoints').glob('*') if f.name.isdigit() and f.is_dir())
 
 
-def one_line(error: BaseException) -> str:
-  """An exception's first words, without line breaks and TensorStore's appendix."""
-  text = ' '.join(str(error).partition('See full TensorStore details')[0].split()) or type(error).__name__
-  return text if len(text) <= 300 else text[:297] + '...'
-
-
 def _kept(steps):
   return f'the newest complete one is step {max(steps)}' if steps else 'there is no complete one yet'
 
@@ -340,12 +344,9 @@ def _difference(tree, expected) -> str:
 def _of_the_disk(error: BaseException | None) -> bool:
   """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
   numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, *OF_A_SHARED_FOLDER)
-  while error:
-    of_its_own = isinstance(error, OSError) and not isinstance(error, PEER_LOST)
-    if of_its_own or any(os.strerror(number) in str(error) for number in numbers):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+  return any(
+    names(cause, numbers) or (isinstance(cause, OSError) and not isinstance(cause, PEER_LOST)) for cause in chain(error)
+  )
 
 
 def _log_error(message):

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 # OSErrors, but of waiting for another process or machine, which has ended or cannot be reached.
 PEER_LOST = (TimeoutError, ConnectionError)
@@ -26,15 +26,32 @@ def is_transient(error: BaseException | None, numbers: Collection[int] = OF_A_SH
 
   `numbers`: which errnos count as the latter. The first of the chain of causes that has an errno or a name decides.
   """
-  while error:
-    if isinstance(error, PEER_LOST) or any(os.strerror(number) in str(error) for number in numbers):
+  for cause in chain(error):
+    if isinstance(cause, PEER_LOST) or names(cause, numbers):
       return True
-    if isinstance(error, OSError) and error.errno:
-      return error.errno in numbers
-    error = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and cause.errno:
+      return cause.errno in numbers
   return False
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+  """The exception and those it was raised from or while handling, outermost first."""
+  while error:
+    yield error
+    error = error.__cause__ or error.__context__
+
+
+def names(error: BaseException, numbers: Collection[int]) -> bool:
+  """Whether an error's words are the system's for one of these errnos: some libraries keep nothing else of it."""
+  return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def of_system(error: Exception, message: str) -> UserError:
   """An error with this message: TryAgain if what the system said is transient."""
   return TryAgain(message) if is_transient(error) else UserError(message)
+
+
+def one_line(error: BaseException) -> str:
+  """An exception's first words, without line breaks and TensorStore's appendix."""
+  text = ' '.join(str(error).partition('See full TensorStore details')[0].split()) or type(error).__name__
+  return text if len(text) <= 300 else text[:297] + '...'

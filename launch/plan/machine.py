@@ -61,12 +61,13 @@ def devices(machine: Machine) -> Sequence[jax.Device]:
     )
   try:
     if machine.chip.platform == 'gpu':
+      of_a_server = min(machine.num_devices, machine.chip.server)
       os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
       return topologies.get_topology_desc(
         platform='cuda',
         topology_name=machine.chip.name,
         target_config=gpu.H100,
-        topology=f'1x{-(-machine.num_devices // machine.chip.server)}x{min(machine.num_devices, machine.chip.server)}',
+        topology=f'1x{machine.num_devices // of_a_server}x{of_a_server}',
       ).devices
     for name, value in tpu.ENVIRONMENT.items():
       os.environ.setdefault(name, value)

@@ -81,26 +81,20 @@ def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) 
   """Torus dimension → positions that the group of the first device along `axes` takes in it, where more than one."""
   if coordinates is None:
     return {}
-  group = _first_group(axes, mesh_shape)
+  group = _grid(mesh_shape)[tuple(slice(None) if axis in axes else 0 for axis in mesh_shape)].reshape(-1)
   counts = {d: len(set(column)) for d, column in enumerate(np.asarray(coordinates)[group].T.tolist())}
   return {dimension: count for dimension, count in counts.items() if count > 1}
 
 
 def spans_servers(axes: Sequence[str], mesh_shape: dict[str, int], server: int) -> bool:
   """Whether some group along `axes` has devices of more than one server; devices are numbered server by server."""
-  groups = _grid(mesh_shape)
-  for dimension, axis in enumerate(mesh_shape):
-    if axis in axes and (groups // server != groups.take([0], dimension) // server).any():
-      return True
-  return False
+  server_of = _grid(mesh_shape) // server
+  along = [dimension for dimension, axis in enumerate(mesh_shape) if axis in axes]
+  return any((server_of != server_of.take([0], dimension)).any() for dimension in along)
 
 
 def _grid(mesh_shape):
   return np.arange(math.prod(mesh_shape.values())).reshape(tuple(mesh_shape.values()))
-
-
-def _first_group(axes, mesh_shape):
-  return _grid(mesh_shape)[tuple(slice(None) if axis in axes else 0 for axis in mesh_shape)].reshape(-1)
 
 
 def by_kind_and_axes(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from launch.plan.compile_step import bytes_of_state, laid_out
 from launch.plan.machine import Machine
 from moe import mesh as mesh_lib
 from moe.config import Config
-from moe.errors import UserError
+from moe.errors import UserError, one_line
 from moe.train_step import TrainState, init_state
 
 _REMAT = ('none', 'dots', 'moe', 'full')
@@ -42,7 +42,7 @@ def plans(tried: Iterable[Config], plan: Callable[[Config], dict]) -> Iterator[t
     try:
       yield config, plan(config)
     except (UserError, jax.errors.JaxRuntimeError) as error:
-      yield config, ' '.join(str(error).split())[:300]
+      yield config, one_line(error)
 
 
 def rank(records: list[dict]) -> list[dict]:
