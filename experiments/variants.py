@@ -39,7 +39,8 @@ def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) ->
   model, moe = config.model, config.moe
   heads = d_model // head_dim
   # Without the up to 0.4% by which the old width was itself rounded up, what is a whole number stays one.
-  width = lambda old: base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
+  scaled = lambda old: base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
+  width = lambda old: old if d_model == model.d_model else scaled(old)
   return {
     'model.num_layers': num_layers,
     'model.num_dense_layers': num_layers if model.num_dense_layers == model.num_layers else model.num_dense_layers,

@@ -188,9 +188,18 @@ _FREE_KEYS = (
 )
 
 
+# These change in which order floats are added up, and no more: a run that goes on on another machine may need others.
+_ROUNDING_KEYS = ('train.microbatches', 'train.loss_chunk', 'model.remat', 'ops.implementation')
+
+
 def decides(key: str) -> bool:
-  """Whether a dotted key has a part in what training computes: the others may differ when a run goes on."""
+  """Whether a dotted key has a part in what training computes, rounding included."""
   return key not in _FREE_KEYS and key.split('.')[0] not in _FREE_SECTIONS
+
+
+def must_stay(key: str) -> bool:
+  """Whether a dotted key may not differ when a run goes on: what decides its results but for rounding."""
+  return decides(key) and key not in _ROUNDING_KEYS
 
 
 def keys() -> list[str]:

@@ -51,6 +51,11 @@ def of_system(error: Exception, message: str) -> UserError:
   return TryAgain(message) if is_transient(error) else UserError(message)
 
 
+def of_file(error: OSError, path: str | os.PathLike = '') -> UserError:
+  """A file that cannot be written, read or made, which the error names, or `path` where it names none."""
+  return of_system(error, f'{error.filename or path or "a file"}: {error.strerror or error}')
+
+
 def one_line(error: BaseException) -> str:
   """An exception's first words, without line breaks and TensorStore's appendix."""
   text = ' '.join(str(error).partition('See full TensorStore details')[0].split()) or type(error).__name__

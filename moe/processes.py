@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from moe.errors import TryAgain, UserError
+from moe.errors import TryAgain, UserError, of_file
 
 T = TypeVar('T')
 _LONGEST_WAIT = 7 * 24 * 3600  # seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells
@@ -72,12 +72,18 @@ def is_main() -> bool:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What `action` returns, which every process calls; UserError (TryAgain) in all of them if it raised one in any."""
+  """What `action` returns, which every process calls; UserError (TryAgain) in all of them if it raised one in any.
+
+  Of files, too: what a full disk refuses to one process ends all of them.
+  """
   result, error = None, None
   try:
     result = action()
   except UserError as raised:
     error = raised
+  except OSError as raised:
+    error = of_file(raised)
+    error.__cause__ = raised
   told = first_told(str(error or ''))
   if not told:
     return result

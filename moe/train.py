@@ -1,6 +1,7 @@
 """The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -15,11 +16,11 @@ from jax.sharding import Mesh
 from moe import accounting, processes
 from moe import mesh as mesh_lib
 from moe.checkpoint import Checkpointer
-from moe.config import Config, decides, differences
+from moe.config import Config, differences, must_stay
 from moe.data.packing import Batch
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
-from moe.errors import UserError, of_system
+from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
 from moe.metric_writer import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
@@ -44,7 +45,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
   try:
     return _train(config, Path(workdir))
   except OSError as error:  # a file that cannot be written, read or made
-    raise of_system(error, f'{error.filename or workdir}: {error.strerror or error}') from error
+    raise of_file(error, workdir) from error
 
 
 def _train(config: Config, workdir: Path) -> Outcome:
@@ -52,8 +53,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
   mesh = mesh_lib.make_mesh(config)
   processes.together(lambda: open_workdir(config, workdir))
   data = processes.main_first('data', lambda: prepare(config, data_directory(config, workdir)))
-  if processes.is_main():
-    (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
+  processes.together(lambda: _write_tokenizer(data, workdir))
   batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
   where = lambda tree: mesh_lib.shardings(mesh, tree, config.mesh.zero)
 
@@ -77,7 +77,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
       _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
       return Outcome(start, False, None)
     _say(describe_run(config, workdir))
-    with _open_writer(workdir, start) as writer:
+    with processes.together(lambda: _open_writer(workdir, start)) as writer:
       run = _Run(config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop)
       return _steps(run, start, state)
 
@@ -117,10 +117,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       paused = time.perf_counter()
       if evaluating and not stopping:
         logged |= _held_out(run.evaluator, state.params, config)
-      if run.writer:
-        run.writer.write(step, logged)
-        if 'expert_load_NE' in logged and (last or due(config.train.heatmap_every)):
-          run.writer.write_expert_load(step, logged['expert_load_NE'])
+      heatmap = last or due(config.train.heatmap_every)
+      processes.together(functools.partial(_write, run.writer, step, logged, heatmap))
       _say(progress.line(step, logged))
       _stop_if_bad(logged, config, step, saved)
       if saving:
@@ -149,6 +147,18 @@ def _say(line):
     print(line, flush=True)
 
 
+def _write_tokenizer(data, workdir):
+  if processes.is_main():
+    (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
+
+
+def _write(writer, step, logged, heatmap):
+  if writer:
+    writer.write(step, logged)
+    if heatmap and 'expert_load_NE' in logged:
+      writer.write_expert_load(step, logged['expert_load_NE'])
+
+
 def _open_writer(workdir, start):
   if not processes.is_main():
     return contextlib.nullcontext()
@@ -167,7 +177,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     except ValueError as error:
       raise UserError(f'{path} is not JSON ({error}): restore it, or use another --workdir') from error
     changed = differences(old, config.to_dict())
-    fixed = list(filter(decides, changed))
+    fixed = list(filter(must_stay, changed))
     if fixed:
       listed = ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
       raise UserError(f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values')

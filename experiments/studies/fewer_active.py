@@ -27,7 +27,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, Comparison, Values, difference, interval
+from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Values, difference, interval
 
 _FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}  # 7 is the run's own loss
 
@@ -73,8 +73,8 @@ def analyse(results: Results) -> Analysis:
         level=('GShard', given(_PAPER_GSHARD)),
       ),
     ),
-    'How well a fully trained model does with fewer experts: what the last ones add may grow with the tokens they '
-    'have seen.',
+    f'{BOUND_MAY_BE_WIDE} How well a fully trained model does with fewer experts: what the last ones add may grow with '
+    'the tokens they have seen.',
   )
 
 

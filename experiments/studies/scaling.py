@@ -3,8 +3,8 @@
   python -m launch.sweep --sweep=experiments/studies/scaling.py
 
 Dense and DeepSeekMoE at three widths, everything else equal: held-out loss against training FLOPs, two curves, and the
-share of the dense compute at which DeepSeekMoE reaches the same loss. The paper's numbers, about 40% and less when
-larger:
+share of the compute of the best Dense, that of the lowest loss, at which DeepSeekMoE reaches the same loss. The paper's
+numbers, about 40% and less when larger:
 
   DeepSeekMoE 16B beside DeepSeek 7B      40.5% of the FLOPs   Pile bits per byte 0.74 and 0.75
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
@@ -43,7 +43,7 @@ Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 
 
 def analyse(results: Results) -> Analysis:
-  """Two curves of loss over compute, and how far apart they are at the largest dense run."""
+  """Two curves of loss over compute, and how far apart they are at the best dense run."""
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
   rows = tuple(
     (
@@ -74,9 +74,10 @@ def analyse(results: Results) -> Analysis:
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; every width is '
     'trained on the same few tokens, so that the compute here buys width alone; attention and the output head, equal '
     'in both models, are a larger part of the compute of a small model. Between runs the loss is taken from a straight '
-    'line over log FLOPs, where the true curve bends below it: that overstates the share. Where the curves do not '
-    'overlap, it is that of the nearest DeepSeekMoE run, and the comparison says "at most" or "at least". The learning '
-    'rate was searched at d 96 alone: another may suit the other widths better.',
+    'line over log FLOPs, where the true curve bends below it: that overstates the share, so that a share below one '
+    'half is safe and one a little above it is not. Where the curves do not overlap, it is that of the nearest '
+    'DeepSeekMoE run, and the comparison says "at most" or "at least". The learning rate was searched at d 96 alone: '
+    'another may suit the other widths better.',
   )
 
 
@@ -88,28 +89,34 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
   of_each = lambda measure: {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()}
   return (
     Comparison(
-      ', '.join(["DeepSeekMoE's share of the compute at the largest Dense's loss", *sorted(bounds)]),
+      ', '.join(["DeepSeekMoE's share of the compute at the best Dense's loss", *sorted(bounds)]),
       of_each(compute_share),
       below=_SHARE,
       paper=0.405,
       digits=3,
     ),
     Comparison(
-      "DeepSeekMoE's loss − the largest Dense's, at equal compute",
-      of_each(lambda dense, moe: loss_at(moe, dense[-1][0]) - dense[-1][1]),
+      "DeepSeekMoE's loss − the best Dense's, at equal compute",
+      of_each(lambda dense, moe: loss_at(moe, best(dense)[0]) - best(dense)[1]),
       below=0.0,
       of_the_claim=False,
     ),
   )
 
 
+def best(curve: Curve) -> tuple[float, float]:
+  """Its point of lowest loss, the cheaper of two: a wider model, or one for which the learning rate is wrong, may have
+  spent more on a higher loss, and nobody would have to be beaten at that price."""
+  return min(curve, key=lambda point: (point[1], point[0]))
+
+
 def compute_share(dense: Curve, moe: Curve) -> float:
-  """The compute at which `moe` has the loss of the last point of `dense`, over that point's.
+  """The compute at which `moe` has the loss of the best point of `dense`, over that point's.
 
   Between runs by a straight line over log FLOPs. Where `moe` is below that loss from its first run on, that run's
   compute (the share is no more than that); where it never gets there, its last run's (no less than that).
   """
-  compute, loss = dense[-1]
+  compute, loss = best(dense)
   if moe[0][1] <= loss:
     return moe[0][0] / compute
   for (before, high), (after, low) in itertools.pairwise(moe):
@@ -120,7 +127,7 @@ def compute_share(dense: Curve, moe: Curve) -> float:
 
 def share_is_bound(dense: Curve, moe: Curve) -> str:
   """'at most' or 'at least' where `compute_share` is only that; '' where the loss lies between two runs of `moe`."""
-  loss = dense[-1][1]
+  loss = best(dense)[1]
   if moe[0][1] < loss:
     return 'at most'
   return 'at least' if min(found for _, found in moe) > loss else ''

@@ -9,7 +9,7 @@ the devices out to data, fsdp, expert and tensor (up to 4) whose state and gradi
 else is the config's, microbatches, mesh.zero and mesh.transport too. That is 256 plans at most for one stage on 64
 devices; --limit takes the first so many, those with the fewest devices along expert and then tensor. The ranking is by
 the time that a step takes if nothing overlaps.
-Exits with 1 where nothing fits.
+Exits with 1 where nothing fits, with 2 where nothing was worth compiling.
 """
 
 import json

@@ -95,8 +95,7 @@ def _collective(instruction, kind, computation, times, mesh_shape, ragged_share)
     'ragged-all-to-all': size * (n - 1) / n * ragged_share,
     'collective-permute': size,
   }[kind]
-  where = re.search(r'op_name="([^"]*)"', instruction.line)
-  return Collective(kind, axes, times, sent, n, where[1] if where else '')
+  return Collective(kind, axes, times, sent, n, instruction.where)
 
 
 def _iota(shape, reshape, transpose):

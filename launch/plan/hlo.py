@@ -1,7 +1,8 @@
 """Compiled HLO text → computations, and how often each of them runs in a step.
 
-A loop's trips are read off its condition (counter < constant), its start and its step. Where that cannot be done its
-end depends on data: the further rounds of an exchange, of which balanced routing needs none, so that it counts 0 times.
+A loop's trips are read off its condition (counter < constant), its start and its step. Further rounds of an exchange
+(`moe/layers/expert_parallel.py`), which end when the tokens do, count 0 times: balanced routing needs none. Any other
+loop whose trips cannot be read counts once, and `unread_loops` names it.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 _ITEM_BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 'bf16': 16, 'f16': 16, 's16': 16, 'u16': 16}
 _ITEM_BITS |= {'s32': 32, 'u32': 32, 'f32': 32, 's64': 64, 'u64': 64, 'f64': 64, 'f8e4m3fn': 8, 'f8e5m2': 8}
+_FURTHER_ROUNDS = 'further_rounds/while'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Instruction:
   @property
   def attributes(self) -> str:
     return self.line.partition(f' {self.op}(')[2]
+
+  @property
+  def where(self) -> str:
+    """The operation of the traced program that it comes from; '' where it does not say."""
+    match = re.search(r'op_name="([^"]*)"', self.line)
+    return match[1] if match else ''
 
   def called(self, key: str) -> str | None:
     match = re.search(rf'\b{key}=%([^\s,)]+)', self.line)
@@ -71,7 +79,8 @@ def runs(computations: dict[str, Computation], entry: str) -> Iterator[tuple[Com
     yield computation, times, fused
     for instruction in computation.instructions.values():
       if instruction.op == 'while':
-        yield from walk(instruction.called('body'), times * trips(computations, computation, instruction), fused)
+        read = trips(computations, computation, instruction)
+        yield from walk(instruction.called('body'), times * (1 if read is None else read), fused)
       elif instruction.op == 'conditional':
         branches = re.search(r'branch_computations=\{([^}]*)\}', instruction.line)
         names = re.findall(r'%([^\s,}]+)', branches[1]) if branches else []
@@ -86,14 +95,23 @@ def runs(computations: dict[str, Computation], entry: str) -> Iterator[tuple[Com
   yield from walk(entry, 1.0, False)
 
 
+def unread_loops(text: str) -> list[str]:
+  """The loops, by where they come from, whose trips cannot be read."""
+  computations, _ = parse(text)
+  loops = [(c, i) for c in computations.values() for i in c.instructions.values() if i.op == 'while']
+  return sorted({i.where or i.name for c, i in loops if trips(computations, c, i) is None})
+
+
 def branch_shares(name: str) -> list[float]:
   """How often each branch of a conditional is taken, where its name says so (see `moe/pipeline.py`); [] elsewhere."""
   match = re.search(r'runs\(([\d.,]+)\)\)*(?:/(?:cond|switch)\b[^/]*)?(?:"|$)', name)
   return [float(share) for share in match[1].split(',')] if match else []
 
 
-def trips(computations: dict[str, Computation], outer: Computation, loop: Instruction) -> int:
-  """How often a while loop's body runs; 0 where it depends on data."""
+def trips(computations: dict[str, Computation], outer: Computation, loop: Instruction) -> int | None:
+  """How often a while loop's body runs; None where that cannot be read."""
+  if _FURTHER_ROUNDS in loop.where:
+    return 0
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
   if known:
     return int(known[1])
@@ -103,15 +121,16 @@ def trips(computations: dict[str, Computation], outer: Computation, loop: Instru
   if test.op == 'fusion':  # counter and limit are handed in
     test = computations[test.called('calls')].root
   if test.op != 'compare':
-    return 0
+    return None
   limits = [_constant(i) for i in compared if i and i.op == 'constant']
   counters = [_index(i) for i in compared if i and i.op == 'get-tuple-element']
   if len(limits) != 1 or len(counters) != 1 or limits[0] is None:
-    return 0
-  start = _start(outer, loop, counters[0])
-  step = _step(computations, body, counters[0])
-  last = limits[0] + ('direction=LE' in test.line)
-  return max(0, math.ceil((last - start) / step))
+    return None
+  start, step = _start(outer, loop, counters[0]), _step(computations, body, counters[0])
+  direction = re.search(r'direction=(LT|LE)', test.line)
+  if start is None or not step or step < 0 or not direction:
+    return None
+  return max(0, math.ceil((limits[0] + (direction[1] == 'LE') - start) / step))
 
 
 def shape_bytes(shape: str, on_chip: bool = True) -> int:
@@ -166,17 +185,14 @@ def _index(instruction):
 
 
 def _start(outer, loop, counter):
-  """The counter before the loop: a constant of the tuple that it starts from, or 0."""
+  """The counter before the loop; None if it is no constant of the tuple that the loop starts from."""
   state = outer.source(loop.operands[0])
-  if not state or state.op != 'tuple':
-    return 0
-  first = outer.source(state.operands[counter])
-  value = _constant(first) if first and first.op == 'constant' else None
-  return value or 0
+  first = outer.source(state.operands[counter]) if state and state.op == 'tuple' else None
+  return _constant(first) if first and first.op == 'constant' else None
 
 
 def _step(computations, body, counter):
-  """What the body adds to the counter, or 1."""
+  """What the body adds to the counter; None if that is no constant."""
   result = body.root
   new = body.source(result.operands[counter]) if result.op == 'tuple' else None
   scope = body
@@ -184,9 +200,7 @@ def _step(computations, body, counter):
     scope = computations[new.called('calls')]
     new = scope.root
   if new is None or new.op != 'add':
-    return 1
-  for name in new.operands:
-    added = scope.source(name)
-    if added and added.op == 'constant':
-      return max(1, _constant(added) or 1)
-  return 1
+    return None
+  added = [scope.source(name) for name in new.operands]
+  constants = [_constant(i) for i in added if i and i.op == 'constant']
+  return constants[0] if len(constants) == 1 else None

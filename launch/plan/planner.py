@@ -9,6 +9,7 @@ from launch.plan import stages
 from launch.plan.collectives import Collective
 from launch.plan.collectives import collectives as find_collectives
 from launch.plan.compile_step import Compiled, bytes_of_state, compile_step
+from launch.plan.hlo import unread_loops
 from launch.plan.machine import Machine
 from launch.plan.roofline import by_kind_and_axes, roofline
 from launch.plan.traffic import memory_traffic
@@ -78,6 +79,7 @@ def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
   return {
     'collective_bytes_per_device': by_kind_and_axes(collectives),
     'hbm_bytes_per_device': round(sum(traffic)),
+    'loops_counted_once': unread_loops(compiled.text),
     'stage_stretch': round(stretch, 4),
     'roofline_seconds': {term: round(value, 4) for term, value in times._asdict().items()},
     'step_seconds': round(seconds, 4),

@@ -75,6 +75,7 @@ def _performance(record):
   return [
     *(f'  {kind:<20}{row} sent by a device a step' for kind, row in total.items()),
     f'  HBM               {record["hbm_bytes_per_device"] / 1e9:.4g} GB a device a step',
+    *(f'  counted once        the loop {loop}, whose trips are not known' for loop in record['loops_counted_once']),
     *_waiting(record),
     f'  step              {record["step_seconds"]:.3g} s, {record["binds"]} binds: '
     + ', '.join(f'{term} {seconds:.3g} s' for term, seconds in times.items())

@@ -1,5 +1,6 @@
 """Which meshes and rematerialisation could do, and in which order they are worth compiling."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,19 +22,26 @@ def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) 
   """Variations of config.mesh and model.remat whose state and gradients leave room on the machine.
 
   The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All else is the config's.
-  UserError where its stages do not divide the devices.
+  UserError where its stages do not divide the devices, or where nothing is left, with what is in the way most often.
   """
   shapes = jax.eval_shape(lambda: init_state(config))
+  refusals, found = collections.Counter(), False
   for sizes in _layouts(config, machine.num_devices):
     changed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
     try:
       mesh = mesh_lib.make_mesh(changed, devices)
-    except UserError:
+    except UserError as error:
+      refusals[str(error)] += 1
       continue
     if _held_bytes(changed, mesh, shapes) > machine.chip.capacity:
+      refusals['parameters, optimizer state and gradients alone exceed its memory'] += 1
       continue
+    found = True
     for remat in _REMAT if config.moe.num_experts else ('none', 'dots', 'full'):
       yield dataclasses.replace(changed, model=dataclasses.replace(config.model, remat=remat))
+  if not found:
+    ((refusal, times),) = refusals.most_common(1)
+    raise UserError(f'no mesh of {machine.topology} is worth compiling; of {times} of {refusals.total()}: {refusal}')
 
 
 def plans(tried: Iterable[Config], plan: Callable[[Config], dict]) -> Iterator[tuple[Config, dict | str]]:

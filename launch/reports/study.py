@@ -24,6 +24,10 @@ _CAPTION = (
   'Means over seeds with 95% intervals. Seeds shift all models alike, which the paired differences of the table '
   'remove: a difference may be clear there though whiskers overlap here.'
 )
+_OTHER_SEEDS = (
+  'Some runs have more seeds than others: their means are not comparable, which shift with the seeds by more than '
+  'models may differ; the paired differences are, each over the seeds that both have.'
+)
 _COMPARISONS = (
   'paired difference',
   'mean',
@@ -100,6 +104,7 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
     parts += [Text(_CAPTION)]
   if study.lines:
     parts += [Table(analysis.columns, analysis.rows)]
+    parts += [Text(_OTHER_SEEDS)] if _seeds_differ(study.lines) else []
     parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons)))]
     parts += [Text(RULE)] if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
@@ -141,6 +146,13 @@ def _listed(which: Collection[tuple[str, int]], runs: Iterable[str]) -> tuple[st
   """Runs and seeds in words, in the order of the study."""
   seeds = {run: sorted(seed for name, seed in which if name == run) for run in runs}
   return tuple(f'{run} (seed {", ".join(map(str, of_one))})' for run, of_one in seeds.items() if of_one)
+
+
+def _seeds_differ(lines: Iterable[Mapping]) -> bool:
+  seeds = {}
+  for line in lines:
+    seeds.setdefault(line['run'], set()).add(line['seed'])
+  return len(set(map(frozenset, seeds.values()))) > 1
 
 
 def _is_finite(line: Mapping) -> bool:

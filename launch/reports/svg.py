@@ -73,7 +73,7 @@ class _Axes:
     low, high = min(each.low for each in found), max(each.high for each in found)
     # Bars whose axis does not start at 0 say so; the lowest keeps some height.
     below = 0.25 * ((high - low) or abs(high) or 1.0) if panel.categories else 0.0
-    low = min(low, 0.0) if panel.from_zero else low - below
+    low = 0.0 if panel.from_zero else low - below  # of what cannot be negative: its interval is cut off there
     self._ticks = ticks(low, high)
     xs = [x for series in panel.series for x, each in series.points if each]
     if panel.categories:
@@ -175,7 +175,7 @@ class _Axes:
 
   def _whisker(self, x: float, found: Interval):
     if found.half is not None:
-      low, high = self._y(found.low), self._y(found.high)
+      low, high = self._y(max(found.low, self._ticks[0])), self._y(found.high)
       caps = ''.join(f'M{x - 4:.1f} {y:.1f}h8' for y in (low, high))
       yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
 

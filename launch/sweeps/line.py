@@ -51,7 +51,8 @@ def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence
       for name, intervention in run.evaluations.items()
     },
     'max_vio': _max_vio(metrics, job.num_steps),
-    'dead_experts': sum(metrics[-1]['dead_experts_N']) if 'dead_experts_N' in metrics[-1] else None,
+    'dead_experts': _dead_experts(metrics[-1]),
+    'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
     'expert_load': final['expert_load'],  # on held-out text, over the layer's mean: a row a MoE layer
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [(line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line],
@@ -93,11 +94,20 @@ def _data(job):
 
 def _max_vio(metrics, num_steps):
   """Mean over layers, at the end and over the last tenth of the steps. None for a model that routes nothing."""
-  of = {line['step']: _mean(line['max_vio_N']) for line in metrics if 'max_vio_N' in line}
-  if not of:
+  routed = [line for line in metrics if 'max_vio_N' in line]
+  if not routed:
     return None
-  last_tenth = [value for step, value in of.items() if step > 0.9 * num_steps]
-  return {'final': of[max(of)], 'last_tenth': _mean(last_tenth)}
+  of = lambda line: _mean(line['max_vio_N'])
+  return {'final': of(routed[-1]), 'last_tenth': _over_last_tenth(of, routed, num_steps)}
+
+
+def _dead_experts(line):
+  """Experts of all layers that no token of the logged batch chose. None for a model that routes nothing."""
+  return sum(line['dead_experts_N']) if 'dead_experts_N' in line else None
+
+
+def _over_last_tenth(of, metrics, num_steps):
+  return _mean([of(line) for line in metrics if line['step'] > 0.9 * num_steps])
 
 
 def _mean(values):

@@ -23,14 +23,14 @@ def commit() -> str:
 
 
 def note_commit(workdir: Path, commit: str) -> None:
-  """Leaves in a run's folder which code is about to train it, below that which has trained it so far."""
+  """Leaves in a run's folder which code is about to train or score it, below that which has done so before."""
   workdir.mkdir(parents=True, exist_ok=True)
   if commit not in (known := commits(workdir)):
     (workdir / 'commit').write_text('\n'.join([*known, commit]) + '\n', encoding='utf-8')
 
 
 def commits(workdir: Path) -> list[str]:
-  """Which code has trained a run, each once: several where it was interrupted and went on with another."""
+  """Which code has trained and scored a run, each once: several where it was interrupted and went on with another."""
   path = workdir / 'commit'
   return path.read_text(encoding='utf-8').split() if path.exists() else []
 

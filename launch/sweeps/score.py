@@ -34,6 +34,7 @@ def main(_):
   for step, intervention in wanted:
     if any((score['step'], score['intervention']) == (step, intervention) for score in scores):
       continue
+    machine.note_commit(workdir, machine.commit())
     if run.step != step:
       run = load_for_notebook(workdir, step)
     scores.append({'step': step, 'intervention': intervention, **evaluate(run, data, intervention)})

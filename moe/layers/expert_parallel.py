@@ -264,7 +264,7 @@ def _forward(x_TD, gates_TK, weights, experts_TK, rules):
     return *rules.following(demand, start_P, window_TP), rounds + 1, y_TD
 
   state = *rules.following(demand, start_P, first_TP), jnp.int32(1), y_TD
-  _, _, rounds, y_TD = lax.while_loop(lambda state: state[1], again, state)
+  _, _, rounds, y_TD = _further_rounds(again, state)
   exchange = _telemetry(demand, first_TP, rounds, rules.capacity)
   return (y_TD, exchange), (pull, x_TD, gates_TK, weights, experts_TK)
 
@@ -281,10 +281,16 @@ def _backward(rules, residuals, cotangents):
     return *rules.following(demand, start_P, window_TP), jax.tree.map(jnp.add, gradients, pull(d_y_TD))
 
   state = *rules.following(demand, start_P, first_TP), pull(d_y_TD)
-  return *lax.while_loop(lambda state: state[1], again, state)[2], None
+  return *_further_rounds(again, state)[2], None
 
 
 _all_rounds.defvjp(_forward, _backward)
+
+
+def _further_rounds(again, state):
+  """Rounds while a device has tokens left, which `state[1]` says. By this name the planner knows the loop."""
+  with jax.named_scope('further_rounds'):
+    return lax.while_loop(lambda state: state[1], again, state)
 
 
 def _telemetry(demand, first_TP, rounds, capacity):

@@ -31,6 +31,14 @@ CASES = {
   'data': {},
   'fsdp': {'mesh.data': 1, 'mesh.fsdp': 8, 'train.microbatches': 2, 'model.remat': 'full'},
   'tensor': {'mesh.data': 4, 'mesh.tensor': 2},
+  'expert': {
+    'mesh.data': 2,
+    'mesh.expert': 4,
+    'model.num_dense_layers': 0,
+    'moe.num_experts': 8,
+    'moe.experts_per_token': 2,
+    'moe.d_expert': 8,
+  },
   'stage': {'mesh.data': 4, 'mesh.stage': 2, 'train.microbatches': 4},  # 2 layers, and 1
 }
 

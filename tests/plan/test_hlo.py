@@ -3,6 +3,7 @@
 import pytest
 
 from launch.plan.collectives import Collective, collectives
+from launch.plan.hlo import unread_loops
 from launch.plan.traffic import memory_traffic
 
 MESH = {'data': 2, 'fsdp': 2, 'expert': 2}
@@ -58,7 +59,8 @@ LOOPS = """HloModule step
   %y.2 = f32[8,4]{1,0} get-tuple-element(%loop.1), index=1
   %yes = pred[] constant(true)
   %start.3 = (pred[], f32[8,4]{1,0}) tuple(%yes, %y.2)
-  %loop.3 = (pred[], f32[8,4]{1,0}) while(%start.3), condition=%again_condition, body=%again_body
+  %loop.3 = (pred[], f32[8,4]{1,0}) while(%start.3), condition=%again_condition, body=%again_body,
+    metadata={op_name="jit(step)/further_rounds/while"}
   %z.2 = f32[8,4]{1,0} get-tuple-element(%loop.3), index=1
   ROOT %t.2 = (s32[], f32[8,4]{1,0}) tuple(%next.2, %z.2)
 }
@@ -91,10 +93,17 @@ def one(line: str, mesh=MESH, **options) -> Collective:
   return found
 
 
-def test_loops_multiply_and_those_that_depend_on_data_run_no_time():
+def test_loops_multiply_and_further_rounds_run_no_time():
   [found] = collectives(LOOPS, MESH)
+  assert unread_loops(LOOPS) == []
   assert (found.kind, found.axes, found.times, found.devices) == ('all-reduce', ('data',), 12, 2)
   assert found.sent == 2 * 128 / 2  # reduce-scatter, then all-gather, of 8 · 4 · 4 bytes over two devices
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_named():
+  text = LOOPS.replace('further_rounds', 'search')
+  assert [(c.kind, c.times) for c in collectives(text, MESH)] == [('all-reduce', 12), ('all-to-all', 4)]
+  assert unread_loops(text) == ['jit(step)/search/while']
 
 
 def test_a_trip_count_that_the_compiler_states_is_taken():

@@ -30,10 +30,19 @@ def test_one_device_leaves_only_rematerialisation_to_choose():
   assert all(config.mesh.data == config.mesh.fsdp == config.mesh.expert == 1 for config in tried)
 
 
-@pytest.mark.parametrize(('spare', 'count'), [(3, 0), (4, 4)])  # the optimizer's count of steps
-def test_what_cannot_hold_its_own_state_is_not_compiled(spare, count):
-  chip = dataclasses.replace(CHIPS['h100'], capacity=16 * account(CONFIG).total_params + spare)
-  assert len(list(candidates(CONFIG, ONE._replace(chip=chip), jax.devices()[:1]))) == count
+def test_what_cannot_hold_its_own_state_is_not_compiled():
+  def tried(spare):
+    chip = dataclasses.replace(CHIPS['h100'], capacity=16 * account(CONFIG).total_params + spare)
+    return list(candidates(CONFIG, ONE._replace(chip=chip), jax.devices()[:1]))
+
+  assert len(tried(4)) == 4  # the optimizer's count of steps
+  with pytest.raises(UserError, match='of 1 of 1: parameters, optimizer state and gradients alone exceed its memory'):
+    tried(3)
+
+
+def test_where_no_mesh_goes_with_the_config_the_search_says_why():
+  with pytest.raises(UserError, match=r'no mesh of h100:8 .* does not divide data\.batch_size'):
+    meshes(**{'data.batch_size': 3})
 
 
 def test_every_split_over_data_fsdp_and_tensor_is_tried():
@@ -64,7 +73,8 @@ def test_zero_1_keeps_parameters_and_gradients_whole():
   """Bytes a parameter: ZeRO-3 takes 16 / (fsdp · tensor); ZeRO-1 8 / tensor + 8 / (fsdp · tensor)."""
   room = 4 * account(small_config(**DENSE)).total_params
   assert meshes(room) == [(1, 1, 8, 1, 1), (1, 1, 4, 1, 2)]
-  assert meshes(room, **{'mesh.zero': 1}) == []
+  with pytest.raises(UserError, match='exceed its memory'):
+    meshes(room, **{'mesh.zero': 1})
   assert meshes(2 * room, **{'mesh.zero': 1}) == [(1, 1, 4, 1, 2), (1, 2, 2, 1, 2)]
 
 

@@ -19,6 +19,7 @@ from moe.checkpoint import Checkpointer
 from moe.config import from_config_dict
 from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
+from moe.train import open_workdir
 from moe.train_step import init_state
 from tests.runs import config as tiny
 
@@ -96,6 +97,8 @@ def main(workdir, data_directory, sources):
     config = make_config(data_directory, sources, axes)
     size = int(np.prod([n for axis, n in axes.items() if axis != 'zero']))
     mesh = mesh_lib.make_mesh(config, jax.devices()[:size])
+    open_workdir(config, Path(workdir))
+    (Path(workdir) / 'metrics.jsonl').touch()  # a run that has logged a step: its config is held to
     where = lambda tree, mesh=mesh, zero=config.mesh.zero: mesh_lib.shardings(mesh, tree, zero)
     with contextlib.closing(Checkpointer(Path(workdir), config, data.tokenizer)) as checkpointer, mesh_lib.use(mesh):
       if step:

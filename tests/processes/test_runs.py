@@ -42,6 +42,14 @@ def test_four_processes_go_on_with_what_is_readable_of_a_run_of_two(flags, by_on
   _assert_same_losses(workdir, by_one)
 
 
+def test_two_stages_in_two_processes_go_on_with_a_run_of_halved_batches(flags, by_one, by_two, tmp_path):
+  workdir = shutil.copytree(by_two, tmp_path / 'run')
+  shutil.rmtree(workdir / 'checkpoints/24')
+  stages = ('--config.mesh.data=1', '--config.mesh.stage=2', '--config.train.microbatches=2')
+  assert 'going on from step 16' in check(2, workdir, *flags, *stages)
+  _assert_same_losses(workdir, by_one)
+
+
 @pytest.mark.parametrize('asked', [0, 1])
 def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(asked, flags, by_one, tmp_path):
   with Group(2, tmp_path, *flags, '--config.mesh.data=1', '--config.mesh.fsdp=2') as group:
@@ -79,3 +87,13 @@ def test_bad_input_ends_all_with_one_line(flags, tmp_path):
       (line,) = (line for line in lines if not line.startswith('[Gloo]'))  # which greets on stdout
       assert line.startswith('error: mesh.data=3')
   assert not (tmp_path / 'run').exists()
+
+
+def test_what_one_process_cannot_write_ends_all_with_one_line(flags, tmp_path):
+  """Process 0 alone writes it. A code that says to start again would have the others do so for ever."""
+  (tmp_path / 'run/tokenizer.model').mkdir(parents=True)
+  with Group(2, tmp_path / 'run', *flags) as group:
+    assert group.wait() == [2, 2], group.output()
+    for process in (0, 1):
+      assert group.output(process).count('error: ') == 1
+      assert 'tokenizer.model: Is a directory' in group.output(process)

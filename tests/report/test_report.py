@@ -1,5 +1,6 @@
 """The report, of runs with known numbers: what it says and draws, and that its bytes depend on nothing else."""
 
+import collections
 import itertools
 import re
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.studies import STUDIES, scaling
-from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED
+from experiments.studies.analysis import Panel, Series
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval
 from launch.reports import blocks, page, study, svg
 from launch.sweeps import ledger
 from tests.report import synthetic
@@ -50,7 +52,7 @@ _OF_THE_CLAIM = {
   'half_active': ['half activated − GShard'],
   'fewer_active': ['4 routed − GShard'],
   'larger': ['DeepSeekMoE − GShard ×1.5', 'DeepSeekMoE − Dense ×16'],
-  'scaling': ["DeepSeekMoE's share of the compute at the largest Dense's loss, at most"],
+  'scaling': ["DeepSeekMoE's share of the compute at the best Dense's loss, at most"],
 }
 
 
@@ -164,6 +166,15 @@ def test_more_seeds_than_asked_for_count(tmp_path):
   assert loaded.verdict.outcome == HOLDS and {c.interval.n for c in loaded.analysis.comparisons} == {5}
 
 
+def test_means_over_other_seeds_are_marked_as_such(tmp_path):
+  made = synthetic.lines('half_active', seeds=range(5))
+  equal = lambda: 'not comparable' in blocks.to_markdown(study.blocks(study.load('half_active', tmp_path)))
+  synthetic.write(tmp_path, 'half_active', [line for line in made if line['seed'] < 3])
+  assert not equal()
+  synthetic.write(tmp_path, 'half_active', [line for line in made if line['run'] == 'gshard'])
+  assert equal()
+
+
 def test_the_share_of_the_compute():
   dense = [(1e12, 3.0), (4e12, 2.0)]
   assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(0.5)  # half way in log FLOPs
@@ -174,6 +185,13 @@ def test_the_share_of_the_compute():
   assert [scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], compute) for compute in (1, 1e15)] == [2.5, 1.5]
 
 
+def test_a_dense_model_that_costs_more_and_is_no_better_is_not_what_is_compared_with():
+  dense, moe = [(1e12, 3.5), (2e12, 3.0), (8e12, 3.1)], [(5e11, 3.6), (2e12, 3.0), (4e12, 2.5)]
+  assert scaling.best(dense) == (2e12, 3.0)
+  assert scaling.compute_share(dense, moe) == pytest.approx(1.0)
+  assert scaling.best([(1e12, 2.0), (2e12, 2.0)]) == (1e12, 2.0)
+
+
 def test_a_share_outside_of_the_curve_is_said_to_be_a_bound(tmp_path):
   dense = [(1e12, 3.0), (4e12, 2.0)]
   assert scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == ''
@@ -181,7 +199,7 @@ def test_a_share_outside_of_the_curve_is_said_to_be_a_bound(tmp_path):
   assert scaling.share_is_bound(dense, [(2e12, 3.0), (6e12, 2.1)]) == 'at least'
   of = lambda run, evaluation, seed: 1.5 if run.startswith('deepseek') else 2.0
   synthetic.write(tmp_path, 'scaling', synthetic.lines('scaling', of))
-  assert study.load('scaling', tmp_path).analysis.comparisons[0].what.endswith("largest Dense's loss, at most")
+  assert study.load('scaling', tmp_path).analysis.comparisons[0].what.endswith("best Dense's loss, at most")
 
 
 def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, tmp_path_factory):
@@ -204,6 +222,26 @@ def test_what_is_committed_is_what_the_runs_give():
       assert not path.exists(), f'{path} is of other runs: make report'
     else:
       assert path.is_file() and path.read_bytes() == content.encode(), f'{path} is not up to date: make report'
+
+
+def test_a_config_and_seed_have_one_loss_in_all_studies():
+  """One that several share is trained once; a second training must have come out the same."""
+  losses = collections.defaultdict(set)
+  for path in Path('experiments/results').glob('*/runs.jsonl'):
+    for line in ledger.read(path).values():
+      losses[line['config_hash'], line['seed'], line['data']].add(line['final']['total']['loss'])
+  assert losses and {key: found for key, found in losses.items() if len(found) > 1} == {}
+
+
+def test_the_readme_has_the_verdicts():
+  text = Path('README.md').read_text(encoding='utf-8')
+  rows = re.findall(r'^\| \[(\w+)\]\(experiments/results/\1/README.md\) \| (\d+) \| ([^|]+) \|', text, re.MULTILINE)
+  loaded = {name: study.load(name, Path('experiments/results')) for name in STUDIES}
+  finished = {name: found for name, found in loaded.items() if not found.missing}
+  said = {name: (int(runs), outcome) for name, runs, outcome in rows}
+  assert said == {name: (len(found.lines), found.verdict.outcome) for name, found in finished.items()}
+  left = re.search(r'\(([\w, ]+)\) have not been run yet', text)
+  assert set(left[1].split(', ') if left else ()) == set(STUDIES) - finished.keys()
 
 
 def test_a_figure_that_is_no_longer_drawn_goes(results):
@@ -242,6 +280,14 @@ def test_what_is_drawn_stays_inside_its_axes(results):
         assert 0 < float(circle.get('cx')) < width and 0 < float(circle.get('cy')) < height
       for bar in group.iter('{http://www.w3.org/2000/svg}rect'):
         assert float(bar.get('height')) >= 0 and float(bar.get('y')) > 0
+
+
+def test_bars_that_start_at_zero_do_so_whatever_their_intervals():
+  values = ((0, Interval(1.7, 5.2, 3)), (1, Interval(0.0, 0.0, 3)))
+  drawn = svg.figure('x', 'y', [Panel('idle', 'experts', (Series('', values),), ('a', 'b'), from_zero=True)])
+  heights = [float(bar.get('height')) for bar in ET.fromstring(drawn).iter() if 'bar' in bar.get('class', '').split()]
+  assert heights[0] > 20 and heights[1] == 0
+  assert 'bars start at' not in drawn
 
 
 def test_ticks_are_round_and_hold_the_range():

@@ -114,6 +114,15 @@ def test_a_workdir_of_another_config_names_the_keys(data_flags, finished):
   assert 'log_every' not in line  # may change
 
 
+def test_another_machine_may_need_other_microbatches_and_recompute_more(data_flags, tmp_path):
+  open_workdir(_config(data_flags), tmp_path)
+  (tmp_path / 'metrics.jsonl').write_text('')
+  other = {'train.microbatches': 2, 'model.remat': 'full', 'train.loss_chunk': 8, 'ops.implementation': 'xla'}
+  open_workdir(_config(data_flags, **other, **{'mesh.data': 1, 'mesh.fsdp': -1}), tmp_path)
+  with pytest.raises(UserError, match=r'data\.batch_size \(4 there, 8 now\)'):
+    open_workdir(_config(data_flags, **{'data.batch_size': 8}), tmp_path)
+
+
 def test_a_damaged_config_json_is_named(data_flags, tmp_path):
   (tmp_path / 'config.json').write_text('{"name": ')
   (tmp_path / 'metrics.jsonl').write_text('')

@@ -89,7 +89,7 @@ def test_a_line_has_everything_a_figure_needs(swept):
     assert [step for step, _ in line['loss_curve']] == list(range(1, 25))
     assert [step for step, _ in line['held_out_curve']] == [12, 24]
     assert line['max_vio']['final'] >= 1 and line['max_vio']['last_tenth'] >= 1
-    assert line['dead_experts'] >= 0 and len(line['expert_load']) == 2
+    assert line['dead_experts'] >= 0 and 0 <= line['idle_experts'] <= 8 and len(line['expert_load']) == 2
     assert line['evaluations'].keys() == ({'masked', 'shared off'} if name == 'top 2' else set())
   assert lines['top 1']['config_hash'] != lines['top 2']['config_hash'] == lines['the same']['config_hash']
   for made in lines['top 2']['evaluations'].values():
