@@ -32,8 +32,16 @@ def plan(environment: str, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(('environment', 'topology'), [('tpu', 'v5e:2x2'), ('gpu', 'h100:4')])
 def test_a_step_with_experts_is_planned(environment, topology):
-  experts = ('--config=experiments/proxy.py:deepseek_moe', '--config.moe.num_experts=8', '--config.mesh.expert=2')
-  options = (*SMALL[1:], *experts, '--config.model.num_dense_layers=1', f'--topology={topology}', '--format=json')
+  experts = ('--config.moe.num_experts=8', '--config.mesh.expert=2')
+  options = (
+    '--config=experiments/proxy.py:deepseek_moe',
+    *SMALL[1:],
+    *experts,
+    '--config.model.num_dense_layers=1',
+    '--config.model.d_ff=512',
+    f'--topology={topology}',
+    '--format=json',
+  )
   done = plan(environment, *options)
   assert done.returncode == 0, done.stdout + done.stderr
   record = json.loads(done.stdout)
