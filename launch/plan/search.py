@@ -40,8 +40,8 @@ def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) 
     for remat in _REMAT if config.moe.num_experts else ('none', 'dots', 'full'):
       yield dataclasses.replace(changed, model=dataclasses.replace(config.model, remat=remat))
   if not found:
-    ((refusal, times),) = refusals.most_common(1)
-    raise UserError(f'no mesh of {machine.topology} is worth compiling; of {times} of {refusals.total()}: {refusal}')
+    ((commonest, _),) = refusals.most_common(1)
+    raise UserError(f'none of {refusals.total()} meshes of {machine.topology} is worth compiling, such as: {commonest}')
 
 
 def plans(tried: Iterable[Config], plan: Callable[[Config], dict]) -> Iterator[tuple[Config, dict | str]]:
