@@ -36,9 +36,7 @@ def test_what_cannot_hold_its_own_state_is_not_compiled():
     return list(candidates(CONFIG, ONE._replace(chip=chip), jax.devices()[:1]))
 
   assert len(tried(4)) == 4  # the optimizer's count of steps
-  with pytest.raises(
-    UserError, match='none of 1 meshes .* as: parameters, optimizer state and gradients alone exceed its memory'
-  ):
+  with pytest.raises(UserError, match=r'none of 1 meshes .*: parameters, optimizer state and gradients alone exceed'):
     tried(3)
 
 
