@@ -6,6 +6,7 @@ loop whose trips cannot be read counts once, and `unread_loops` names it.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class Computation:
     return instruction
 
 
+@functools.lru_cache(maxsize=1)  # collectives, traffic and loops are each read off the same program
 def parse(text: str) -> tuple[dict[str, Computation], str]:
   """Computations by name, and the name of the entry."""
   computations, entry, current = {}, '', None

@@ -31,10 +31,12 @@ def main(_):
   path = workdir / 'scores.json'
   scores = json.loads(path.read_text(encoding='utf-8'))['scores'] if path.exists() else []
   wanted = [(run.step, {}), (best, {}), *((run.step, intervention) for intervention in json.loads(INTERVENTIONS.value))]
-  for step, intervention in wanted:
-    if any((score['step'], score['intervention']) == (step, intervention) for score in scores):
-      continue
+  scored = [(score['step'], score['intervention']) for score in scores]
+  # The best may be the last: once.
+  missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
+  if missing:
     machine.note_commit(workdir, machine.commit())
+  for step, intervention in missing:
     if run.step != step:
       run = load_for_notebook(workdir, step)
     scores.append({'step': step, 'intervention': intervention, **evaluate(run, data, intervention)})
