@@ -134,7 +134,7 @@ def expert_axes(num_experts: int, devices: int) -> tuple[tuple[str | None, ...],
 def gathers(axes: Sequence[str | None], zero: int) -> list[tuple[int, str]]:
   """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3 spreads over the mesh in use.
 
-  One a mesh axis, the minor first: TPU's compiler makes an all-reduce, of twice the traffic, of one over several.
+  One a mesh axis, the minor first: of one over a whole 3D torus TPU's compiler makes an all-reduce, of twice the bytes.
   """
   if zero == 1:
     return []

@@ -2,10 +2,10 @@
 
   make aot-tpu; make aot-gpu       # the environments that this needs, and everything below
 
-Forward and backward of every op at the shapes of the 2B, 16B and 145B models and at odd ones, in bfloat16 and float32.
-FILE gets a JSON object a line: a program's kernels with what they use of the chip (VMEM on TPU; registers, spills,
-shared memory and tensor-core instructions on GPU) and what is left to XLA; or the error of one that does not compile.
-Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1 where anything failed.
+Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and at odd ones, in
+bfloat16 and float32. FILE gets a JSON object a line: a program's kernels with what they use of the chip (VMEM on TPU;
+registers, spills, shared memory and tensor-core instructions on GPU) and what is left to XLA; or the error of one that
+does not compile. Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1 where anything failed.
 """
 
 import importlib.util
@@ -22,7 +22,9 @@ from launch import cli
 from moe.errors import UserError
 
 TARGETS = flags.DEFINE_list('targets', None, 'Of v5e, v5p, v6e (TPU) or h100 (GPU), all of one kind.')
-SHAPES = flags.DEFINE_list('shapes', ['2b', '16b', '145b', 'odd', 'one_token', 'no_token', 'proxy'], 'Layers.')
+SHAPES = flags.DEFINE_list(
+  'shapes', ['2b', '16b', '145b', 'gshard_137b', 'odd', 'one_token', 'no_token', 'proxy'], 'Layers.'
+)
 DTYPES = flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Types.')
 OPS = flags.DEFINE_list('ops', [], 'Only these ops.')
 OUT = flags.DEFINE_string('out', '', 'JSON lines are written here too.')

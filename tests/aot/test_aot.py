@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from launch.aot import gpu, programs, tpu
+from moe.ops.tpu import visits
 from tests.runs import programs as programs_of_launch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,6 +44,15 @@ def test_every_op_compiles_forward_and_backward(tmp_path, environment, target):
     ]
     assert len(products) == 6
     assert all(kernel['tensor_core'] for kernel in products)
+
+
+def test_blocks_of_few_or_wide_rows_are_small():
+  """512 rows of 10,944 bfloat16 numbers, two arrays', each twice, would take a whole v5p's VMEM."""
+  assert visits.rows_per_block(2**16, 16, 2 * 1408) == 512
+  assert visits.rows_per_block(2**16, 64, 2 * 1408) == 256
+  assert visits.rows_per_block(2**16, 16, 2 * 10_944) == 256
+  assert visits.rows_per_block(2**16, 16, 4 * 10_944) == 128
+  assert visits.rows_per_block(13, 4, 2 * 1408) == 16
 
 
 @pytest.mark.parametrize('module', [tpu, gpu], ids=['tpu', 'gpu'])

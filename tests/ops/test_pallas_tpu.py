@@ -129,9 +129,13 @@ def test_routed_ffn_with_empty_groups_at_block_boundaries():
   routed_tests._check(experts_R[:, None], 6, 'pallas_tpu', jnp.float32)
 
 
-def test_routed_ffn_in_tiles(monkeypatch):
-  """Two tiles of D and of F, an F that overhangs, D padded; every kernel's columns are cut somewhere."""
-  monkeypatch.setattr(visits, 'BLOCK_BYTES', 1)
+@pytest.mark.parametrize('block_bytes', [500_000, 1])
+def test_routed_ffn_in_tiles(block_bytes, monkeypatch):
+  """Two tiles of D or of F, an F that overhangs, D padded; every kernel's columns are cut somewhere.
+
+  Of the gradients of gate and up: D, as long as half of it has room with the whole of F, else F.
+  """
+  monkeypatch.setattr(visits, 'BLOCK_BYTES', block_bytes)
   tokens, num_experts, k, d, f = 13, 3, 2, 200, 150
   x_TD, dy_TD, gates_TK = _normal(0, tokens, d), _normal(1, tokens, d), jnp.abs(_normal(2, tokens, k))
   shapes = ((num_experts, d, f), (num_experts, d, f), (num_experts, f, d))

@@ -34,9 +34,11 @@ from moe.ops.tpu.visits import (
   by_block,
   column_of,
   first_row,
+  fit,
   lanes_of,
   make_visits,
   ragged_tiles_of,
+  split_bytes,
   store,
   tiles_of,
   visit_call,
@@ -64,7 +66,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
 
 def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep):
   cast = _cast(weights, dtype)
-  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0])
+  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   hidden_RF, *kept = _gate_up(to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep)
   words_RW = grouped_product('routed_ffn_down', [(hidden_RF, cast.down_EFD)], visits, transposed=False, packed=dtype)
@@ -75,7 +77,7 @@ def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep):
 def _backward(dtype, residuals, d_output_TD):
   tokens_TD, gates_TK, plan, weights, gate_RF, up_RF = residuals
   cast, width = _cast(weights, dtype), tokens_TD.shape[1]
-  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], visit_empty=True)
+  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF, visit_empty=True)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   d_gate_RF, d_up_RF, d_gates_R, d_down_EFD = _d_down(
     to_words(d_output_TD, dtype), gates_R, gate_RF, up_RF, plan, visits, cast.down_EFD
@@ -146,7 +148,8 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
   num_groups, width, hidden = cast.gate_EDF.shape
   num_rows, rows, size = plan.token_R.shape[0], visits.rows, dtype.itemsize
   fetched, results = _Fetched(visits, words_TW, plan.token_R, dtype), 1 + 2 * keep
-  outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, 4 * width * size + rows * (2 * results * size + 12))
+  per_column = 4 * width * size + split_bytes(width, dtype) + rows * (2 * results * size + 12)
+  outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
   visited = balanced_count(num_rows, num_groups, rows)
   return visit_call(
     'routed_ffn_gate_up',
@@ -182,7 +185,7 @@ def _d_down(words_TW, gates_R, gate_RF, up_RF, plan, visits, down_EFD):
   dtype, size = down_EFD.dtype, down_EFD.dtype.itemsize
   num_rows, rows = plan.token_R.shape[0], visits.rows
   fetched = _Fetched(visits, words_TW, plan.token_R, dtype)
-  per_column = 2 * width * (size + 4) + rows * (2 * 4 * size + 24)
+  per_column = 2 * width * (size + 4) + split_bytes(width, dtype) + rows * (2 * 4 * size + 24)
   outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
   partial_gates = pl.BlockSpec((1, 1, 1, rows), lambda o, i, group, start, stop: (o, visits.block(start[i]), 0, 0))
   row_tile = visits.row_spec(tile, tiled=True)
@@ -243,24 +246,29 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
   """float32 d_gate_EDF and d_up_EDF, D padded."""
   dtype, size, (num_rows, hidden) = d_gate_RF.dtype, d_gate_RF.dtype.itemsize, d_gate_RF.shape
   num_groups, rows = plan.group_sizes_E.shape[0], visits.rows
-  width = words_TW.shape[1] // 128 * columns_per_group(dtype)
-  per_column = 2 * 2 * hidden * 4 + rows * (8 + size)  # Gradients, twice each; fetched rows.
-  outer, tile = tiles_of(width, columns_per_group(dtype), 4 * rows * hidden * size, per_column)
-  fetched = _Fetched(visits, words_TW, plan.token_R, dtype, tiles=outer)
+  width, unit = words_TW.shape[1] // 128 * columns_per_group(dtype), columns_per_group(dtype)
+  fixed, per_column = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)  # Rows of F; gradients, fetched rows.
+  d_tiles, height = tiles_of(width, unit, fixed, per_column)
+  f_tiles, tile = 1, hidden
+  if not fit(height, fixed, per_column):  # F is so wide that it is cut instead
+    whole = _Fetched(visits, words_TW, plan.token_R, dtype)
+    d_tiles, height = 1, width
+    f_tiles, tile = ragged_tiles_of(hidden, whole.vmem_bytes, 16 * width + 4 * rows * size)
+  fetched = _Fetched(visits, words_TW, plan.token_R, dtype, d_tiles)
   return visit_call(
     'routed_ffn_d_gate_up',
-    functools.partial(_d_gate_up_kernel, visits=visits, tiles=outer),
+    functools.partial(_d_gate_up_kernel, visits=visits, tiles=d_tiles),
     visits,
     *fetched.arrays,
     d_gate_RF,
     d_up_RF,
-    outer=outer,
-    in_specs=[*fetched.specs, *[visits.row_spec(hidden, tiled=False)] * 2],
-    out_specs=[visits.group_spec(tile, hidden, tiled=0)] * 2,
+    outer=d_tiles * f_tiles,
+    in_specs=[*fetched.specs, *[visits.row_spec(tile, tiled=f_tiles > 1)] * 2],
+    out_specs=[visits.group_spec(height, tile, tiled=int(f_tiles > 1))] * 2,
     out_shape=[jax.ShapeDtypeStruct((num_groups, width, hidden), jnp.float32)] * 2,
     scratch=fetched.scratch,
     flops=4 * balanced_count(num_rows, num_groups, rows) * rows * width * hidden,
-    bytes_accessed=num_rows * (width + 2 * outer * hidden) * size + 2 * num_groups * width * hidden * 4,
+    bytes_accessed=num_rows * (f_tiles * width + 2 * d_tiles * hidden) * size + 8 * num_groups * width * hidden,
   )
 
 

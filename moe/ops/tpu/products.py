@@ -11,7 +11,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from moe.ops.tpu.dot import dot, dot_nt, dot_tn
-from moe.ops.tpu.visits import Visits, balanced_count, first_row, ragged_tiles_of, store, tiles_of, visit_call
+from moe.ops.tpu.visits import (
+  Visits,
+  balanced_count,
+  first_row,
+  ragged_tiles_of,
+  split_bytes,
+  store,
+  tiles_of,
+  visit_call,
+)
 from moe.ops.tpu.words import columns_per_group, num_words, pack, word_type
 
 
@@ -38,6 +47,7 @@ def grouped_product(
   fixed = 2 * rows * contracted * size * len(pairs)
   per_column = 2 * contracted * size * len(pairs) + 12 * rows  # Weights and results, twice each, and a sum.
   if packed is None:
+    per_column += split_bytes(contracted, rows_RX.dtype)
     outer, tile = ragged_tiles_of(width, fixed, per_column)
     words, words_tile, out_type = width, tile, jnp.float32
   else:

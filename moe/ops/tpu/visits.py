@@ -48,17 +48,25 @@ class Visits(NamedTuple):
     return pl.BlockSpec((1, 1, self.rows), index, memory_space=memory_space)
 
 
-def rows_per_block(num_rows: int, num_groups: int) -> int:
-  """128, or up to 512 where groups are so large that four blocks fit; fewer only where there are fewer rows."""
+def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
+  """128, or up to 512 where groups are so large that four blocks fit; fewer only where there are fewer rows.
+
+  row_bytes: of the widest row that a kernel holds whole. Four blocks of such rows, two arrays' here and ahead, leave
+  half of the room to the other blocks.
+  """
   rows = MOST_ROWS
-  while rows > LEAST_ROWS and rows * VISITS_PER_GROUP * num_groups > num_rows:
+  crowded = lambda: rows * VISITS_PER_GROUP * num_groups > num_rows or 4 * rows * row_bytes > BLOCK_BYTES // 2
+  while rows > LEAST_ROWS and crowded():
     rows //= 2
   return min(rows, -(-num_rows // SUBLANES) * SUBLANES)
 
 
-def make_visits(group_sizes_E: jax.Array, num_rows: int, *, visit_empty: bool = False) -> Visits:
-  """num_rows > 0. `visit_empty`: groups without rows get a visit, in which to write zeros."""
-  rows = rows_per_block(num_rows, group_sizes_E.shape[0])
+def make_visits(
+  group_sizes_E: jax.Array, num_rows: int, weights_EXY: jax.Array, *, visit_empty: bool = False
+) -> Visits:
+  """num_rows > 0, of X or Y columns. `visit_empty`: groups without rows get a visit, in which to write zeros."""
+  row_bytes = max(weights_EXY.shape[1:]) * weights_EXY.dtype.itemsize
+  rows = rows_per_block(num_rows, group_sizes_E.shape[0], row_bytes)
   tiles = make_tiles(group_sizes_E, num_rows, rows, aligned=True, visit_empty=visit_empty)
   return Visits(tiles, rows, -(-num_rows // rows))
 
@@ -112,12 +120,19 @@ def compiler_params(*semantics: str) -> pltpu.CompilerParams:
 
 
 def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
-  """(number, width) of equal tiles of `width`, a multiple of `unit`, that keep a kernel's blocks in BLOCK_BYTES."""
+  """(number, width) of equal tiles of `width`, a multiple of `unit`, that keep a kernel's blocks in BLOCK_BYTES.
+
+  Where even tiles of one unit do not, it is these: the compiler may find room for them yet, or says that there is none.
+  """
   units = width // unit
-  fitting = [n for n in range(1, units + 1) if units % n == 0]
-  room = BLOCK_BYTES - fixed_bytes
-  number = next((n for n in fitting if width // n * bytes_per_column <= room), units)
+  fitting = (n for n in range(1, units) if units % n == 0 and fit(width // n, fixed_bytes, bytes_per_column))
+  number = next(fitting, units)
   return number, width // number
+
+
+def fit(tile: int, fixed_bytes: int, bytes_per_column: int) -> bool:
+  """Whether blocks of that many columns leave a kernel within BLOCK_BYTES."""
+  return fixed_bytes + tile * bytes_per_column <= BLOCK_BYTES
 
 
 def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
@@ -127,6 +142,11 @@ def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tupl
     return 1, width
   tile = pl.cdiv(pl.cdiv(width, number), 128) * 128
   return pl.cdiv(width, tile), tile
+
+
+def split_bytes(height: int, dtype: jnp.dtype) -> int:
+  """Of a column of weights: the parts that a float32 product splits them into. bfloat16 goes as it is."""
+  return height * 4 * (dtype == jnp.float32)
 
 
 def first_row(visits: Visits, start_ref) -> jax.Array:
