@@ -45,6 +45,8 @@ def collectives(text: str, mesh_shape: dict[str, int], ragged_share: float = 1.0
       kind = instruction.op.removesuffix('-start')
       if kind not in _KINDS:
         continue
+      if fused and kind == 'all-reduce' and _keeps_own_part(computation, instruction):
+        kind = 'reduce-scatter'  # TPU's compiler writes them so
       one = _collective(instruction, kind, computation, times, mesh_shape, ragged_share)
       if not fused:
         found.append(one)
@@ -77,6 +79,12 @@ def axes_of(groups_: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> tup
     coordinates = np.stack(np.unravel_index(np.asarray(group), sizes))
     differ |= {axis for axis, row in zip(mesh_shape, coordinates) if len(set(row.tolist())) > 1}
   return tuple(axis for axis in mesh_shape if axis in differ)
+
+
+def _keeps_own_part(computation, instruction):
+  """Whether all that leaves a fusion is a slice of the instruction's result."""
+  root = computation.root
+  return root.op == 'dynamic-slice' and computation.source(root.operands[0]) == instruction
 
 
 def _collective(instruction, kind, computation, times, mesh_shape, ragged_share):

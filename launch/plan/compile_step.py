@@ -15,6 +15,7 @@ from launch.plan.machine import Machine
 from moe import mesh as mesh_lib
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.errors import UserError
 from moe.ops.implementation import compiling_for
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
@@ -36,7 +37,7 @@ class Compiled(NamedTuple):
 
 
 def compile_step(config: Config, machine: Machine) -> Compiled:
-  """UserError where the mesh does not fit the machine; other failures of the compiler come as they are."""
+  """UserError where the mesh does not fit the machine, or a kernel its chip; other failures come as they are."""
   return compile_for_devices(
     config, machine_lib.devices(machine), machine.chip.platform, machine_lib.compiler_options(machine)
   )
@@ -56,10 +57,13 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
-      peak = reserved = asked_for(str(error), _bytes_of(state))
-      if 'RESOURCE_EXHAUSTED' not in str(error) or not peak:
+      refusal = ' '.join(str(error).split())[:400]
+      if 'RESOURCE_EXHAUSTED' not in refusal:
         raise
-      text, refusal = '', ' '.join(str(error).split())[:400]
+      text, peak = '', asked_for(str(error), _bytes_of(state))
+      if not peak:
+        raise UserError(f'the compiler refuses a part of the step, though not for its memory: {refusal}') from error
+      reserved = peak
   seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
   resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   coordinates = [d.coords for d in mesh.devices.flat] if platform == 'tpu' else None
@@ -71,9 +75,10 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
 def asked_for(message: str, state_bytes: int) -> int:
   """Bytes that a refused program would have taken, of the compiler's words. It names all of them, or temporaries only.
 
-  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G hbm'. 0 if neither.
+  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G hbm'. 0 if neither, as
+  where a kernel wants more of a chip's own memory than there is.
   """
-  match = re.search(r'HLO temporaries \((\d+(?:\.\d+)?)([KMG])|Used (\d+(?:\.\d+)?)([KMG])', message)
+  match = re.search(r'HLO temporaries \((\d+(?:\.\d+)?)([KMG])|Used (\d+(?:\.\d+)?)([KMG]) of \S+ hbm', message)
   if not match:
     return 0
   size, unit = match[1] or match[3], match[2] or match[4]

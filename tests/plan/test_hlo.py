@@ -100,6 +100,24 @@ def test_loops_multiply_and_further_rounds_run_no_time():
   assert found.sent == 2 * 128 / 2  # reduce-scatter, then all-gather, of 8 · 4 · 4 bytes over two devices
 
 
+def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
+  """As TPU's compiler writes some of them."""
+  fused = """%all-reduce-scatter (input: f32[8,4]) -> f32[4,4] {
+  %input = f32[8,4]{1,0} parameter(0)
+  %sum.1 = f32[8,4]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
+  %place = s32[] constant(0)
+  ROOT %own = f32[4,4]{1,0} dynamic-slice(%sum.1, %place, %place), dynamic_slice_sizes={4,4}
+}
+
+"""
+  calls = '%own.1 = f32[4,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter'
+  text = entry('%x = f32[8,4]{1,0} parameter(0)', calls).replace('ENTRY', fused + 'ENTRY')
+  [found] = collectives(text, MESH)
+  assert (found.kind, found.axes, found.sent) == ('reduce-scatter', ('data',), 128 / 2)
+  whole = text.replace('ROOT %own', '%own').replace('%sum.1 = ', 'ROOT %sum.1 = ')  # of which all is used
+  assert [c.kind for c in collectives(whole, MESH)] == ['all-reduce']
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_named():
   text = LOOPS.replace('further_rounds', 'search')
   assert [(c.kind, c.times) for c in collectives(text, MESH)] == [('all-reduce', 12), ('all-to-all', 4)]
