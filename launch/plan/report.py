@@ -41,7 +41,7 @@ def summary(record: dict[str, Any]) -> str:
   gib = lambda key: f'{record[f"{key}_bytes_per_device"] / GIB:.1f}'
   name = record['config'].partition(':')[2]
   return (
-    f'{record["topology"]:<12}{name:<19}{gib("reserved"):>5} of {gib("capacity")} GiB{record["step_seconds"]:>7.1f} s'
+    f'{record["topology"]:<12}{name:<23}{gib("reserved"):>5} of {gib("capacity")} GiB{record["step_seconds"]:>7.1f} s'
     f'{record["tokens_per_second"]:>11,} tokens/s   MFU {record["mfu"]:.0%} to {record["mfu_without_overlap"]:.0%}'
   )
 
