@@ -82,9 +82,10 @@ def axes_of(groups_: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> tup
 
 
 def _keeps_own_part(computation, instruction):
-  """Whether all that leaves a fusion is a slice of the instruction's result."""
-  root = computation.root
-  return root.op == 'dynamic-slice' and computation.source(root.operands[0]) == instruction
+  """Whether all that leaves a fusion is a device's share of the instruction's result."""
+  root, members = computation.root, groups(instruction.line)
+  share = members and shape_bytes(instruction.shape) == shape_bytes(root.shape) * len(members[0])
+  return share and root.op == 'dynamic-slice' and computation.source(root.operands[0]) == instruction
 
 
 def _collective(instruction, kind, computation, times, mesh_shape, ragged_share):

@@ -57,13 +57,10 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
-      refusal = ' '.join(str(error).split())[:400]
-      if 'RESOURCE_EXHAUSTED' not in refusal:
+      text, refusal = '', ' '.join(str(error).split())[:400]
+      peak = reserved = asked_for(str(error), _bytes_of(state))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or not peak:
         raise
-      text, peak = '', asked_for(str(error), _bytes_of(state))
-      if not peak:
-        raise UserError(f'the compiler refuses a part of the step, though not for its memory: {refusal}') from error
-      reserved = peak
   seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
   resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   coordinates = [d.coords for d in mesh.devices.flat] if platform == 'tpu' else None
@@ -75,9 +72,11 @@ def compile_for_devices(config: Config, devices, platform: str, options: dict | 
 def asked_for(message: str, state_bytes: int) -> int:
   """Bytes that a refused program would have taken, of the compiler's words. It names all of them, or temporaries only.
 
-  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G hbm'. 0 if neither, as
-  where a kernel wants more of a chip's own memory than there is.
+  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G hbm'. 0 if neither.
+  UserError where a kernel wants more of a chip's own memory than there is.
   """
+  if 'memory space vmem' in message:
+    raise UserError(f'a kernel of the step is too big for the chip: {" ".join(message.split())[:400]}')
   match = re.search(r'HLO temporaries \((\d+(?:\.\d+)?)([KMG])|Used (\d+(?:\.\d+)?)([KMG]) of \S+ hbm', message)
   if not match:
     return 0

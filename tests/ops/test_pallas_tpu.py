@@ -19,6 +19,7 @@ from moe.ops import router as router_op
 from moe.ops.implementation import compiling_for
 from moe.ops.plan import make_plan
 from moe.ops.routed_ffn import ExpertWeights
+from moe.ops.routed_ffn import pallas_tpu as routed_kernels
 from moe.ops.routed_ffn import routed_ffn as routed_ffn_op
 from moe.ops.router import pallas_tpu as router_kernel
 from moe.ops.tpu import rows, visits
@@ -129,13 +130,14 @@ def test_routed_ffn_with_empty_groups_at_block_boundaries():
   routed_tests._check(experts_R[:, None], 6, 'pallas_tpu', jnp.float32)
 
 
-@pytest.mark.parametrize('block_bytes', [500_000, 1])
-def test_routed_ffn_in_tiles(block_bytes, monkeypatch):
+@pytest.mark.parametrize(('block_bytes', 'tiles'), [(500_000, (2, 128, 1, 150)), (1, (1, 256, 2, 128))])
+def test_routed_ffn_in_tiles(block_bytes, tiles, monkeypatch):
   """Two tiles of D or of F, an F that overhangs, D padded; every kernel's columns are cut somewhere.
 
   Of the gradients of gate and up: D, as long as half of it has room with the whole of F, else F.
   """
   monkeypatch.setattr(visits, 'BLOCK_BYTES', block_bytes)
+  assert routed_kernels._gradient_tiles(256, 150, 16, jnp.dtype(jnp.float32)) == tiles
   tokens, num_experts, k, d, f = 13, 3, 2, 200, 150
   x_TD, dy_TD, gates_TK = _normal(0, tokens, d), _normal(1, tokens, d), jnp.abs(_normal(2, tokens, k))
   shapes = ((num_experts, d, f), (num_experts, d, f), (num_experts, f, d))

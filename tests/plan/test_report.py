@@ -35,7 +35,7 @@ def test_what_make_plan_plans_is_recorded():
   assert (ROOT / 'experiments/results/plans.md').read_text() == report.table(RECORDS)
   done = subprocess.run(['make', '--dry-run', 'plan'], cwd=ROOT, capture_output=True, text=True, check=True)
   listed = re.findall(r'(?:ablations|scaling|validation):\w+@\S+', done.stdout.replace(';', ' '))
-  assert sorted(listed) == sorted(f'{record["config"]}@{record["topology"]}' for record in RECORDS)
+  assert sorted(listed) == sorted(NAMES)
 
 
 @pytest.mark.parametrize('record', RECORDS, ids=NAMES)
@@ -43,6 +43,9 @@ def test_a_recorded_plan_keeps_the_bars(record):
   assert record['fits'] and record['reserved_bytes_per_device'] <= record['capacity_bytes_per_device']
   assert record['flops_per_step']['model_over_accounting'] == pytest.approx(1, abs=0.05)
   assert record['loops_counted_once'] == []
+  config = _of_paper_scale(record['config'])
+  settings = config['train']['microbatches'], config['data']['batch_size'], config['model']['remat']
+  assert (record['microbatches'], record['batch_size'], record['remat']) == settings
   assert record['compile_seconds'] < 600 and record['compile_resident_bytes'] < 16 * 2**30
 
 

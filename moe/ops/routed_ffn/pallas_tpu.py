@@ -8,9 +8,10 @@
               routed_ffn_d_tokens   K rows a token fetched and summed
               routed_ffn_d_gate_up  tokens fetched by rowᵀ · d_gate, d_up → d_gate_up
 
-Rows that DMAs fetch are 32-bit words (ops/tpu/words.py). Any T, D, F, E, K; D is padded to a multiple of 256 (bfloat16)
-or 128 (float32), F never. A block of rows is 128 to 512 (ops/tpu/visits.py) by the whole of D; where an expert's
-matrices exceed VMEM, F (or D, of a result) is cut into tiles, for each of which the rows are read again.
+Rows that DMAs fetch are 32-bit words (ops/tpu/words.py). Any T, D, E, K; D is padded to a multiple of 256 (bfloat16)
+or 128 (float32), F never. A block of rows is 128 to 512 (ops/tpu/visits.py) by the whole of D or F; where an expert's
+matrices exceed VMEM, F (or D, of a result) is cut into tiles, for each of which the rows are read again. From an F of
+about 20,000 (float32: 16,000) blocks of rows leave no room for a tile, and the compiler says so: mesh.tensor splits F.
 """
 
 import functools
@@ -43,7 +44,7 @@ from moe.ops.tpu.visits import (
   tiles_of,
   visit_call,
 )
-from moe.ops.tpu.words import columns_per_group, padded_width, unpack
+from moe.ops.tpu.words import columns_per_group, num_words, padded_width, unpack
 
 
 def routed_ffn(
@@ -113,7 +114,12 @@ class _Fetched:
     self.specs = [*indices, pl.BlockSpec(memory_space=pl.ANY)]
     self.arrays = [tokens, tokens, words_NW]
     self.scratch = [*gather.scratch(visits.rows, words, words_NW.dtype), pltpu.VMEM((visits.rows, width), dtype)]
-    self.vmem_bytes = visits.rows * (2 * words * 4 + width * dtype.itemsize)
+    self.vmem_bytes = _fetched_bytes(visits.rows, width, dtype)
+
+
+def _fetched_bytes(rows, width, dtype):
+  """Two buffers of a block's words, and its rows."""
+  return rows * (2 * num_words(width, dtype) * 4 + width * dtype.itemsize)
 
 
 def _fetch(visits, start_ref, inputs, scratch, *, tiles=1):
@@ -246,14 +252,8 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
   """float32 d_gate_EDF and d_up_EDF, D padded."""
   dtype, size, (num_rows, hidden) = d_gate_RF.dtype, d_gate_RF.dtype.itemsize, d_gate_RF.shape
   num_groups, rows = plan.group_sizes_E.shape[0], visits.rows
-  width, unit = words_TW.shape[1] // 128 * columns_per_group(dtype), columns_per_group(dtype)
-  fixed, per_column = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)  # Rows of F; gradients, fetched rows.
-  d_tiles, height = tiles_of(width, unit, fixed, per_column)
-  f_tiles, tile = 1, hidden
-  if not fit(height, fixed, per_column):  # F is so wide that it is cut instead
-    whole = _Fetched(visits, words_TW, plan.token_R, dtype)
-    d_tiles, height = 1, width
-    f_tiles, tile = ragged_tiles_of(hidden, whole.vmem_bytes, 16 * width + 4 * rows * size)
+  width = words_TW.shape[1] // 128 * columns_per_group(dtype)
+  d_tiles, height, f_tiles, tile = _gradient_tiles(width, hidden, rows, dtype)
   fetched = _Fetched(visits, words_TW, plan.token_R, dtype, d_tiles)
   return visit_call(
     'routed_ffn_d_gate_up',
@@ -267,9 +267,19 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
     out_specs=[visits.group_spec(height, tile, tiled=int(f_tiles > 1))] * 2,
     out_shape=[jax.ShapeDtypeStruct((num_groups, width, hidden), jnp.float32)] * 2,
     scratch=fetched.scratch,
-    flops=4 * balanced_count(num_rows, num_groups, rows) * rows * width * hidden,
+    flops=4 * balanced_count(num_rows, num_groups, rows) * rows * width * f_tiles * tile,
     bytes_accessed=num_rows * (f_tiles * width + 2 * d_tiles * hidden) * size + 8 * num_groups * width * hidden,
   )
+
+
+def _gradient_tiles(width, hidden, rows, dtype):
+  """(number, height) of tiles of D and (number, width) of tiles of F: D is cut, or F where it is too wide for that."""
+  size = dtype.itemsize
+  fixed, per_row = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)  # Rows of F; gradients, fetched rows.
+  d_tiles, height = tiles_of(width, columns_per_group(dtype), fixed, per_row)
+  if fit(height, fixed, per_row):
+    return d_tiles, height, 1, hidden
+  return 1, width, *ragged_tiles_of(hidden, _fetched_bytes(rows, width, dtype), 16 * width + 4 * rows * size)
 
 
 def _d_gate_up_kernel(group_ref, start_ref, stop_ref, *refs, visits, tiles):

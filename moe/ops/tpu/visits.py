@@ -137,10 +137,10 @@ def fit(tile: int, fixed_bytes: int, bytes_per_column: int) -> bool:
 
 def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
   """As tiles_of for any width: one tile as wide as it, or several of a multiple of 128, the last one overhanging."""
-  number = pl.cdiv(width * bytes_per_column, max(BLOCK_BYTES - fixed_bytes, 1))
-  if number <= 1:
+  if fit(width, fixed_bytes, bytes_per_column):
     return 1, width
-  tile = pl.cdiv(pl.cdiv(width, number), 128) * 128
+  widest = max((BLOCK_BYTES - fixed_bytes) // bytes_per_column // 128, 1) * 128
+  tile = pl.cdiv(pl.cdiv(width, pl.cdiv(width, widest)), 128) * 128
   return pl.cdiv(width, tile), tile
 
 
