@@ -44,7 +44,7 @@ def test_runs_differ_in_their_experts_alone(name, scale):
     flat = [moe_config.flatten(job.config.to_dict()) for job in planned if job.seed == seed]
     assert {(config['train.seed'], config['data.seed']) for config in flat} == {(seed, seed)}
     for key in flat[0]:
-      if key != 'name' and not key.startswith(_OWN):
+      if key not in ('name', 'train.microbatches') and not key.startswith(_OWN):  # Dense×16 has room for fewer rows
         assert len({config[key] for config in flat}) == 1, key
   assert sum(len(job.runs) for job in planned) % 2 == 0
 
