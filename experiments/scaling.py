@@ -28,9 +28,9 @@ MFU with all and with no overlap:
   h100:8      deepseek_moe_16b        52.7 of 59.4 GiB   56.9 s    331,494 tokens/s   MFU 78% to 36%
   v5e:8x8     deepseek_moe_16b        12.8 of 15.8 GiB   71.2 s    265,181 tokens/s   MFU 39% to 17%
   v5p:4x4x4   deepseek_moe_16b        13.0 of 95.7 GiB   21.5 s    879,791 tokens/s   MFU 56% to 25%
-  v5p:8x8x8   gshard_137b             26.1 of 95.7 GiB   14.8 s  1,274,705 tokens/s   MFU 76% to 33%
+  v5p:8x8x8   gshard_137b             26.1 of 95.7 GiB   14.9 s  1,270,297 tokens/s   MFU 76% to 32%
   v5p:4x4x4   gshard_13b_x1_2         11.7 of 95.7 GiB   14.6 s  1,295,912 tokens/s   MFU 78% to 34%
-  v5p:4x4x4   gshard_13b_x1_5         14.0 of 95.7 GiB   17.2 s  1,099,923 tokens/s   MFU 77% to 35%
+  v5p:4x4x4   gshard_13b_x1_5         14.0 of 95.7 GiB   17.0 s  1,112,502 tokens/s   MFU 78% to 35%
   v5p:4x4x4   llama2_7b                8.0 of 95.7 GiB   36.2 s    521,287 tokens/s   MFU 82% to 45%
 
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
