@@ -9,6 +9,8 @@ _ROOT = Path(__file__).parent.parent.parent
 # What no run depends on. Results are what sweeps write: a line more is no change of the code.
 _NO_CODE = (':!experiments/results', ':!tests', ':!*.md')
 
+_VECTOR_UNITS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
+
 
 def commit() -> str:
   """The repository's commit, '-dirty' if files that a run could depend on differ from it; 'unknown' outside of one."""
@@ -50,8 +52,12 @@ def describe_without_device() -> dict[str, str]:
 
 
 def _cpu() -> str:
+  """Model, and the vector units that decide how fast, and with which rounding, a matmul is computed."""
   try:
     lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-  except (OSError, StopIteration):
+  except OSError:
     return platform.processor() or platform.machine()
+  first = {name.strip(): value.strip() for name, _, value in (line.partition(':') for line in reversed(lines))}
+  features = first.get('flags', first.get('Features', '')).split()  # x86, ARM
+  units = ', '.join(unit for unit in _VECTOR_UNITS if unit in features)
+  return (first.get('model name') or platform.machine()) + (f' ({units})' if units else '')
