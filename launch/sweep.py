@@ -6,8 +6,9 @@
 
 The same command again skips what is finished, goes on with what was interrupted and tries again what failed; a run
 that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save. A config that several studies share is
-trained once. --config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job array
-trains the runs; --collect then scores those that are trained and writes their lines.
+trained once: where a line of another study in --results is of the same settings, seed and text, that is taken.
+--config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job array trains the
+runs; --collect then scores those that are trained and writes their lines.
 """
 
 import math
@@ -19,7 +20,7 @@ from absl import flags
 from experiments import base
 from experiments.studies import common
 from launch import cli
-from launch.sweeps import children, ledger, line, local, plan, slurm, view
+from launch.sweeps import children, ledger, line, local, plan, shares, slurm, view
 from moe import config as moe_config
 from moe.errors import UserError
 
@@ -30,7 +31,9 @@ LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This mach
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
 SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, or the paper's own size.")
-PARALLEL = flags.DEFINE_integer('parallel', 1, 'Runs at a time, with --launcher=local.')
+PARALLEL = flags.DEFINE_integer(
+  'parallel', 1, 'Runs at a time, with --launcher=local: each on cores, and GPUs, of its own.'
+)
 WORKDIR = flags.DEFINE_string('workdir', 'runs/studies', 'Folder of all runs of all studies.')
 RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies.')
 SBATCH = flags.DEFINE_multi_string('sbatch', [], 'An option for sbatch, such as --sbatch=--time=24:00:00; several.')
@@ -47,13 +50,21 @@ def main(_):
   every = plan.jobs(study, scale, range(SEEDS.value), overrides, runs_folder)
   jobs = plan.named(study, every, RUNS.value) if RUNS.value else every
   _require_text(scale, jobs, overrides)
+  parts = shares.deal(PARALLEL.value)
   results = ledger.path(Path(RESULTS.value), study.name)
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
-  if DRY_RUN.value:
-    _print_plan(tasks)
-    return 0
   differs = _differs(every)  # so that a line does not depend on --runs
+  others = ledger.of_other_studies(Path(RESULTS.value), study.name)
+
+  def recorded(job):
+    """The lines that a job lacks, from other studies, if these have all of them; [] otherwise."""
+    found = [line.taken(others, study.name, run, job, differs) for run in ledger.missing(job, lines)]
+    return found if all(found) else []
+
+  if DRY_RUN.value:
+    _print_plan(tasks, recorded)
+    return 0
 
   def finish(job):
     made = [line.make(study.name, run, job, SCALE.value, differs) for run in job.runs]
@@ -63,21 +74,27 @@ def main(_):
     return f'held-out loss {loss:.4f}' if math.isfinite(loss) else 'diverged'
 
   with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
+    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
     if not COLLECT.value:
       slurm.refuse_while_queued(runs_folder)
-    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
+      local.prepare([task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True))
+    for task in untrained:
+      if taken := recorded(task.job):
+        for each in taken:
+          ledger.put(results, each)
+        task.state, task.new = 'finished', True
+        print(f'{task.job.label}: recorded by another study, which is not repeated', flush=True)
+    untrained = [task for task in untrained if task.state == 'waiting']
     if COLLECT.value:
       for task in untrained:
         task.state, task.note = 'stopped', 'not trained yet'
-    else:
-      local.prepare([task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True))
-      if LAUNCHER.value == 'slurm' and untrained and not started.stopped_by:
-        number = slurm.submit(study.name, [task.job for task in untrained], runs_folder, SBATCH.value)
-        print(f'job array {number} trains {len(untrained)} runs. Then, on a machine that may compute, --collect scores')
-        print('them and writes their lines; this command again submits what has not finished')
-        return 0
+    elif LAUNCHER.value == 'slurm' and untrained and not started.stopped_by:
+      number = slurm.submit(study.name, [task.job for task in untrained], runs_folder, SBATCH.value)
+      print(f'job array {number} trains {len(untrained)} runs. Then, on a machine that may compute, --collect scores')
+      print('them and writes their lines; this command again submits what has not finished')
+      return 0
     with view.View(tasks) as shown:
-      local.run(tasks, PARALLEL.value, started, finish, shown)
+      local.run(tasks, parts, started, finish, shown)
     return _summary(tasks, results, started.stopped_by)
 
 
@@ -101,13 +118,14 @@ def _differs(jobs):
   ]
 
 
-def _print_plan(tasks):
+def _print_plan(tasks, recorded):
   for task in tasks:
     job, state = task.job, task.state
     if state == 'waiting':
       reached = [logged['step'] for logged in job.metrics()]
       state = f'interrupted at step {reached[-1]} of {job.num_steps}' if reached else 'not started'
       state = 'trained, to be scored' if job.trained else 'diverged' if job.diverged else state
+      state = 'recorded by another study' if not job.ended and recorded(job) else state
     print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
   finished = sum(task.state == 'finished' for task in tasks)
   print(f'# {len(tasks)} runs, {finished} finished, {len(tasks) - finished} to do')

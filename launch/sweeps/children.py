@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from launch.sweeps.shares import WHOLE, Share
 from moe.errors import UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,10 +62,11 @@ class Children:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def start(self, arguments: Sequence[str], log: Path) -> subprocess.Popen:
-    """`python ARGUMENTS`, its output at the end of `log`; in a session of its own, so that Ctrl-C reaches only us."""
+  def start(self, arguments: Sequence[str], log: Path, share: Share = WHOLE) -> subprocess.Popen:
+    """`python ARGUMENTS` on a share of the machine, its output at the end of `log`; in a session of its own, so that
+    Ctrl-C reaches only us."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('a', encoding='utf-8') as output:
+    with log.open('a', encoding='utf-8') as output, share.to_children() as environment:
       output.write(f'$ python {shlex.join(arguments)}\n')
       output.flush()
       process = subprocess.Popen(
@@ -72,6 +74,7 @@ class Children:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
+        env=environment,
         start_new_session=True,
         pass_fds=(self._lock.fileno(),),
       )

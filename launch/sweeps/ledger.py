@@ -59,6 +59,12 @@ def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
   return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
 
 
+def of_other_studies(results: Path, study: str) -> list[dict]:
+  """The lines of all studies but this one."""
+  files = sorted(file for file in results.glob('*/runs.jsonl') if file.parent.name != study)
+  return [line for file in files for line in read(file).values()]
+
+
 def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
   """Whether a line has all evaluations that its run asks for now, and no others."""
   wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,6 +57,33 @@ def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [(line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line],
   }
+
+
+def taken(
+  found: Sequence[Mapping[str, object]], study: str, run: plan.Run, job: plan.Job, differs: Sequence[str]
+) -> dict[str, object] | None:
+  """This run's line, made of one in `found`, lines of other studies, that is of the very same run: the same settings,
+  seed and text, with every evaluation asked for. None if there is none, or the text is not prepared to tell.
+  """
+  data, flat = _data(job), moe_config.flatten(job.config.to_dict())
+  for other in found:
+    is_same = data and (other['config_hash'], other['seed'], other.get('data')) == (job.config_hash, job.seed, data)
+    made = {_key(each['intervention']): each for each in other['evaluations'].values()}
+    wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
+    if is_same and made.keys() >= set(wanted.values()):
+      return {
+        **other,
+        'study': study,
+        'run': run.name,
+        'config': run.config,
+        'differs': {key: flat[key] for key in differs},
+        'evaluations': {name: made[key] for name, key in wanted.items()},
+      }
+  return None
+
+
+def _key(intervention):
+  return tuple(sorted(intervention.items()))
 
 
 def seconds(metrics: Sequence[dict], job: plan.Job) -> float:

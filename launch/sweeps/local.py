@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments.studies import common
 from launch.sweeps import machine, plan
 from launch.sweeps.children import Children, last_words
+from launch.sweeps.shares import WHOLE, Share
 from launch.sweeps.view import View
 from moe.errors import UserError
 
@@ -26,6 +27,7 @@ class Task:
   state: str = 'waiting'
   note: str = ''
   process: subprocess.Popen | None = None
+  share: Share = WHOLE
   new: bool = False  # whether this sweep has done something for it
 
   @property
@@ -49,20 +51,24 @@ def prepare(jobs: Sequence[plan.Job], runs_folder: Path, children: Children, say
 
 def run(
   tasks: Sequence[Task],
-  parallel: int,
+  shares: Sequence[Share],
   children: Children,
   finish: Callable[[plan.Job], str],
   view: View,
 ) -> None:
-  """Brings every waiting task to its end, `parallel` at a time. `finish` writes a job's lines and tells the loss."""
-  waiting, running = deque(task for task in tasks if task.state == 'waiting'), []
+  """Brings every waiting task to its end, one on each share of the machine at a time. `finish` writes a job's lines and
+  tells the loss."""
+  waiting, running, free = deque(task for task in tasks if task.state == 'waiting'), [], deque(shares)
   while running or (waiting and not children.stopped_by):
-    while waiting and len(running) < parallel and not children.stopped_by:
-      running.append(waiting.popleft())
-      _advance(running[-1], children, finish, view)
+    while waiting and free and not children.stopped_by:
+      task = waiting.popleft()
+      task.share = free.popleft()
+      running.append(task)
+      _advance(task, children, finish, view)
     for task in running:
       if task.state in _AT_WORK and task.process.poll() is not None:
         _advance(task, children, finish, view)
+    free.extend(task.share for task in running if task.state not in _AT_WORK)
     running = [task for task in running if task.state in _AT_WORK]
     view.show()
     time.sleep(_POLL)
@@ -90,11 +96,11 @@ def _advance(task, children, finish, view):
     elif task.state == 'scoring':
       task.state, task.note = 'finished', finish(job)
     elif job.trained:
-      task.state, task.process = 'scoring', children.start(score_arguments(job), task.log)
+      task.state, task.process = 'scoring', children.start(score_arguments(job), task.log, task.share)
     else:
       task.state = 'training'
       machine.note_commit(job.workdir, machine.commit())
-      task.process = children.start(job.arguments('train'), task.log)
+      task.process = children.start(job.arguments('train'), task.log, task.share)
   except (OSError, UserError) as error:
     task.state, task.note = 'failed', str(error)
   except Exception as error:  # whatever files of this one run hold: the others go on

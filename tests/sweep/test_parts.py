@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.common import Run
-from launch.sweeps import children, ledger, line, local, machine, plan, slurm
+from launch.sweeps import children, ledger, line, local, machine, plan, shares, slurm
 from launch.sweeps.view import View, duration
 from moe.errors import UserError
 from tests.cluster.scripts import fake
@@ -117,18 +118,67 @@ def test_figures_of_different_data_are_refused(tmp_path):
     ledger.current(study, tmp_path)
 
 
+def _prepare(job, tokens=5, **settings):
+  """Leaves what names a job's prepared text."""
+  job.data_dir.mkdir(parents=True, exist_ok=True)
+  entry = {'documents': 1, 'bytes': 9, 'tokens': tokens, 'files': {}}
+  metadata = {'settings': settings, 'tokenizer': {'sha256': 'x'}, 'splits': {'train': {'prose': entry}}}
+  (job.data_dir / 'metadata.json').write_text(json.dumps(metadata))
+  return line._data(job)
+
+
 def test_a_line_names_the_contents_of_its_data(tmp_path):
   (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py'))
   assert line._data(job) is None
-  job.data_dir.mkdir(parents=True)
+  assert _prepare(job) == _prepare(job, sources='elsewhere') != _prepare(job, tokens=6)
 
-  def named(tokens=5, **settings):
-    entry = {'documents': 1, 'bytes': 9, 'tokens': tokens, 'files': {}}
-    metadata = {'settings': settings, 'tokenizer': {'sha256': 'x'}, 'splits': {'train': {'prose': entry}}}
-    (job.data_dir / 'metadata.json').write_text(json.dumps(metadata))
-    return line._data(job)
 
-  assert named() == named(sources='elsewhere') != named(tokens=6)
+def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path):
+  masked = {'masked_share': 0.25}
+  run = Run('a', 'tests/runs/config.py', evaluations={'masked': masked})
+  (job,) = _jobs(tmp_path, run)
+  score = {'intervention': masked, 'total': {'loss': 3.0}}
+  other = {
+    'study': 'other',
+    'run': 'b',
+    'seed': 0,
+    'config_hash': job.config_hash,
+    'data': _prepare(job),
+    'commit': 'its own',
+    'config': 'of the other',
+    'differs': {'moe.num_experts': 4},
+    'evaluations': {'shared off': {'intervention': {'without_shared': True}}, 'top off': score},
+  }
+  taken = lambda of, run=run: line.taken(of, 'study', run, job, ['model.num_layers'])
+  assert taken([{**other, 'seed': 1}, other]) == {
+    **other,
+    'study': 'study',
+    'run': 'a',
+    'config': 'tests/runs/config.py',
+    'differs': {'model.num_layers': job.config.model.num_layers},
+    'evaluations': {'masked': score},
+  }
+  for change in ({'seed': 1}, {'config_hash': '00000000'}, {'data': 'other'}, {'data': None}, {'evaluations': {}}):
+    assert taken([{**other, **change}]) is None
+  assert taken([other], dataclasses.replace(run, evaluations={'masked': {'masked_share': 0.5}})) is None
+  _prepare(job, tokens=6)
+  assert taken([other]) is None
+  (job.data_dir / 'metadata.json').unlink()
+  assert taken([other]) is None and taken([{**other, 'data': None}]) is None
+
+
+@pytest.mark.parametrize(
+  ('cpuinfo', 'name'),
+  [
+    ('model name\t: AMD EPYC\nflags\t\t: fpu avx2 bmi2\n\nmodel name\t: another', 'AMD EPYC (avx2)'),
+    ('model name: Xeon\nflags: avx2 avx512f avx512_bf16 amx_bf16', 'Xeon (avx2, avx512f, avx512_bf16, amx_bf16)'),
+    ('processor : 0\nFeatures : fp asimd bf16', f'{platform.machine()} (asimd, bf16)'),
+    ('', platform.machine()),
+  ],
+)
+def test_a_machine_is_told_from_one_with_other_vector_units(cpuinfo, name, monkeypatch):
+  monkeypatch.setattr(Path, 'read_text', lambda *unused, **named: cpuinfo)
+  assert machine.describe_without_device()['cpu'] == name
 
 
 def test_the_final_loss_depends_on_the_context_it_is_measured_with(tmp_path):
@@ -264,8 +314,64 @@ def test_a_run_that_gave_up_has_a_line_without_losses(tmp_path):
 
 def _at_hand(commands):
   """Stands for children.Children: starts the next of some programs, whatever it is asked for."""
-  start = lambda arguments, log: subprocess.Popen([sys.executable, '-c', commands.pop(0)])
+  start = lambda arguments, log, share: subprocess.Popen([sys.executable, '-c', commands.pop(0)])
   return types.SimpleNamespace(stopped_by=None, start=start)
+
+
+def test_every_run_at_a_time_has_a_share_of_its_own(tmp_path):
+  jobs = _jobs(
+    tmp_path, *(Run(f'{count}', 'tests/runs/config.py', {'moe.num_experts': count}) for count in range(2, 7))
+  )
+  parts, at_work, seen = [shares.Share(environment={'N': str(n)}) for n in range(3)], set(), []
+
+  def start(arguments, log, share):
+    number = share.environment['N']
+    assert number not in at_work
+    at_work.add(number)
+    seen.append(number)
+    return types.SimpleNamespace(poll=lambda: at_work.discard(number) or 3, returncode=3)
+
+  children_of_test = types.SimpleNamespace(stopped_by=None, start=start)
+  local.run([local.Task(job) for job in jobs], parts, children_of_test, lambda job: '', View([]))
+  assert seen == ['0', '1', '2', '0', '1']
+
+
+def test_cores_and_gpus_are_dealt_in_equal_parts(monkeypatch):
+  monkeypatch.setattr(shares, '_cores', lambda: [0, 1, 2, 5, 6, 7])
+  monkeypatch.setattr(shares, '_gpus', lambda: [])
+  assert shares.deal(1) == [shares.WHOLE]
+  assert [share.cores for share in shares.deal(2)] == [{0, 1, 2}, {5, 6, 7}]
+  assert sorted(core for share in shares.deal(4) for core in share.cores) == [0, 1, 2, 5, 6, 7]
+  assert shares.deal(7) == [shares.WHOLE] * 7
+  monkeypatch.setattr(shares, '_gpus', lambda: ['0', '1', '2', '4'])
+  assert [dict(share.environment) for share in shares.deal(2)] == [
+    {'CUDA_VISIBLE_DEVICES': '0,1'},
+    {'CUDA_VISIBLE_DEVICES': '2,4'},
+  ]
+  with pytest.raises(UserError, match='--parallel=5: a run takes at least one GPU, and there are 4 here'):
+    shares.deal(5)
+
+
+def test_gpus_are_those_that_jax_would_take(monkeypatch):
+  monkeypatch.setattr(Path, 'glob', lambda *unused: map(Path, ['/dev/nvidia10', '/dev/nvidia2', '/dev/nvidiactl']))
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  assert shares._gpus() == ['2', '10']
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,GPU-5')
+  assert shares._gpus() == ['3', 'GPU-5']
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert shares._gpus() == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system pins no process to a core')
+def test_a_program_runs_on_the_cores_of_its_share(tmp_path):
+  cores = os.sched_getaffinity(0)
+  share = shares.Share(frozenset([max(cores)]), {'OF_THE_SHARE': 'yes'})
+  tell = 'import os; print(os.sched_getaffinity(0), os.environ["OF_THE_SHARE"])'
+  with children.sole_sweep(tmp_path) as lock, children.Children(lock) as started:
+    assert started.start(['-c', tell], tmp_path / 'log', share).wait() == 0
+  assert (tmp_path / 'log').read_text().splitlines()[-1] == f'{{{max(cores)}}} yes'
+  assert os.sched_getaffinity(0) == cores
 
 
 def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
@@ -277,7 +383,7 @@ def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
   def finish(job):
     return {'3': 'held-out loss 2'}[job.runs[0].name]
 
-  local.run(tasks, 1, _at_hand(['', '']), finish, View(tasks))
+  local.run(tasks, shares.deal(1), _at_hand(['', '']), finish, View(tasks))
   assert [(task.state, task.note) for task in tasks] == [('failed', "KeyError: '2'"), ('finished', 'held-out loss 2')]
 
 
@@ -287,7 +393,7 @@ def test_a_diverged_run_is_finished_and_never_tried_again(tmp_path):
   give_up = f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); raise SystemExit(2)'
   for commands in ([give_up], []):  # the second time nothing is started
     task = local.Task(job)
-    local.run([task], 1, _at_hand(commands), lambda job: 'diverged', View([task]))
+    local.run([task], shares.deal(1), _at_hand(commands), lambda job: 'diverged', View([task]))
     assert (task.state, task.note) == ('finished', 'diverged')
 
 
