@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
   # whatever _MMAP_MAX says. What one thread has freed then serves all others, too.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)  # no mapping of its own for a large block, which would go back when freed
-  mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+  mallopt(_TRIM_THRESHOLD, -1)  # never
   mallopt(_TOP_PAD, 128 << 20)
