@@ -4,10 +4,12 @@ A line's key is (run, seed, config_hash): put again, it replaces the old one. Li
 stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.studies.common import PROXY, Scale
@@ -34,14 +36,26 @@ def read(file: Path) -> dict[Key, dict]:
 
 
 def put(file: Path, line: Mapping[str, object]) -> None:
-  """Adds a line, or replaces the one of its key; the file changes whole or not at all."""
-  lines = read(file)
-  lines[line['run'], line['seed'], line['config_hash']] = line
+  """Adds a line, or replaces the one of its key; the file changes whole or not at all, for one sweep at a time."""
   file.parent.mkdir(parents=True, exist_ok=True)
-  temporary = file.with_suffix('.tmp')
-  texts = [json.dumps(_plain(each), ensure_ascii=False, allow_nan=False) + '\n' for each in lines.values()]
-  temporary.write_text(''.join(texts), encoding='utf-8')
-  os.replace(temporary, file)
+  with _locked(file.parent):
+    lines = read(file)
+    lines[line['run'], line['seed'], line['config_hash']] = line
+    temporary = file.with_suffix('.tmp')
+    texts = [json.dumps(_plain(each), ensure_ascii=False, allow_nan=False) + '\n' for each in lines.values()]
+    temporary.write_text(''.join(texts), encoding='utf-8')
+    os.replace(temporary, file)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+  """Waits until no other process has this folder locked: sweeps of two --workdir may have one --results."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)  # which unlocks it
 
 
 def _plain(value: object) -> object:

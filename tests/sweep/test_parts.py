@@ -94,6 +94,21 @@ def test_a_line_put_again_replaces_itself(tmp_path):
     ledger.read(file)
 
 
+def test_lines_that_two_sweeps_put_at_a_time_are_all_there(tmp_path):
+  file = tmp_path / 'study' / 'runs.jsonl'
+  put = """
+import sys
+from pathlib import Path
+from launch.sweeps import ledger
+for seed in range(100):
+  ledger.put(Path(sys.argv[1]), {'run': sys.argv[2], 'seed': seed, 'config_hash': 'x'})
+"""
+  command = [sys.executable, '-c', put, str(file)]
+  both = [subprocess.Popen([*command, name], cwd=programs.ROOT) for name in 'ab']
+  assert [process.wait() for process in both] == [0, 0]
+  assert len(ledger.read(file)) == 200
+
+
 def test_a_line_without_all_evaluations_is_missing(tmp_path):
   (job,) = _jobs(tmp_path, Run('a', 'tests/runs/config.py', evaluations={'masked': {'masked_share': 0.25}}))
   made = {'run': 'a', 'seed': 0, 'config_hash': job.config_hash, 'evaluations': {}}
