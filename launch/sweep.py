@@ -32,7 +32,7 @@ DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is fi
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
 SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, or the paper's own size.")
 PARALLEL = flags.DEFINE_integer(
-  'parallel', 1, 'Runs at a time, with --launcher=local: each on cores, and GPUs, of its own.'
+  'parallel', 1, 'Runs at a time, with --launcher=local: each on cores, and NVIDIA GPUs, of its own.'
 )
 WORKDIR = flags.DEFINE_string('workdir', 'runs/studies', 'Folder of all runs of all studies.')
 RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies.')
@@ -55,7 +55,8 @@ def main(_):
   lines = ledger.read(results)
   tasks = [local.Task(job, 'waiting' if ledger.missing(job, lines) else 'finished') for job in jobs]
   differs = _differs(every)  # so that a line does not depend on --runs
-  others = ledger.of_other_studies(Path(RESULTS.value), study.name)
+  untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
+  others = ledger.of_other_studies(Path(RESULTS.value), study.name) if untrained else []
 
   def recorded(job):
     """The lines that a job lacks, from other studies, if these have all of them; [] otherwise."""
@@ -74,7 +75,6 @@ def main(_):
     return f'held-out loss {loss:.4f}' if math.isfinite(loss) else 'diverged'
 
   with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
-    untrained = [task for task in tasks if task.state == 'waiting' and not task.job.ended]
     if not COLLECT.value:
       slurm.refuse_while_queued(runs_folder)
       local.prepare([task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True))
@@ -119,16 +119,21 @@ def _differs(jobs):
 
 
 def _print_plan(tasks, recorded):
+  taken = 0
   for task in tasks:
     job, state = task.job, task.state
+    if state == 'waiting' and not job.ended and recorded(job):
+      print(f'# {job.label}: recorded by another study')  # nothing to start
+      taken += 1
+      continue
     if state == 'waiting':
       reached = [logged['step'] for logged in job.metrics()]
       state = f'interrupted at step {reached[-1]} of {job.num_steps}' if reached else 'not started'
       state = 'trained, to be scored' if job.trained else 'diverged' if job.diverged else state
-      state = 'recorded by another study' if not job.ended and recorded(job) else state
     print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
   finished = sum(task.state == 'finished' for task in tasks)
-  print(f'# {len(tasks)} runs, {finished} finished, {len(tasks) - finished} to do')
+  of_others = f', {taken} recorded by other studies' if taken else ''
+  print(f'# {len(tasks)} runs, {finished} finished{of_others}, {len(tasks) - finished - taken} to do')
 
 
 def _summary(tasks, results, stopped_by):

@@ -49,7 +49,8 @@ def put(file: Path, line: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-  """Waits until no other process has this folder locked: sweeps of two --workdir may have one --results."""
+  """Waits until no other process of this machine has the folder locked: two sweeps, each with its own --workdir, may
+  have one --results."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -74,7 +75,7 @@ def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
 
 
 def of_other_studies(results: Path, study: str) -> list[dict]:
-  """The lines of all studies but this one."""
+  """The lines of all studies but this one. UserError for a damaged file of any, which would have its runs repeated."""
   files = sorted(file for file in results.glob('*/runs.jsonl') if file.parent.name != study)
   return [line for file in files for line in read(file).values()]
 

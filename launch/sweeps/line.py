@@ -12,6 +12,15 @@ from moe.accounting import account
 from moe.errors import UserError
 
 _POINTS = 200  # of a loss curve
+# What `make` writes.
+FIELDS = frozenset(
+  {
+    *('study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
+    *('commit', 'data', 'machine', 'steps', 'tokens', 'seconds', 'total_params', 'active_params', 'train_flops'),
+    *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
+    *('loss_curve', 'held_out_curve'),
+  }
+)
 
 
 def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]) -> dict[str, object]:
@@ -66,11 +75,13 @@ def taken(
   seed and text, with every evaluation asked for. None if there is none, or the text is not prepared to tell.
   """
   data, flat = _data(job), moe_config.flatten(job.config.to_dict())
+  wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
   for other in found:
-    is_same = data and (other['config_hash'], other['seed'], other.get('data')) == (job.config_hash, job.seed, data)
+    same = (other['config_hash'], other['seed'], other.get('data')) == (job.config_hash, job.seed, data)
+    if not data or not same or not other.keys() >= FIELDS:  # lines of before a field was measured lack it
+      continue
     made = {_key(each['intervention']): each for each in other['evaluations'].values()}
-    wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
-    if is_same and made.keys() >= set(wanted.values()):
+    if made.keys() >= set(wanted.values()):
       return {
         **other,
         'study': study,
@@ -109,14 +120,17 @@ def _data(job):
   """
   if not plan.prepared(job):
     return None
-  metadata = json.loads((job.data_dir / 'metadata.json').read_text(encoding='utf-8'))
-  contents = ('documents', 'bytes', 'tokens', 'text_sha256')  # the last one of held-out text alone
-  splits = {
-    f'{split} {domain}': [entry.get(key) for key in contents]
-    for split, domains in metadata['splits'].items()
-    for domain, entry in domains.items()
-  }
-  return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
+  path, contents = job.data_dir / 'metadata.json', ('documents', 'bytes', 'tokens', 'text_sha256')  # the last: held out
+  try:
+    metadata = json.loads(path.read_text(encoding='utf-8'))
+    splits = {
+      f'{split} {domain}': [entry.get(key) for key in contents]
+      for split, domains in metadata['splits'].items()
+      for domain, entry in domains.items()
+    }
+    return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{path} is damaged ({error}): delete {job.data_dir}, and it is prepared again') from error
 
 
 def _max_vio(metrics, num_steps):

@@ -1,6 +1,7 @@
 """Where and with which code a run was made."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -52,7 +53,7 @@ def describe_without_device() -> dict[str, str]:
 
 
 def _cpu() -> str:
-  """Model, and the vector units that decide how fast, and with which rounding, a matmul is computed."""
+  """This process's cores, their model and vector units: what decides how fast, and with which rounding, it computes."""
   try:
     lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
   except OSError:
@@ -60,4 +61,5 @@ def _cpu() -> str:
   first = {name.strip(): value.strip() for name, _, value in (line.partition(':') for line in reversed(lines))}
   features = first.get('flags', first.get('Features', '')).split()  # x86, ARM
   units = ', '.join(unit for unit in _VECTOR_UNITS if unit in features)
-  return (first.get('model name') or platform.machine()) + (f' ({units})' if units else '')
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{cores} × {first.get("model name") or platform.machine()}' + (f' ({units})' if units else '')

@@ -6,6 +6,7 @@ bfloat16 units, and 1.1 times as many where they have.
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import itertools
 import os
 import re
@@ -39,13 +40,15 @@ WHOLE = Share()
 
 
 def deal(parallel: int) -> list[Share]:
-  """As many shares, as equal as can be. UserError if there are GPUs, but fewer.
+  """As many shares, as equal as can be. UserError if there are NVIDIA GPUs, but fewer.
 
   One share is the whole machine. More shares than cores have all cores each; macOS pins no process to a core.
   """
   cores, gpus = _cores(), _gpus()
   if gpus and parallel > len(gpus):
-    raise UserError(f'--parallel={parallel}: a run takes at least one GPU, and there are {len(gpus)} here')
+    raise UserError(
+      f'--parallel={parallel}: a run takes at least one GPU, and there are {len(gpus)} here (JAX_PLATFORMS=cpu: none)'
+    )
   if parallel == 1:
     return [WHOLE]
   of_cores = (
@@ -62,15 +65,25 @@ def _parts(things: Sequence, count: int) -> list[Sequence]:
 
 
 def _cores() -> list[int]:
-  return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+  """In the order of sockets and cores: the two threads of a core, often numbered apart, are neighbours."""
+  numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+  return sorted(numbers, key=lambda number: [_topology(number, what) for what in ('physical_package_id', 'core_id')])
+
+
+def _topology(core: int, what: str) -> int:
+  try:
+    return int(Path(f'/sys/devices/system/cpu/cpu{core}/topology/{what}').read_text(encoding='utf-8'))
+  except (OSError, ValueError):  # not told: by number
+    return 0
 
 
 def _gpus() -> list[str]:
   """NVIDIA's, that jax would take; found without starting it, which would take them all."""
-  if os.environ.get('JAX_PLATFORMS') == 'cpu':
+  plugins = [plugin.name for plugin in importlib.metadata.entry_points(group='jax_plugins')]
+  if os.environ.get('JAX_PLATFORMS') == 'cpu' or not any('cuda' in name for name in plugins):
     return []
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if visible is not None:
-    return [name for name in visible.split(',') if name]
-  found = (re.fullmatch(r'nvidia(\d+)', path.name) for path in Path('/dev').glob('nvidia*'))
-  return [str(number) for number in sorted(int(match[1]) for match in found if match)]
+  if visible is not None:  # CUDA takes those before the first that it does not know
+    return list(itertools.takewhile(lambda name: re.fullmatch(r'\d+|(GPU|MIG)-.+', name), visible.split(',')))
+  # Device files may be numbered with gaps, as in a container; CUDA counts from 0.
+  return [str(i) for i in range(sum(1 for path in Path('/dev').glob('nvidia*') if path.name[6:].isdigit()))]

@@ -153,7 +153,7 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
   run = Run('a', 'tests/runs/config.py', evaluations={'masked': masked})
   (job,) = _jobs(tmp_path, run)
   score = {'intervention': masked, 'total': {'loss': 3.0}}
-  other = {
+  other = dict.fromkeys(line.FIELDS, 0) | {
     'study': 'other',
     'run': 'b',
     'seed': 0,
@@ -173,6 +173,8 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
     'differs': {'model.num_layers': job.config.model.num_layers},
     'evaluations': {'masked': score},
   }
+  lacking = {key: value for key, value in other.items() if key != 'idle_experts'}
+  assert taken([lacking]) is None and taken([lacking, other])
   for change in ({'seed': 1}, {'config_hash': '00000000'}, {'data': 'other'}, {'data': None}, {'evaluations': {}}):
     assert taken([{**other, **change}]) is None
   assert taken([other], dataclasses.replace(run, evaluations={'masked': {'masked_share': 0.5}})) is None
@@ -180,19 +182,23 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
   assert taken([other]) is None
   (job.data_dir / 'metadata.json').unlink()
   assert taken([other]) is None and taken([{**other, 'data': None}]) is None
+  (job.data_dir / 'metadata.json').write_text('{"splits": {')
+  with pytest.raises(UserError, match=r'metadata\.json is damaged .*prepared again'):
+    taken([other])
 
 
 @pytest.mark.parametrize(
   ('cpuinfo', 'name'),
   [
-    ('model name\t: AMD EPYC\nflags\t\t: fpu avx2 bmi2\n\nmodel name\t: another', 'AMD EPYC (avx2)'),
-    ('model name: Xeon\nflags: avx2 avx512f avx512_bf16 amx_bf16', 'Xeon (avx2, avx512f, avx512_bf16, amx_bf16)'),
-    ('processor : 0\nFeatures : fp asimd bf16', f'{platform.machine()} (asimd, bf16)'),
-    ('', platform.machine()),
+    ('model name\t: AMD EPYC\nflags\t\t: fpu avx2 bmi2\n\nmodel name\t: another', '3 × AMD EPYC (avx2)'),
+    ('model name: Xeon\nflags: avx2 avx512f avx512_bf16 amx_bf16', '3 × Xeon (avx2, avx512f, avx512_bf16, amx_bf16)'),
+    ('processor : 0\nFeatures : fp asimd bf16', f'3 × {platform.machine()} (asimd, bf16)'),
+    ('', f'3 × {platform.machine()}'),
   ],
 )
-def test_a_machine_is_told_from_one_with_other_vector_units(cpuinfo, name, monkeypatch):
+def test_a_machine_is_told_from_one_with_other_cores(cpuinfo, name, monkeypatch):
   monkeypatch.setattr(Path, 'read_text', lambda *unused, **named: cpuinfo)
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 3}, raising=False)
   assert machine.describe_without_device()['cpu'] == name
 
 
@@ -305,6 +311,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   # The report's tests make lines up: of what a real line has, and nothing else.
   monkeypatch.chdir(programs.ROOT)
   made_up = synthetic.lines('shared_off', seeds=[0])[0]
+  assert made.keys() == line.FIELDS
   assert made_up.keys() <= made.keys() and made_up['max_vio'].keys() == made['max_vio'].keys()
   with pytest.raises(UserError, match='was not scored'):
     line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
@@ -367,18 +374,36 @@ def test_cores_and_gpus_are_dealt_in_equal_parts(monkeypatch):
     shares.deal(5)
 
 
+def test_the_threads_of_a_core_go_together(monkeypatch):
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(8)), raising=False)
+  sockets_and_cores = {'physical_package_id': lambda n: n % 4 // 2, 'core_id': lambda n: n % 2}
+  monkeypatch.setattr(shares, '_topology', lambda number, what: sockets_and_cores[what](number))
+  assert [share.cores for share in shares.deal(4)] == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
+  assert [share.cores for share in shares.deal(2)] == [{0, 4, 1, 5}, {2, 6, 3, 7}]
+
+
 def test_gpus_are_those_that_jax_would_take(monkeypatch):
+  plugins = [types.SimpleNamespace(name='xla_cuda12')]
+  monkeypatch.setattr(shares.importlib.metadata, 'entry_points', lambda group: plugins)
+  # As in a container that was given the third and the eleventh.
   monkeypatch.setattr(Path, 'glob', lambda *unused: map(Path, ['/dev/nvidia10', '/dev/nvidia2', '/dev/nvidiactl']))
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
   monkeypatch.delenv('JAX_PLATFORMS', raising=False)
-  assert shares._gpus() == ['2', '10']
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,GPU-5')
-  assert shares._gpus() == ['3', 'GPU-5']
+  assert shares._gpus() == ['0', '1']
+  for visible, taken in (('3,GPU-5', ['3', 'GPU-5']), ('-1', []), ('NoDevFiles', []), ('', []), ('1,-1,2', ['1'])):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert shares._gpus() == taken
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert shares._gpus() == []
+  monkeypatch.delenv('JAX_PLATFORMS')
+  plugins.clear()  # jax without CUDA
   assert shares._gpus() == []
 
 
-@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system pins no process to a core')
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_getaffinity') or os.cpu_count() == 1, reason='no process can be kept to some of the cores here'
+)
 def test_a_program_runs_on_the_cores_of_its_share(tmp_path):
   cores = os.sched_getaffinity(0)
   share = shares.Share(frozenset([max(cores)]), {'OF_THE_SHARE': 'yes'})

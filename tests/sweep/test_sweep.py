@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -123,6 +124,23 @@ def test_a_lost_line_comes_back_without_training(swept):
   done = programs.run('sweep', *flags, '--collect', environment=_QUICK)
   assert 'top 1, seed 0: finished, held-out loss' in done.stdout, done.stdout + done.stderr
   assert _lines(folder) == before
+
+
+def test_what_another_study_has_recorded_is_not_trained_again(swept, corpus, tmp_path):
+  folder, *_ = swept
+  shutil.copytree(folder / 'results' / 'tiny_study', tmp_path / 'results' / 'another_study')
+  flags = (*_flags(tmp_path, corpus), '--runs=top 2,top 1,the same')
+  done = programs.run('sweep', *flags)
+  assert done.returncode == 0 and '2 of 2 runs finished' in done.stdout, done.stdout + done.stderr
+  assert 'top 1, seed 0: recorded by another study' in done.stdout
+  assert _lines(tmp_path) == _lines(folder) and not list((tmp_path / 'runs').glob('config-*'))
+  path = tmp_path / 'results' / 'tiny_study' / 'runs.jsonl'
+  path.write_text(''.join(line for line in path.read_text().splitlines(keepends=True) if '"the same"' in line))
+  output = programs.check('sweep', *flags, '--dry_run')
+  assert output.count(': recorded by another study') == 2 and '2 runs, 0 finished, 2 recorded by other' in output
+  assert 'launch.train' not in output and len(_lines(tmp_path)) == 1
+  assert '2 of 2 runs finished' in programs.check('sweep', *flags, '--collect')
+  assert _lines(tmp_path) == _lines(folder)
 
 
 def test_dry_run_prints_what_would_run_and_touches_nothing(corpus, tmp_path):
