@@ -17,6 +17,12 @@ from launch.sweeps import plan
 from moe.errors import UserError
 
 Key = tuple[str, int, str]
+FIELDS = (
+  *('study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
+  *('commit', 'data', 'machine', 'steps', 'tokens', 'seconds', 'total_params', 'active_params', 'train_flops'),
+  *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
+  *('loss_curve', 'held_out_curve'),
+)
 
 
 def path(results: Path, study: str) -> Path:
@@ -91,14 +97,15 @@ def current(
 ) -> list[dict]:
   """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds.
 
-  UserError if they are of different data: nothing could be compared.
+  A field that was not measured yet when a line was written is None. UserError if they are of different data: nothing
+  could be compared.
   """
   study = plan.load(study_file)
   file = path(Path(results), study.name)
   lines = read(file)
   hashes = {run.name: job.config_hash for job in plan.jobs(study, scale, [0], {}, Path()) for run in job.runs}
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
-  found = [lines[key] for key in keys if key in lines]
+  found = [dict.fromkeys(FIELDS) | lines[key] for key in keys if key in lines]
   _check_data(file, found)
   return found
 

@@ -12,19 +12,10 @@ from moe.accounting import account
 from moe.errors import UserError
 
 _POINTS = 200  # of a loss curve
-# What `make` writes.
-FIELDS = frozenset(
-  {
-    *('study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
-    *('commit', 'data', 'machine', 'steps', 'tokens', 'seconds', 'total_params', 'active_params', 'train_flops'),
-    *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
-    *('loss_curve', 'held_out_curve'),
-  }
-)
 
 
 def make(study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]) -> dict[str, object]:
-  """The line. `differs`: the keys that are not the same in all runs of the study.
+  """The line, with all of ledger.FIELDS. `differs`: the keys that are not the same in all runs of the study.
 
   UserError if the run was not logged or scored to its end, nor has diverged: its losses are NaN then.
   """
@@ -76,9 +67,9 @@ def taken(
   """
   data, flat = _data(job), moe_config.flatten(job.config.to_dict())
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
-  for other in found:
+  for other in sorted(found, key=len, reverse=True):  # those from before a field was measured, which lack it, last
     same = (other['config_hash'], other['seed'], other.get('data')) == (job.config_hash, job.seed, data)
-    if not data or not same or not other.keys() >= FIELDS:  # lines of before a field was measured lack it
+    if not data or not same:
       continue
     made = {_key(each['intervention']): each for each in other['evaluations'].values()}
     if made.keys() >= set(wanted.values()):

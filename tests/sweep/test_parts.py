@@ -126,6 +126,7 @@ def test_figures_of_different_data_are_refused(tmp_path):
   for seed, data in enumerate([{'data': 'a'}, {}, {'data': None}, {'data': 'a'}]):  # the first lines ever had none
     ledger.put(file, made | data | {'seed': seed})
   assert len(ledger.current(study, tmp_path)) == 4
+  assert ledger.current(study, tmp_path)[0]['idle_experts'] is None
   ledger.put(file, made | {'seed': 4, 'data': 'b', 'config_hash': '00000000'})  # in no figure
   assert len(ledger.current(study, tmp_path)) == 4
   ledger.put(file, made | {'seed': 4, 'data': 'b'})
@@ -153,8 +154,9 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
   run = Run('a', 'tests/runs/config.py', evaluations={'masked': masked})
   (job,) = _jobs(tmp_path, run)
   score = {'intervention': masked, 'total': {'loss': 3.0}}
-  other = dict.fromkeys(line.FIELDS, 0) | {
+  other = {
     'study': 'other',
+    'idle_experts': 1.5,
     'run': 'b',
     'seed': 0,
     'config_hash': job.config_hash,
@@ -174,7 +176,7 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
     'evaluations': {'masked': score},
   }
   lacking = {key: value for key, value in other.items() if key != 'idle_experts'}
-  assert taken([lacking]) is None and taken([lacking, other])
+  assert taken([lacking, other])['idle_experts'] == 1.5 and 'idle_experts' not in taken([lacking])
   for change in ({'seed': 1}, {'config_hash': '00000000'}, {'data': 'other'}, {'data': None}, {'evaluations': {}}):
     assert taken([{**other, **change}]) is None
   assert taken([other], dataclasses.replace(run, evaluations={'masked': {'masked_share': 0.5}})) is None
@@ -311,7 +313,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   # The report's tests make lines up: of what a real line has, and nothing else.
   monkeypatch.chdir(programs.ROOT)
   made_up = synthetic.lines('shared_off', seeds=[0])[0]
-  assert made.keys() == line.FIELDS
+  assert tuple(made) == ledger.FIELDS
   assert made_up.keys() <= made.keys() and made_up['max_vio'].keys() == made['max_vio'].keys()
   with pytest.raises(UserError, match='was not scored'):
     line.make('study', Run('a', run.config, evaluations={'b': {'without_shared': True}}), job, 'proxy', [])
