@@ -161,3 +161,28 @@ def test_a_task_of_an_array_runs_the_line_of_its_number(cluster, tmp_path):
   first, second = (task.read_text() for task in tasks)
   assert first == '<-m><launch.train><--config.data.sources=a=1;b=2 3>'
   assert second == '<-m><launch.train><second>'
+
+
+def test_a_stopped_task_of_an_array_queues_again_and_leaves_the_others_alone(cluster, tmp_path):
+  commands = tmp_path / 'commands'
+  commands.write_text('python\n' * 2)
+  run = f"""
+    task={tmp_path}/$SLURM_ARRAY_TASK_ID
+    echo "$SLURM_JOB_ID" >> $task.started
+    trap 'touch $task.saved; exit 0' TERM
+    until [ -e {tmp_path}/finish ]; do sleep 0.1; done"""
+  options = ('--array=0-1', '--nodes=1', f'--output={tmp_path}/%a.log')
+  job = _Job(cluster, tmp_path / 'log', fake(tmp_path / 'bin' / 'python', run), str(commands), options=options)
+  started = [tmp_path / f'{number}.started' for number in (0, 1)]
+  job.until(lambda: all(path.exists() and path.read_text() for path in started))
+  # Of one task the number is that of the array as well; `scancel NUMBER` would mean both.
+  numbers = [path.read_text().strip() for path in started]
+  stopped = numbers.index(job.number)
+
+  cluster.check('scancel', '--batch', '--signal=TERM', f'{job.number}_{stopped}')
+  job.until(lambda: len(started[stopped].read_text().splitlines()) == 2)  # it runs again
+  (tmp_path / 'finish').touch()
+  for number in (0, 1):
+    task = cluster.wait(f'{job.number}_{number}', 60)
+    assert (task['JobState'], task['Restarts']) == ('COMPLETED', str(int(number == stopped)))
+  assert [(tmp_path / f'{number}.saved').exists() for number in (0, 1)] == [number == stopped for number in (0, 1)]
