@@ -23,8 +23,12 @@ class Results:
 
   def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
     """On all held-out text, after the last step; of an evaluation of the trained model, if one is named."""
+    return self.score(run, 'loss', evaluation)
+
+  def score(self, run: str, what: str, evaluation: str = '') -> dict[int, float]:
+    """As `loss`; `what`: loss or bits_per_byte."""
     return self.values(
-      run, lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total']['loss']
+      run, lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total'][what]
     )
 
   def of(self, run: str, key: str) -> object:
@@ -77,7 +81,16 @@ class Entry:
   evaluation: str = ''
 
 
-LOSS_COLUMNS = ('model', 'parameters', 'activated', 'seeds', HELD_OUT_LOSS, '95% interval', 'Pile loss of the paper')
+LOSS_COLUMNS = (
+  'model',
+  'parameters',
+  'activated',
+  'seeds',
+  HELD_OUT_LOSS,
+  '95% interval',
+  'bits/byte',
+  'Pile loss of the paper',
+)
 
 
 def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...], ...]:
@@ -87,6 +100,7 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
       entry.label,
       *(sizes(results, entry.run) if not entry.evaluation else ('', '')),
       *shown(results.loss(entry.run, entry.evaluation)),
+      shown(results.score(entry.run, 'bits_per_byte', entry.evaluation), 3)[1],
       NONE if entry.paper is None else f'{entry.paper:.3f}',
     )
     for entry in entries

@@ -18,12 +18,13 @@ RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
   'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
-  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. A '
-  'comparison that needs a run which has diverged is undecided; in the study of the balance losses alone divergence is '
-  'an outcome, worse than any number, and must then be on the same side for every seed. No interval is widened for the '
-  'number of comparisons. Seeds that would decide are as many as bring the interval to one side, if mean and spread '
-  'stay as they are: a number to choose before they are run, and for every run of the study, since adding seeds until '
-  'one is decided would decide too much.'
+  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. '
+  'What is known as "at most" so much can be shown to be below a bound, not to be above it; "at least" the other way '
+  'round. A comparison that needs a run which has diverged is undecided; in the study of the balance losses alone '
+  'divergence is an outcome, worse than any number, and must then be on the same side for every seed. No interval is '
+  'widened for the number of comparisons. Seeds that would decide are as many as bring the interval to one side, if '
+  'mean and spread stay as they are: a number to choose before they are run, and for every run of the study, since '
+  'adding seeds until one is decided would decide too much.'
 )
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
@@ -80,6 +81,7 @@ class Comparison:
 
   `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone. A value may be infinite,
   where a study takes divergence for an outcome: there is no interval then, and what holds must hold for every seed.
+  `at_most`, `at_least`: the values are only that of what is meant, which may be lower, or higher, by any amount.
   """
 
   what: str
@@ -89,6 +91,8 @@ class Comparison:
   paper: float | None = None
   digits: int = 4
   of_the_claim: bool = True
+  at_most: bool = False
+  at_least: bool = False
 
   @property
   def interval(self) -> Interval | None:
@@ -114,9 +118,14 @@ class Comparison:
     if found is None:
       inside = set(map(self._is_inside, self.values.values()))
       return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
-    if self.above < found.low and found.high < self.below:
+    return self._between(found.low, found.high)
+
+  def _between(self, low: float, high: float) -> str:
+    """The outcome if the value is from `low` to `high`, or what bounds it is."""
+    low, high = -math.inf if self.at_most else low, math.inf if self.at_least else high
+    if self._is_inside(low) and self._is_inside(high):
       return HOLDS
-    return FAILS if found.high <= self.above or found.low >= self.below else UNDECIDED
+    return FAILS if high <= self.above or low >= self.below else UNDECIDED
 
   def _is_inside(self, value: float) -> bool:
     """A bound that is infinite is none, also for an infinite value."""
@@ -142,8 +151,11 @@ class Comparison:
       return 'at least 2 seeds give an interval'
     if self.interval is None:
       return 'seeds differ in whether they diverge'
+    in_the_end = self._between(self.interval.mean, self.interval.mean)
+    if in_the_end == UNDECIDED:
+      return 'more seeds would not: it is only a bound, which runs nearer to the point would narrow'
     if self.seeds_needed:
-      return f'about {self.seeds_needed} seeds would decide'
+      return f'about {self.seeds_needed} seeds would decide {"for" if in_the_end == HOLDS else "against"} it'
     return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
 
 

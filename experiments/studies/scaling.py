@@ -10,7 +10,9 @@ numbers, about 40% and less when larger:
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
   142B, half activated, beside 67B        18.2%                Pile loss 1.888 and 1.905
 
-What has to carry over: the share is below one half. Beside the claim: at equal compute its loss is lower.
+What has to carry over: the share is below one half. Beside the claim: at equal compute its loss is lower. Between two
+widths both are read off a straight line over log FLOPs. Loss over compute bends: it lies below that line, so that what
+is read is an upper bound, which may show a share to be below one half, and cannot show it to be above.
 """
 
 import itertools
@@ -37,6 +39,7 @@ _PAPER = {
   'DeepSeek 67B': ((2057.5e12, 1.905),),
   'DeepSeekMoE 142B half, 145B': ((374.6e12, 1.888), (585.6e12, 1.876)),
 }
+AT_MOST, AT_LEAST = 'at most', 'at least'
 _SHARE = 0.5  # "about 40%", rounded up to what few seeds can tell
 
 Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
@@ -74,10 +77,9 @@ def analyse(results: Results) -> Analysis:
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; every width is '
     'trained on the same few tokens, so that the compute here buys width alone; attention and the output head, equal '
     'in both models, are a larger part of the compute of a small model. Between runs the loss is taken from a straight '
-    'line over log FLOPs, where the true curve bends below it: that overstates the share, so that a share below one '
-    'half is safe and one a little above it is not. Where the curves do not overlap, it is that of the nearest '
-    'DeepSeekMoE run, and the comparison says "at most" or "at least". The learning rate was searched at d 96 alone: '
-    'another may suit the other widths better.',
+    'line over log FLOPs, where the true curve bends below it, and where the curves do not overlap, from the nearest '
+    'DeepSeekMoE run: the comparison says "at most" or "at least". A width whose loss is nearer to that of the best '
+    'Dense would tell more. The learning rate was searched at d 96 alone: another may suit the other widths better.',
   )
 
 
@@ -85,22 +87,22 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
   """Of curves by seed."""
   pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
   whole = [pair for pair in pairs.values() if _is_finite(*pair)]
-  bounds = {bound for pair in whole if (bound := share_is_bound(*pair))}
-  of_each = lambda measure: {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()}
+
+  def read_off(what, measure, is_bound, **expected):
+    bounds = {bound for pair in whole if (bound := is_bound(*pair))}
+    return Comparison(
+      ', '.join([what, *sorted(bounds)]),
+      {seed: measure(*pair) if _is_finite(*pair) else math.nan for seed, pair in pairs.items()},
+      at_most=AT_MOST in bounds,
+      at_least=AT_LEAST in bounds,
+      **expected,
+    )
+
+  share = "DeepSeekMoE's share of the compute at the best Dense's loss"
+  ahead = "DeepSeekMoE's loss − the best Dense's, at equal compute"
   return (
-    Comparison(
-      ', '.join(["DeepSeekMoE's share of the compute at the best Dense's loss", *sorted(bounds)]),
-      of_each(compute_share),
-      below=_SHARE,
-      paper=0.405,
-      digits=3,
-    ),
-    Comparison(
-      "DeepSeekMoE's loss − the best Dense's, at equal compute",
-      of_each(lambda dense, moe: loss_at(moe, best(dense)[0]) - best(dense)[1]),
-      below=0.0,
-      of_the_claim=False,
-    ),
+    read_off(share, compute_share, share_is_bound, below=_SHARE, paper=0.405, digits=3),
+    read_off(ahead, loss_beside_dense, loss_is_bound, below=0.0, of_the_claim=False),
   )
 
 
@@ -126,11 +128,26 @@ def compute_share(dense: Curve, moe: Curve) -> float:
 
 
 def share_is_bound(dense: Curve, moe: Curve) -> str:
-  """'at most' or 'at least' where `compute_share` is only that; '' where the loss lies between two runs of `moe`."""
-  loss = best(dense)[1]
-  if moe[0][1] < loss:
-    return 'at most'
-  return 'at least' if min(found for _, found in moe) > loss else ''
+  """AT_MOST or AT_LEAST, which `compute_share` is; '' where a run of `moe` has that very loss."""
+  loss, losses = best(dense)[1], [found for _, found in moe]
+  if min(losses) > loss:
+    return AT_LEAST
+  # The first run that is as good, and none before it.
+  return '' if next(found for found in losses if found <= loss) == loss else AT_MOST
+
+
+def loss_beside_dense(dense: Curve, moe: Curve) -> float:
+  """The loss of `moe` at the compute of the best point of `dense`, minus that point's."""
+  compute, loss = best(dense)
+  return loss_at(moe, compute) - loss
+
+
+def loss_is_bound(dense: Curve, moe: Curve) -> str:
+  """AT_MOST or AT_LEAST, which `loss_beside_dense` is; '' where a run of `moe` has that very compute."""
+  compute = best(dense)[0]
+  if compute < moe[0][0]:
+    return AT_LEAST
+  return '' if any(compute == found for found, _ in moe) else AT_MOST
 
 
 def loss_at(curve: Curve, compute: float) -> float:

@@ -49,13 +49,34 @@ def test_outcomes(values, bounds, outcome):
   assert bool(comparison.decides) == (outcome == UNDECIDED)
 
 
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_most': True}, HOLDS),
+    ((0.6, 0.61, 0.62), {'below': 0.5, 'at_most': True}, UNDECIDED),
+    ((0.6, 0.61, 0.62), {'below': 0.5, 'at_least': True}, FAILS),
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_least': True}, UNDECIDED),
+    ((0.1, 0.11, 0.12), {'above': 0.5, 'at_most': True}, FAILS),
+    ((0.6, 0.61, 0.62), {'above': 0.5, 'at_least': True}, HOLDS),
+    ((0.6, 0.61, 0.62), {'above': 0.5, 'at_most': True}, UNDECIDED),
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_most': True, 'at_least': True}, UNDECIDED),
+  ],
+)
+def test_a_bound_decides_to_one_side(values, bounds, outcome):
+  comparison = Comparison('a', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome
+  assert ('only a bound' in comparison.decides) == (outcome == UNDECIDED)
+
+
 def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound():
   comparison = Comparison('a − b', {0: -0.02, 1: -0.01, 2: 0.01}, below=0.0)
   mean, sd = np.mean([-0.02, -0.01, 0.01]), np.std([-0.02, -0.01, 0.01], ddof=1)
   half = {n: stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n) for n in range(2, 100)}
   n = comparison.seeds_needed
   assert half[n] < abs(mean) <= half[n - 1]
-  assert f'{n} seeds' in comparison.decides
+  assert comparison.decides == f'about {n} seeds would decide for it'
+  against = Comparison('b − a', {0: 0.02, 1: 0.01, 2: -0.01}, below=0.0)
+  assert against.decides == f'about {n} seeds would decide against it'
   assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
 
 

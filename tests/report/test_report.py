@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies import STUDIES, scaling
-from experiments.studies.analysis import Panel, Series
+from experiments.studies.analysis import Panel, Results, Series
 from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval
 from launch.reports import blocks, page, study, svg
 from launch.sweeps import ledger
@@ -34,7 +34,7 @@ def test_the_table_has_the_mean_the_interval_and_the_paired_difference(tmp_path)
   active = next(line['active_params'] for line in made if line['run'] == 'gshard')
   text = blocks.to_markdown(study.blocks(study.load('table1', tmp_path)))
   half = 4.3027 * 0.1 / 3**0.5
-  assert f'| {active / 1e6:.2f}M | 3 | 2.0000 | {2 - half:.4f} to {2 + half:.4f} | 1.867 |' in text
+  assert f'| {active / 1e6:.2f}M | 3 | 2.0000 | {2 - half:.4f} to {2 + half:.4f} | 2.000 | 1.867 |' in text
   assert '| DeepSeekMoE − GShard | -0.5000 | -0.5000 to -0.5000 | 3 | below 0 | holds | yes | -0.059 |' in text
 
 
@@ -78,7 +78,7 @@ def test_an_open_comparison_says_what_would_decide_it(tmp_path):
   synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', of))
   loaded = study.load('half_active', tmp_path)
   assert loaded.verdict.outcome == UNDECIDED
-  assert re.search(r'half activated − GShard \(about \d+ seeds would decide\)', loaded.verdict.reason)
+  assert re.search(r'half activated − GShard \(about \d+ seeds would decide for it\)', loaded.verdict.reason)
 
 
 def test_absent_and_partial_studies_say_what_is_missing(tmp_path):
@@ -91,7 +91,7 @@ def test_absent_and_partial_studies_say_what_is_missing(tmp_path):
   assert partial.in_words == 'undecided: 4 of 15 runs finished' and partial.figure == ''
   text = blocks.to_markdown(study.blocks(partial))
   assert 'dense (seed 2); hash (seed 2); switch (seed 0, 1, 2)' in text and 'figure.svg' not in text
-  assert '| Switch | – | – | 0 | – | – | 1.881 |' in text and 'nan' not in text.lower()
+  assert '| Switch | – | – | 0 | – | – | – | 1.881 |' in text and 'nan' not in text.lower()
 
 
 @pytest.mark.parametrize('name', STUDIES)
@@ -192,14 +192,28 @@ def test_a_dense_model_that_costs_more_and_is_no_better_is_not_what_is_compared_
   assert scaling.best([(1e12, 2.0), (2e12, 2.0)]) == (1e12, 2.0)
 
 
-def test_a_share_outside_of_the_curve_is_said_to_be_a_bound(tmp_path):
+def test_what_is_read_off_a_curve_is_said_to_be_a_bound(tmp_path):
   dense = [(1e12, 3.0), (4e12, 2.0)]
-  assert scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == ''
+  assert scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == 'at most'  # the curve lies below its chord
+  assert scaling.share_is_bound(dense, [(1e12, 2.5), (3e12, 2.0), (4e12, 1.5)]) == ''
   assert scaling.share_is_bound(dense, [(2e12, 1.9), (4e12, 1.5)]) == 'at most'
   assert scaling.share_is_bound(dense, [(2e12, 3.0), (6e12, 2.1)]) == 'at least'
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (5e12, 1.5)]) == 'at most'
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == ''
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (2e12, 1.5)]) == 'at most'
+  assert scaling.loss_is_bound(dense, [(5e12, 2.5), (6e12, 1.5)]) == 'at least'
   of = lambda run, evaluation, seed: 1.5 if run.startswith('deepseek') else 2.0
   synthetic.write(tmp_path, 'scaling', synthetic.lines('scaling', of))
   assert study.load('scaling', tmp_path).analysis.comparisons[0].what.endswith("best Dense's loss, at most")
+
+
+def test_a_share_above_the_bound_that_is_at_most_that_decides_nothing():
+  losses = dict(zip(('dense_d48', 'dense_d96', 'dense_d144'), (3.0, 2.8, 2.7)))
+  losses |= dict(zip(('deepseek_moe_d48', 'deepseek_moe_d96', 'deepseek_moe_d144'), (2.9, 2.69, 2.5)))
+  results = Results(synthetic.lines('scaling', lambda run, evaluation, seed: losses[run] + seed * 1e-4))
+  share, ahead = scaling.analyse(results).comparisons
+  assert share.interval.low > 0.5 and share.outcome == UNDECIDED and 'only a bound' in share.decides
+  assert ahead.at_most and ahead.outcome == HOLDS
 
 
 def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, tmp_path_factory):
