@@ -4,6 +4,7 @@
   python -m launch.sweep --sweep=experiments/studies/pilot.py --runs=dense_lr0.002,deepseek_moe_lr0.002
 
 Four learning rates, the same for every architecture; then more seeds at the rate chosen, whose runs table1 has, too.
+Hash Layer and Switch were searched last, when the other studies had been run at the rate chosen without them.
 `make report` writes what it found, and what was chosen, to experiments/results/pilot/README.md.
 """
 
@@ -13,7 +14,7 @@ from experiments.studies.analysis import NONE, Results
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import difference, interval
 
-_VARIANTS = ('dense', 'gshard', 'deepseek_moe')
+_VARIANTS = ('dense', 'hash', 'switch', 'gshard', 'deepseek_moe')
 _RATES = (0.004, 0.008, 0.002, 0.001)  # in the order in which they were tried
 CHOICE = (
   'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 of them a step, '
