@@ -321,3 +321,8 @@ def test_text_is_escaped_and_tables_keep_their_columns():
 def test_make_report_is_the_program():
   done = subprocess.run(['make', '--dry-run', 'report'], cwd=programs.ROOT, capture_output=True, text=True, check=True)
   assert 'python -m launch.report' in done.stdout
+
+
+def test_results_that_are_nowhere_are_not_made_up(tmp_path):
+  line = programs.error_line('report', f'--results={tmp_path}/nowhere')
+  assert str(tmp_path / 'nowhere') in line and not (tmp_path / 'nowhere').exists()
