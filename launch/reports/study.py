@@ -117,14 +117,15 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
 def runs_in_words(lines: Sequence[Mapping]) -> str:
   """How many, of which size, with which code, where and for how long. A run that several studies share counts once."""
   distinct = {(line['config_hash'], line['seed']): line for line in lines}.values()
-  machines = '; '.join(sorted({_machine(line['machine']) for line in distinct}))
+  machines = sorted({_machine(line['machine']) for line in distinct})
+  several = ' These round differently, and a paired difference may be of two of them.' if len(machines) > 1 else ''
   seeds = len({line['seed'] for line in distinct})
   tokens = ' or '.join(f'{count:,}' for count in sorted({line['tokens'] for line in distinct}))
   hours = sum(line['seconds'] for line in distinct) / 3600
   return (
     f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, {hours:.1f} hours of '
     f'training steps in all. {_commits(distinct)}. '
-    f'Machine: {machines}.'
+    f'Machine: {"; ".join(machines)}.{several}'
   )
 
 
