@@ -153,7 +153,7 @@ class Comparison:
       return 'seeds differ in whether they diverge'
     in_the_end = self._between(self.interval.mean, self.interval.mean)
     if in_the_end == UNDECIDED:
-      return 'more seeds would not: it is only a bound, which runs nearer to the point would narrow'
+      return 'more seeds would not decide it: it is only a bound, which runs nearer to the point would narrow'
     if self.seeds_needed:
       return f'about {self.seeds_needed} seeds would decide {"for" if in_the_end == HOLDS else "against"} it'
     return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
