@@ -81,7 +81,7 @@ class Comparison:
 
   `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone. A value may be infinite,
   where a study takes divergence for an outcome: there is no interval then, and what holds must hold for every seed.
-  `at_most`, `at_least`: the values are only that of what is meant, which may be lower, or higher, by any amount.
+  `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
   """
 
   what: str
