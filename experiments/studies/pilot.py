@@ -16,6 +16,8 @@ from experiments.studies.intervals import difference, interval
 
 _VARIANTS = ('dense', 'hash', 'switch', 'gshard', 'deepseek_moe')
 _RATES = (0.004, 0.008, 0.002, 0.001)  # in the order in which they were tried
+_WIDER = ('dense_x4', 'dense_x16')  # the wider a model, the lower the rate that suits it
+_WIDER_RATES = (0.002, 0.001)
 CHOICE = (
   'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 of them a step, '
   'bfloat16, and 1500 steps: 3.07M tokens. At multiples of 12 a quarter of an FFN is a whole number, so that experts '
@@ -35,9 +37,9 @@ CHOICE = (
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
-  return [
-    scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate}) for rate in _RATES for variant in _VARIANTS
-  ]
+  cases = [(variant, rate) for rate in _RATES for variant in _VARIANTS]
+  cases += [(variant, rate) for rate in _WIDER_RATES for variant in _WIDER]
+  return [scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate}) for variant, rate in cases]
 
 
 Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
@@ -45,13 +47,14 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
 
 def tables(results: Results) -> tuple[Table, Table]:
   """Seed 0's loss by learning rate and architecture; losses, and gaps to Dense, where there are several seeds."""
+  searched = _VARIANTS + _WIDER
   search = tuple(
-    (f'{rate:g}', *(_text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate).values()))
+    (f'{rate:g}', *(_text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate, searched).values()))
     for rate in sorted(_RATES)
   )
   noise = []
   for rate in sorted(_RATES):
-    of_one = _losses(results, rate)
+    of_one = _losses(results, rate, _VARIANTS)
     dense = of_one[_VARIANTS[0]]
     gaps = {f'{variant} − {_VARIANTS[0]}': difference(of_one[variant], dense) for variant in _VARIANTS[1:]}
     for name, values in (of_one | gaps).items():
@@ -60,7 +63,7 @@ def tables(results: Results) -> tuple[Table, Table]:
         shown = ', '.join(_text(values[seed]) for seed in sorted(values))
         noise.append((name, f'{rate:g}', shown, f'{found.mean:.4f}', f'{found.sd:.4f}'))
   return (
-    (('peak learning rate', *_VARIANTS), search),
+    (('peak learning rate', *searched), search),
     (('held-out loss', 'peak learning rate', 'by seed', 'mean', 'standard deviation'), tuple(noise)),
   )
 
@@ -69,8 +72,8 @@ def _text(loss):
   return 'diverged' if math.isnan(loss) else f'{loss:.4f}'
 
 
-def _losses(results, rate):
-  return {variant: results.loss(_name(variant, rate)) for variant in _VARIANTS}
+def _losses(results, rate, variants):
+  return {variant: results.loss(_name(variant, rate)) for variant in variants}
 
 
 def _name(variant, rate):
