@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Values, difference, interval
+from experiments.studies.intervals import Comparison, Interval, Role, Values, difference, interval
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -113,7 +113,7 @@ def against(
   other: Entry,
   above: float = -math.inf,
   below: float = math.inf,
-  of_the_claim: bool = True,
+  role: Role = Role.CLAIM,
 ) -> Comparison:
   """The loss of an entry minus that of another, expected between `above` and `below`."""
   return Comparison(
@@ -122,7 +122,7 @@ def against(
     above=above,
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
-    of_the_claim=of_the_claim,
+    role=role,
   )
 
 

@@ -18,7 +18,7 @@ from statistics import mean
 
 from experiments.studies.analysis import HELD_OUT_LOSS, Analysis, Panel, Results, Series, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, difference, interval
+from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role, difference, interval
 
 _GROUPS = {'moe.device_balance_loss': 0.05, 'moe.device_groups': 7}
 
@@ -69,7 +69,7 @@ def analyse(results: Results) -> Analysis:
   def beside(what, measure, first, second, digits=3, **expected):
     label = f'{what}: {_LABELS[first]} − {_LABELS[second]}'
     values = difference(measure[first], measure[second])
-    return Comparison(label, values, digits=digits, of_the_claim=False, **expected)
+    return Comparison(label, values, digits=digits, role=Role.BESIDE, **expected)
 
   comparisons = (
     Comparison('MaxVio: none − α1 0.001', difference(max_vio[without], max_vio[small]), above=0.0, digits=3),

@@ -27,7 +27,7 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Values, difference, interval
+from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role, Values, difference, interval
 
 _FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}  # 7 is the run's own loss
 
@@ -82,23 +82,23 @@ def _comparisons(loss: Mapping[int, Values], gshard: Values) -> tuple[Comparison
   """Of `loss`, DeepSeekMoE's by activated experts."""
   fall = {active: difference(loss[active], loss[active - 1]) for active in range(4, 8)}
   paper_fall = {active: _PAPER[active] - _PAPER[active - 1] for active in range(4, 8)}
-  against_gshard = lambda active, below, of_the_claim: Comparison(
+  against_gshard = lambda active, below, role: Comparison(
     f'{active} routed − GShard',
     difference(loss[active], gshard),
     below=below,
     paper=_PAPER[active] - _PAPER_GSHARD,
-    of_the_claim=of_the_claim,
+    role=role,
   )
   return (
-    against_gshard(4, ABOUT, True),
-    against_gshard(6, 0.0, False),
+    against_gshard(4, ABOUT, Role.CLAIM),
+    against_gshard(6, 0.0, Role.BESIDE),
     *(
       Comparison(
         f'{active} routed − {active - 1} routed',
         fall[active],
         below=0.0,
         paper=paper_fall[active],
-        of_the_claim=False,
+        role=Role.BESIDE,
       )
       for active in range(4, 8)
     ),
@@ -108,7 +108,7 @@ def _comparisons(loss: Mapping[int, Values], gshard: Values) -> tuple[Comparison
         difference(fall[active], fall[active - 1]),
         above=0.0,
         paper=paper_fall[active] - paper_fall[active - 1],
-        of_the_claim=False,
+        role=Role.BESIDE,
       )
       for active in range(5, 8)
     ),

@@ -13,6 +13,7 @@ import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Role
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -31,7 +32,7 @@ _ENTRIES = (
 def analyse(results: Results) -> Analysis:
   """Each step of Figure 3 against the one before it."""
   steps = [against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES)]
-  ends = against(results, _ENTRIES[-1], _ENTRIES[0], below=0.0, of_the_claim=False)
+  ends = against(results, _ENTRIES[-1], _ENTRIES[0], below=0.0, role=Role.BESIDE)
   return of_losses(
     results,
     _ENTRIES,

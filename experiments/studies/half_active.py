@@ -9,7 +9,7 @@ What has to carry over: its loss is below GShard's. Beside the claim: it is abov
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, difference
+from experiments.studies.intervals import Comparison, Role, difference
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -28,7 +28,7 @@ def analyse(results: Results) -> Analysis:
   gshard, half, whole = (results.loss(entry.run) for entry in _ENTRIES)
   comparisons = (
     Comparison('half activated − GShard', difference(half, gshard), below=0.0),
-    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0, of_the_claim=False),
+    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0, role=Role.BESIDE),
   )
   return of_losses(
     results,

@@ -7,6 +7,7 @@ comparisons beside it.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -18,7 +19,8 @@ RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
   'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
-  'claim holds if all that decide it hold, and does not hold if one of them does not. "About" allows 0.02 of loss. '
+  'claim holds if all that decide it hold, and does not hold if one of them does not. What it presupposes cannot show '
+  'it, but leaves it undecided unless it holds itself. "About" allows 0.02 of loss. '
   'What is known as "at most" so much can be shown to be below a bound, not to be above it; "at least" the other way '
   'round. A comparison that needs a run which has diverged is undecided; in the study of the balance losses alone '
   'divergence is an outcome, worse than any number, and must then be on the same side for every seed. No interval is '
@@ -75,12 +77,20 @@ def difference(first: Values, second: Values) -> dict[int, float]:
   return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
 
 
+class Role(enum.StrEnum):
+  """What a comparison is to the claim as it is worded: the answer to "decides the claim"."""
+
+  CLAIM = 'yes'
+  PREMISE = 'presupposed'  # the claim says nothing unless this holds
+  BESIDE = 'no'  # what else the paper leads one to expect
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """A difference, by seed, expected between `above` and `below`. `paper`: the paper's, where it has one.
 
-  `of_the_claim`: whether the claim, as it is worded, says so; the verdict is on these alone. A value may be infinite,
-  where a study takes divergence for an outcome: there is no interval then, and what holds must hold for every seed.
+  A value may be infinite, where a study takes divergence for an outcome: there is no interval then, and what holds must
+  hold for every seed.
   `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
   """
 
@@ -90,7 +100,7 @@ class Comparison:
   below: float = math.inf
   paper: float | None = None
   digits: int = 4
-  of_the_claim: bool = True
+  role: Role = Role.CLAIM
   at_most: bool = False
   at_least: bool = False
 
@@ -169,11 +179,17 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   """By RULE, once all runs are there."""
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
-  comparisons = [each for each in comparisons if each.of_the_claim]
-  failed = [each for each in comparisons if each.outcome == FAILS]
+  claimed, premises = ([each for each in comparisons if each.role is role] for role in (Role.CLAIM, Role.PREMISE))
+  failed = [each for each in claimed if each.outcome == FAILS]
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
-  open_ones = [each for each in comparisons if each.outcome == UNDECIDED]
+  open_ones = [each for each in (*claimed, *premises) if each.outcome != HOLDS]
   if open_ones:
-    return Verdict(UNDECIDED, '; '.join(f'{each.what} ({each.decides})' for each in open_ones))
-  return Verdict(HOLDS, f'all {len(comparisons)} comparisons that decide it hold' if len(comparisons) > 1 else '')
+    return Verdict(UNDECIDED, '; '.join(f'{each.what} ({_why_open(each)})' for each in open_ones))
+  return Verdict(HOLDS, f'all {len(claimed)} comparisons that decide it hold' if len(claimed) > 1 else '')
+
+
+def _why_open(comparison: Comparison) -> str:
+  if comparison.outcome == FAILS:
+    return f'presupposed, and not {comparison.needs} here: only runs where it is would decide'
+  return f'presupposed: {comparison.decides}' if comparison.role is Role.PREMISE else comparison.decides

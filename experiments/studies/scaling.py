@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.studies.analysis import HELD_OUT_LOSS, NONE, Analysis, Panel, Results, Series, given, shown, sizes
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, interval
+from experiments.studies.intervals import Comparison, Role, interval
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -103,7 +103,7 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
   ahead = "DeepSeekMoE's loss − the best Dense's, at equal compute"
   return (
     read_off(share, compute_share, share_is_bound, below=_SHARE, paper=0.405, digits=3),
-    read_off(ahead, loss_beside_dense, loss_is_bound, below=0.0, of_the_claim=False),
+    read_off(ahead, loss_beside_dense, loss_is_bound, below=0.0, role=Role.BESIDE),
   )
 
 

@@ -9,7 +9,7 @@ by more than 0.25, which is what is between Dense and DeepSeekMoE there. Beside 
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, difference
+from experiments.studies.intervals import Comparison, Role, difference
 
 # 7 routed experts a token when trained, 8 without the shared one.
 _OFF = {'shared off, 8 routed': {'without_shared': True, 'experts_per_token': 8}}
@@ -35,7 +35,7 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     (
       Comparison(name, difference(off, on), above=_FAR, paper=2.414 - 1.808),
-      Comparison(name, difference(off, on), above=0.0, paper=2.414 - 1.808, of_the_claim=False),
+      Comparison(name, difference(off, on), above=0.0, paper=2.414 - 1.808, role=Role.BESIDE),
     ),
     'The paper, Section 4.5 (2B)',
     'How far is far: the bound is all that is between Dense and DeepSeekMoE in the paper, at its scale; here that is '

@@ -18,6 +18,7 @@ import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.intervals import Role
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -38,7 +39,7 @@ def analyse(results: Results) -> Analysis:
   *others, deepseek_moe = _ENTRIES
   comparisons = (
     *(against(results, deepseek_moe, other, below=0.0) for other in reversed(others)),
-    *(against(results, later, earlier, below=0.0, of_the_claim=False) for earlier, later in itertools.pairwise(others)),
+    *(against(results, later, earlier, below=0.0, role=Role.BESIDE) for earlier, later in itertools.pairwise(others)),
   )
   return of_losses(
     results,

@@ -139,7 +139,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
     str(len(comparison.values)),
     comparison.needs,
     comparison.outcome + (f': {comparison.decides}' if comparison.outcome == UNDECIDED else ''),
-    'yes' if comparison.of_the_claim else 'no',
+    comparison.role.value,
     NONE if comparison.paper is None else f'{comparison.paper:.3f}',
   )
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments.studies import intervals
-from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison, Role
 
 
 def test_an_interval_is_students():
@@ -117,7 +117,22 @@ def test_verdicts():
 def test_only_comparisons_of_the_claim_decide_it():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
-  beside = dataclasses.replace(failing, of_the_claim=False)
+  beside = dataclasses.replace(failing, role=Role.BESIDE)
   assert intervals.verdict([holding, beside], 6, 6) == intervals.Verdict(HOLDS, '')
-  assert intervals.verdict([failing, dataclasses.replace(holding, of_the_claim=False)], 6, 6).outcome == FAILS
+  assert intervals.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome == FAILS
   assert intervals.verdict([holding, holding, beside], 6, 6).reason == 'all 2 comparisons that decide it hold'
+
+
+def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
+  presupposed = lambda comparison: dataclasses.replace(comparison, role=Role.PREMISE)
+  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
+  assert of(holding, presupposed(holding)) == intervals.Verdict(HOLDS, '')
+  void = of(holding, presupposed(failing), presupposed(undecided))
+  assert void.outcome == UNDECIDED
+  first, second = void.reason.split('; ')
+  assert first == 'c − d (presupposed, and not below 0 here: only runs where it is would decide)'
+  assert second.startswith('e − f (presupposed: about ')
+  assert of(failing, presupposed(failing)).outcome == FAILS

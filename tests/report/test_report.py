@@ -11,7 +11,7 @@ import pytest
 
 from experiments.studies import STUDIES, scaling
 from experiments.studies.analysis import Panel, Results, Series
-from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval, Role
 from launch.reports import blocks, page, study, svg
 from launch.sweeps import ledger
 from tests.report import synthetic
@@ -59,8 +59,8 @@ _OF_THE_CLAIM = {
 @pytest.mark.parametrize('name', _OF_THE_CLAIM)
 def test_what_else_is_expected_is_in_the_table_and_not_in_the_verdict(name, results):
   comparisons = study.load(name, results).analysis.comparisons
-  assert [each.what for each in comparisons if each.of_the_claim] == _OF_THE_CLAIM[name]
-  assert any(not each.of_the_claim for each in comparisons)
+  assert [each.what for each in comparisons if each.role is Role.CLAIM] == _OF_THE_CLAIM[name]
+  assert any(each.role is not Role.CLAIM for each in comparisons)
 
 
 def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):

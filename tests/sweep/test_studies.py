@@ -126,8 +126,11 @@ def test_the_pilot_compares_the_same_learning_rates_on_every_architecture():
   rates = {}
   for run in runs:
     rates.setdefault(run.config, set()).add(run.overrides['optimizer.peak_lr'])
+  chosen = PROXY.settings['optimizer.peak_lr']
+  for wider in ('dense_x4', 'dense_x16'):
+    assert rates.pop(f'experiments/proxy.py:{wider}') == {chosen, chosen / 2}
   assert len(rates) == 5 and len(set(map(frozenset, rates.values()))) == 1
-  assert PROXY.settings['optimizer.peak_lr'] in next(iter(rates.values()))
+  assert chosen in next(iter(rates.values()))
   made = [
     {'run': run.name, 'seed': seed, 'final': {'total': {'loss': 2 + 0.1 * number + 0.01 * seed * number}}}
     for number, run in enumerate(runs)
@@ -135,5 +138,5 @@ def test_the_pilot_compares_the_same_learning_rates_on_every_architecture():
   ]
   (_, search), (_, noise) = pilot.tables(analysis.Results(made))
   assert [row[0] for row in search] == ['0.001', '0.002', '0.004', '0.008']
-  assert search[2] == ('0.004', '2.0000', '2.1000', '2.2000', '2.3000', '2.4000')
+  assert search[2] == ('0.004', '2.0000', '2.1000', '2.2000', '2.3000', '2.4000', '–', '–')
   assert ('hash − dense', '0.004', '0.1000, 0.1100', '0.1050', '0.0071') in noise and len(noise) == 4 * 9
