@@ -18,9 +18,9 @@ UNDECIDED = 'undecided'
 RULE = (
   'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
   'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
-  'comparisons that the table marks as deciding it count, the others are what else the paper leads one to expect. The '
-  'claim holds if all that decide it hold, and does not hold if one of them does not. What it presupposes cannot show '
-  'it, but leaves it undecided unless it holds itself. "About" allows 0.02 of loss. '
+  'comparisons that the table marks with "yes" or "presupposed" count, the others are what else the paper leads one to '
+  'expect. The claim does not hold if a comparison marked "yes" does not, whatever is presupposed; it holds if all of '
+  'these hold, and all that is presupposed does; otherwise it is undecided. "About" allows 0.02 of loss. '
   'What is known as "at most" so much can be shown to be below a bound, not to be above it; "at least" the other way '
   'round. A comparison that needs a run which has diverged is undecided; in the study of the balance losses alone '
   'divergence is an outcome, worse than any number, and must then be on the same side for every seed. No interval is '
@@ -77,11 +77,11 @@ def difference(first: Values, second: Values) -> dict[int, float]:
   return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
 
 
-class Role(enum.StrEnum):
-  """What a comparison is to the claim as it is worded: the answer to "decides the claim"."""
+class Role(enum.Enum):
+  """What a comparison is to the claim as it is worded; the value: whether it decides the claim, as a table says it."""
 
   CLAIM = 'yes'
-  PREMISE = 'presupposed'  # the claim says nothing unless this holds
+  PREMISE = 'presupposed'  # that the claim holds says nothing unless this does
   BESIDE = 'no'  # what else the paper leads one to expect
 
 
@@ -190,6 +190,8 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
 
 
 def _why_open(comparison: Comparison) -> str:
+  if comparison.role is not Role.PREMISE:
+    return comparison.decides
   if comparison.outcome == FAILS:
-    return f'presupposed, and not {comparison.needs} here: only runs where it is would decide'
-  return f'presupposed: {comparison.decides}' if comparison.role is Role.PREMISE else comparison.decides
+    return f'presupposed, and not {comparison.needs} here: only models of which it is could show the claim'
+  return f'presupposed: {comparison.decides}'

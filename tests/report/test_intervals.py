@@ -133,6 +133,8 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
   void = of(holding, presupposed(failing), presupposed(undecided))
   assert void.outcome == UNDECIDED
   first, second = void.reason.split('; ')
-  assert first == 'c − d (presupposed, and not below 0 here: only runs where it is would decide)'
+  assert first == 'c − d (presupposed, and not below 0 here: only models of which it is could show the claim)'
   assert second.startswith('e − f (presupposed: about ')
   assert of(failing, presupposed(failing)).outcome == FAILS
+  diverged = Comparison('g − h', {0: -1.0, 1: math.nan}, below=0.0)
+  assert of(holding, presupposed(diverged)).reason == 'g − h (presupposed: a run of seed 1 has diverged)'

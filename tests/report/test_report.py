@@ -60,7 +60,7 @@ _OF_THE_CLAIM = {
 def test_what_else_is_expected_is_in_the_table_and_not_in_the_verdict(name, results):
   comparisons = study.load(name, results).analysis.comparisons
   assert [each.what for each in comparisons if each.role is Role.CLAIM] == _OF_THE_CLAIM[name]
-  assert any(each.role is not Role.CLAIM for each in comparisons)
+  assert any(each.role is Role.BESIDE for each in comparisons)
 
 
 def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):
@@ -71,6 +71,17 @@ def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):
   assert loaded.verdict.outcome == HOLDS
   text = blocks.to_markdown(study.blocks(loaded))
   assert re.search(rf'\| Switch − Hash Layer \|.*\| {FAILS} \| no \|', text)
+
+
+def test_being_level_with_larger_models_that_are_no_better_decides_nothing(tmp_path):
+  behind = lambda evaluation, seed: synthetic.loss('gshard', evaluation, seed) + 0.03
+  of = lambda run, *which: behind(*which) if run == 'dense_x16' else synthetic.loss(run, *which)
+  synthetic.write(tmp_path, 'larger', synthetic.lines('larger', of))
+  loaded = study.load('larger', tmp_path)
+  premises = [each for each in loaded.analysis.comparisons if each.role is Role.PREMISE]
+  assert {each.what: each.outcome for each in premises} == {'GShard ×1.5 − GShard': HOLDS, 'Dense ×16 − GShard': FAILS}
+  assert loaded.verdict.outcome == UNDECIDED and loaded.verdict.reason.startswith('Dense ×16 − GShard (presupposed')
+  assert f'| {FAILS} | presupposed |' in blocks.to_markdown(study.blocks(loaded))
 
 
 def test_an_open_comparison_says_what_would_decide_it(tmp_path):

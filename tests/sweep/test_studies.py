@@ -121,14 +121,14 @@ def test_planning_all_studies_needs_no_jax():
   subprocess.run([sys.executable, '-c', code, *files], cwd=ROOT, check=True)
 
 
-def test_the_pilot_compares_the_same_learning_rates_on_every_architecture():
+def test_the_pilot_compares_the_same_learning_rates_on_five_architectures_and_two_on_the_larger():
   runs = pilot.sweep()
   rates = {}
   for run in runs:
     rates.setdefault(run.config, set()).add(run.overrides['optimizer.peak_lr'])
   chosen = PROXY.settings['optimizer.peak_lr']
-  for wider in ('dense_x4', 'dense_x16'):
-    assert rates.pop(f'experiments/proxy.py:{wider}') == {chosen, chosen / 2}
+  for larger in ('dense_x4', 'dense_x16'):
+    assert rates.pop(f'experiments/proxy.py:{larger}') == {chosen, chosen / 2}
   assert len(rates) == 5 and len(set(map(frozenset, rates.values()))) == 1
   assert chosen in next(iter(rates.values()))
   made = [
