@@ -4,18 +4,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from moe.ops.plan import DispatchPlan
 
 
 @jax.custom_vjp
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
-  return tokens_TD.at[plan.token_R].get(mode='promise_in_bounds')
+  return take_rows(tokens_TD, plan.token_R)
+
+
+def take_rows(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
+  """rows_RD[index], index within bounds. Takes bfloat16 as bits: XLA:CPU would first copy all of it in float32."""
+  take = lambda x_RD: x_RD.at[index].get(mode='promise_in_bounds')
+  if rows_RD.dtype != jnp.bfloat16:
+    return take(rows_RD)
+  return lax.bitcast_convert_type(take(lax.bitcast_convert_type(rows_RD, jnp.uint16)), jnp.bfloat16)
 
 
 def sum_rows(rows_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
   """tokens_TD float32: the sum over k of rows[row_TK[:, k]], as K gathers rather than one of K times the size."""
-  gathered = (rows_RD.at[row_TK[:, k]].get(mode='promise_in_bounds') for k in range(row_TK.shape[1]))
+  gathered = (take_rows(rows_RD, row_TK[:, k]) for k in range(row_TK.shape[1]))
   return functools.reduce(jnp.add, (rows_TD.astype(jnp.float32) for rows_TD in gathered))
 
 
