@@ -69,7 +69,8 @@ def test_against_a_loop_over_tokens(shape, dtype, implementation):
     _check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are the multiples of 32 up to 256 rows; each row of sizes has the same shape, so compiles once.
+# The rungs of tiled.py are the multiples of 32 up to 256 rows; rows of sizes of the same shape compile once. In the last
+# one expert has tiles in both steps of a turn.
 BOUNDARIES = [
   (31, 32, 33, 0, 64, 65, 127, 128, 129, 0, 0, 121),
   (255, 0, 256, 0, 0, 0, 219, 0, 0, 0, 0, 0),
@@ -77,6 +78,7 @@ BOUNDARIES = [
   (600, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 130),
   (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 730),
   (1, 0, 0, 1, 0, 0, 727, 0, 0, 0, 0, 1),
+  (1400, 0, 31),
 ]
 
 

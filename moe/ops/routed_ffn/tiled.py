@@ -1,19 +1,15 @@
 """The routed FFN for XLA:CPU: small batched products over tiles of rows, each of one expert.
 
-A grouped matmul costs O(E) FLOPs on this platform, and in a loop over experts the cores mostly wait for one another.
-So every expert has a first tile of H rows, a height that the shapes alone decide, and the first tiles of all experts
-are computed in a few banks of experts. Banks do not depend on one another: XLA runs them side by side, each on a core
-while its data is in cache, and a weight's gradient is written once, where a loop would fill it with zeros and add.
-What an expert has beyond its first tile, its overflow, goes through a loop of further tiles, so no row is dropped; it
-recomputes its activations in backward, so nothing is as large as the worst routing. The gate multiplies the F-wide
-activation, hence combine is a plain sum of rows.
+A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert's rows is too small to fill the cores.
+So every expert's rows are cut into tiles of at most 256, tiles of about the same size are put side by side in `lanes`,
+and a loop over them runs gather, three products and SwiGLU as batched operations while the data is in cache, twice in
+a turn. Sizes are rounded up to the steps of a ladder, so an expert wastes less than 32 rows. The gate multiplies the
+F-wide activation, hence combine is a plain sum of rows.
 
-n experts or tiles side by side, r rows of each, N overflow tiles, S slots: E·H rows of first tiles and one of zeros.
+N tiles, n lanes, r rows of a lane (a step of the ladder), S slots: rows in the order in which the loop writes them.
 """
 
 import functools
-import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,25 +23,17 @@ from moe.ops.plan import DispatchPlan, make_tiles
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-_LADDER = (256, 128, 64, 32)  # rows of an overflow tile; one compiled loop each
-_SMALL = 1 << 17  # elements of a matrix: one product of several such experts keeps the cores busier than of one
+_LADDER = (256, 224, 192, 160, 128, 96, 64, 32)  # rows of a lane; one compiled loop each
+_TILE = _LADDER[0]
 
 
-class _Rows(NamedTuple):
-  """r rows of each of n experts; those past an expert's last stand for some other row, with a gate of zero."""
-
-  row_nr: jax.Array  # in the plan's order
-  token_nr: jax.Array
-  gates_nr1: jax.Array
-  real_nr: jax.Array  # bool
-
-
-class _Overflow(NamedTuple):
-  """Tiles of the rows beyond the first tiles, by falling size, padded to whole steps of the loop."""
+class _Layout(NamedTuple):
+  """Tiles by falling size, padded to whole turns of the loop, and where their rows are written."""
 
   group_N: jax.Array  # expert of a tile
   start_N: jax.Array  # its first row in the plan's order
   rows_N: jax.Array  # its number of rows; 0 for padding
+  slot_TK: jax.Array  # slot of every assignment
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -57,194 +45,167 @@ def routed_ffn(
 
 def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   if plan.token_R.size == 0:
-    return jnp.zeros(tokens_TD.shape, dtype), (tokens_TD, gates_TK, plan, weights, [])
+    return jnp.zeros(tokens_TD.shape, dtype), (tokens_TD, gates_TK, plan, weights, None, None)
   x_TD, gates_R = tokens_TD.astype(dtype), gates_by_row(gates_TK, plan)
-  activations, outputs = [], []
-  for experts, rows in _banks(plan, gates_R, weights):
-    weights_n = _cast((w[experts] for w in weights), dtype)
-    activations.append(_activations(take_rows(x_TD, rows.token_nr), weights_n))
-    outputs.append(_output(*activations[-1], rows, weights_n))
-  output_TD = sum_rows(_slots(outputs, x_TD.shape[1], dtype), _slot(plan))
+  lanes = _lanes(weights)
+  layout = _make_layout(plan, _turn(lanes))
 
-  def step(height, tile, output_TD):
-    group_n, rows = _rows_of_tiles(overflow, plan, gates_R, tile, height, _lanes(weights))
-    weights_n = _cast((_take(w, group_n) for w in weights), dtype)
-    output_nrD = _output(*_activations(take_rows(x_TD, rows.token_nr), weights_n), rows, weights_n)
-    return _add_rows(output_TD, output_nrD, rows)
+  def step(rows, tile, slot, buffers):
+    gate_buffer, up_buffer, output_buffer = buffers
+    token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
+    x_nrD = take_rows(x_TD, token_nr)
+    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nrF, up_nrF = _parted(batched(x_nrD, w).astype(dtype) for w in _joined(gate_nDF, up_nDF))
+    hidden_nrF = (swiglu(gate_nrF, up_nrF) * gates_nr1).astype(dtype)
+    output_nrD = batched(hidden_nrF, down_nFD).astype(dtype)
+    return _put(gate_buffer, gate_nrF, slot), _put(up_buffer, up_nrF, slot), _put(output_buffer, output_nrD, slot)
 
-  overflow = _overflow(plan, _lanes(weights))
-  output_TD = _over_tiles(overflow, _lanes(weights), output_TD, step)
-  return output_TD.astype(dtype), (tokens_TD, gates_TK, plan, weights, activations)
+  _, width, hidden = weights.gate_EDF.shape
+  slots = _num_slots(plan, _turn(lanes))
+  empty = tuple(_buffer(slots, columns, dtype) for columns in (hidden, hidden, width))
+  gate_SF, up_SF, output_SD = _over_tiles(layout, lanes, empty, step)
+  output_TD = sum_rows(_as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
+  return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_SF, up_SF))
 
 
 def _backward(dtype, residuals, d_output_TD):
-  tokens_TD, gates_TK, plan, weights, activations = residuals
-  if plan.token_R.size == 0:
+  tokens_TD, gates_TK, plan, weights, layout, activations = residuals
+  if layout is None:
     return jnp.zeros_like(tokens_TD), jnp.zeros_like(gates_TK), None, jax.tree.map(jnp.zeros_like, weights)
   x_TD, dy_TD, gates_R = tokens_TD.astype(dtype), d_output_TD.astype(dtype), gates_by_row(gates_TK, plan)
-  x_DT = _really_transposed(x_TD)
-  results = []
-  for (experts, rows), kept in zip(_banks(plan, gates_R, weights), activations, strict=True):
-    weights_n = _cast((w[experts] for w in weights), dtype)
-    results.append(_gradients(_columns(x_DT, rows.token_nr), take_rows(dy_TD, rows.token_nr), kept, rows, weights_n))
-  dx_banks, d_gates_banks, d_weights_banks = zip(*results, strict=True) if results else ((), (), ())
-  dx_TD = sum_rows(_slots(dx_banks, x_TD.shape[1], dtype), _slot(plan))
-  d_gates_TK = _take(_slots([d[:, :, None] for d in d_gates_banks], 1, jnp.float32)[:, 0], _slot(plan))
-  if results:
-    d_weights = ExpertWeights(*(jnp.concatenate(parts) for parts in zip(*d_weights_banks, strict=True)))
-  else:
-    d_weights = ExpertWeights(*(jnp.zeros(w.shape, jnp.float32) for w in weights))
+  lanes = _lanes(weights)
 
-  def step(height, tile, carry):
-    dx_TD, d_gates_R, d_weights = carry
-    group_n, rows = _rows_of_tiles(overflow, plan, gates_R, tile, height, _lanes(weights))
-    weights_n = _cast((_take(w, group_n) for w in weights), dtype)
-    again = _activations(take_rows(x_TD, rows.token_nr), weights_n)
-    dx_nrD, d_gates_nr, d_weights_n = _gradients(
-      _columns(x_DT, rows.token_nr), take_rows(dy_TD, rows.token_nr), again, rows, weights_n
+  def step(rows, tile, slot, carry):
+    dx_buffer, d_gates_buffer, d_weights = carry
+    token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
+    x_nrD, dy_nrD = take_rows(x_TD, token_nr), take_rows(dy_TD, token_nr)
+    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nrF, up_nrF = (_get(buffer, slot, lanes, rows, dtype) for buffer in activations)
+    hidden_nrF, d_hidden_nrF = swiglu(gate_nrF, up_nrF), batched_nt(dy_nrD, down_nFD)
+    d_gates_nr = (hidden_nrF * d_hidden_nrF).sum(axis=-1)
+    d_gate_nrF, d_up_nrF = (d.astype(dtype) for d in swiglu_gradients(gate_nrF, up_nrF, d_hidden_nrF * gates_nr1))
+    d_joined = _joined(d_gate_nrF, d_up_nrF)
+    dx_nrD = sum(batched_nt(d, w) for d, w in zip(d_joined, _joined(gate_nDF, up_nDF), strict=True)).astype(dtype)
+    d_lanes = (  # rows past a tile's end have a zero gate, which keeps them out
+      *_parted(batched_tn(x_nrD, d) for d in d_joined),
+      batched_tn((hidden_nrF * gates_nr1).astype(dtype), dy_nrD),
     )
-    row_nr = jnp.where(rows.real_nr, rows.row_nr, d_gates_R.size)
-    d_gates_R = d_gates_R.at[row_nr].set(d_gates_nr, mode='drop', unique_indices=True)
-    d_weights = (_add_matrices(total, d, group_n) for total, d in zip(d_weights, d_weights_n, strict=True))
-    return _add_rows(dx_TD, dx_nrD, rows), d_gates_R, ExpertWeights(*d_weights)
+    d_weights = tuple(_add_lanes(total, d, group_n) for total, d in zip(d_weights, d_lanes, strict=True))
+    return _put(dx_buffer, dx_nrD, slot), _put(d_gates_buffer, d_gates_nr, slot), d_weights
 
-  overflow = _overflow(plan, _lanes(weights))
-  carry = dx_TD, jnp.zeros(plan.token_R.size, jnp.float32), d_weights
-  dx_TD, d_gates_R, d_weights = _over_tiles(overflow, _lanes(weights), carry, step)
-  d_gates_TK = (d_gates_TK + _take(d_gates_R, plan.row_TK)).astype(gates_TK.dtype)
+  slots = _num_slots(plan, _turn(lanes))
+  d_weights = tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
+  empty = _buffer(slots, tokens_TD.shape[1], dtype), jnp.zeros(slots, jnp.float32), d_weights
+  dx_SD, d_gates_S, d_weights = _over_tiles(layout, lanes, empty, step)
+  d_tokens_TD = sum_rows(_as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
+  d_gates_TK = _take(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
   d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))
-  return dx_TD.astype(tokens_TD.dtype), d_gates_TK, None, d_weights
+  return d_tokens_TD, d_gates_TK, None, d_weights
 
 
 routed_ffn.defvjp(_forward, _backward)
 
 
-def _activations(x_nrD, weights_n):
-  """(gate_nrF, up_nrF) in the operands' type."""
-  return tuple(batched(x_nrD, w_nDF).astype(x_nrD.dtype) for w_nDF in (weights_n.gate_EDF, weights_n.up_EDF))
-
-
-def _output(gate_nrF, up_nrF, rows, weights_n):
-  hidden_nrF = (swiglu(gate_nrF, up_nrF) * rows.gates_nr1).astype(gate_nrF.dtype)
-  return batched(hidden_nrF, weights_n.down_EFD).astype(gate_nrF.dtype)
-
-
-def _gradients(x_nDr, dy_nrD, activations, rows, weights_n):
-  """(dx_nrD, d_gates_nr, gradients of the weights); a zero gate keeps a row out of them, but not out of d_gates_nr."""
-  dtype, (gate_nrF, up_nrF) = dy_nrD.dtype, activations
-  hidden_nrF, d_hidden_nrF = swiglu(gate_nrF, up_nrF), batched_nt(dy_nrD, weights_n.down_EFD)
-  d_gates_nr = (hidden_nrF * d_hidden_nrF).sum(axis=-1)
-  d_gate_nrF, d_up_nrF = swiglu_gradients(gate_nrF, up_nrF, d_hidden_nrF * rows.gates_nr1)
-  d_gate_nrF, d_up_nrF = d_gate_nrF.astype(dtype), d_up_nrF.astype(dtype)
-  dx_nrD = batched_nt(d_gate_nrF, weights_n.gate_EDF) + batched_nt(d_up_nrF, weights_n.up_EDF)
-  d_down_nFD = batched_tn((hidden_nrF * rows.gates_nr1).astype(dtype), dy_nrD)
-  d_weights = ExpertWeights(batched(x_nDr, d_gate_nrF), batched(x_nDr, d_up_nrF), d_down_nFD)
-  return dx_nrD.astype(dtype), d_gates_nr, d_weights
-
-
-def _height(plan):
-  """H: what uniformly random routing gives an expert and two standard deviations. 0, no first tiles, where experts have
-  so few rows that most of a tile would be padding and experts without rows would be worth skipping."""
-  mean = plan.token_R.size / plan.group_sizes_E.size
-  most = plan.experts_TK.shape[0]  # an expert takes a token once
-  return 0 if mean < 8 else 16 * math.ceil(min(mean + 2 * math.sqrt(mean), most) / 16)
-
-
-def _banks(plan, gates_R, weights) -> Iterator[tuple[slice, _Rows]]:
-  """The experts of every bank, and the rows of their first tiles."""
-  num_experts, height = plan.group_sizes_E.size, _height(plan)
-  count = min(8 if _is_small(weights) else 16, num_experts) if height else 0
-  for bank in range(count):
-    experts = slice(num_experts * bank // count, num_experts * (bank + 1) // count)
-    yield experts, _rows(plan, gates_R, plan.group_offsets_E[experts], plan.group_sizes_E[experts], height)
-
-
-def _slot(plan):
-  """slot_TK: of an assignment in a first tile its slot, of overflow the last one, which holds zeros."""
-  height = _height(plan)
-  within_TK = plan.row_TK - plan.group_offsets_E[plan.experts_TK]
-  zeros = plan.group_sizes_E.size * height
-  return jnp.where(within_TK < height, plan.experts_TK * height + within_TK, zeros)
-
-
-def _slots(banks, columns, dtype):
-  """Rows of first tiles by slot, and a row of zeros. Joined as bits: XLA:CPU would copy bfloat16 in float32."""
-  rows = [_as_bits(x_nrX.reshape(-1, columns)) for x_nrX in banks]
-  return _as_floats(jnp.concatenate([*rows, _as_bits(jnp.zeros((1, columns), dtype))]), dtype)
-
-
-def _rows(plan, gates_R, start_n, size_n, height):
-  within_1r = jnp.arange(height, dtype=jnp.int32)[None]
-  row_nr = jnp.minimum(start_n[:, None] + within_1r, plan.token_R.size - 1)
-  real_nr = within_1r < size_n[:, None]
-  gates_nr = jnp.where(real_nr, _take(gates_R, row_nr), 0)
-  return _Rows(row_nr, _take(plan.token_R, row_nr), gates_nr[:, :, None], real_nr)
-
-
-def _is_small(weights):
-  return math.prod(weights.gate_EDF.shape[1:]) <= _SMALL
-
-
 def _lanes(weights):
-  """Overflow tiles side by side."""
-  return 4 if _is_small(weights) else 1
+  """Tiles side by side: several where one expert's matrices are too small to keep the cores busy."""
+  _, width, hidden = weights.gate_EDF.shape
+  return 4 if width * hidden <= 1 << 17 else 1
 
 
-def _overflow(plan, lanes):
-  height = _height(plan)
-  sizes_E = jnp.maximum(plan.group_sizes_E - height, 0)
-  tiles = make_tiles(sizes_E, plan.token_R.size, _LADDER[0], aligned=False)
-  # make_tiles counts rows as if the overflow of all experts lay together.
-  skipped_E = plan.group_offsets_E + height - (jnp.cumsum(sizes_E) - sizes_E)
+def _turn(lanes):
+  """Tiles in one turn of the loop: two steps of `lanes` tiles, of which neither waits for the other's products, so that
+  cores wait less. Between steps of a single tile XLA would copy whole buffers, so of these a turn has one."""
+  return 2 * lanes if lanes > 1 else 1
+
+
+def _num_slots(plan, turn):
+  """Bounds the slots whatever the routing: an expert wastes up to 31 rows; tiles of a turn, as long as its longest, no
+  more than the ladder's height in all, since tiles come by size; and the last turn may be padding."""
+  return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * turn * _TILE
+
+
+def _make_layout(plan, turn):
+  tiles = make_tiles(plan.group_sizes_E, plan.token_R.shape[0], _TILE, aligned=False)
   order_N = jnp.argsort(tiles.start_N - tiles.stop_N, stable=True)  # largest first
-  padding = (0, -order_N.size % lanes + lanes)
-  columns = tiles.group_N, tiles.start_N + skipped_E[tiles.group_N], tiles.stop_N - tiles.start_N
-  return _Overflow(*(jnp.pad(column_N[order_N], padding) for column_N in columns))
+  padding = (0, -order_N.size % turn + turn)
+  rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
+  longest_M = rows_N.reshape(-1, turn)[:, 0]  # of every turn
+  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs())  # longest, rounded up
+  slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
+  slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_N.size]
+  slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)  # now by the tile's number in the plan
+
+  tiles_E = -(-plan.group_sizes_E // _TILE)
+  first_tile_E = jnp.cumsum(tiles_E) - tiles_E
+  within_TK = plan.row_TK - plan.group_offsets_E[plan.experts_TK]
+  slot_TK = slot_N[first_tile_E[plan.experts_TK] + within_TK // _TILE] + within_TK % _TILE
+  return _Layout(jnp.pad(tiles.group_N[order_N], padding), jnp.pad(tiles.start_N[order_N], padding), rows_N, slot_TK)
 
 
-def _over_tiles(overflow, lanes, carry, step):
-  """carry = step(height, tile, carry) for every `lanes` tiles, one loop for each height of the ladder."""
-  state = jnp.int32(0), carry
-  for height, smaller in zip(_LADDER, (*_LADDER[1:], 0), strict=True):
-    more = lambda state, smaller=smaller: overflow.rows_N[state[0]] > smaller
-    body = lambda state, height=height: (state[0] + lanes, step(height, *state))
+def _rungs():
+  """(rows, the next smaller rung) from the top of the ladder down."""
+  return zip(_LADDER, (*_LADDER[1:], 0), strict=True)
+
+
+def _over_tiles(layout, lanes, carry, step):
+  """carry = step(rows, tile, slot, carry) for every `lanes` tiles, one loop for each rung of the ladder."""
+
+  def turn(rows, tile, slot, carry):
+    for _ in range(0, _turn(lanes), lanes):
+      tile, slot, carry = tile + lanes, slot + lanes * rows, step(rows, tile, slot, carry)
+    return tile, slot, carry
+
+  state = jnp.int32(0), jnp.int32(0), carry
+  for rows, smaller in _rungs():
+    more = lambda state, smaller=smaller: layout.rows_N[state[0]] > smaller
+    body = lambda state, rows=rows: turn(rows, *state)
     state = lax.while_loop(more, body, state)
-  return state[1]
+  return state[2]
 
 
-def _rows_of_tiles(overflow, plan, gates_R, tile, height, lanes):
-  """(experts of the lanes, their rows)"""
-  group_n, start_n, size_n = (lax.dynamic_slice_in_dim(column_N, tile, lanes) for column_N in overflow)
-  return group_n, _rows(plan, gates_R, start_n, size_n, height)
+def _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows):
+  """Tokens of the lanes' rows, their gates (zero past a tile's end), and the lanes' experts."""
+  group_n, start_n, rows_n = (lax.dynamic_slice_in_dim(x, tile, lanes) for x in layout[:3])
+  within_1r = jnp.arange(rows, dtype=jnp.int32)[None]
+  row_nr = jnp.minimum(start_n[:, None] + within_1r, plan.token_R.shape[0] - 1)
+  gates_nr = jnp.where(within_1r < rows_n[:, None], _take(gates_R, row_nr), 0)
+  return _take(plan.token_R, row_nr), gates_nr[:, :, None], group_n
 
 
-def _add_rows(total_TD, x_nrD, rows):
-  """Rows past a tile's end are zeros, so it does not matter whose they seem to be."""
-  return total_TD.at[rows.token_nr].add(x_nrD.astype(jnp.float32), mode='promise_in_bounds')
+def _joined(gate, up):
+  """Gate and up as one array where they are small: one product of twice the width is faster than two."""
+  if gate.shape[0] == 1:
+    return gate, up
+  # As bits: XLA:CPU would concatenate bfloat16 in float32.
+  return (_as_floats(jnp.concatenate([_as_bits(gate), _as_bits(up)], axis=-1), gate.dtype),)
 
 
-def _add_matrices(total_EXY, x_nXY, group_n):
+def _parted(joined):
+  """Gate and up of what came of `_joined`."""
+  arrays = tuple(joined)
+  return arrays if len(arrays) == 2 else jnp.split(arrays[0], 2, axis=-1)
+
+
+def _add_lanes(total_EXY, lanes_nXY, group_n):
   """One after another, since tiles of one expert may lie side by side."""
-  for lane in range(x_nXY.shape[0]):
-    sum_XY = lax.dynamic_index_in_dim(total_EXY, group_n[lane], 0, keepdims=False) + x_nXY[lane]
+  for lane in range(lanes_nXY.shape[0]):
+    sum_XY = lax.dynamic_index_in_dim(total_EXY, group_n[lane], 0, keepdims=False) + lanes_nXY[lane]
     total_EXY = lax.dynamic_update_index_in_dim(total_EXY, sum_XY, group_n[lane], 0)
   return total_EXY
 
 
-def _columns(x_DT, token_nr):
-  """x_nDr: rows of x as columns. A row of x_DT fits in the first cache, where single elements are quickly found."""
-  bits_nDr = jax.vmap(lambda token_r: _as_bits(x_DT).at[:, token_r].get(mode='promise_in_bounds'))(token_nr)
-  # Without the barrier XLA chooses another layout, in which it has no bfloat16 product.
-  return _as_floats(lax.optimization_barrier(bits_nDr.reshape(-1)).reshape(bits_nDr.shape), x_DT.dtype)
+# XLA:CPU rewrites a whole bfloat16 loop buffer at every update, but not one of its bits as integers.
+def _buffer(slots, columns, dtype):
+  return jnp.zeros((slots, columns), jnp.uint16 if dtype == jnp.bfloat16 else dtype)
 
 
-def _really_transposed(x_TD):
-  bits_DT = _as_bits(x_TD).swapaxes(0, 1)
-  return _as_floats(lax.optimization_barrier(bits_DT.reshape(-1)).reshape(bits_DT.shape), x_TD.dtype)
+def _put(buffer, values_nr, slot):
+  values = values_nr.reshape(-1, *values_nr.shape[2:])
+  return lax.dynamic_update_slice_in_dim(buffer, _as_bits(values), slot, axis=0)
 
 
-def _cast(weights, dtype):
-  return ExpertWeights(*(w.astype(dtype) for w in weights))
+def _get(buffer, slot, lanes, rows, dtype):
+  return _as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(lanes, rows, -1)
 
 
 def _as_bits(values):
