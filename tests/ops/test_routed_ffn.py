@@ -69,7 +69,7 @@ def test_against_a_loop_over_tokens(shape, dtype, implementation):
     _check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are the multiples of 32 up to 256 rows; rows of sizes of the same shape compile once. In the last
+# The rungs of tiled.py are the multiples of 32 up to 256 rows; sizes of the same shape compile once. In the last row
 # one expert has tiles in both steps of a turn.
 BOUNDARIES = [
   (31, 32, 33, 0, 64, 65, 127, 128, 129, 0, 0, 121),
