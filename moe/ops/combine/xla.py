@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from moe.ops.dispatch.xla import take_rows
 from moe.ops.plan import DispatchPlan
 
 
@@ -21,7 +22,7 @@ def gates_by_row(gates_TK: jax.Array, plan: DispatchPlan) -> jax.Array:
 
 
 def _rows_of_choice(rows_RD, plan, k):
-  return rows_RD.at[plan.row_TK[:, k]].get(mode='promise_in_bounds').astype(jnp.float32)
+  return take_rows(rows_RD, plan.row_TK[:, k]).astype(jnp.float32)
 
 
 def _forward(rows_RD, gates_TK, plan):
@@ -30,7 +31,7 @@ def _forward(rows_RD, gates_TK, plan):
 
 def _backward(residuals, d_tokens_TD):
   rows_RD, gates_TK, plan = residuals
-  d_gathered_RD = d_tokens_TD.at[plan.token_R].get(mode='promise_in_bounds')
+  d_gathered_RD = take_rows(d_tokens_TD, plan.token_R)
   d_rows_RD = (gates_by_row(gates_TK, plan)[:, None] * d_gathered_RD).astype(rows_RD.dtype)
   d_gates = ((d_tokens_TD * _rows_of_choice(rows_RD, plan, k)).sum(axis=-1) for k in range(gates_TK.shape[1]))
   return d_rows_RD, jnp.stack(list(d_gates), axis=1).astype(gates_TK.dtype), None

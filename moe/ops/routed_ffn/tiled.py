@@ -150,7 +150,7 @@ def _rungs():
 def _over_tiles(layout, lanes, carry, step):
   """carry = step(rows, tile, slot, carry) for every `lanes` tiles, one loop for each rung of the ladder."""
 
-  def turn(rows, tile, slot, carry):
+  def steps(rows, tile, slot, carry):
     for _ in range(0, _turn(lanes), lanes):
       tile, slot, carry = tile + lanes, slot + lanes * rows, step(rows, tile, slot, carry)
     return tile, slot, carry
@@ -158,7 +158,7 @@ def _over_tiles(layout, lanes, carry, step):
   state = jnp.int32(0), jnp.int32(0), carry
   for rows, smaller in _rungs():
     more = lambda state, smaller=smaller: layout.rows_N[state[0]] > smaller
-    body = lambda state, rows=rows: turn(rows, *state)
+    body = lambda state, rows=rows: steps(rows, *state)
     state = lax.while_loop(more, body, state)
   return state[2]
 
