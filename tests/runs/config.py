@@ -30,6 +30,7 @@ def get_config():
       'evaluation.batch_size': 4,
       'evaluation.max_batches': 1000,
       'checkpoint.every_steps': 10,
+      'ops.implementation': 'reference',  # compiles fastest; test_resume.py has a run with what a user gets
     }
   )
   return config

@@ -63,7 +63,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   _, width, hidden = weights.gate_EDF.shape
   slots = _num_slots(plan, _turn(lanes))
   empty = tuple(_buffer(slots, columns, dtype) for columns in (hidden, hidden, width))
-  gate_SF, up_SF, output_SD = _over_tiles(layout, lanes, empty, step)
+  gate_SF, up_SF, output_SD = _over_tiles(layout, plan, lanes, empty, step)
   output_TD = sum_rows(_as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
   return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_SF, up_SF))
 
@@ -96,7 +96,7 @@ def _backward(dtype, residuals, d_output_TD):
   slots = _num_slots(plan, _turn(lanes))
   d_weights = tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
   empty = _buffer(slots, tokens_TD.shape[1], dtype), jnp.zeros(slots, jnp.float32), d_weights
-  dx_SD, d_gates_S, d_weights = _over_tiles(layout, lanes, empty, step)
+  dx_SD, d_gates_S, d_weights = _over_tiles(layout, plan, lanes, empty, step)
   d_tokens_TD = sum_rows(_as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
   d_gates_TK = _take(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
   d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))
@@ -121,7 +121,8 @@ def _turn(lanes):
 def _num_slots(plan, turn):
   """Bounds the slots whatever the routing: an expert wastes up to 31 rows; tiles of a turn, as long as its longest, no
   more than the ladder's height in all, since tiles come by size; and the last turn may be padding."""
-  return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * turn * _TILE
+  highest, _ = _rungs(plan)[0]
+  return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * turn * highest
 
 
 def _make_layout(plan, turn):
@@ -130,7 +131,7 @@ def _make_layout(plan, turn):
   padding = (0, -order_N.size % turn + turn)
   rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
   longest_M = rows_N.reshape(-1, turn)[:, 0]  # of every turn
-  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs())  # longest, rounded up
+  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan))  # rounded up
   slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
   slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_N.size]
   slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)  # now by the tile's number in the plan
@@ -142,12 +143,15 @@ def _make_layout(plan, turn):
   return _Layout(jnp.pad(tiles.group_N[order_N], padding), jnp.pad(tiles.start_N[order_N], padding), rows_N, slot_TK)
 
 
-def _rungs():
-  """(rows, the next smaller rung) from the top of the ladder down."""
-  return zip(_LADDER, (*_LADDER[1:], 0), strict=True)
+def _rungs(plan):
+  """(rows, the next smaller rung) from the top of the ladder down. An expert takes a token once, so no tile has more
+  rows than there are tokens; each rung that can't be needed is a loop less to compile."""
+  num_tokens = plan.experts_TK.shape[0]
+  rungs = zip(_LADDER, (*_LADDER[1:], 0), strict=True)
+  return [(rows, smaller) for rows, smaller in rungs if smaller < num_tokens]
 
 
-def _over_tiles(layout, lanes, carry, step):
+def _over_tiles(layout, plan, lanes, carry, step):
   """carry = step(rows, tile, slot, carry) for every `lanes` tiles, one loop for each rung of the ladder."""
 
   def steps(rows, tile, slot, carry):
@@ -156,7 +160,7 @@ def _over_tiles(layout, lanes, carry, step):
     return tile, slot, carry
 
   state = jnp.int32(0), jnp.int32(0), carry
-  for rows, smaller in _rungs():
+  for rows, smaller in _rungs(plan):
     more = lambda state, smaller=smaller: layout.rows_N[state[0]] > smaller
     body = lambda state, rows=rows: steps(rows, *state)
     state = lax.while_loop(more, body, state)
