@@ -50,6 +50,11 @@ def suite(rounds: int) -> list[dict]:
     rows.append(compare(f'layer ÷ dense, {title}{name(shape)}, {dtype}', *sides, rounds, tokens, bar))
   few, many = (moe_layer(small._replace(num_experts=e), 'bfloat16') for e in (16, 256))
   rows.append(compare('layer, E 256 ÷ E 16, D 256, F 176, bfloat16', many, few, rounds, tokens, 1.4))
+  for shape, dtype in ((small, 'bfloat16'), (small, 'float32'), (large, 'bfloat16')):
+    sides = products(shape, tokens, dtype), dense_ffn(shape, dtype)
+    rows.append(compare(f'products alone ÷ dense, {name(shape)}, {dtype}', *sides, rounds, tokens))
+  sides = products(small._replace(num_experts=256), tokens, 'bfloat16'), few
+  rows.append(compare('products alone of E 256 ÷ layer, E 16, bfloat16', *sides, rounds, tokens))
   whole = moe_layer(small, 'bfloat16')
   return rows + breakdown('layer', whole, parts(small, tokens, 'bfloat16'), peak('bfloat16'), rounds)
 
@@ -103,7 +108,7 @@ def parts(shape: Shape, tokens: int, dtype: str, times: int = 1) -> list[Part]:
     Part('router', with_gradients(router, (x_TD, draw(d, e))), 6 * tokens * d * e, times),
     Part('plan', lambda: jax.block_until_ready(plan_only(experts_TK)), 0, times),
     Part('dispatch', with_gradients(lambda x: dispatch(x, plan), (x_TD,)), 0, times),
-    Part('matmuls', _products(tokens * k // e, shape, dtype), 18 * (tokens * k // e) * e * d * f, times),
+    Part('matmuls', products(shape, tokens, dtype), 18 * (tokens * k // e) * e * d * f, times),
     Part('combine', with_gradients(lambda r, g: combine(r, g, plan), (rows_RD, gates_TK)), 0, times),
     Part('routed FFN', with_gradients(routed, (x_TD, gates_TK, weights)), 18 * tokens * k * d * f, times),
   ]
@@ -116,9 +121,14 @@ def peak(dtype: str) -> Part:
   return Part('big product', lambda: jax.block_until_ready(run(a, b)), 2 * 2048 * 1024 * 2048)
 
 
-def _products(rows, shape, dtype):
-  """The products of SwiGLU experts with `rows` rows each, some experts side by side, and nothing between them."""
+def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
+  """Runs the products of the experts, forward and backward, and nothing between them, some experts side by side.
+
+  Rows dealt evenly, weights already in the compute type, no gather, no padding, no gradient kept: what this platform's
+  products leave of a bar before anything else is done.
+  """
   e, d, f, draw = shape.num_experts, shape.d_model, shape.d_expert, Draw(dtype)
+  rows = tokens * shape.experts_per_token // e
   x_nrD, h_nrF, gu_nrG = (draw.tokens(_LANES, rows, width) for width in (d, f, 2 * f))
   gate_up_EDG, down_EFD = draw.tokens(e, d, 2 * f), draw.tokens(e, f, d)
 
