@@ -69,8 +69,8 @@ def test_against_a_loop_over_tokens(shape, dtype, implementation):
     _check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are the multiples of 32 up to 256 rows; sizes of the same shape compile once. In the last row
-# one expert has tiles in both steps of a turn.
+# The rungs of tiled.py are the multiples of 32 up to 256 rows, those that so many tokens can fill; sizes of the same
+# shape compile once. In the row of 1431 tokens one expert has tiles in both steps of a turn.
 BOUNDARIES = [
   (31, 32, 33, 0, 64, 65, 127, 128, 129, 0, 0, 121),
   (255, 0, 256, 0, 0, 0, 219, 0, 0, 0, 0, 0),
@@ -79,6 +79,8 @@ BOUNDARIES = [
   (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 730),
   (1, 0, 0, 1, 0, 0, 727, 0, 0, 0, 0, 1),
   (1400, 0, 31),
+  (0, 32),
+  (33, 0),
 ]
 
 
