@@ -4,8 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from moe.ops.bits import as_bits, as_floats
 from moe.ops.plan import DispatchPlan
 
 
@@ -16,10 +16,7 @@ def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
 
 def take_rows(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
   """rows_RD[index], index within bounds. Takes bfloat16 as bits: XLA:CPU would first copy all of it in float32."""
-  take = lambda x_RD: x_RD.at[index].get(mode='promise_in_bounds')
-  if rows_RD.dtype != jnp.bfloat16:
-    return take(rows_RD)
-  return lax.bitcast_convert_type(take(lax.bitcast_convert_type(rows_RD, jnp.uint16)), jnp.bfloat16)
+  return as_floats(as_bits(rows_RD).at[index].get(mode='promise_in_bounds'), rows_RD.dtype)
 
 
 def sum_rows(rows_RD: jax.Array, row_TK: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe.ops.bits import as_bits, as_floats
 from moe.ops.combine.xla import gates_by_row
 from moe.ops.dispatch.xla import sum_rows, take_rows
 from moe.ops.matmul import batched, batched_nt, batched_tn
@@ -54,7 +55,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
     gate_buffer, up_buffer, output_buffer = buffers
     token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
     x_nrD = take_rows(x_TD, token_nr)
-    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nDF, up_nDF, down_nFD = (take_rows(w, group_n).astype(dtype) for w in weights)
     gate_nrF, up_nrF = _parted(batched(x_nrD, w).astype(dtype) for w in _joined(gate_nDF, up_nDF))
     hidden_nrF = (swiglu(gate_nrF, up_nrF) * gates_nr1).astype(dtype)
     output_nrD = batched(hidden_nrF, down_nFD).astype(dtype)
@@ -64,7 +65,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   slots = _num_slots(plan, _turn(lanes))
   empty = tuple(_buffer(slots, columns, dtype) for columns in (hidden, hidden, width))
   gate_SF, up_SF, output_SD = _over_tiles(layout, plan, lanes, empty, step)
-  output_TD = sum_rows(_as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
+  output_TD = sum_rows(as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
   return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_SF, up_SF))
 
 
@@ -79,7 +80,7 @@ def _backward(dtype, residuals, d_output_TD):
     dx_buffer, d_gates_buffer, d_weights = carry
     token_nr, gates_nr1, group_n = _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows)
     x_nrD, dy_nrD = take_rows(x_TD, token_nr), take_rows(dy_TD, token_nr)
-    gate_nDF, up_nDF, down_nFD = (_take(w, group_n).astype(dtype) for w in weights)
+    gate_nDF, up_nDF, down_nFD = (take_rows(w, group_n).astype(dtype) for w in weights)
     gate_nrF, up_nrF = (_get(buffer, slot, lanes, rows, dtype) for buffer in activations)
     hidden_nrF, d_hidden_nrF = swiglu(gate_nrF, up_nrF), batched_nt(dy_nrD, down_nFD)
     d_gates_nr = (hidden_nrF * d_hidden_nrF).sum(axis=-1)
@@ -97,8 +98,8 @@ def _backward(dtype, residuals, d_output_TD):
   d_weights = tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
   empty = _buffer(slots, tokens_TD.shape[1], dtype), jnp.zeros(slots, jnp.float32), d_weights
   dx_SD, d_gates_S, d_weights = _over_tiles(layout, plan, lanes, empty, step)
-  d_tokens_TD = sum_rows(_as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
-  d_gates_TK = _take(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
+  d_tokens_TD = sum_rows(as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
+  d_gates_TK = take_rows(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
   d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))
   return d_tokens_TD, d_gates_TK, None, d_weights
 
@@ -172,8 +173,8 @@ def _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows):
   group_n, start_n, rows_n = (lax.dynamic_slice_in_dim(x, tile, lanes) for x in layout[:3])
   within_1r = jnp.arange(rows, dtype=jnp.int32)[None]
   row_nr = jnp.minimum(start_n[:, None] + within_1r, plan.token_R.shape[0] - 1)
-  gates_nr = jnp.where(within_1r < rows_n[:, None], _take(gates_R, row_nr), 0)
-  return _take(plan.token_R, row_nr), gates_nr[:, :, None], group_n
+  gates_nr = jnp.where(within_1r < rows_n[:, None], take_rows(gates_R, row_nr), 0)
+  return take_rows(plan.token_R, row_nr), gates_nr[:, :, None], group_n
 
 
 def _joined(gate, up):
@@ -181,7 +182,7 @@ def _joined(gate, up):
   if gate.shape[0] == 1:
     return gate, up
   # As bits: XLA:CPU would concatenate bfloat16 in float32.
-  return (_as_floats(jnp.concatenate([_as_bits(gate), _as_bits(up)], axis=-1), gate.dtype),)
+  return (as_floats(jnp.concatenate([as_bits(gate), as_bits(up)], axis=-1), gate.dtype),)
 
 
 def _parted(joined):
@@ -205,20 +206,8 @@ def _buffer(slots, columns, dtype):
 
 def _put(buffer, values_nr, slot):
   values = values_nr.reshape(-1, *values_nr.shape[2:])
-  return lax.dynamic_update_slice_in_dim(buffer, _as_bits(values), slot, axis=0)
+  return lax.dynamic_update_slice_in_dim(buffer, as_bits(values), slot, axis=0)
 
 
 def _get(buffer, slot, lanes, rows, dtype):
-  return _as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(lanes, rows, -1)
-
-
-def _as_bits(values):
-  return lax.bitcast_convert_type(values, jnp.uint16) if values.dtype == jnp.bfloat16 else values
-
-
-def _as_floats(stored, dtype):
-  return lax.bitcast_convert_type(stored, dtype) if stored.dtype == jnp.uint16 else stored
-
-
-def _take(x, index):
-  return x.at[index].get(mode='promise_in_bounds')
+  return as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(lanes, rows, -1)
