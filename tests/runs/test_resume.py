@@ -22,12 +22,12 @@ def _steps(workdir):
 
 def test_kill_9_then_the_same_command_computes_the_same_bits(data_flags, tmp_path):
   killed, undisturbed = tmp_path / 'killed', tmp_path / 'undisturbed'
-  flags = (*_flags(data_flags, killed), '--config.ops.implementation=auto')
+  flags = lambda workdir: (*_flags(data_flags, workdir), '--config.ops.implementation=auto')
   for at_step in (4, 13, 27):  # before the first checkpoint, between two, and while one may be being written
-    code, output = programs.interrupt(signal.SIGKILL, killed, at_step, *flags)
+    code, output = programs.interrupt(signal.SIGKILL, killed, at_step, *flags(killed))
     assert code == -signal.SIGKILL, output
   for workdir in (killed, undisturbed):
-    programs.check('train', *flags, f'--workdir={workdir}')
+    programs.check('train', *flags(workdir))
   assert programs.losses(killed) == programs.losses(undisturbed)
 
 
