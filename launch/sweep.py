@@ -1,7 +1,7 @@
 """Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--launcher=local|slurm] [--dry_run]
-    [--runs=NAME,NAME] [--scale=proxy|paper] [--parallel=1]
+    [--runs=NAME,NAME] [--scale=proxy|long|paper] [--parallel=1]
     [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
 The same command again skips what is finished, goes on with what was interrupted and tries again what failed; a run
@@ -30,7 +30,7 @@ RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all
 LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
-SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, or the paper's own size.")
+SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, small and long for a CPU, or the paper's own size.")
 PARALLEL = flags.DEFINE_integer(
   'parallel', 1, 'Runs at a time, with --launcher=local: each on cores, and NVIDIA GPUs, of its own.'
 )

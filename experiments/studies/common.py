@@ -88,4 +88,22 @@ class Scale:
 
 PROXY = Scale('proxy', _PROXY_SETTINGS, shape=(_LAYERS, _D), head_dim=_HEAD_DIM, widths=(48, 96, 144))
 PAPER = Scale('paper', {}, shape=None, head_dim=128, widths=(640, 896, 1280))
-SCALES = {scale.name: scale for scale in (PROXY, PAPER)}
+
+
+def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> Scale:
+  """Smaller models than PROXY's and many more tokens an activated parameter: 3 layers, 2 heads, 4096 tokens a step."""
+  settings = _PROXY_SETTINGS | {
+    'model.vocab_size': vocab_size,
+    'model.dtype': 'float32',
+    'data.batch_size': 32,
+    'optimizer.peak_lr': 3e-3,
+    'optimizer.warmup_steps': 150,
+    'train.num_steps': num_steps,
+    'evaluation.every_steps': num_steps // 10,
+    'checkpoint.every_steps': num_steps // 10,
+  }
+  return Scale('long', settings, shape=(_LAYERS, d_model), head_dim=head_dim, widths=(36, d_model, 72))
+
+
+LONG = long_scale(48, 24, 1024, 2400)  # the shape is pilot_long.py's to choose
+SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}

@@ -17,7 +17,7 @@ from moe.accounting import account
 from tests.runs.programs import ROOT
 
 _FOLDER = Path('experiments/studies')
-_SHARED = ('__init__', 'analysis', 'common', 'intervals', 'pilot')
+_SHARED = ('__init__', 'analysis', 'common', 'intervals', 'pilot', 'pilot_long')
 STUDIES = sorted(path.stem for path in (ROOT / _FOLDER).glob('*.py') if path.stem not in _SHARED)
 _OWN = ('moe.', 'model.d_ff', 'model.num_dense_layers', 'model.d_model', 'model.num_heads', 'model.num_kv_heads')
 
