@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF = $(BIN)/python -m ruff
-# One setting from the [lint] section of setup.cfg, since ruff itself does not read that file.
-lint_option = $(shell $(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); print(p['lint']['$(1)'])")
 
 .DELETE_ON_ERROR:
 .PHONY: setup quickstart test soak lint report aot-tpu aot-gpu setup-aot plan clean
@@ -75,8 +73,8 @@ setup-aot: .venv-tpu/.installed .venv-gpu/.installed
 	@touch $@
 
 lint: $(VENV)/.installed-dev
-	$(RUFF) check $(call lint_option,common) $(call lint_option,check) .
-	$(RUFF) format --check $(call lint_option,common) $(call lint_option,format) .
+	$(RUFF) check .
+	$(RUFF) format --check .
 
 clean:
 	rm -rf $(VENV) .venv-tpu .venv-gpu build *.egg-info .pytest_cache .ruff_cache .hypothesis

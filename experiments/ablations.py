@@ -41,4 +41,6 @@ VARIANTS = {
 
 
 def get_config(name: str = 'granularity_0_2_16') -> ConfigDict:
-  return variants.build('ablations', {key: validation.TRAINING | own for key, own in VARIANTS.items()}, name)
+  return variants.build(
+    'ablations', {key: validation.TRAINING | own for key, own in VARIANTS.items()}, name
+  )

@@ -65,9 +65,14 @@ _TRAINING_145B = _TRAINING_16B | {
 # None published: the 16B's, for 100B tokens, the budget of the 2B study.
 _TRAINING_13B = _TRAINING_16B | {'train.num_steps': 5298}
 
-_VOCABULARY = {'model.vocab_size': 102_400, 'data.vocab_size': 100_000}  # 100K pieces, rows padded to a round number
+_VOCABULARY = {
+  'model.vocab_size': 102_400,
+  'data.vocab_size': 100_000,
+}  # 100K pieces, rows padded to a round number
 
-_EXPERTS_ON_8 = {'mesh.expert': 8}  # devices that a token's experts lie on; further ones share their widths
+_EXPERTS_ON_8 = {
+  'mesh.expert': 8
+}  # devices that a token's experts lie on; further ones share their widths
 _EXPERTS_ON_4 = {'mesh.expert': 4}  # the groups of the device-level balance loss
 
 
@@ -85,9 +90,15 @@ def _first_layer_dense(d_ff: int) -> dict:
 
 
 # The vocabulary is also the 16B's.
-_BASE_13B = _TRAINING_13B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)
-_BASE_16B = _TRAINING_16B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=28, d_model=2048, num_heads=16)
-_BASE_145B = _TRAINING_145B | _EXPERTS_ON_4 | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
+_BASE_13B = (
+  _TRAINING_13B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)
+)
+_BASE_16B = (
+  _TRAINING_16B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=28, d_model=2048, num_heads=16)
+)
+_BASE_145B = (
+  _TRAINING_145B | _EXPERTS_ON_4 | _VOCABULARY | _shape(num_layers=62, d_model=4096, num_heads=32)
+)
 
 
 def _width(d_model: int, size: float) -> int:
@@ -95,18 +106,32 @@ def _width(d_model: int, size: float) -> int:
 
 
 VARIANTS = {
-  'deepseek_moe_16b': _BASE_16B | variants.experts(2, 64, 6, _width(2048, 0.25)) | _first_layer_dense(10_944),
+  'deepseek_moe_16b': _BASE_16B
+  | variants.experts(2, 64, 6, _width(2048, 0.25))
+  | _first_layer_dense(10_944),
   'deepseek_moe_13b': _BASE_13B | variants.experts(1, 63, 7, expert_width(2048, 0.25)),
   'gshard_13b_x1_2': _BASE_13B | variants.experts(0, 16, 2, expert_width(2048, 1.2)),
   'gshard_13b_x1_5': _BASE_13B | variants.experts(0, 16, 2, expert_width(2048, 1.5)),
   # Their training settings are not published here: the 16B's.
   'deepseek_7b': _TRAINING_16B | _VOCABULARY | _shape(30, 4096, 32) | variants.dense(30, 11_008),
-  'llama2_7b': _TRAINING_16B | {'model.vocab_size': 32_000} | _shape(32, 4096, 32) | variants.dense(32, 11_008),
-  'deepseek_moe_145b': _BASE_145B | variants.experts(4, 128, 12, _width(4096, 0.125)) | _first_layer_dense(21_888),
+  'llama2_7b': _TRAINING_16B
+  | {'model.vocab_size': 32_000}
+  | _shape(32, 4096, 32)
+  | variants.dense(32, 11_008),
+  'deepseek_moe_145b': _BASE_145B
+  | variants.experts(4, 128, 12, _width(4096, 0.125))
+  | _first_layer_dense(21_888),
   # Table 6 trains these beside the 145B; their settings are not published apart from it.
-  'deepseek_moe_142b_half': _BASE_145B | variants.experts(2, 128, 6, _width(4096, 0.125)) | _first_layer_dense(10_944),
-  'gshard_137b': _BASE_145B | variants.experts(0, 16, 2, _width(4096, 1)) | _first_layer_dense(21_888),
-  'deepseek_67b': _TRAINING_145B | _VOCABULARY | _shape(95, 8192, 64, 8) | variants.dense(95, 22_016),
+  'deepseek_moe_142b_half': _BASE_145B
+  | variants.experts(2, 128, 6, _width(4096, 0.125))
+  | _first_layer_dense(10_944),
+  'gshard_137b': _BASE_145B
+  | variants.experts(0, 16, 2, _width(4096, 1))
+  | _first_layer_dense(21_888),
+  'deepseek_67b': _TRAINING_145B
+  | _VOCABULARY
+  | _shape(95, 8192, 64, 8)
+  | variants.dense(95, 22_016),
 }
 
 

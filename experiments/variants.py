@@ -14,14 +14,20 @@ from moe.errors import UserError
 
 def dense(num_layers: int, d_ff: int) -> dict:
   """A plain Transformer: every layer has one dense FFN of hidden width `d_ff`, and there is no expert at all."""
-  return {'model.num_layers': num_layers, 'model.num_dense_layers': num_layers, 'model.d_ff': d_ff} | experts(
-    shared=0, routed=0, active=0, width=0
-  )
+  return {
+    'model.num_layers': num_layers,
+    'model.num_dense_layers': num_layers,
+    'model.d_ff': d_ff,
+  } | experts(shared=0, routed=0, active=0, width=0)
 
 
 def experts(shared: int, routed: int, active: int, width: int) -> dict:
   """`shared` + `routed` (`active`) experts of hidden width `width`; without routed ones there is nothing to balance."""
-  balance = {} if routed else {'moe.expert_balance_loss': 0.0, 'moe.device_balance_loss': 0.0, 'moe.device_groups': 1}
+  balance = (
+    {}
+    if routed
+    else {'moe.expert_balance_loss': 0.0, 'moe.device_balance_loss': 0.0, 'moe.device_groups': 1}
+  )
   return {
     'moe.num_shared_experts': shared,
     'moe.num_experts': routed,
@@ -39,11 +45,15 @@ def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) ->
   model, moe = config.model, config.moe
   heads = d_model // head_dim
   # Without the up to 0.4% by which the old width was itself rounded up, what is a whole number stays one.
-  scaled = lambda old: base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
+  scaled = lambda old: (
+    base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
+  )
   width = lambda old: old if d_model == model.d_model else scaled(old)
   return {
     'model.num_layers': num_layers,
-    'model.num_dense_layers': num_layers if model.num_dense_layers == model.num_layers else model.num_dense_layers,
+    'model.num_dense_layers': num_layers
+    if model.num_dense_layers == model.num_layers
+    else model.num_dense_layers,
     'model.d_model': d_model,
     'model.num_heads': heads,
     'model.num_kv_heads': max(1, heads * model.num_kv_heads // model.num_heads),
@@ -65,4 +75,6 @@ def check(file: str, names: Iterable[str], name: str) -> None:
   """UserError where `name` is no variant of experiments/FILE.py; it lists those that are, the nearest first."""
   if name not in names:
     nearest = sorted(names, key=lambda valid: -difflib.SequenceMatcher(None, name, valid).ratio())
-    raise UserError(f'experiments/{file}.py has no variant {name!r}: choose one of {", ".join(nearest)}')
+    raise UserError(
+      f'experiments/{file}.py has no variant {name!r}: choose one of {", ".join(nearest)}'
+    )

@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 from moe import config as moe_config
 from moe.accounting import Accounting, account
 from moe.errors import UserError
@@ -52,7 +52,9 @@ def quantity(number: float) -> str:
   """1234567 → '1.235M'; four digits, in thousands (K), millions (M), billions (B) or trillions (T)."""
   for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'K')):
     if number >= size:
-      return f'{number / size:.{3 if number < 10 * size else 2 if number < 100 * size else 1}f}{unit}'
+      return (
+        f'{number / size:.{3 if number < 10 * size else 2 if number < 100 * size else 1}f}{unit}'
+      )
   return str(number)
 
 
@@ -70,7 +72,10 @@ def table(accounts: dict[str, Accounting]) -> str:
   ]
   widths = [max(map(len, column)) for column in zip(header, *rows)]
   return '\n'.join(
-    '  '.join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+    '  '.join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths))
+    )
     for row in [header, *rows]
   )
 
@@ -79,7 +84,9 @@ def card(name: str, numbers: Accounting) -> str:
   """One config, a line a number."""
   width = max(map(len, _ROWS.values()))
   number = lambda key: str(numbers.seq_len) if key == 'seq_len' else quantity(getattr(numbers, key))
-  return '\n'.join([name, *(f'  {label:<{width}}  {number(key):>8}' for key, label in _ROWS.items())])
+  return '\n'.join(
+    [name, *(f'  {label:<{width}}  {number(key):>8}' for key, label in _ROWS.items())]
+  )
 
 
 def main(_):

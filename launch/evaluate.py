@@ -9,7 +9,7 @@ import json
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; the newest without it.')

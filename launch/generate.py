@@ -4,15 +4,19 @@ import json
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest without it.')
-PROMPTS = flags.DEFINE_multi_string('prompt', [''], 'Text to go on from; several are done as one batch.')
+PROMPTS = flags.DEFINE_multi_string(
+  'prompt', [''], 'Text to go on from; several are done as one batch.'
+)
 MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'At most so many new tokens a prompt.')
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 is greedy.')
 TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k most likely tokens; 0: all.')
-TOP_P = flags.DEFINE_float('top_p', 0.95, 'Only the fewest tokens that together have this probability.')
+TOP_P = flags.DEFINE_float(
+  'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
 FORMAT = cli.format_flag()
 

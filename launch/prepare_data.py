@@ -6,7 +6,7 @@ python -m launch.train --config=experiments/quickstart.py --config.data.dir=DIR 
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 from moe.data.prepare import prepare
 from moe.errors import UserError
 
@@ -22,11 +22,15 @@ def main(argv):
     raise UserError('--out=DIR is required, or --config.data.dir=DIR')
   prepared = prepare(config, directory)
   print(f'{prepared.directory}: {prepared.tokenizer.vocab_size} pieces')
-  print(f'{"split":<10}{"domain":<16}{"documents":>11}{"bytes":>15}{"tokens":>15}{"bytes/token":>13}')
+  print(
+    f'{"split":<10}{"domain":<16}{"documents":>11}{"bytes":>15}{"tokens":>15}{"bytes/token":>13}'
+  )
   for split, domains in prepared.metadata['splits'].items():
     for domain, totals in domains.items():
       documents, size, tokens = totals['documents'], totals['bytes'], totals['tokens']
-      print(f'{split:<10}{domain:<16}{documents:>11,}{size:>15,}{tokens:>15,}{size / tokens:>13.2f}')
+      print(
+        f'{split:<10}{domain:<16}{documents:>11,}{size:>15,}{tokens:>15,}{size / tokens:>13.2f}'
+      )
 
 
 if __name__ == '__main__':

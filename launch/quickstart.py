@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)

@@ -10,17 +10,21 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
-from launch.reports import page
+from experiments.reports import page
+from moe import cli
 from moe.errors import UserError
 
-RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies, and the report goes.')
+RESULTS = flags.DEFINE_string(
+  'results', 'experiments/results', 'Where STUDY/runs.jsonl lies, and the report goes.'
+)
 
 
 def main(_):
   results = Path(RESULTS.value)
   if not results.is_dir():
-    raise UserError(f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it')
+    raise UserError(
+      f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it'
+    )
   for path, content in page.files(results).items():
     if content is None:
       path.unlink(missing_ok=True)

@@ -19,24 +19,41 @@ from absl import flags
 
 from experiments import base
 from experiments.studies import common
-from launch import cli
-from launch.sweeps import children, ledger, line, local, plan, shares, slurm, view
+from experiments.sweeps import children, ledger, line, local, plan, shares, slurm, view
+from moe import cli
 from moe import config as moe_config
 from moe.errors import UserError
 
 SWEEP = flags.DEFINE_string('sweep', None, 'The study: a file with sweep().', required=True)
-SEEDS = flags.DEFINE_integer('seeds', common.SEEDS, 'How many: 0, 1, … Each sets train.seed and data.seed.')
+SEEDS = flags.DEFINE_integer(
+  'seeds', common.SEEDS, 'How many: 0, 1, … Each sets train.seed and data.seed.'
+)
 RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all unless given.')
-LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.')
-DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and what is finished; start and write nothing.')
-COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained and write its lines.')
-SCALE = flags.DEFINE_enum('scale', 'proxy', list(common.SCALES), "For a CPU, small and long for a CPU, or the paper's own size.")
+LAUNCHER = flags.DEFINE_enum(
+  'launcher', 'local', ['local', 'slurm'], 'This machine, or a job array.'
+)
+DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Print the commands and what is finished; start and write nothing.'
+)
+COLLECT = flags.DEFINE_bool(
+  'collect', False, 'Train nothing: score what is trained and write its lines.'
+)
+SCALE = flags.DEFINE_enum(
+  'scale',
+  'proxy',
+  list(common.SCALES),
+  "For a CPU, small and long for a CPU, or the paper's own size.",
+)
 PARALLEL = flags.DEFINE_integer(
-  'parallel', 1, 'Runs at a time, with --launcher=local: each on cores, and NVIDIA GPUs, of its own.'
+  'parallel',
+  1,
+  'Runs at a time, with --launcher=local: each on cores, and NVIDIA GPUs, of its own.',
 )
 WORKDIR = flags.DEFINE_string('workdir', 'runs/studies', 'Folder of all runs of all studies.')
 RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Where STUDY/runs.jsonl lies.')
-SBATCH = flags.DEFINE_multi_string('sbatch', [], 'An option for sbatch, such as --sbatch=--time=24:00:00; several.')
+SBATCH = flags.DEFINE_multi_string(
+  'sbatch', [], 'An option for sbatch, such as --sbatch=--time=24:00:00; several.'
+)
 CONFIG = cli.config_flag()
 
 
@@ -60,7 +77,9 @@ def main(_):
 
   def recorded(job):
     """The lines that a job lacks, from other studies, if these have all of them; [] otherwise."""
-    found = [line.taken(others, study.name, run, job, differs) for run in ledger.missing(job, lines)]
+    found = [
+      line.taken(others, study.name, run, job, differs) for run in ledger.missing(job, lines)
+    ]
     return found if all(found) else []
 
   if DRY_RUN.value:
@@ -77,7 +96,9 @@ def main(_):
   with children.sole_sweep(runs_folder) as lock, children.Children(lock) as started:
     if not COLLECT.value:
       slurm.refuse_while_queued(runs_folder)
-      local.prepare([task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True))
+      local.prepare(
+        [task.job for task in untrained], runs_folder, started, lambda text: print(text, flush=True)
+      )
     for task in untrained:
       if taken := recorded(task.job):
         for each in taken:
@@ -90,7 +111,9 @@ def main(_):
         task.state, task.note = 'stopped', 'not trained yet'
     elif LAUNCHER.value == 'slurm' and untrained and not started.stopped_by:
       number = slurm.submit(study.name, [task.job for task in untrained], runs_folder, SBATCH.value)
-      print(f'job array {number} trains {len(untrained)} runs. Then, on a machine that may compute, --collect scores')
+      print(
+        f'job array {number} trains {len(untrained)} runs. Then, on a machine that may compute, --collect scores'
+      )
       print('them and writes their lines; this command again submits what has not finished')
       return 0
     with view.View(tasks) as shown:
@@ -114,7 +137,9 @@ def _differs(jobs):
   return [
     key
     for key in flat[0]
-    if plan.decides(key) and key not in plan.SEEDS and any(config[key] != flat[0][key] for config in flat)
+    if plan.decides(key)
+    and key not in plan.SEEDS
+    and any(config[key] != flat[0][key] for config in flat)
   ]
 
 
@@ -133,14 +158,18 @@ def _print_plan(tasks, recorded):
     print(f'# {job.label}: {state}\npython {shlex.join(job.arguments("train"))}')
   finished = sum(task.state == 'finished' for task in tasks)
   of_others = f', {taken} recorded by other studies' if taken else ''
-  print(f'# {len(tasks)} runs, {finished} finished{of_others}, {len(tasks) - finished - taken} to do')
+  print(
+    f'# {len(tasks)} runs, {finished} finished{of_others}, {len(tasks) - finished - taken} to do'
+  )
 
 
 def _summary(tasks, results, stopped_by):
   """Tells how each ended. Returns the exit code: 0 if all are finished, 1 if one is not, 128 + a signal."""
   finished = [task for task in tasks if task.state == 'finished']
   before = sum(not task.new for task in finished)
-  print(f'{len(finished)} of {len(tasks)} runs finished{f" ({before} before)" if before else ""}: {results}')
+  print(
+    f'{len(finished)} of {len(tasks)} runs finished{f" ({before} before)" if before else ""}: {results}'
+  )
   for task in tasks:
     if task.state == 'failed':
       print(f'failed: {task.job.label}: {task.note} ({task.log})')

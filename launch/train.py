@@ -9,26 +9,40 @@ launch/supervise.sh starts a process again after a crash.
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 from moe.errors import UserError
 
 CONFIG = cli.config_flag()
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same command goes on with it.', required=True)
-COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where the processes find each other.')
-NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are. 1 alone: no cluster, even inside one.')
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; the same command goes on with it.', required=True
+)
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where the processes find each other.'
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are. 1 alone: no cluster, even inside one.'
+)
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-HEARTBEAT = flags.DEFINE_integer('heartbeat_timeout', 60, 'Seconds of silence after which a process counts as dead.')
-START = flags.DEFINE_integer('start_timeout', 300, 'Seconds to wait for the other processes at the start.')
+HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat_timeout', 60, 'Seconds of silence after which a process counts as dead.'
+)
+START = flags.DEFINE_integer(
+  'start_timeout', 300, 'Seconds to wait for the other processes at the start.'
+)
 
 
 def main(_):
   config = cli.config(CONFIG)  # before jax: a mistyped key answers at once
-  from moe import processes
+  from moe.parallel import processes
   from moe.train import train
 
   if '://' in WORKDIR.value:
-    raise UserError(f'--workdir={WORKDIR.value} is a bucket: mount it, or train in a folder and copy the run there')
-  cluster = processes.Cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value, START.value)
+    raise UserError(
+      f'--workdir={WORKDIR.value} is a bucket: mount it, or train in a folder and copy the run there'
+    )
+  cluster = processes.Cluster(
+    COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value, START.value
+  )
   with processes.join(cluster):
     if processes.is_main():
       cli.show_log('moe.ops')  # which implementations run

@@ -1,7 +1,7 @@
 """Parameters, activated parameters and FLOPs of a Config, in plain Python: no jax, no device.
 
-The tables of the paper follow from these counts: Tables 1–3, 6, 9 and 10 (see tests/test_accounting.py). A matrix is
-counted whole, with its widths as the config has them, rounding included.
+The tables of the paper follow from these counts: Tables 1–3, 6, 9 and 10 (see
+tests/moe/test_accounting.py). A matrix is counted whole, with its widths as the config has them, rounding included.
 """
 
 import dataclasses

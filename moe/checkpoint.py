@@ -31,7 +31,6 @@ from etils import epath
 from jax import lax
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe import processes
 from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
 from moe.data.tokenizer import Tokenizer
 from moe.errors import (
@@ -46,6 +45,7 @@ from moe.errors import (
   one_line,
 )
 from moe.model import Transformer, init_params
+from moe.parallel import processes
 from moe.train_step import TrainState, init_state
 
 
@@ -66,7 +66,9 @@ class Checkpointer:
     self._tokenizer = np.frombuffer(tokenizer.to_bytes(), np.uint8)
     self._manager = self._open()
 
-  def save(self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None) -> None:
+  def save(
+    self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None
+  ) -> None:
     """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
     params, training = _split(state)
     processes.together(lambda: self._check_space(step, state))
@@ -77,11 +79,17 @@ class Checkpointer:
       'config': ocp.args.JsonSave(self._config.to_dict()),
       'tokenizer': ocp.args.StandardSave({'model': self._tokenizer}),
       'checksums': ocp.args.JsonSave(
-        {'params': _checksums(params), 'training': _checksums(training), 'data': _checksum_of_json(data_state)}
+        {
+          'params': _checksums(params),
+          'training': _checksums(training),
+          'data': _checksum_of_json(data_state),
+        }
       ),
     }
     metrics = {'held_out_loss': held_out_loss} if held_out_loss is not None else None
-    self._guarded(step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
+    self._guarded(
+      step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+    )
 
   def wait(self, step: int) -> None:
     """Returns when everything started is on disk. UserError if it could not be written."""
@@ -96,7 +104,9 @@ class Checkpointer:
     UserError if there are checkpoints but none can be read: never silently from scratch.
     """
     bad = []
-    while (step := processes.from_main(max(set(self._manager.all_steps()) - set(bad), default=-1))) >= 0:
+    while (
+      step := processes.from_main(max(set(self._manager.all_steps()) - set(bad), default=-1))
+    ) >= 0:
       restored, fault = self._restore(step, shardings)
       if fault:
         _log_error(f'checkpoint step {step} in {self._directory} is unreadable: {fault}')
@@ -137,12 +147,16 @@ class Checkpointer:
       return None, fault
     # All have read their parts: checksums, which need every process, can be taken.
     items, expected = read
-    fault = _difference(items['params'], expected['params']) or _difference(items['training'], expected['training'])
+    fault = _difference(items['params'], expected['params']) or _difference(
+      items['training'], expected['training']
+    )
     if not fault and _checksum_of_json(items['data']) != expected['data']:
       fault = 'the state of the data iterator is not the one that was saved'
     if fault := processes.first_told(fault):
       return None, fault
-    return Restored(step, TrainState(params=items['params'], **items['training']), items['data']), ''
+    return Restored(
+      step, TrainState(params=items['params'], **items['training']), items['data']
+    ), ''
 
   def _read(self, step, params, training):
     """(items, their checksums as they were saved): what this process can tell of a checkpoint by itself."""
@@ -182,11 +196,15 @@ class Checkpointer:
   def _guarded(self, step, action):
     try:
       action()
-    except Exception as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
+    except (
+      Exception
+    ) as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
       if jax.process_count() > 1 and not _of_the_disk(error):
         raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
       kept = _kept(self._manager.all_steps(read=True))
-      message = f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
+      message = (
+        f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'
+      )
       raise of_system(error, message) from error
 
 
@@ -213,7 +231,9 @@ def load_for_notebook(workdir: str | os.PathLike, step: int | None = None) -> No
   if not steps:
     raise UserError(f'no checkpoint in {directory}: train with --workdir={workdir} first')
   if step is not None and step not in steps:
-    raise UserError(f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}')
+    raise UserError(
+      f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}'
+    )
   for candidate in [step] if step is not None else reversed(steps):
     run, fault = _attempt(lambda candidate=candidate: _load(directory, candidate))
     if not fault:
@@ -227,11 +247,17 @@ def load_for_notebook(workdir: str | os.PathLike, step: int | None = None) -> No
 
 def available_steps(workdir: str | os.PathLike) -> list[int]:
   """Steps with a complete checkpoint folder, ascending."""
-  return sorted(int(f.name) for f in (epath.Path(workdir) / 'checkpoints').glob('*') if f.name.isdigit() and f.is_dir())
+  return sorted(
+    int(f.name)
+    for f in (epath.Path(workdir) / 'checkpoints').glob('*')
+    if f.name.isdigit() and f.is_dir()
+  )
 
 
 def _kept(steps):
-  return f'the newest complete one is step {max(steps)}' if steps else 'there is no complete one yet'
+  return (
+    f'the newest complete one is step {max(steps)}' if steps else 'there is no complete one yet'
+  )
 
 
 def _attempt(read: Callable) -> tuple[object, str]:
@@ -247,7 +273,9 @@ def _attempt(read: Callable) -> tuple[object, str]:
     os.dup2(printed.fileno(), 2)
     try:
       result = read()
-    except Exception as error:  # Orbax raises a different type for each way in which files can be damaged.
+    except (
+      Exception
+    ) as error:  # Orbax raises a different type for each way in which files can be damaged.
       fault = one_line(error)
       # A failing disk says EIO as long as it lives: what it cannot read is as good as damaged.
       transient = is_transient(error, OF_A_SHARED_FOLDER - {errno.EIO})
@@ -272,7 +300,9 @@ def _read(path, **items):
     active_processes={jax.process_index()},
     barrier_sync_key_prefix=f'process{jax.process_index()}',
   )
-  handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=own))
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=own)
+  )
   with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as checkpointer:
     # epath would put the current directory before a bucket's address.
     path = path if '://' in os.fspath(path) else path.absolute()
@@ -282,7 +312,9 @@ def _read(path, **items):
 def _load(directory, step):
   restore = lambda **items: _read(directory / str(step), **items)
   config = from_config_dict(restore(config=ocp.args.JsonRestore())['config'])
-  config = dataclasses.replace(config, ops=OpsConfig('auto'))  # the run's kernels need not exist on this machine
+  config = dataclasses.replace(
+    config, ops=OpsConfig('auto')
+  )  # the run's kernels need not exist on this machine
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
@@ -299,7 +331,9 @@ def _load(directory, step):
 
 def _split(state):
   """(params, the rest as a dict): a notebook then reads a third of the bytes."""
-  rest = {name: getattr(state, name) for name in ('step', 'optimizer_state', 'bad_steps', 'bad_streak')}
+  rest = {
+    name: getattr(state, name) for name in ('step', 'optimizer_state', 'bad_steps', 'bad_streak')
+  }
   return state.params, rest
 
 
@@ -316,7 +350,9 @@ def _checksums(tree) -> dict[str, int]:
 
   Computed where the arrays lie. Integer sums do not depend on order, hence not on devices either.
   """
-  flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  flat = {
+    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
   return {name: int(value) for name, value in jax.device_get(_checksum_leaves(flat)).items()}
 
 
@@ -328,7 +364,9 @@ def _checksum_of_json(value) -> int:
 def _checksum_leaves(leaves):
   def checksum(x):
     bits, index = lax.bitcast_convert_type(x, jnp.uint32), jnp.uint32(0)
-    for axis, size in enumerate(x.shape):  # in place of a flat array, which would gather what devices share
+    for axis, size in enumerate(
+      x.shape
+    ):  # in place of a flat array, which would gather what devices share
       index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return (bits * (2 * index + 1)).sum(dtype=jnp.uint32)
 
@@ -345,7 +383,8 @@ def _of_the_disk(error: BaseException | None) -> bool:
   """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
   numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, *OF_A_SHARED_FOLDER)
   return any(
-    names(cause, numbers) or (isinstance(cause, OSError) and not isinstance(cause, PEER_LOST)) for cause in chain(error)
+    names(cause, numbers) or (isinstance(cause, OSError) and not isinstance(cause, PEER_LOST))
+    for cause in chain(error)
   )
 
 

@@ -160,7 +160,9 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, object]:
   """{'model': {'d_model': 8}} → {'model.d_model': 8}."""
   flat = {}
   for key, value in config.items():
-    flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+    flat |= (
+      flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+    )
   return flat
 
 
@@ -208,7 +210,9 @@ def keys() -> list[str]:
     key
     for section, kind in typing.get_type_hints(Config).items()
     for key in (
-      [f'{section}.{field.name}' for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else [section]
+      [f'{section}.{field.name}' for field in dataclasses.fields(kind)]
+      if dataclasses.is_dataclass(kind)
+      else [section]
     )
   ]
 
@@ -223,7 +227,9 @@ def unknown_key(key: str) -> UserError:
     )
     return max(whole, leaf - 0.05)  # a right name in the wrong section is still near
 
-  return UserError(f'unknown config key {key!r}: the nearest valid key is {max(keys(), key=nearness)!r}')
+  return UserError(
+    f'unknown config key {key!r}: the nearest valid key is {max(keys(), key=nearness)!r}'
+  )
 
 
 def _build(kind, values, prefix):
@@ -239,7 +245,9 @@ def _build(kind, values, prefix):
       raise UserError(f'config key {prefix + key!r} is missing: see experiments/base.py')
     value = values[key]
     made[key] = (
-      _build(hint, value, f'{prefix}{key}.') if dataclasses.is_dataclass(hint) else _typed(prefix + key, hint, value)
+      _build(hint, value, f'{prefix}{key}.')
+      if dataclasses.is_dataclass(hint)
+      else _typed(prefix + key, hint, value)
     )
   return kind(**made)
 
@@ -259,7 +267,9 @@ def _typed(key, hint, value):
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-    raise wrong({int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}[hint])
+    raise wrong(
+      {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}[hint]
+    )
   return value
 
 
@@ -280,7 +290,9 @@ def _validate(c: Config):
 
   def share(*names):
     for name in names:
-      require(0 <= flat[name] < 1, f'config.{name} must be at least 0 and below 1, not {flat[name]}')
+      require(
+        0 <= flat[name] < 1, f'config.{name} must be at least 0 and below 1, not {flat[name]}'
+      )
 
   at_least(
     1,
@@ -293,31 +305,68 @@ def _validate(c: Config):
   )
   at_least(0, 'model.num_dense_layers', 'model.d_ff', 'moe.d_expert')
   at_least(0, 'moe.num_experts', 'moe.experts_per_token', 'moe.num_shared_experts')
-  at_least(0, 'moe.expert_balance_loss', 'moe.device_balance_loss', 'moe.router_z_loss', 'model.init_std')
-  at_least(1, 'moe.device_groups', 'data.seq_len', 'data.batch_size', 'data.num_threads', 'data.prefetch')
+  at_least(
+    0, 'moe.expert_balance_loss', 'moe.device_balance_loss', 'moe.router_z_loss', 'model.init_std'
+  )
+  at_least(
+    1, 'moe.device_groups', 'data.seq_len', 'data.batch_size', 'data.num_threads', 'data.prefetch'
+  )
   at_least(1, 'train.num_steps', 'train.microbatches', 'train.log_every', 'train.loss_chunk')
-  at_least(1, 'evaluation.batch_size', 'evaluation.max_batches', 'checkpoint.every_steps', 'checkpoint.keep_last')
-  at_least(0, 'train.heatmap_every', 'train.max_bad_steps', 'evaluation.every_steps', 'checkpoint.keep_best')
-  at_least(0, 'data.vocab_size', 'optimizer.warmup_steps', 'optimizer.weight_decay', 'optimizer.clip_norm')
-  above_zero('model.rope_base', 'model.norm_eps', 'optimizer.peak_lr', 'optimizer.eps', 'data.tokenizer_sample_mb')
+  at_least(
+    1,
+    'evaluation.batch_size',
+    'evaluation.max_batches',
+    'checkpoint.every_steps',
+    'checkpoint.keep_last',
+  )
+  at_least(
+    0,
+    'train.heatmap_every',
+    'train.max_bad_steps',
+    'evaluation.every_steps',
+    'checkpoint.keep_best',
+  )
+  at_least(
+    0, 'data.vocab_size', 'optimizer.warmup_steps', 'optimizer.weight_decay', 'optimizer.clip_norm'
+  )
+  above_zero(
+    'model.rope_base',
+    'model.norm_eps',
+    'optimizer.peak_lr',
+    'optimizer.eps',
+    'data.tokenizer_sample_mb',
+  )
   share('data.holdout', 'evaluation.context', 'optimizer.b1', 'optimizer.b2')
 
   for axis in MESH_AXES:
-    require(flat[f'mesh.{axis}'] >= 1 or flat[f'mesh.{axis}'] == -1, f'config.mesh.{axis} must be at least 1, or -1')
+    require(
+      flat[f'mesh.{axis}'] >= 1 or flat[f'mesh.{axis}'] == -1,
+      f'config.mesh.{axis} must be at least 1, or -1',
+    )
   require(
     sum(flat[f'mesh.{axis}'] == -1 for axis in MESH_AXES) <= 1,
-    'only one of ' + ', '.join(f'mesh.{axis}' for axis in MESH_AXES) + ' may be -1, which is filled with what is left',
+    'only one of '
+    + ', '.join(f'mesh.{axis}' for axis in MESH_AXES)
+    + ' may be -1, which is filled with what is left',
   )
   require(c.mesh.zero in (1, 3), f'config.mesh.zero must be 1 or 3, not {c.mesh.zero}')
-  require(c.mesh.receive_buffer >= 1, f'config.mesh.receive_buffer must be at least 1, not {c.mesh.receive_buffer}')
+  require(
+    c.mesh.receive_buffer >= 1,
+    f'config.mesh.receive_buffer must be at least 1, not {c.mesh.receive_buffer}',
+  )
 
   m, e, d = c.model, c.moe, c.data
-  require(m.d_model % m.num_heads == 0, f'model.d_model={m.d_model} is not divisible by model.num_heads={m.num_heads}')
+  require(
+    m.d_model % m.num_heads == 0,
+    f'model.d_model={m.d_model} is not divisible by model.num_heads={m.num_heads}',
+  )
   require(
     m.num_heads % m.num_kv_heads == 0,
     f'model.num_heads={m.num_heads} is not divisible by model.num_kv_heads={m.num_kv_heads}',
   )
-  require(m.head_dim % 2 == 0, f'model.head_dim={m.head_dim} must be even: rotary embedding turns pairs')
+  require(
+    m.head_dim % 2 == 0, f'model.head_dim={m.head_dim} must be even: rotary embedding turns pairs'
+  )
   require(
     m.num_dense_layers <= m.num_layers,
     f'model.num_dense_layers={m.num_dense_layers} is more than model.num_layers={m.num_layers}',

@@ -21,7 +21,9 @@ class TryAgain(UserError):
   exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
-def is_transient(error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER) -> bool:
+def is_transient(
+  error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER
+) -> bool:
   """Whether a fresh start may mend an error: another process's end, or a fault of the network or of a shared folder.
 
   `numbers`: which errnos count as the latter. The first of the chain of causes that has an errno or a name decides.
@@ -58,5 +60,8 @@ def of_file(error: OSError, path: str | os.PathLike = '') -> UserError:
 
 def one_line(error: BaseException) -> str:
   """An exception's first words, without line breaks and TensorStore's appendix."""
-  text = ' '.join(str(error).partition('See full TensorStore details')[0].split()) or type(error).__name__
+  text = (
+    ' '.join(str(error).partition('See full TensorStore details')[0].split())
+    or type(error).__name__
+  )
   return text if len(text) <= 300 else text[:297] + '...'

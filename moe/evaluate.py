@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe.config import Config
-from moe.data import pipeline
+from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.loss import token_losses
-from moe.mesh import place_whole, whole
-from moe.metrics import load_over_mean
+from moe.metrics.routing import load_over_mean
+from moe.parallel.mesh import place_whole, whole
 from moe.train_step import forward
 
 
@@ -28,7 +28,9 @@ class Score(NamedTuple):
   """Of some held-out text. Every token of it is scored once, the end of each document included."""
 
   loss: float  # nats a token
-  bits_per_byte: float | None  # over the UTF-8 bytes of the original text; None if it was scored only in part
+  bits_per_byte: (
+    float | None
+  )  # over the UTF-8 bytes of the original text; None if it was scored only in part
   tokens: int
   bytes: int | None
 
@@ -44,7 +46,9 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Scores held-out text with one compiled function; `params` may change between calls."""
 
-  def __init__(self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward):
+  def __init__(
+    self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward
+  ):
     """`forward`: as `train_step.forward`, which it is unless the model is to be run in another way."""
     self._config, self._data, self._mesh = config, data, mesh
     score = lambda params, batch: _score_batch(config, forward, params, batch)
@@ -75,14 +79,17 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
     'gzip -9': lambda data: gzip.compress(data, compresslevel=9, mtime=0),
     'xz -9': lambda data: lzma.compress(data, preset=9),
   }
-  return {name: 8 * len(compress(text)) / max(len(text), 1) for name, compress in compressors.items()}
+  return {
+    name: 8 * len(compress(text)) / max(len(text), 1) for name, compress in compressors.items()
+  }
 
 
 def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
   """JSON-able rows by domain, and 'total': the score beside gzip and xz on the same bytes, each domain on its own."""
   texts = {domain: pipeline.held_out_text(data, domain) for domain in data.held_out_domains}
   rows = {
-    domain: score._asdict() | compressed_bits_per_byte(texts[domain]) for domain, score in evaluation.domains.items()
+    domain: score._asdict() | compressed_bits_per_byte(texts[domain])
+    for domain, score in evaluation.domains.items()
   }
   whole = sum(map(len, texts.values()))
   compressed = {
@@ -94,7 +101,9 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
 
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
   """The rows of `report` for people."""
-  lines = [f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}']
+  lines = [
+    f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}'
+  ]
   for name, row in rows.items():
     lines.append(
       f'{name:<16}{row["tokens"]:>10,}{row["bytes"]:>12,}{row["loss"]:>9.4f}{row["bits_per_byte"]:>11.3f}'
@@ -111,6 +120,8 @@ def _make_score(loss, tokens, size):
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
   hidden_BLD, stats = forward(config, params, batch)
-  losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk, config.mesh.zero)
+  losses_BL = token_losses(
+    hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk, config.mesh.zero
+  )
   counts_NE = stats.counts_BE.sum(axis=1) if stats is not None else jnp.zeros((), jnp.int32)
   return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), counts_NE

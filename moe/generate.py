@@ -71,12 +71,18 @@ def generate(
     ids = ids[:count].tolist()
     ended = bool(ids) and ids[-1] == tokenizer.eos_id
     stopped_by = 'end' if ended else 'length' if count == max_new_tokens else 'context'
-    completions.append(Completion(prompt, tokenizer.decode(ids[:-1] if ended else ids), ids, stopped_by))
+    completions.append(
+      Completion(prompt, tokenizer.decode(ids[:-1] if ended else ids), ids, stopped_by)
+    )
   return completions
 
 
 def generate_tokens(
-  run: NotebookRun, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, seed: int
+  run: NotebookRun,
+  prompt_ids: Sequence[Sequence[int]],
+  max_new_tokens: int,
+  sampling: Sampling,
+  seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """new_BN int32 and how many of each row count: up to and including the end token, or as many as the context holds.
 
@@ -113,19 +119,25 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
   logits_BV = logits_BV / sampling.temperature
   descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
   if 0 < sampling.top_k < logits_BV.shape[1]:
-    logits_BV = jnp.where(logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV)
+    logits_BV = jnp.where(
+      logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV
+    )
     descending_BV = descending_BV.at[:, sampling.top_k :].set(-jnp.inf)
   if sampling.top_p < 1:
     probabilities_BV = jax.nn.softmax(descending_BV)
     # A token stays while those more likely than it have not reached top_p: the most likely one always does.
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    least_B1 = jnp.where(before_BV < sampling.top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
+    least_B1 = jnp.where(before_BV < sampling.top_p, descending_BV, jnp.inf).min(
+      axis=-1, keepdims=True
+    )
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(config: Config, max_new, sampling, eos_id, params, prompts_BP, lengths_B, allowed_V, key):
+def _generate(
+  config: Config, max_new, sampling, eos_id, params, prompts_BP, lengths_B, allowed_V, key
+):
   """Prefill, then one token at a time until every row has ended."""
   model = Transformer(config)
   batch, padded = prompts_BP.shape
@@ -151,7 +163,9 @@ def _generate(config: Config, max_new, sampling, eos_id, params, prompts_BP, len
     ended_B |= (chosen_B == eos_id) | (positions_B >= context)
     # A row that has ended goes on in its last slot; what it computes is never used.
     positions_B1 = jnp.minimum(positions_B, context - 1)[:, None]
-    chosen_B, cache = next_tokens(chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), step + 1)
+    chosen_B, cache = next_tokens(
+      chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), step + 1
+    )
     return step + 1, new_BN, counts_B, cache, ended_B, chosen_B
 
   row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

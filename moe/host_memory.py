@@ -35,4 +35,7 @@ def _computes_on_cpu() -> bool:
   """Whether jax will: it is told to, or has nothing else. Importing it to ask would start threads."""
   if platforms := os.environ.get('JAX_PLATFORMS'):
     return platforms == 'cpu'
-  return not importlib.metadata.entry_points(group='jax_plugins') and importlib.util.find_spec('libtpu') is None
+  return (
+    not importlib.metadata.entry_points(group='jax_plugins')
+    and importlib.util.find_spec('libtpu') is None
+  )

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe import mesh
 from moe.config import MoEConfig
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
 from moe.ops.router import RoutingStats
+from moe.parallel import mesh
 
 _HEAD = mesh.parameter_axes('', 'head')
 
@@ -41,7 +41,12 @@ class BalanceTerms(NamedTuple):
 
 
 def cross_entropy(
-  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, chunk: int, zero: int = 3
+  hidden_BLD: jax.Array,
+  head_DV: jax.Array,
+  targets_BL: jax.Array,
+  weights_BL: jax.Array,
+  chunk: int,
+  zero: int = 3,
 ) -> jax.Array:
   """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
 
@@ -67,7 +72,9 @@ def token_losses(
 
   def of_own_part(hidden_BLD, head_DV, targets_BL):
     head_DV = mesh.own_whole(head_DV, _HEAD, zero, hidden_BLD.dtype)
-    losses_T = _token_losses(_rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis())
+    losses_T = _token_losses(
+      _rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis()
+    )
     return losses_T.reshape(targets_BL.shape)
 
   batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD, zero)
@@ -96,7 +103,10 @@ def balance_terms(
     probabilities = stats.probability_sums_BE.sum(axis=1) / tokens
   loads = counts * (experts / chosen) / tokens  # Eq. 13: f
   in_groups = lambda x: x.reshape(*x.shape[:-1], moe.device_groups, experts // moe.device_groups)
-  group_loads, group_probabilities = in_groups(loads).mean(axis=-1), in_groups(probabilities).sum(axis=-1)  # Eq. 16, 17
+  group_loads, group_probabilities = (
+    in_groups(loads).mean(axis=-1),
+    in_groups(probabilities).sum(axis=-1),
+  )  # Eq. 16, 17
   return BalanceTerms(
     expert=moe.expert_balance_loss * share * (loads * probabilities).sum(),  # Eq. 12
     device=moe.device_balance_loss * share * (group_loads * group_probabilities).sum(),  # Eq. 15
@@ -138,7 +148,9 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis
     return (total + (losses_c * weights_c).sum(), d_head_DV), matmul_nt(d_logits_cV, head)
 
   start = jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32)
-  (total, d_head_DV), d_hidden = lax.scan(step, start, _chunks((hidden_TD, targets_T, weights_T), chunk))
+  (total, d_head_DV), d_hidden = lax.scan(
+    step, start, _chunks((hidden_TD, targets_T, weights_T), chunk)
+  )
   d_hidden_TD = d_hidden.reshape(-1, hidden_TD.shape[1])[: hidden_TD.shape[0]]
   # Zero-sized: carry the types of the gradients to backward.
   return total, (d_hidden_TD, d_head_DV, jnp.zeros(0, hidden_TD.dtype), jnp.zeros(0, head_DV.dtype))

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from moe import mesh
 from moe.config import Config, ModelConfig
 from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block
-from moe.layers.expert_parallel import KEEP_PLAN
 from moe.layers.norm import RMSNorm
 from moe.ops.matmul import matmul
 from moe.ops.router import RoutingStats
+from moe.parallel import mesh
+from moe.parallel.expert_parallel import KEEP_PLAN
 
 # What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
 _REMAT_POLICIES = {
@@ -43,7 +43,9 @@ class Transformer(nn.Module):
     if model.num_dense_layers:
       self.dense_blocks = _stack(self.config, dense=True, length=model.num_dense_layers)
     if model.num_layers > model.num_dense_layers:
-      self.moe_blocks = _stack(self.config, dense=False, length=model.num_layers - model.num_dense_layers)
+      self.moe_blocks = _stack(
+        self.config, dense=False, length=model.num_layers - model.num_dense_layers
+      )
 
   def __call__(
     self,
@@ -88,7 +90,10 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
   def empty(layers):
     return jnp.zeros((layers, batch, length, model.num_kv_heads, model.head_dim), model.dtype)
 
-  layers = {'dense_blocks': model.num_dense_layers, 'moe_blocks': model.num_layers - model.num_dense_layers}
+  layers = {
+    'dense_blocks': model.num_dense_layers,
+    'moe_blocks': model.num_layers - model.num_dense_layers,
+  }
   return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in stack_names(model)}
 
 
@@ -117,7 +122,9 @@ def embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.
       here_BL = (row_BL >= 0) & (row_BL < embedding_VD.shape[0])
       x_BLD = jnp.where(here_BL[:, :, None], embedding_VD[jnp.where(here_BL, row_BL, 0)], 0)
       x_BLD = lax.psum(x_BLD.astype(config.model.dtype), 'tensor')
-    return lax.all_to_all(x_BLD, sharers, split_axis=0, concat_axis=2, tiled=True) if split else x_BLD
+    return (
+      lax.all_to_all(x_BLD, sharers, split_axis=0, concat_axis=2, tiled=True) if split else x_BLD
+    )
 
   table, batch = mesh.spec('vocab', 'width' if split else None), mesh.spec('batch')
   return mesh.on_shards(of_own_part, (table, batch), batch)(embedding_VD, tokens_BL)
@@ -153,7 +160,11 @@ def _stack(config, dense, length):
     block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
   scanned = nn.scan(
     block,
-    variable_axes={'params': 0, 'exchange': 0, 'routing': 0},  # the last two where somebody asks for them
+    variable_axes={
+      'params': 0,
+      'exchange': 0,
+      'routing': 0,
+    },  # the last two where somebody asks for them
     split_rngs={'params': True},
     in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
     length=length,

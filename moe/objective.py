@@ -9,7 +9,7 @@ from jax import lax
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
-from moe.metrics import sum_over_sequences
+from moe.metrics.routing import sum_over_sequences
 from moe.ops.router import RoutingStats
 
 
@@ -49,7 +49,9 @@ class Parts(NamedTuple):
     return Parts(*summed, jax.tree.map(jnp.maximum, self.exchange, other.exchange))
 
 
-def token_loss(config: Config, head_DV: jax.Array, hidden_BLD: jax.Array, batch: Batch, totals: Totals) -> jax.Array:
+def token_loss(
+  config: Config, head_DV: jax.Array, hidden_BLD: jax.Array, batch: Batch, totals: Totals
+) -> jax.Array:
   """A microbatch's share of the cross-entropy, nats a target token of the whole batch."""
   with jax.named_scope('cross_entropy'):
     targets = batch.targets_BL, batch.weights_BL

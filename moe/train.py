@@ -13,17 +13,18 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from moe import accounting, processes
-from moe import mesh as mesh_lib
+from moe import accounting
 from moe.checkpoint import Checkpointer
 from moe.config import Config, differences, must_stay
+from moe.data.batches import train_iterator
 from moe.data.packing import Batch
-from moe.data.pipeline import train_iterator
 from moe.data.prepare import prepare
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
-from moe.metric_writer import MetricWriter, Progress
+from moe.metrics.writers import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import processes
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
 
@@ -78,7 +79,9 @@ def _train(config: Config, workdir: Path) -> Outcome:
       return Outcome(start, False, None)
     _say(describe_run(config, workdir))
     with processes.together(lambda: _open_writer(workdir, start)) as writer:
-      run = _Run(config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop)
+      run = _Run(
+        config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop
+      )
       return _steps(run, start, state)
 
 
@@ -107,10 +110,15 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   for step in range(start + 1, num_steps + 1):
     state, metrics = train_step(state, batch, *run.stop.asked())
     progress.step_done()
-    last, stopping = step == num_steps, run.stop.agreed(metrics)  # read once: a later signal counts for the next step
+    last, stopping = (
+      step == num_steps,
+      run.stop.agreed(metrics),
+    )  # read once: a later signal counts for the next step
     due = lambda every, step=step: every > 0 and step % every == 0
     saving = last or stopping or due(config.checkpoint.every_steps)
-    evaluating = last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
+    evaluating = (
+      last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
+    )
     if saving or evaluating or due(config.train.log_every):
       logged = jax.device_get(metrics)
       logged |= progress.rates()
@@ -130,7 +138,9 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     batch = feed()
   run.checkpointer.wait(step)
   if not last:
-    _say(f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on')
+    _say(
+      f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on'
+    )
   return Outcome(step, last, logged)
 
 
@@ -175,12 +185,18 @@ def open_workdir(config: Config, workdir: Path) -> None:
     try:
       old = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
-      raise UserError(f'{path} is not JSON ({error}): restore it, or use another --workdir') from error
+      raise UserError(
+        f'{path} is not JSON ({error}): restore it, or use another --workdir'
+      ) from error
     changed = differences(old, config.to_dict())
     fixed = list(filter(must_stay, changed))
     if fixed:
-      listed = ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
-      raise UserError(f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values')
+      listed = ', '.join(
+        f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed
+      )
+      raise UserError(
+        f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values'
+      )
   workdir.mkdir(parents=True, exist_ok=True)
   if not processes.is_main():
     return

@@ -13,16 +13,16 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 
-from moe import mesh as mesh_lib
-from moe import metrics as metrics_lib
-from moe import pipeline
+from moe import pipeline_parallel as pipeline
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.loss import Totals
+from moe.metrics import routing as metrics_lib
 from moe.model import Transformer, init_params
 from moe.objective import Parts, token_loss
 from moe.ops.router import RoutingStats
 from moe.optimizer import clip, make_optimizer, schedule
+from moe.parallel import mesh as mesh_lib
 
 
 @struct.dataclass
@@ -43,7 +43,9 @@ def init_state(config: Config) -> TrainState:
   return TrainState(zero(), params, make_optimizer(config.optimizer).init(params), zero(), zero())
 
 
-def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(
+  config: Config,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """train_step(state, batch) → (state, metrics). Pure; jit it with the state donated.
 
   The gradient is that of the whole batch's objective however many microbatches it is computed in. When it or the loss
@@ -93,7 +95,9 @@ def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
   return jax.jit(step, donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
 
 
-def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict, dict[str, jax.Array]]:
+def loss_and_gradients(
+  config: Config, params: dict, batch: Batch
+) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
   metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), the three terms
@@ -141,7 +145,9 @@ def loss_and_gradients(config: Config, params: dict, batch: Batch) -> tuple[dict
   }
   if sums is not None:
     metrics |= metrics_lib.routing_metrics(sums, totals.tokens)
-  metrics |= {f'exchange_{name}_N': values for name, values in exchange.items()}  # the worst of the microbatches
+  metrics |= {
+    f'exchange_{name}_N': values for name, values in exchange.items()
+  }  # the worst of the microbatches
   return gradients, metrics
 
 
@@ -153,7 +159,11 @@ def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Rout
 def forward_with_exchange(config: Config, params: dict, batch: Batch):
   """As `forward`, and {name: (N,)} of `expert_parallel.Exchange`; empty where experts are not split."""
   (hidden_BLD, stats, _), sown = Transformer(config).apply(
-    {'params': params}, batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL, mutable=['exchange']
+    {'params': params},
+    batch.tokens_BL,
+    batch.positions_BL,
+    batch.segment_ids_BL,
+    mutable=['exchange'],
   )
   exchange = sown.get('exchange', {}).get('moe_blocks', {}).get('moe', {}).get('experts', {})
   return hidden_BLD, stats, exchange

@@ -14,7 +14,9 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-hypothesis.settings.register_profile('suite', derandomize=True, deadline=None, database=None, max_examples=50)
+hypothesis.settings.register_profile(
+  'suite', derandomize=True, deadline=None, database=None, max_examples=50
+)
 hypothesis.settings.load_profile('suite')
 
 

@@ -30,15 +30,29 @@ def install(packages: Sequence[str], programs: Sequence[str], timeout: float = 1
 def _install(packages, timeout):
   # RUNLEVEL=1: Debian's init scripts then start nothing after the installation.
   environment = os.environ | {'RUNLEVEL': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
-  options = ('-qq', '-o', 'DPkg::Lock::Timeout=30', '-o', 'Acquire::http::Timeout=15', '-o', 'Acquire::Retries=1')
+  options = (
+    '-qq',
+    '-o',
+    'DPkg::Lock::Timeout=30',
+    '-o',
+    'Acquire::http::Timeout=15',
+    '-o',
+    'Acquire::Retries=1',
+  )
   wanted = ('install', '--yes', '--no-install-recommends', *packages)
   for arguments in (wanted, ('update',), wanted):  # `update` only if the lists are missing or old
     try:
       done = subprocess.run(
-        ['apt-get', *options, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
+        ['apt-get', *options, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
       )
     except subprocess.TimeoutExpired as error:
       raise CannotRun(f'apt-get {arguments[0]} took more than {error.timeout} s') from error
     if done.returncode == 0 and arguments is wanted:
       return
-  raise CannotRun(f'apt-get {" ".join(wanted)} failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}')
+  raise CannotRun(
+    f'apt-get {" ".join(wanted)} failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}'
+  )

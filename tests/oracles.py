@@ -57,7 +57,9 @@ def largest(values, k: int) -> list[int]:
 
 def route(u_D, centroids_DE, k: int) -> tuple[np.ndarray, list[int], np.ndarray]:
   """Gates of the k chosen experts (raw affinities, not renormalised), their indices, affinities to all."""
-  logits = [sum(u * e for u, e in zip(u_D, centroids_DE[:, i])) for i in range(centroids_DE.shape[1])]
+  logits = [
+    sum(u * e for u, e in zip(u_D, centroids_DE[:, i])) for i in range(centroids_DE.shape[1])
+  ]
   affinities = softmax(logits)  # Eq. 8, 11
   chosen = largest(affinities, k)  # Eq. 7, 10
   return np.array([affinities[i] for i in chosen]), chosen, affinities
@@ -187,7 +189,10 @@ def device_balance(affinities, chosen, num_experts: int, groups: int) -> float:
 def over_scope(loss, affinities_BLE, experts_BLK, is_token_BL, scope: str) -> float:
   """`loss(affinities, chosen)` of all real tokens, or its mean over the sequences that have any."""
   rows = [
-    ([affinities_BLE[b, t] for t in np.flatnonzero(row)], [list(experts_BLK[b, t]) for t in np.flatnonzero(row)])
+    (
+      [affinities_BLE[b, t] for t in np.flatnonzero(row)],
+      [list(experts_BLK[b, t]) for t in np.flatnonzero(row)],
+    )
     for b, row in enumerate(is_token_BL)
     if row.any()
   ]
@@ -221,12 +226,15 @@ def rope(x_C, position: int, base: float) -> np.ndarray:
   return turned_C
 
 
-def attention(x_LD, positions_L, segments_L, query, key, value, out, heads: int, kv_heads: int, base: float):
+def attention(
+  x_LD, positions_L, segments_L, query, key, value, out, heads: int, kv_heads: int, base: float
+):
   """Causal attention within segments; head h reads key/value head h // (H / G)."""
   length, width = len(x_LD), query.shape[1] // heads
   split = lambda x_D, w, count: (w.T @ x_D).reshape(count, width)
   queries, keys, values = (
-    [split(x_D, w, n) for x_D in x_LD] for w, n in ((query, heads), (key, kv_heads), (value, kv_heads))
+    [split(x_D, w, n) for x_D in x_LD]
+    for w, n in ((query, heads), (key, kv_heads), (value, kv_heads))
   )
   y_LD = np.zeros((length, out.shape[1]))
   for i in range(length):

@@ -47,7 +47,9 @@ def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
     is_scale = path[-1].key == 'scale'
     return generator.normal(is_scale, 0.2 if is_scale else std, leaf.shape).astype(np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+  return jax.tree_util.tree_map_with_path(
+    draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  )
 
 
 def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Batch:
@@ -77,6 +79,8 @@ def assert_close(actual, truth, relative: float, name: str = '') -> None:
     assert actual.shape == truth.shape, (name, path)
     error, scale = np.abs(actual - truth).max(initial=0), np.abs(truth).max(initial=0)
     where = f'{name}{jax.tree_util.keystr(path)}'
-    assert error <= relative * scale + 1e-30, f'{where}: off by {error:.3g} where the largest is {scale:.3g}'
+    assert error <= relative * scale + 1e-30, (
+      f'{where}: off by {error:.3g} where the largest is {scale:.3g}'
+    )
 
   jax.tree_util.tree_map_with_path(check, truth, actual)

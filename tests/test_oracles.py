@@ -28,7 +28,9 @@ def test_moe_layer_gradients():
   normal = np.random.default_rng(0).normal
   d, f, e, k = 3, 2, 4, 2
   u_TD, dy_TD = normal(size=(5, d)), normal(size=(5, d))
-  weights = oracles.MoEWeights(normal(size=(d, e)), [_expert(normal, d, f) for _ in range(e)], [_expert(normal, d, f)])
+  weights = oracles.MoEWeights(
+    normal(size=(d, e)), [_expert(normal, d, f) for _ in range(e)], [_expert(normal, d, f)]
+  )
   value = lambda: (dy_TD * oracles.moe_layer(u_TD, weights, k)).sum()
   du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD)
   flat = lambda w: [w.centroids_DE, *(m for expert in (*w.routed, *w.shared) for m in expert)]
@@ -42,7 +44,9 @@ def test_routed_ffn_gradients():
   experts_TK = np.array([[0, 2], [2, 1], [1, 0], [0, 1]])
   experts = [_expert(normal, 3, 2) for _ in range(4)]  # the last one gets no token
   value = lambda: (dy_TD * oracles.routed_ffn(x_TD, gates_TK, experts_TK, experts)).sum()
-  dx_TD, d_gates_TK, d_experts = oracles.routed_ffn_gradients(x_TD, gates_TK, experts_TK, experts, dy_TD)
+  dx_TD, d_gates_TK, d_experts = oracles.routed_ffn_gradients(
+    x_TD, gates_TK, experts_TK, experts, dy_TD
+  )
   arrays = (x_TD, gates_TK, *(w for expert in experts for w in expert))
   gradients = (dx_TD, d_gates_TK, *(w for expert in d_experts for w in expert))
   for x, gradient in zip(arrays, gradients, strict=True):
@@ -51,7 +55,12 @@ def test_routed_ffn_gradients():
 
 def test_cross_entropy_gradients():
   normal = np.random.default_rng(2).normal
-  hidden_TD, head_DV, targets_T, weights_T = normal(size=(3, 2)), normal(size=(2, 4)), [3, 0, 1], [1.0, 0.0, 0.5]
+  hidden_TD, head_DV, targets_T, weights_T = (
+    normal(size=(3, 2)),
+    normal(size=(2, 4)),
+    [3, 0, 1],
+    [1.0, 0.0, 0.5],
+  )
   _, d_hidden_TD, d_head_DV = oracles.cross_entropy(hidden_TD, head_DV, targets_T, weights_T)
   value = lambda: oracles.cross_entropy(hidden_TD, head_DV, targets_T, weights_T)[0]
   for x, gradient in ((hidden_TD, d_hidden_TD), (head_DV, d_head_DV)):

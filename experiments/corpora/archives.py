@@ -48,7 +48,10 @@ def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archiv
   UserError, one line that names package and version, if it cannot be had or its SHA-256 is another. `other_versions`:
   then take what the registry has now instead.
   """
-  path, others = place(package, cache), cache / 'other_versions' / f'{package.ecosystem}-{package.name}'
+  path, others = (
+    place(package, cache),
+    cache / 'other_versions' / f'{package.ecosystem}-{package.name}',
+  )
   if other_versions and others.is_dir():
     (other,) = others.iterdir()
     return Archive(package, other, _sha256(other), pinned=False)
@@ -75,7 +78,9 @@ def place(package: Package, cache: Path) -> Path:
   return cache / name.replace(':', '_')
 
 
-def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+def members(
+  archive: Archive, patterns: Sequence[str], without: Sequence[str] = ()
+) -> Iterator[tuple[str, bytes]]:
   """(path, contents) of the files that match one of `patterns` and none of `without`, sorted by path.
 
   Patterns are fnmatch's, where * crosses slashes. Files in .gz and .bz2 come decompressed. UserError if the archive is
@@ -86,9 +91,18 @@ def members(archive: Archive, patterns: Sequence[str], without: Sequence[str] = 
   try:
     for path, contents in sorted(read(archive, wanted)):
       yield path, _decompressed(path, contents)
-  except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError) as error:
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+  ) as error:
     reason = str(error).partition('\n')[0].rstrip(':')
-    raise UserError(f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {reason}') from error
+    raise UserError(
+      f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {reason}'
+    ) from error
 
 
 def _download(package, version, cache, place_of):
@@ -101,13 +115,25 @@ def _download(package, version, cache, place_of):
     label = package.name if version is None else f'{package.name} {version}'
     try:
       done = subprocess.run(
-        command, cwd=room, capture_output=True, text=True, errors='replace', timeout=60 * _MINUTES, check=False
+        command,
+        cwd=room,
+        capture_output=True,
+        text=True,
+        errors='replace',
+        timeout=60 * _MINUTES,
+        check=False,
       )
     except FileNotFoundError as error:
-      raise UserError(f'{label} of {package.ecosystem} cannot be fetched: no program {command[0]!r} here') from error
+      raise UserError(
+        f'{label} of {package.ecosystem} cannot be fetched: no program {command[0]!r} here'
+      ) from error
     except subprocess.TimeoutExpired as error:
-      raise UserError(f'{label} of {package.ecosystem}: no end of the download after {_MINUTES} minutes') from error
-    files = [found for found in Path(room).iterdir() if found.suffix == f'.{_SUFFIX[package.ecosystem]}']
+      raise UserError(
+        f'{label} of {package.ecosystem}: no end of the download after {_MINUTES} minutes'
+      ) from error
+    files = [
+      found for found in Path(room).iterdir() if found.suffix == f'.{_SUFFIX[package.ecosystem]}'
+    ]
     if done.returncode or len(files) != 1:
       raise UserError(
         f'{label} of {package.ecosystem} cannot be fetched: {_complaint(done.stderr)} '
@@ -126,7 +152,17 @@ def _command(package, version):
   if package.ecosystem == 'npm':
     return ['npm', 'pack', '--loglevel=error', f'{package.name}@{version or "latest"}']
   named = f'{package.name}=={version}' if version else package.name
-  return [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', *package.options, named]
+  return [
+    sys.executable,
+    '-m',
+    'pip',
+    'download',
+    '-q',
+    '--no-deps',
+    '--only-binary=:all:',
+    *package.options,
+    named,
+  ]
 
 
 def _complaint(stderr):
@@ -179,7 +215,9 @@ def _deb_data(raw):
 def _dpkg_tar(path):
   if not shutil.which('dpkg-deb'):
     raise ValueError('its data.tar.zst needs dpkg-deb, or Python 3.14')
-  return subprocess.run(['dpkg-deb', '--fsys-tarfile', path], capture_output=True, check=True).stdout
+  return subprocess.run(
+    ['dpkg-deb', '--fsys-tarfile', path], capture_output=True, check=True
+  ).stdout
 
 
 def _decompressed(path, contents):

@@ -14,7 +14,10 @@ from experiments.corpora.archives import Archive, Package
 from moe.data.progress import Progress
 from moe.errors import UserError
 
-_PARSERS = ('lxml', 'mwparserfromhell')  # their versions may change the text, so the manifest names them
+_PARSERS = (
+  'lxml',
+  'mwparserfromhell',
+)  # their versions may change the text, so the manifest names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Source:
   read: Callable[..., Iterable[str]]  # a file's bytes (nothing, without a package) → its documents
   files: tuple[str, ...] = ()  # fnmatch patterns of paths in the archive
   without: tuple[str, ...] = ()
-  prose: bool = False  # paragraphs that many documents share are taken out; in code each stands where it must
+  prose: bool = (
+    False  # paragraphs that many documents share are taken out; in code each stands where it must
+  )
   cap: int = 1 << 40  # bytes
   shortest: int = 200  # bytes of a document
   longest: int = 300_000
@@ -42,10 +47,14 @@ class Built:
   @property
   def files(self) -> dict[str, Path]:
     """Domain → its JSONL."""
-    return {domain: self.directory / entry['file'] for domain, entry in self.manifest['domains'].items()}
+    return {
+      domain: self.directory / entry['file'] for domain, entry in self.manifest['domains'].items()
+    }
 
 
-def build(sources: Sequence[Source], directory: Path, cache: Path, other_versions: bool = False) -> Built:
+def build(
+  sources: Sequence[Source], directory: Path, cache: Path, other_versions: bool = False
+) -> Built:
   """Fetches what is missing, writes the domains that are missing. An interrupted build goes on where it was.
 
   UserError for what cannot be fetched, read or written, and for a directory that holds another corpus.
@@ -62,7 +71,9 @@ def build(sources: Sequence[Source], directory: Path, cache: Path, other_version
         write_manifest(directory, manifest)
     return Built(directory, manifest)
   except OSError as error:
-    raise UserError(f'cannot write {error.filename or directory}: {error.strerror or error}') from error
+    raise UserError(
+      f'cannot write {error.filename or directory}: {error.strerror or error}'
+    ) from error
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
@@ -76,7 +87,9 @@ def _fetch(package, cache, other_versions):
     say(f'fetching {package.name} {package.version} ({package.ecosystem})')
   archive = archives.fetch(package, cache, other_versions)
   if not archive.pinned:
-    say(f'{package.name}: not {package.version} as pinned but {archive.path.name}, SHA-256 {archive.sha256}')
+    say(
+      f'{package.name}: not {package.version} as pinned but {archive.path.name}, SHA-256 {archive.sha256}'
+    )
   return archive
 
 
@@ -84,9 +97,13 @@ def _recipe(sources, fetched):
   """What decides the text, as a hash: the sources as declared, the archives, and the code that reads them."""
   code = hashlib.sha256()
   here = Path(__file__).parent
-  for path in sorted([here / 'build.py', here / 'clean.py', here / 'sources.py', *here.glob('readers/*.py')]):
+  for path in sorted(
+    [here / 'build.py', here / 'clean.py', here / 'sources.py', *here.glob('readers/*.py')]
+  ):
     code.update(path.read_bytes())
-  declared = [[source.domain, source.name, source.files, source.without, source.cap] for source in sources]
+  declared = [
+    [source.domain, source.name, source.files, source.without, source.cap] for source in sources
+  ]
   archives_read = sorted(archive.sha256 for archive in fetched.values())
   made_by = json.dumps([declared, archives_read, _versions(), code.hexdigest()])
   return hashlib.sha256(made_by.encode()).hexdigest()
@@ -112,7 +129,12 @@ def _manifest(directory, recipe, fetched: dict[Package, Archive]):
       )
     return manifest
   packages = [
-    {**package._asdict(), 'archive': archive.path.name, 'sha256': archive.sha256, 'pinned': archive.pinned}
+    {
+      **package._asdict(),
+      'archive': archive.path.name,
+      'sha256': archive.sha256,
+      'pinned': archive.pinned,
+    }
     for package, archive in fetched.items()
   ]
   return {'recipe': recipe, 'parsers': _versions(), 'packages': packages, 'domains': {}}

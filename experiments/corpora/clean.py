@@ -19,7 +19,9 @@ _HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
 
 def normalise(text: str) -> str:
   """NFC; newlines as \\n, at most one empty line at a time; no control characters or space at lines' ends."""
-  text = unicodedata.normalize('NFC', text.replace('\r\n', '\n').replace('\r', '\n').replace('\x0c', '\n'))
+  text = unicodedata.normalize(
+    'NFC', text.replace('\r\n', '\n').replace('\r', '\n').replace('\x0c', '\n')
+  )
   text = _UNSEEN.sub('', text)
   text = re.sub(r'[^\S\n]+$', '', text, flags=re.MULTILINE)
   text = re.sub(r'\n{3,}', '\n\n', text).strip('\n')
@@ -35,7 +37,9 @@ def han_share(text: str) -> float:
 def without_boilerplate(texts: Sequence[str]) -> list[str]:
   """`texts` of one source, without the long paragraphs that more than three of them share."""
   paragraphs_of = [text.split('\n\n') for text in texts]
-  shared = Counter(key for paragraphs in paragraphs_of for key in {_key(part) for part in paragraphs})
+  shared = Counter(
+    key for paragraphs in paragraphs_of for key in {_key(part) for part in paragraphs}
+  )
   keep = lambda part: shared[_key(part)] <= _BOILERPLATE or len(part.encode()) < _LONG
   return [normalise('\n\n'.join(filter(keep, paragraphs))) for paragraphs in paragraphs_of]
 
@@ -53,7 +57,9 @@ class Duplicates:
     Paragraphs are compared by their letters and digits alone, in lower case.
     """
     whole = _key(text)
-    long_ones = {_key(part): len(part.encode()) for part in text.split('\n\n') if len(part.encode()) >= _LONG}
+    long_ones = {
+      _key(part): len(part.encode()) for part in text.split('\n\n') if len(part.encode()) >= _LONG
+    }
     seen = sum(size for key, size in long_ones.items() if key in self._paragraphs)
     if whole in self._texts or seen > _NEAR * sum(long_ones.values()):
       return False
@@ -64,7 +70,9 @@ class Duplicates:
 
 def capped(texts: Sequence[str], size: int) -> list[str]:
   """Whole texts of at most `size` bytes together, drawn evenly by a hash of the text, in their order."""
-  by_hash = sorted(range(len(texts)), key=lambda i: hashlib.blake2b(texts[i].encode(), digest_size=16).digest())
+  by_hash = sorted(
+    range(len(texts)), key=lambda i: hashlib.blake2b(texts[i].encode(), digest_size=16).digest()
+  )
   kept, room = [], size
   for i in by_hash:
     room -= len(texts[i].encode())

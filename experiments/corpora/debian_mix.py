@@ -12,15 +12,21 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from moe import cli
 from moe.errors import UserError
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
-_CACHE = flags.DEFINE_string('cache', None, 'Where downloaded archives lie; by default OUT/archives.')
-_OTHER_VERSIONS = flags.DEFINE_bool(
-  'allow_other_versions', False, "Take the registry's current version of what is no longer there as pinned."
+_CACHE = flags.DEFINE_string(
+  'cache', None, 'Where downloaded archives lie; by default OUT/archives.'
 )
-_VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 8192, 'Pieces of the tokenizer that the table counts with.')
+_OTHER_VERSIONS = flags.DEFINE_bool(
+  'allow_other_versions',
+  False,
+  "Take the registry's current version of what is no longer there as pinned.",
+)
+_VOCAB_SIZE = flags.DEFINE_integer(
+  'vocab_size', 8192, 'Pieces of the tokenizer that the table counts with.'
+)
 
 
 def main(argv):
@@ -36,7 +42,9 @@ def main(argv):
   cache = Path(_CACHE.value).expanduser().absolute() if _CACHE.value else out / 'archives'
   built = build.build(SOURCES, out, cache, _OTHER_VERSIONS.value)
   measured = built.manifest.get('measured', {})
-  if any(numbers['vocab_size'] != _VOCAB_SIZE.value for numbers in measured.values()) or not measured:
+  if (
+    any(numbers['vocab_size'] != _VOCAB_SIZE.value for numbers in measured.values()) or not measured
+  ):
     measured = report.measure(built, _VOCAB_SIZE.value)
     build.write_manifest(out, {**built.manifest, 'measured': measured})
   print(report.by_source(built.manifest), report.table(built.manifest, measured), sep='\n\n')

@@ -31,7 +31,9 @@ def measure(built: Built, vocab_size: int) -> dict[str, dict]:
   config = moe_config.from_config_dict(config)
   with tempfile.TemporaryDirectory(prefix='.measuring-', dir=built.directory) as room:
     splits = prepare(config, f'{room}/prepared').metadata['splits']
-  rates = _xz_rates(config.data, sum(entry['bytes'] for entry in built.manifest['domains'].values()))
+  rates = _xz_rates(
+    config.data, sum(entry['bytes'] for entry in built.manifest['domains'].values())
+  )
   return {
     domain: {
       'vocab_size': vocab_size,
@@ -49,7 +51,9 @@ def table(manifest: dict, measured: dict[str, dict]) -> str:
   rows = []
   for domain, entry in manifest['domains'].items():
     numbers = measured[domain]
-    rows.append([domain, entry['documents'], entry['characters'], entry['bytes'], numbers['tokens']])
+    rows.append(
+      [domain, entry['documents'], entry['characters'], entry['bytes'], numbers['tokens']]
+    )
     rows[-1] += [numbers['held_out_bytes'], numbers['xz_bits_per_byte']]
   sums = [sum(row[column] for row in rows) for column in range(1, 6)]
   bits = sum(row[3] * row[6] for row in rows) / sums[2]
@@ -63,7 +67,9 @@ def by_source(manifest: dict) -> str:
   for domain, entry in manifest['domains'].items():
     for source in entry['sources']:
       dropped = ', '.join(f'{count:,} {reason}' for reason, count in source['dropped'].items())
-      lines.append(f'| {domain} | {source["name"]} | {source["documents"]:,} | {source["bytes"]:,} | {dropped} |')
+      lines.append(
+        f'| {domain} | {source["name"]} | {source["documents"]:,} | {source["bytes"]:,} | {dropped} |'
+      )
   return '\n'.join(lines)
 
 
@@ -71,7 +77,11 @@ def _row(cells: Sequence) -> str:
   *numbers, rate = cells[1:]
   held_out, size = numbers[4], numbers[2]
   shown = [f'{number:,}' for number in numbers[:4]]
-  return '| ' + ' | '.join([cells[0], *shown, f'{held_out:,} ({held_out / size:.1%})', f'{rate:.3f}']) + ' |'
+  return (
+    '| '
+    + ' | '.join([cells[0], *shown, f'{held_out:,} ({held_out / size:.1%})', f'{rate:.3f}'])
+    + ' |'
+  )
 
 
 def _xz_rates(data, total):
@@ -85,4 +95,7 @@ def _xz_rates(data, total):
       packed[domain] = packed.get(domain, 0) + len(packers[domain].compress(text))
       sizes[domain] = sizes.get(domain, 0) + len(text)
       progress.add(len(text))
-  return {domain: 8 * (packed[domain] + len(packers[domain].flush())) / sizes[domain] for domain in packers}
+  return {
+    domain: 8 * (packed[domain] + len(packers[domain].flush())) / sizes[domain]
+    for domain in packers
+  }

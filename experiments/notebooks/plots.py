@@ -16,12 +16,16 @@ _LAYERS = 4  # panels of a figure: layers in between look much like their neighb
 _COLOUR_ENDS = 4.0  # so that one extreme expert does not bleach all others
 
 
-def heatmap(values_RE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None) -> None:
+def heatmap(
+  values_RE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None
+) -> None:
   """One panel, a column an expert. White is 1, what chance would give; grey is NaN."""
   _panels({'': values_RE}, ylabel, meaning, rows)
 
 
-def heatmap_by_layer(values_NRE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None) -> None:
+def heatmap_by_layer(
+  values_NRE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None
+) -> None:
   """A panel a layer, for a few layers from first to last."""
   layers = np.unique(np.linspace(0, len(values_NRE) - 1, _LAYERS).astype(int))
   _panels({f'MoE layer {layer}': values_NRE[layer] for layer in layers}, ylabel, meaning, rows)
@@ -40,12 +44,22 @@ def lines(x: Sequence, series: Mapping[str, Sequence[float]], xlabel: str, ylabe
   return axes
 
 
-def loss_lines(evaluations: Mapping[Hashable, Evaluation], trained: Evaluation, xlabel: str) -> None:
+def loss_lines(
+  evaluations: Mapping[Hashable, Evaluation], trained: Evaluation, xlabel: str
+) -> None:
   """How far held-out loss is from the loss as trained, by domain, under one intervention after the other."""
   by_domain = lambda evaluation: evaluation.domains | {'all': evaluation.total}
   above = lambda name, evaluation: by_domain(evaluation)[name].loss - by_domain(trained)[name].loss
-  series = {name: [above(name, evaluation) for evaluation in evaluations.values()] for name in by_domain(trained)}
-  lines([str(label) for label in evaluations], series, xlabel, 'held-out loss over that as trained, nats a token')
+  series = {
+    name: [above(name, evaluation) for evaluation in evaluations.values()]
+    for name in by_domain(trained)
+  }
+  lines(
+    [str(label) for label in evaluations],
+    series,
+    xlabel,
+    'held-out loss over that as trained, nats a token',
+  )
 
 
 def bars(groups: Mapping[str, np.ndarray], xlabel: str, ylabel: str) -> None:
@@ -53,7 +67,12 @@ def bars(groups: Mapping[str, np.ndarray], xlabel: str, ylabel: str) -> None:
   axes = plt.figure(figsize=(6.4, 3), layout='constrained').subplots()
   width = 0.8 / len(groups)
   for place, (name, values_N) in enumerate(groups.items()):
-    axes.bar(np.arange(len(values_N)) + (place - (len(groups) - 1) / 2) * width, values_N, width, label=name)
+    axes.bar(
+      np.arange(len(values_N)) + (place - (len(groups) - 1) / 2) * width,
+      values_N,
+      width,
+      label=name,
+    )
   axes.set(xticks=range(len(values_N)), xlabel=xlabel, ylabel=ylabel)
   axes.legend()
 
@@ -70,10 +89,15 @@ def loss_table(evaluations: Mapping[Hashable, Evaluation]) -> str:
 
 def _panels(panels, ylabel, meaning, rows):
   """Panels under one another on one colour scale: NAME → values_RE."""
-  (values_RE, *_), largest = panels.values(), np.nanmax([np.nanmax(values_RE) for values_RE in panels.values()])
+  (values_RE, *_), largest = (
+    panels.values(),
+    np.nanmax([np.nanmax(values_RE) for values_RE in panels.values()]),
+  )
   num_rows, experts = values_RE.shape
   size = (2.5 + min(0.35 * experts, 9), len(panels) * (0.7 + min(0.25 * num_rows, 3)))
-  figure, grid = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout='constrained')
+  figure, grid = plt.subplots(
+    len(panels), 1, figsize=size, sharex=True, squeeze=False, layout='constrained'
+  )
   colours = plt.get_cmap('RdBu_r').with_extremes(bad='lightgrey')
   norm = TwoSlopeNorm(1.0, vmin=0.0, vmax=min(max(2.0, largest), _COLOUR_ENDS))
   for axes, (name, values_RE) in zip(grid[:, 0], panels.items()):
@@ -86,4 +110,6 @@ def _panels(panels, ylabel, meaning, rows):
   grid[-1, 0].set_xlabel('routed expert')
   if experts <= 20:
     grid[-1, 0].set_xticks(range(experts))
-  figure.colorbar(image, ax=grid[:, 0], label=meaning, extend='max' if largest > _COLOUR_ENDS else 'neither')
+  figure.colorbar(
+    image, ax=grid[:, 0], label=meaning, extend='max' if largest > _COLOUR_ENDS else 'neither'
+  )

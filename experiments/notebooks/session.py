@@ -4,11 +4,11 @@ import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
+from moe.analysis import Intervention, Survey, evaluator, survey
 from moe.checkpoint import NotebookRun
 from moe.data.store import PreparedData, open_held_out
 from moe.errors import UserError
 from moe.evaluate import Evaluation
-from moe.specialization import Intervention, Survey, evaluator, survey
 from moe.train import data_directory
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -21,10 +21,14 @@ def workdir(default: str = 'runs/quickstart') -> str:
 
 def held_out(run: NotebookRun, workdir: str) -> PreparedData:
   """The run's held-out text: in $DATA, else where training read it, which is WORKDIR/data unless data.dir says more."""
-  return open_held_out(_from_root(os.environ.get('DATA') or data_directory(run.config, workdir)), run.tokenizer)
+  return open_held_out(
+    _from_root(os.environ.get('DATA') or data_directory(run.config, workdir)), run.tokenizer
+  )
 
 
-def survey_of(run: NotebookRun, data: PreparedData, max_batches: int | None = None) -> Survey | None:
+def survey_of(
+  run: NotebookRun, data: PreparedData, max_batches: int | None = None
+) -> Survey | None:
   """What the tokens of the held-out text choose; None, after a sentence, for a model without routed experts."""
   try:
     return survey(run.config, run.params, data, max_batches=max_batches)
@@ -33,7 +37,10 @@ def survey_of(run: NotebookRun, data: PreparedData, max_batches: int | None = No
 
 
 def under(
-  run: NotebookRun, data: PreparedData, interventions: Mapping[Hashable, Intervention], max_batches: int | None = None
+  run: NotebookRun,
+  data: PreparedData,
+  interventions: Mapping[Hashable, Intervention],
+  max_batches: int | None = None,
 ) -> dict[Hashable, Evaluation]:
   """Held-out loss under each intervention; ends, with a sentence, at the first one that this model cannot do."""
   evaluations = {}

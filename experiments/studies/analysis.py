@@ -11,7 +11,7 @@ NONE = '–'
 
 
 class Results:
-  """The lines of a study's finished runs (launch/sweeps/line.py), any of which may be missing."""
+  """The lines of a study's finished runs (experiments/sweeps/line.py), any of which may be missing."""
 
   def __init__(self, lines: Sequence[Mapping]):
     self.lines = list(lines)
@@ -28,7 +28,10 @@ class Results:
   def score(self, run: str, what: str, evaluation: str = '') -> dict[int, float]:
     """As `loss`; `what`: loss or bits_per_byte."""
     return self.values(
-      run, lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total'][what]
+      run,
+      lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total'][
+        what
+      ],
     )
 
   def of(self, run: str, key: str) -> object:
@@ -118,7 +121,9 @@ def against(
   """The loss of an entry minus that of another, expected between `above` and `below`."""
   return Comparison(
     f'{entry.label} − {other.label}',
-    difference(results.loss(entry.run, entry.evaluation), results.loss(other.run, other.evaluation)),
+    difference(
+      results.loss(entry.run, entry.evaluation), results.loss(other.run, other.evaluation)
+    ),
     above=above,
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
@@ -142,7 +147,11 @@ def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:
 
 
 def of_losses(
-  results: Results, entries: Sequence[Entry], comparisons: Sequence[Comparison], of_the_paper: str, cannot_show: str
+  results: Results,
+  entries: Sequence[Entry],
+  comparisons: Sequence[Comparison],
+  of_the_paper: str,
+  cannot_show: str,
 ) -> Analysis:
   """An analysis of nothing but held-out losses: a row and a bar an entry, beside those `of_the_paper`."""
   panels = bars(results, entries, of_the_paper)
@@ -151,7 +160,9 @@ def of_losses(
 
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
-  ours = tuple((x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries))
+  ours = tuple(
+    (x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries)
+  )
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
   return (

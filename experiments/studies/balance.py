@@ -16,9 +16,24 @@ import math
 from collections.abc import Callable, Mapping
 from statistics import mean
 
-from experiments.studies.analysis import HELD_OUT_LOSS, Analysis, Panel, Results, Series, shown, sizes
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  Analysis,
+  Panel,
+  Results,
+  Series,
+  shown,
+  sizes,
+)
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role, difference, interval
+from experiments.studies.intervals import (
+  ABOUT,
+  BOUND_MAY_BE_WIDE,
+  Comparison,
+  Role,
+  difference,
+  interval,
+)
 
 _GROUPS = {'moe.device_balance_loss': 0.05, 'moe.device_groups': 7}
 
@@ -45,13 +60,26 @@ _LABELS = {
   'alpha1_0_alpha2_0.05': 'α2 0.05',
   'alpha1_0.001_alpha2_0.05': 'α1 0.001 α2 0.05',
 }
-_COLUMNS = ('balance loss', 'activated', 'seeds', HELD_OUT_LOSS, '95% interval', 'MaxVio', 'idle experts', 'group load')
+_COLUMNS = (
+  'balance loss',
+  'activated',
+  'seeds',
+  HELD_OUT_LOSS,
+  '95% interval',
+  'MaxVio',
+  'idle experts',
+  'group load',
+)
 
 
 def analyse(results: Results) -> Analysis:
   """Loss, MaxVio, idle experts and the groups' load, of every setting."""
-  loss = {run: _measured(results, run, lambda line: line['final']['total']['loss']) for run in _LABELS}
-  max_vio = {run: _measured(results, run, lambda line: line['max_vio']['last_tenth']) for run in _LABELS}
+  loss = {
+    run: _measured(results, run, lambda line: line['final']['total']['loss']) for run in _LABELS
+  }
+  max_vio = {
+    run: _measured(results, run, lambda line: line['max_vio']['last_tenth']) for run in _LABELS
+  }
   idle = {run: _measured(results, run, lambda line: line['idle_experts']) for run in _LABELS}
   group = {run: _measured(results, run, _group_load) for run in _LABELS}
   rows = tuple(
@@ -59,7 +87,9 @@ def analyse(results: Results) -> Analysis:
       label,
       sizes(results, run)[1],
       *shown(loss[run]),
-      *(shown(measure[run], digits)[1] for measure, digits in ((max_vio, 3), (idle, 1), (group, 3))),
+      *(
+        shown(measure[run], digits)[1] for measure, digits in ((max_vio, 3), (idle, 1), (group, 3))
+      ),
     )
     for run, label in _LABELS.items()
   )
@@ -72,8 +102,12 @@ def analyse(results: Results) -> Analysis:
     return Comparison(label, values, digits=digits, role=Role.BESIDE, **expected)
 
   comparisons = (
-    Comparison('MaxVio: none − α1 0.001', difference(max_vio[without], max_vio[small]), above=0.0, digits=3),
-    Comparison('idle experts: none − α1 0.001', difference(idle[without], idle[small]), above=0.0, digits=1),
+    Comparison(
+      'MaxVio: none − α1 0.001', difference(max_vio[without], max_vio[small]), above=0.0, digits=3
+    ),
+    Comparison(
+      'idle experts: none − α1 0.001', difference(idle[without], idle[small]), above=0.0, digits=1
+    ),
     Comparison('loss: α1 0.001 − none', difference(loss[small], loss[without]), below=ABOUT),
     Comparison('loss: α1 0.1 − α1 0.001', difference(loss[large], loss[small]), above=0.0),
     beside('MaxVio', max_vio, without, usual, above=0.0),
@@ -87,7 +121,14 @@ def analyse(results: Results) -> Analysis:
 
   def panel(title, measure, axis, from_zero=True, digits=3):
     points = tuple((x, interval(measure[run])) for x, run in enumerate(_LABELS))
-    return Panel(title, axis, (Series('', points),), tuple(_LABELS.values()), from_zero=from_zero, digits=digits)
+    return Panel(
+      title,
+      axis,
+      (Series('', points),),
+      tuple(_LABELS.values()),
+      from_zero=from_zero,
+      digits=digits,
+    )
 
   return Analysis(
     _COLUMNS,
@@ -95,7 +136,9 @@ def analyse(results: Results) -> Analysis:
     comparisons,
     (
       panel('MaxVio, last tenth of training', max_vio, "busiest expert's load ÷ mean", digits=2),
-      panel('Experts without a token, last tenth of training', idle, 'experts, all layers', digits=1),
+      panel(
+        'Experts without a token, last tenth of training', idle, 'experts, all layers', digits=1
+      ),
       panel('Busiest group of 9 experts, held-out text', group, "group's load ÷ mean", digits=2),
       panel('Loss', loss, HELD_OUT_LOSS, from_zero=False),
     ),
@@ -107,10 +150,15 @@ def analyse(results: Results) -> Analysis:
   )
 
 
-def _measured(results: Results, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
+def _measured(
+  results: Results, run: str, measure: Callable[[Mapping], float | None]
+) -> dict[int, float]:
   """By seed. A run that has diverged is an outcome here, worse than any number."""
   diverged = {seed for seed, loss in results.loss(run).items() if math.isnan(loss)}
-  return {seed: math.inf if seed in diverged else value for seed, value in results.values(run, measure).items()}
+  return {
+    seed: math.inf if seed in diverged else value
+    for seed, value in results.values(run, measure).items()
+  }
 
 
 def _group_load(line: Mapping) -> float | None:

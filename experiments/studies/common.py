@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 from experiments import proxy, variants
 
-SEEDS = 3  # of every run, unless --seeds says otherwise: with as many the report calls a study finished
+SEEDS = (
+  3  # of every run, unless --seeds says otherwise: with as many the report calls a study finished
+)
 # The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path relative to the
 # repository, so that a config, and the hash that names it, is the same on every machine.
 CORPUS = 'runs/corpus'
@@ -46,7 +48,7 @@ class Run:
   """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with `overrides` by dotted key.
 
   `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the keyword arguments of
-  moe.specialization.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
+  moe.analysis.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
   """
 
   name: str
@@ -77,7 +79,11 @@ class Scale:
     original = proxy.original(variant)
     file = proxy.VARIANTS[variant].__name__.rpartition('.')[2] if self is PAPER else 'proxy'
     layers, width = self.shape or (original.model.num_layers, original.model.d_model)
-    size = variants.resized(original, layers, d_model or width, self.head_dim) if self.shape or d_model else {}
+    size = (
+      variants.resized(original, layers, d_model or width, self.head_dim)
+      if self.shape or d_model
+      else {}
+    )
     return Run(
       name=name or variant,
       config=f'experiments/{file}.py:{variant}',
@@ -86,7 +92,9 @@ class Scale:
     )
 
 
-PROXY = Scale('proxy', _PROXY_SETTINGS, shape=(_LAYERS, _D), head_dim=_HEAD_DIM, widths=(48, 96, 144))
+PROXY = Scale(
+  'proxy', _PROXY_SETTINGS, shape=(_LAYERS, _D), head_dim=_HEAD_DIM, widths=(48, 96, 144)
+)
 PAPER = Scale('paper', {}, shape=None, head_dim=128, widths=(640, 896, 1280))
 
 
@@ -102,7 +110,9 @@ def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> 
     'evaluation.every_steps': num_steps // 10,
     'checkpoint.every_steps': num_steps // 10,
   }
-  return Scale('long', settings, shape=(_LAYERS, d_model), head_dim=head_dim, widths=(36, d_model, 72))
+  return Scale(
+    'long', settings, shape=(_LAYERS, d_model), head_dim=head_dim, widths=(36, d_model, 72)
+  )
 
 
 LONG = long_scale(48, 24, 1024, 2400)  # the shape is pilot_long.py's to choose

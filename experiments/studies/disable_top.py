@@ -29,7 +29,9 @@ from experiments.studies.analysis import (
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, Interval, difference, interval
 
-_MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}  # 0 is the run's own loss
+_MASKED = {
+  f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)
+}  # 0 is the run's own loss
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -82,6 +84,8 @@ def _series(found: Sequence[Interval | None], paper: bool = False) -> tuple[Seri
   """A line a model, of what is in the order of _ENTRIES."""
   shares = len(_EVALUATIONS)
   return tuple(
-    Series(label, tuple((share / 16, found[number * shares + share]) for share in range(shares)), paper)
+    Series(
+      label, tuple((share / 16, found[number * shares + share]) for share in range(shares)), paper
+    )
     for number, label in enumerate(_RUNS)
   )

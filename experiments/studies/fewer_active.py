@@ -27,9 +27,19 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role, Values, difference, interval
+from experiments.studies.intervals import (
+  ABOUT,
+  BOUND_MAY_BE_WIDE,
+  Comparison,
+  Role,
+  Values,
+  difference,
+  interval,
+)
 
-_FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}  # 7 is the run's own loss
+_FEWER = {
+  f'{active} routed': {'experts_per_token': active} for active in range(3, 7)
+}  # 7 is the run's own loss
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
@@ -40,7 +50,10 @@ _PAPER = {3: 1.956, 4: 1.868, 5: 1.831, 6: 1.814, 7: 1.808}
 _PAPER_GSHARD = 1.867
 _EVALUATION = {active: f'{active} routed' for active in range(3, 7)} | {7: ''}
 _ENTRIES = (
-  *(Entry(f'DeepSeekMoE, {active} routed', 'deepseek_moe', _PAPER[active], _EVALUATION[active]) for active in _PAPER),
+  *(
+    Entry(f'DeepSeekMoE, {active} routed', 'deepseek_moe', _PAPER[active], _EVALUATION[active])
+    for active in _PAPER
+  ),
   Entry('GShard', 'gshard', _PAPER_GSHARD),
 )
 

@@ -31,7 +31,9 @@ _ENTRIES = (
 
 def analyse(results: Results) -> Analysis:
   """Each step of Figure 3 against the one before it."""
-  steps = [against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES)]
+  steps = [
+    against(results, later, earlier, below=0.0) for earlier, later in itertools.pairwise(_ENTRIES)
+  ]
   ends = against(results, _ENTRIES[-1], _ENTRIES[0], below=0.0, role=Role.BESIDE)
   return of_losses(
     results,

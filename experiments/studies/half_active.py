@@ -28,7 +28,9 @@ def analyse(results: Results) -> Analysis:
   gshard, half, whole = (results.loss(entry.run) for entry in _ENTRIES)
   comparisons = (
     Comparison('half activated − GShard', difference(half, gshard), below=0.0),
-    Comparison('half activated − DeepSeekMoE', difference(half, whole), above=0.0, role=Role.BESIDE),
+    Comparison(
+      'half activated − DeepSeekMoE', difference(half, whole), above=0.0, role=Role.BESIDE
+    ),
   )
   return of_losses(
     results,

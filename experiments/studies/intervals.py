@@ -139,7 +139,9 @@ class Comparison:
 
   def _is_inside(self, value: float) -> bool:
     """A bound that is infinite is none, also for an infinite value."""
-    return (value > self.above or self.above == -math.inf) and (value < self.below or self.below == math.inf)
+    return (value > self.above or self.above == -math.inf) and (
+      value < self.below or self.below == math.inf
+    )
 
   @property
   def seeds_needed(self) -> int | None:
@@ -179,14 +181,18 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   """By RULE, once all runs are there."""
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
-  claimed, premises = ([each for each in comparisons if each.role is role] for role in (Role.CLAIM, Role.PREMISE))
+  claimed, premises = (
+    [each for each in comparisons if each.role is role] for role in (Role.CLAIM, Role.PREMISE)
+  )
   failed = [each for each in claimed if each.outcome == FAILS]
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
   open_ones = [each for each in (*claimed, *premises) if each.outcome != HOLDS]
   if open_ones:
     return Verdict(UNDECIDED, '; '.join(f'{each.what} ({_why_open(each)})' for each in open_ones))
-  return Verdict(HOLDS, f'all {len(claimed)} comparisons that decide it hold' if len(claimed) > 1 else '')
+  return Verdict(
+    HOLDS, f'all {len(claimed)} comparisons that decide it hold' if len(claimed) > 1 else ''
+  )
 
 
 def _why_open(comparison: Comparison) -> str:

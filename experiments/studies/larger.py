@@ -33,20 +33,31 @@ _ENTRIES = (
   Entry('Dense ×16', 'dense_x16', 1.806),
   _DEEPSEEK_MOE,
 )
-_LEVEL = ('GShard ×1.5', 'Dense ×16')  # with DeepSeekMoE in the paper, which is the claim; it is ahead of the others
+_LEVEL = (
+  'GShard ×1.5',
+  'Dense ×16',
+)  # with DeepSeekMoE in the paper, which is the claim; it is ahead of the others
 
 
 def analyse(results: Results) -> Analysis:
   """DeepSeekMoE against each of the others, and those that it is to be level with against GShard."""
   comparisons = [
-    against(results, _DEEPSEEK_MOE, entry, below=ABOUT if level else 0.0, role=Role.CLAIM if level else Role.BESIDE)
+    against(
+      results,
+      _DEEPSEEK_MOE,
+      entry,
+      below=ABOUT if level else 0.0,
+      role=Role.CLAIM if level else Role.BESIDE,
+    )
     for entry in _ENTRIES
     if entry is not _DEEPSEEK_MOE
     for level in [entry.label in _LEVEL]
   ]
   # To be as good as a model that is no better than GShard would say nothing.
   comparisons += [
-    against(results, larger, _GSHARD, below=0.0, role=Role.PREMISE) for larger in _ENTRIES if larger.label in _LEVEL
+    against(results, larger, _GSHARD, below=0.0, role=Role.PREMISE)
+    for larger in _ENTRIES
+    if larger.label in _LEVEL
   ]
   return of_losses(
     results,

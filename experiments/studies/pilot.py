@@ -42,7 +42,9 @@ CHOICE = (
 def sweep(scale: Scale = PROXY) -> list[Run]:
   cases = [(variant, rate) for rate in _RATES for variant in _VARIANTS]
   cases += [(variant, rate) for rate in _LARGER_RATES for variant in _LARGER]
-  return [scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate}) for variant, rate in cases]
+  return [
+    scale.run(variant, _name(variant, rate), {'optimizer.peak_lr': rate}) for variant, rate in cases
+  ]
 
 
 Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
@@ -52,14 +54,21 @@ def tables(results: Results) -> tuple[Table, Table]:
   """Seed 0's loss by learning rate and architecture; losses, and gaps to Dense, where there are several seeds."""
   searched = _VARIANTS + _LARGER
   search = tuple(
-    (f'{rate:g}', *(_text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate, searched).values()))
+    (
+      f'{rate:g}',
+      *(
+        _text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate, searched).values()
+      ),
+    )
     for rate in sorted(_RATES)
   )
   noise = []
   for rate in sorted(_RATES):
     of_one = _losses(results, rate, _VARIANTS)
     dense = of_one[_VARIANTS[0]]
-    gaps = {f'{variant} − {_VARIANTS[0]}': difference(of_one[variant], dense) for variant in _VARIANTS[1:]}
+    gaps = {
+      f'{variant} − {_VARIANTS[0]}': difference(of_one[variant], dense) for variant in _VARIANTS[1:]
+    }
     for name, values in (of_one | gaps).items():
       found = interval(values)
       if found is not None and found.half is not None:
@@ -67,7 +76,10 @@ def tables(results: Results) -> tuple[Table, Table]:
         noise.append((name, f'{rate:g}', shown, f'{found.mean:.4f}', f'{found.sd:.4f}'))
   return (
     (('peak learning rate', *searched), search),
-    (('held-out loss', 'peak learning rate', 'by seed', 'mean', 'standard deviation'), tuple(noise)),
+    (
+      ('held-out loss', 'peak learning rate', 'by seed', 'mean', 'standard deviation'),
+      tuple(noise),
+    ),
   )
 
 

@@ -35,7 +35,9 @@ def sweep(scale: Scale = LONG) -> list[Run]:
   """The runs of stage 1; those of stages 2 and 3 follow when it has chosen."""
   del scale  # the shapes are what is searched
   return [
-    long_scale(width, head_dim, vocabulary, steps).run(variant, f'{variant}_{name}', {'optimizer.peak_lr': _RATE})
+    long_scale(width, head_dim, vocabulary, steps).run(
+      variant, f'{variant}_{name}', {'optimizer.peak_lr': _RATE}
+    )
     for name, (width, head_dim, vocabulary, steps) in SHAPES.items()
     for variant in ('gshard', 'deepseek_moe')
   ]

@@ -19,7 +19,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.studies.analysis import HELD_OUT_LOSS, NONE, Analysis, Panel, Results, Series, given, shown, sizes
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  NONE,
+  Analysis,
+  Panel,
+  Results,
+  Series,
+  given,
+  shown,
+  sizes,
+)
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, Role, interval
 
@@ -33,7 +43,15 @@ def sweep(scale: Scale = PROXY) -> list[Run]:
 
 
 _VARIANTS = {'Dense': 'dense', 'DeepSeekMoE': 'deepseek_moe'}
-_COLUMNS = ('model', 'parameters', 'activated', 'training FLOPs', 'seeds', HELD_OUT_LOSS, '95% interval')
+_COLUMNS = (
+  'model',
+  'parameters',
+  'activated',
+  'training FLOPs',
+  'seeds',
+  HELD_OUT_LOSS,
+  '95% interval',
+)
 # Table 6: FLOPs of 4K tokens, Pile loss.
 _PAPER = {
   'DeepSeek 67B': ((2057.5e12, 1.905),),
@@ -58,13 +76,18 @@ def analyse(results: Results) -> Analysis:
     for label, variant in _VARIANTS.items()
     for width in PROXY.widths
   )
-  runs = {label: [f'{variant}_d{width}' for width in PROXY.widths] for label, variant in _VARIANTS.items()}
+  runs = {
+    label: [f'{variant}_d{width}' for width in PROXY.widths] for label, variant in _VARIANTS.items()
+  }
   ours = tuple(
-    Series(label, tuple((results.of(run, 'train_flops'), interval(results.loss(run))) for run in of_one))
+    Series(
+      label, tuple((results.of(run, 'train_flops'), interval(results.loss(run))) for run in of_one)
+    )
     for label, of_one in runs.items()
   )
   paper = tuple(
-    Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True) for label, points in _PAPER.items()
+    Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True)
+    for label, points in _PAPER.items()
   )
   return Analysis(
     _COLUMNS,
@@ -124,7 +147,10 @@ def compute_share(dense: Curve, moe: Curve) -> float:
     return moe[0][0] / compute
   for (before, high), (after, low) in itertools.pairwise(moe):
     if low <= loss:
-      return math.exp(math.log(before) + (high - loss) / (high - low) * math.log(after / before)) / compute
+      return (
+        math.exp(math.log(before) + (high - loss) / (high - low) * math.log(after / before))
+        / compute
+      )
   return moe[-1][0] / compute
 
 
@@ -166,7 +192,10 @@ def _curves(results: Results, variant: str) -> dict[int, Curve]:
   runs = [f'{variant}_d{width}' for width in PROXY.widths]
   losses = [results.loss(run) for run in runs]
   seeds = set.intersection(*(set(loss) for loss in losses))
-  return {seed: [(results.of(run, 'train_flops'), loss[seed]) for run, loss in zip(runs, losses)] for seed in seeds}
+  return {
+    seed: [(results.of(run, 'train_flops'), loss[seed]) for run, loss in zip(runs, losses)]
+    for seed in seeds
+  }
 
 
 def _is_finite(*curves: Curve) -> bool:

@@ -31,7 +31,8 @@ _ENTRIES = (
 def analyse(results: Results) -> Analysis:
   """Every pair of the three."""
   comparisons = tuple(
-    against(results, second, first, above=-ABOUT, below=ABOUT) for first, second in itertools.combinations(_ENTRIES, 2)
+    against(results, second, first, above=-ABOUT, below=ABOUT)
+    for first, second in itertools.combinations(_ENTRIES, 2)
   )
   return of_losses(
     results,

@@ -39,7 +39,10 @@ def analyse(results: Results) -> Analysis:
   *others, deepseek_moe = _ENTRIES
   comparisons = (
     *(against(results, deepseek_moe, other, below=0.0) for other in reversed(others)),
-    *(against(results, later, earlier, below=0.0, role=Role.BESIDE) for earlier, later in itertools.pairwise(others)),
+    *(
+      against(results, later, earlier, below=0.0, role=Role.BESIDE)
+      for earlier, later in itertools.pairwise(others)
+    ),
   )
   return of_losses(
     results,

@@ -4,9 +4,44 @@ import random
 
 NUM_PAGES = 1600  # about 2 MB
 
-_PLACES = ('ones', 'tens', 'hundreds', 'thousands', 'ten thousands', 'hundred thousands', 'millions')
-_NAMES = ('Ada', 'Ben', 'Chen', 'Dina', 'Emil', 'Fatou', 'Grace', 'Hugo', 'Ines', 'Jonas', 'Kim', 'Lena', 'Mo', 'Nora')
-_THINGS = ('apples', 'books', 'coins', 'eggs', 'marbles', 'nails', 'pears', 'pencils', 'seeds', 'stamps', 'tickets')
+_PLACES = (
+  'ones',
+  'tens',
+  'hundreds',
+  'thousands',
+  'ten thousands',
+  'hundred thousands',
+  'millions',
+)
+_NAMES = (
+  'Ada',
+  'Ben',
+  'Chen',
+  'Dina',
+  'Emil',
+  'Fatou',
+  'Grace',
+  'Hugo',
+  'Ines',
+  'Jonas',
+  'Kim',
+  'Lena',
+  'Mo',
+  'Nora',
+)
+_THINGS = (
+  'apples',
+  'books',
+  'coins',
+  'eggs',
+  'marbles',
+  'nails',
+  'pears',
+  'pencils',
+  'seeds',
+  'stamps',
+  'tickets',
+)
 
 
 class _Dice:
@@ -85,7 +120,9 @@ def division(dice) -> str:
     rest = rest * 10 + int(digit)
     if rest >= divisor:
       times = rest // divisor
-      lines.append(f'  {rest} holds {divisor} {_times(times)}: {rest} - {divisor * times} = {rest - divisor * times}')
+      lines.append(
+        f'  {rest} holds {divisor} {_times(times)}: {rest} - {divisor * times} = {rest - divisor * times}'
+      )
     rest %= divisor
   quotient = dividend // divisor
   end = f'{quotient} remainder {rest}' if rest else f'{quotient}'
@@ -134,7 +171,9 @@ def story(dice) -> str:
   if dice.between(0, 1) or more >= total:
     end = f'{total} + {more} = {total + more}'
     question = f'and gets {more} more. How many {things} are there now?'
-    return f'{opening} {question}\n{begin}\n  With the others: {end}\n{who} has {total + more} {things}.'
+    return (
+      f'{opening} {question}\n{begin}\n  With the others: {end}\n{who} has {total + more} {things}.'
+    )
   receiver = other if other != who else 'a friend'
   end = f'{total} - {more} = {total - more}'
   question = f'and gives {more} of them to {receiver}. How many {things} are left?'

@@ -46,7 +46,9 @@ def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
     files = () if pattern is None else _matches(pattern, domain, key)
     known = found.get(domain)
     if known and (known.files == () or files == ()):
-      raise UserError(f'{key}: domain {domain!r} stands for text of `builtin`: give the other one another name')
+      raise UserError(
+        f'{key}: domain {domain!r} stands for text of `builtin`: give the other one another name'
+      )
     files = tuple(sorted({*(known.files if known else ()), *files}))
     found[domain] = Source(domain, weight, files)
   return tuple(found.values())
@@ -65,7 +67,9 @@ def fingerprint(source: Source) -> object:
   return {
     'files': len(source.files),
     'bytes': sum(path.stat().st_size for path in source.files),
-    'blake2b': hashlib.blake2b(listed.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest(),
+    'blake2b': hashlib.blake2b(
+      listed.encode('utf-8', 'surrogateescape'), digest_size=8
+    ).hexdigest(),
   }
 
 
@@ -127,7 +131,9 @@ def _entries(spec, key):
     made.append((match['domain'], _weight(match['weight'], entry, key), match['glob'].strip()))
   for domain, weight, _ in made:
     if weight_of.setdefault(domain, weight) != weight:
-      raise UserError(f'{key}: domain {domain!r} has two weights, {weight_of[domain]:g} and {weight:g}: give one')
+      raise UserError(
+        f'{key}: domain {domain!r} has two weights, {weight_of[domain]:g} and {weight:g}: give one'
+      )
   return made
 
 

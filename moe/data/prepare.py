@@ -39,7 +39,9 @@ def prepare(config: Config, directory: str | Path) -> PreparedData:
   metadata = store.read_metadata(directory)
   if metadata is None:
     with _write_errors(directory), _sole_builder(directory):
-      if store.read_metadata(directory) is None:  # else another process built it while this one waited
+      if (
+        store.read_metadata(directory) is None
+      ):  # else another process built it while this one waited
         _build_beside(config, directory)
     metadata = store.read_metadata(directory)
   _check_settings(config, metadata, directory)
@@ -56,10 +58,20 @@ def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> d
   """
   held_out = {'holdout': data.holdout}
   if data.validation_sources:
-    held_out = {'validation_sources': _fingerprints(data.validation_sources, 'data.validation_sources', stored)}
-  tokenizer = {'tokenizer': 'trained', 'vocab_size': vocab_size, 'tokenizer_sample_mb': data.tokenizer_sample_mb}
+    held_out = {
+      'validation_sources': _fingerprints(
+        data.validation_sources, 'data.validation_sources', stored
+      )
+    }
+  tokenizer = {
+    'tokenizer': 'trained',
+    'vocab_size': vocab_size,
+    'tokenizer_sample_mb': data.tokenizer_sample_mb,
+  }
   if data.tokenizer:
-    tokenizer = {'tokenizer': f'sha256 {store.sha256(_existing_tokenizer(data, vocab_size).to_bytes())[:16]}'}
+    tokenizer = {
+      'tokenizer': f'sha256 {store.sha256(_existing_tokenizer(data, vocab_size).to_bytes())[:16]}'
+    }
   sources = _fingerprints(data.sources, 'data.sources', stored)
   return {'sources': sources, **held_out, 'text_key': data.text_key, **tokenizer}
 
@@ -78,8 +90,12 @@ def _fingerprints(spec, key, stored):
 def _check_settings(config, metadata, directory):
   wanted = settings(config.data, config.tokenizer_vocab_size, metadata['settings'])
   if different := moe_config.differences(metadata['settings'], wanted):
-    listed = '; '.join(f'data.{key}: {old} there, {new} now' for key, (old, new) in different.items())
-    raise UserError(f'{directory} was prepared with other settings ({listed}): choose another data.dir or delete it')
+    listed = '; '.join(
+      f'data.{key}: {old} there, {new} now' for key, (old, new) in different.items()
+    )
+    raise UserError(
+      f'{directory} was prepared with other settings ({listed}): choose another data.dir or delete it'
+    )
 
 
 def _check_size(data, prepared):
@@ -123,7 +139,9 @@ def _build(config, directory):
     'token_type': token_type.name,
     'splits': _write_documents(data, tokenizer, token_type, directory, total),
   }
-  (directory / 'metadata.json').write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+  (directory / 'metadata.json').write_text(
+    json.dumps(metadata, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+  )
 
 
 def _sample(data):
@@ -168,15 +186,23 @@ def _check_splits(data, present):
     if (TRAIN, domain) not in present:
       if (HELD_OUT, domain) not in present:
         raise UserError(f'data.sources: domain {domain!r} is empty: its files hold no text')
-      raise UserError(f'domain {domain!r}: every document is held out: lower data.holdout={data.holdout:g} or add text')
+      raise UserError(
+        f'domain {domain!r}: every document is held out: lower data.holdout={data.holdout:g} or add text'
+      )
     if not data.validation_sources and (HELD_OUT, domain) not in present:
       raise UserError(
         f'domain {domain!r} has no held-out text: raise data.holdout={data.holdout:g} (a share of whole documents) '
         'or give data.validation_sources'
       )
-  for domain in corpus.weights(data.validation_sources, 'data.validation_sources') if data.validation_sources else ():
+  for domain in (
+    corpus.weights(data.validation_sources, 'data.validation_sources')
+    if data.validation_sources
+    else ()
+  ):
     if (HELD_OUT, domain) not in present:
-      raise UserError(f'data.validation_sources: domain {domain!r} is empty: its files hold no text')
+      raise UserError(
+        f'data.validation_sources: domain {domain!r} is empty: its files hold no text'
+      )
 
 
 def _batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
@@ -211,7 +237,9 @@ def _sole_builder(directory):
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      print(f'waiting for another process that is preparing {directory}', file=sys.stderr, flush=True)
+      print(
+        f'waiting for another process that is preparing {directory}', file=sys.stderr, flush=True
+      )
       fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 
@@ -222,6 +250,10 @@ def _write_errors(directory):
   try:
     yield
   except OSError as error:
-    raise of_system(error, f'cannot write {error.filename or directory}: {error.strerror or error}') from error
+    raise of_system(
+      error, f'cannot write {error.filename or directory}: {error.strerror or error}'
+    ) from error
   except RuntimeError as error:  # ArrayRecord's way to tell of a full disk
-    raise UserError(f'cannot write prepared data in {directory}: {str(error).splitlines()[0]}') from error
+    raise UserError(
+      f'cannot write prepared data in {directory}: {str(error).splitlines()[0]}'
+    ) from error

@@ -18,7 +18,13 @@ class Progress:
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(
-        desc=label, total=total, unit='B', unit_scale=True, leave=False, delay=_PATIENCE, dynamic_ncols=True
+        desc=label,
+        total=total,
+        unit='B',
+        unit_scale=True,
+        leave=False,
+        delay=_PATIENCE,
+        dynamic_ncols=True,
       )
 
   def __enter__(self):

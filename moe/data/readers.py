@@ -67,7 +67,9 @@ def _parquet(path, text_key):
     with pyarrow.parquet.ParquetFile(path) as file:
       columns = file.schema_arrow.names
       if text_key not in columns:
-        raise UserError(f'{path}: no column {text_key!r} (data.text_key); the file has {_some(columns)}')
+        raise UserError(
+          f'{path}: no column {text_key!r} (data.text_key); the file has {_some(columns)}'
+        )
       number = 0
       for batch in file.iter_batches(batch_size=256, columns=[text_key]):
         for value in batch.column(0):
@@ -88,7 +90,9 @@ def _checked(text, where, text_key):
   try:
     text.encode()
   except UnicodeEncodeError as error:  # "\ud800" alone is legal JSON, but no text
-    raise UserError(f'{where}: {text_key!r} is no Unicode: lone surrogate at character {error.start}') from error
+    raise UserError(
+      f'{where}: {text_key!r} is no Unicode: lone surrogate at character {error.start}'
+    ) from error
   return text
 
 

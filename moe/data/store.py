@@ -32,7 +32,11 @@ FORMAT = 1  # raise it when older directories can no longer be read
 RECORD_TOKENS = 4096
 SHARD_TOKENS = 1 << 28
 TRAIN, HELD_OUT = 'train', 'held_out'
-_INDEX_TYPES = {'record_tokens': np.uint32, 'document_records': np.uint32, 'document_bytes': np.uint64}
+_INDEX_TYPES = {
+  'record_tokens': np.uint32,
+  'document_records': np.uint32,
+  'document_bytes': np.uint64,
+}
 
 
 class DomainWriter:
@@ -80,7 +84,10 @@ class DomainWriter:
     if self._room <= 0:
       self._close_shard()
       name = f'{self._name}-{len(self._shards):05d}.array_record'
-      self._shard, self._room = ArrayRecordWriter(str(self._directory / name), 'group_size:1,zstd:1'), SHARD_TOKENS
+      self._shard, self._room = (
+        ArrayRecordWriter(str(self._directory / name), 'group_size:1,zstd:1'),
+        SHARD_TOKENS,
+      )
       self._shards.append([name, 0])
     self._shard.write(record_N.tobytes())
     self._shards[-1][1] += 1
@@ -100,7 +107,9 @@ class Documents:
     """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned. UserError if the index is damaged."""
     self._token_type = token_type
     self._paths = [directory / shard for shard, _ in entry['shards']]
-    self._first_of_shard = np.concatenate([[0], np.cumsum([records for _, records in entry['shards']])])
+    self._first_of_shard = np.concatenate(
+      [[0], np.cumsum([records for _, records in entry['shards']])]
+    )
     self._readers: list[ArrayRecordReader | None] = [None] * len(self._paths)
     self._opening = threading.Lock()
     path = directory / f'{name}.index.npz'
@@ -137,7 +146,10 @@ class Documents:
   def _reader(self, shard):
     with self._opening:
       if self._readers[shard] is None:
-        options = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 32768}  # for reading at random
+        options = {
+          'options': 'readahead_buffer_size:0',
+          'file_reader_buffer_size': 32768,
+        }  # for reading at random
         self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), **options)
       return self._readers[shard]
 
@@ -176,7 +188,9 @@ class PreparedData:
     key = (split, domain)
     if key not in self._opened:
       token_type = np.dtype(self.metadata['token_type'])
-      self._opened[key] = Documents(self.directory, f'{split}-{domain}', self.totals(split, domain), token_type)
+      self._opened[key] = Documents(
+        self.directory, f'{split}-{domain}', self.totals(split, domain), token_type
+      )
     return self._opened[key]
 
   def totals(self, split: str, domain: str) -> dict:
@@ -233,7 +247,9 @@ def read_metadata(directory: Path) -> dict | None:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise damaged(path) from error
   if found != FORMAT:
-    raise UserError(f'{directory} was prepared by another version (format {found}, not {FORMAT}): delete it')
+    raise UserError(
+      f'{directory} was prepared by another version (format {found}, not {FORMAT}): delete it'
+    )
   if not complete:
     raise damaged(path)
   return metadata
@@ -241,7 +257,9 @@ def read_metadata(directory: Path) -> dict | None:
 
 def damaged(path: Path) -> UserError:
   """The error for a file of prepared data that cannot be what was written."""
-  return UserError(f'prepared data is damaged: {path} is missing, truncated or altered: delete its directory')
+  return UserError(
+    f'prepared data is damaged: {path} is missing, truncated or altered: delete its directory'
+  )
 
 
 def sha256(contents: bytes) -> str:

@@ -19,7 +19,11 @@ _SPACE_MARK, _ESCAPE = '\u2581', '\U0010fffe'
 
 # A newline is a piece of its own, with the indentation that usually follows: 8% fewer tokens on Python source than
 # with the newline alone. SentencePiece takes the longest that matches.
-_NEWLINES = ['\n', '\n\n', *('\n' + _SPACE_MARK * spaces for spaces in (2, 4, 6, 8, 12, 16, 20, 24))]
+_NEWLINES = [
+  '\n',
+  '\n\n',
+  *('\n' + _SPACE_MARK * spaces for spaces in (2, 4, 6, 8, 12, 16, 20, 24)),
+]
 _LONGEST_PART = 1_000_000  # characters encoded at once: the time of BPE grows faster than the text, books are long
 
 
@@ -44,12 +48,16 @@ class Tokenizer:
     self.eos_id: int = self._processor.eos_id()
     for kind, token in (('BOS', self.bos_id), ('EOS', self.eos_id)):
       if token < 0:
-        raise UserError(f'{name} has no {kind} piece: documents need one, choose a model trained with it')
+        raise UserError(
+          f'{name} has no {kind} piece: documents need one, choose a model trained with it'
+        )
 
   @functools.cached_property
   def is_text(self) -> np.ndarray:
     """(vocab_size,) bool: True for pieces that stand for text, False for control pieces and the unknown one."""
-    no_text = lambda i: self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
+    no_text = lambda i: (
+      self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
+    )
     return np.array([not no_text(i) for i in range(self.vocab_size)])
 
   @functools.cached_property
@@ -136,7 +144,9 @@ def _training_error(error, vocab_size):
     return UserError(
       f'model.vocab_size={vocab_size} is too small: set it (or data.vocab_size) to at least {int(limit[1]) + 1}'
     )
-  return UserError(f'no tokenizer of model.vocab_size={vocab_size} can be trained on this corpus: {error}')
+  return UserError(
+    f'no tokenizer of model.vocab_size={vocab_size} can be trained on this corpus: {error}'
+  )
 
 
 def _frequent_characters(texts, vocab_size):
@@ -150,7 +160,9 @@ def _frequent_characters(texts, vocab_size):
     counts.update(text)
   room, wanted = max(1, (vocab_size - 256 - 3 - len(_NEWLINES)) // 2), 0.9995 * counts.total()
   rare, covered = {}, 0
-  for rank, (character, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
+  for rank, (character, count) in enumerate(
+    sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+  ):
     if rank >= room or covered >= wanted:
       rare[ord(character)] = '\n'
     covered += count
@@ -164,7 +176,11 @@ def _escape(text):
 
 
 def _unescape(text):
-  return text if _ESCAPE not in text else text.replace(_ESCAPE + '1', _SPACE_MARK).replace(_ESCAPE + '0', _ESCAPE)
+  return (
+    text
+    if _ESCAPE not in text
+    else text.replace(_ESCAPE + '1', _SPACE_MARK).replace(_ESCAPE + '0', _ESCAPE)
+  )
 
 
 def _cut(text):

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe import mesh
 from moe.config import ModelConfig
 from moe.layers import initializers
 from moe.layers.linear import linear
 from moe.layers.rope import apply_rope
 from moe.ops.attention import attention
+from moe.parallel import mesh
 
 
 class KVCache(NamedTuple):
@@ -31,7 +31,11 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, positions_BL: jax.Array, segment_ids_BL: jax.Array, cache: KVCache | None
+    self,
+    x_BLD: jax.Array,
+    positions_BL: jax.Array,
+    segment_ids_BL: jax.Array,
+    cache: KVCache | None,
   ) -> tuple[jax.Array, KVCache | None]:
     """Without a cache a token sees its own segment up to itself; with one, every cached position up to its own.
 
@@ -53,7 +57,9 @@ class Attention(nn.Module):
     if cache is None:
       heads, batch = mesh.spec('batch', None, 'heads', None), mesh.spec('batch', None)
       attend = mesh.on_shards(
-        functools.partial(attention, implementation=self.implementation), (heads, heads, heads, batch), heads
+        functools.partial(attention, implementation=self.implementation),
+        (heads, heads, heads, batch),
+        heads,
       )
       attended_BLHC = attend(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL)
     else:
@@ -62,7 +68,9 @@ class Attention(nn.Module):
       values_BSGC = cache.values_BSGC.at[row_B1, positions_BL].set(values_BSGC)
       cache = KVCache(keys_BSGC, values_BSGC)
       mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
-      attended_BLHC = jax.nn.dot_product_attention(query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None])
+      attended_BLHC = jax.nn.dot_product_attention(
+        query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None]
+      )
     attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
     return self._product(attended_BLX, 'out', c.d_model), cache
 

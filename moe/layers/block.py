@@ -3,14 +3,14 @@
 import jax
 from flax import linen as nn
 
-from moe import mesh
 from moe.config import Config
 from moe.layers.attention import Attention, KVCache
-from moe.layers.expert_parallel import KEEP_PLAN
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
 from moe.layers.norm import RMSNorm
 from moe.ops.router import RoutingStats
+from moe.parallel import mesh
+from moe.parallel.expert_parallel import KEEP_PLAN
 
 
 class Block(nn.Module):
@@ -32,15 +32,17 @@ class Block(nn.Module):
     x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
     model = self.config.model
     norm = lambda name: RMSNorm(model.norm_eps, name=name)
-    attended_BLD, cache = Attention(model, self.config.ops.implementation, self.config.mesh.zero, name='attention')(
-      norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache
-    )
+    attended_BLD, cache = Attention(
+      model, self.config.ops.implementation, self.config.mesh.zero, name='attention'
+    )(norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache)
     x_BLD += attended_BLD
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
       return x_BLD + MLP(model, model.d_ff, self.config.mesh.zero, name='mlp')(u_BLD), (None, cache)
-    layer = nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
-    y_BLD, stats = layer(model, self.config.moe, self.config.mesh, self.config.ops.implementation, name='moe')(
-      u_BLD, token_ids_BL, segment_ids_BL > 0
+    layer = (
+      nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
+    y_BLD, stats = layer(
+      model, self.config.moe, self.config.mesh, self.config.ops.implementation, name='moe'
+    )(u_BLD, token_ids_BL, segment_ids_BL > 0)
     return x_BLD + y_BLD, (stats, cache)

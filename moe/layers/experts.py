@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from moe.config import MeshConfig, ModelConfig, MoEConfig
 from moe.layers import initializers
-from moe.layers.expert_parallel import expert_parallel_ffn
 from moe.ops.routed_ffn import ExpertWeights
+from moe.parallel.expert_parallel import expert_parallel_ffn
 
 
 class Experts(nn.Module):
@@ -28,7 +28,9 @@ class Experts(nn.Module):
     e, d, f = self.moe.num_experts, self.config.d_model, self.moe.d_expert
     matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
     weights = ExpertWeights(matrix('gate', e, d, f), matrix('up', e, d, f), matrix('down', e, f, d))
-    run = functools.partial(expert_parallel_ffn, dtype=jnp.dtype(self.config.dtype), implementation=self.implementation)
+    run = functools.partial(
+      expert_parallel_ffn, dtype=jnp.dtype(self.config.dtype), implementation=self.implementation
+    )
     y_BLD, exchange = run(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.mesh)
     if exchange is not None:
       for name, value in exchange._asdict().items():

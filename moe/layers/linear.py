@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe import mesh
 from moe.config import ModelConfig
 from moe.ops import matmul
+from moe.parallel import mesh
 
 _TENSOR_AXES = ('heads', 'hidden')
 
 
-def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: ModelConfig, zero: int) -> jax.Array:
+def linear(
+  x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: ModelConfig, zero: int
+) -> jax.Array:
   """x w in the compute type, as `ops.matmul.linear`.
 
   Written out for each device, since XLA, left to itself, sums gradients over all devices and then throws most of the
@@ -33,7 +35,9 @@ def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: Mod
     y_BLN = matmul.linear(x_BLK, mesh.own_whole(w_KN, axes, zero, dtype), dtype)
     return lax.psum(y_BLN, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLN
 
-  if mesh.gathers(axes, zero) and config.remat != 'full':  # with which backward gathers again anyway
+  if (
+    mesh.gathers(axes, zero) and config.remat != 'full'
+  ):  # with which backward gathers again anyway
     of_own_part = jax.checkpoint(of_own_part)
   laid_out = lambda axis: mesh.spec('batch', None, by_tensor(axis))
   specs = laid_out(rows), mesh.stored_spec(axes, zero)

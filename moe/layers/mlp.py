@@ -3,11 +3,11 @@
 import jax
 from flax import linen as nn
 
-from moe import mesh
 from moe.config import ModelConfig
 from moe.layers import initializers
 from moe.layers.linear import linear
 from moe.ops.swiglu import activation
+from moe.parallel import mesh
 
 
 class MLP(nn.Module):

@@ -28,7 +28,9 @@ class MoELayer(nn.Module):
     """The layer's output, and the routing statistics (None where there are no routed experts)."""
     y_BLD, stats = jnp.zeros_like(u_BLD), None
     if self.moe.num_experts:
-      router = _ROUTERS[self.moe.router](self.config, self.moe, self.implementation, self.mesh.zero, name='router')
+      router = _ROUTERS[self.moe.router](
+        self.config, self.moe, self.implementation, self.mesh.zero, name='router'
+      )
       gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
       y_BLD += Experts(self.config, self.moe, self.mesh, self.implementation, name='experts')(
         u_BLD, gates_BLK, experts_BLK, is_token_BL

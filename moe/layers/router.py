@@ -6,11 +6,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from moe import mesh
 from moe.config import ModelConfig, MoEConfig
 from moe.layers import initializers
 from moe.ops.router import Routing, RoutingStats, route
 from moe.ops.router.reference import count_choices
+from moe.parallel import mesh
 
 
 class SoftmaxRouter(nn.Module):
@@ -24,14 +24,20 @@ class SoftmaxRouter(nn.Module):
   @nn.compact
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     del token_ids_BL
-    experts_DE = self.param('experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts))
+    experts_DE = self.param(
+      'experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts)
+    )
     axes, batch = mesh.parameter_axes('router', 'experts'), mesh.spec('batch')
 
     def choose(u_BLD, experts_DE, is_token_BL):
       # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
       experts_DE = mesh.own_whole(experts_DE, axes, self.zero, jnp.float32)
-      logits_BLE = jnp.matmul(u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST)
-      return route(logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation)
+      logits_BLE = jnp.matmul(
+        u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST
+      )
+      return route(
+        logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation
+      )
 
     specs = batch, mesh.stored_spec(axes, self.zero), batch
     return mesh.on_shards(choose, specs, batch)(u_BLD, experts_DE, is_token_BL)
@@ -49,7 +55,9 @@ class HashRouter(nn.Module):
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     """As `SoftmaxRouter`; the affinities of its statistics are 1/K for the chosen experts."""
     del u_BLD
-    table_VK = hash_table(self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed)
+    table_VK = hash_table(
+      self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed
+    )
     experts_BLK = jnp.asarray(table_VK)[token_ids_BL]
     counts_BE = count_choices(experts_BLK, is_token_BL, self.moe.num_experts)
     nothing_B = jnp.zeros(token_ids_BL.shape[0], jnp.float32)
@@ -69,7 +77,9 @@ def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: 
   and since a BPE vocabulary lists pieces in the order of merging, about that of frequency, equally common ones.
   Hash Layers (Roller et al., 2021) balance by the corpus's own token counts; this needs none, and the load is logged.
   """
-  generator = np.random.Generator(np.random.PCG64(seed))  # PCG64 by name: its stream is fixed across NumPy versions
+  generator = np.random.Generator(
+    np.random.PCG64(seed)
+  )  # PCG64 by name: its stream is fixed across NumPy versions
   blocks = -(-vocab_size // num_experts)
   order_VE = np.stack([_permutation(generator, num_experts) for _ in range(blocks)])
   first_V = order_VE.reshape(-1)[:vocab_size]

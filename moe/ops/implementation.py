@@ -34,8 +34,15 @@ class _Target(NamedTuple):
   interpret: Any  # of pl.pallas_call
 
 
-_HOME = {Implementation.PALLAS_TPU: 'tpu', Implementation.PALLAS_GPU: 'gpu'}  # the platform of each kind of kernel
-_PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)  # every op has them all
+_HOME = {
+  Implementation.PALLAS_TPU: 'tpu',
+  Implementation.PALLAS_GPU: 'gpu',
+}  # the platform of each kind of kernel
+_PREFERRED = (
+  Implementation.PALLAS_TPU,
+  Implementation.PALLAS_GPU,
+  Implementation.XLA,
+)  # every op has them all
 _target: ContextVar[_Target | None] = ContextVar('target', default=None)
 _log = logging.getLogger('moe.ops')
 

@@ -26,7 +26,10 @@ def matmul_tn(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
   if a_MK.dtype != jnp.bfloat16:
     return _dot(a_MK, b_MN, 0, 0)
   return lax.platform_dependent(
-    a_MK, b_MN, cpu=lambda a, b: _dot(_really_transposed(a), b, 1, 0), default=lambda a, b: _dot(a, b, 0, 0)
+    a_MK,
+    b_MN,
+    cpu=lambda a, b: _dot(_really_transposed(a), b, 1, 0),
+    default=lambda a, b: _dot(a, b, 0, 0),
   )
 
 

@@ -15,7 +15,9 @@ def activation(gate: jax.Array, up: jax.Array) -> jax.Array:
   return swiglu(gate, up).astype(gate.dtype)
 
 
-def swiglu_gradients(gate: jax.Array, up: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def swiglu_gradients(
+  gate: jax.Array, up: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Gradients of `swiglu` with respect to gate and up, float32."""
   gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
   sigmoid = jax.nn.sigmoid(gate)
@@ -25,7 +27,9 @@ def swiglu_gradients(gate: jax.Array, up: jax.Array, cotangent: jax.Array) -> tu
 
 def _activation_backward(operands, cotangent):
   gate, up = operands
-  return tuple(d.astype(gate.dtype) for d in swiglu_gradients(gate, up, cotangent.astype(jnp.float32)))
+  return tuple(
+    d.astype(gate.dtype) for d in swiglu_gradients(gate, up, cotangent.astype(jnp.float32))
+  )
 
 
 activation.defvjp(lambda gate, up: (activation(gate, up), (gate, up)), _activation_backward)

@@ -9,15 +9,17 @@ import signal
 import time
 
 from moe.checkpoint import available_steps
-from tests.processes import group as groups
-from tests.runs import conftest as of_runs
-from tests.runs import programs
+from tests.launch.runs import conftest as of_runs
+from tests.launch.runs import programs
+from tests.moe.processes import group as groups
 
 corpus, data_flags = of_runs.corpus, of_runs.data_flags
 
 FAULTS = int(os.environ.get('SOAK_FAULTS', '20'))
 SEED = int(os.environ.get('SOAK_SEED', '0'))
-LONGEST_GAP = 15  # steps from the last one before a fault to where the next is due; it comes a few later
+LONGEST_GAP = (
+  15  # steps from the last one before a fault to where the next is due; it comes a few later
+)
 EVERY = 10  # steps between saves
 
 
@@ -47,12 +49,18 @@ def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
       seconds = time.monotonic() - began
       assert seconds < groups.HEARTBEAT + 5
       step = programs.lines(group.workdir)[-1]['step']
-      print(f'fault {number + 1}: process {victim} at step {step}, the other ended {seconds:.1f} s later', flush=True)
+      print(
+        f'fault {number + 1}: process {victim} at step {step}, the other ended {seconds:.1f} s later',
+        flush=True,
+      )
     assert group.wait() == [0, 0], group.output()
     output = group.output(0)
   print(f'{output.count("supervise: ")} restarts of process 0')
   starts = _starts(output)[1:]
-  assert len(starts) == FAULTS and all(start >= save for start, save in zip(starts, saved)), (starts, saved)
+  assert len(starts) == FAULTS and all(start >= save for start, save in zip(starts, saved)), (
+    starts,
+    saved,
+  )
   assert programs.losses(tmp_path / 'run') == programs.losses(tmp_path / 'undisturbed')
 
 

@@ -23,7 +23,9 @@ def read_strings(raw: bytes) -> Iterator[str]:
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise ValueError('no JSON list of strings')
   for text in texts:
-    yield re.sub(r'\s*\n\s*', '\n\n', text)  # one line a paragraph, which white space of the web page surrounds
+    yield re.sub(
+      r'\s*\n\s*', '\n\n', text
+    )  # one line a paragraph, which white space of the web page surrounds
 
 
 def read_poems(raw: bytes) -> Iterator[str]:
@@ -66,7 +68,9 @@ def read_r_novels(raw: bytes, without: str = '') -> Iterator[str]:
 def _chapters(title, novel):
   starts = [match.start() for match in _CHAPTER.finditer(novel)]
   for begin, end in zip(starts, [*starts[1:], len(novel)]):
-    chapter = re.sub(r'\n+(volume [ivx]+|finis|the end)\s*$', '', novel[begin:end].rstrip(), flags=re.IGNORECASE)
+    chapter = re.sub(
+      r'\n+(volume [ivx]+|finis|the end)\s*$', '', novel[begin:end].rstrip(), flags=re.IGNORECASE
+    )
     yield f'{title}\n\n{chapter}\n'
 
 
@@ -75,7 +79,9 @@ def _character_vector(raw):
   if raw[:2] != b'X\n':
     raise ValueError('no R object in XDR format')
   (version,) = struct.unpack_from('>i', raw, 2)
-  position = 14 if version == 2 else 18 + struct.unpack_from('>i', raw, 14)[0]  # version 3 names the encoding
+  position = (
+    14 if version == 2 else 18 + struct.unpack_from('>i', raw, 14)[0]
+  )  # version 3 names the encoding
   kind, count = struct.unpack_from('>ii', raw, position)
   if kind & 0xFF != 16:  # STRSXP
     return []

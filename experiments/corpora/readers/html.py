@@ -6,13 +6,44 @@ from collections.abc import Callable, Iterator, Sequence
 import lxml.etree
 import lxml.html
 
-_PARAGRAPHS = {'p', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'pre', 'blockquote', 'table', 'ul', 'ol', 'dl', 'div', 'hr'}
-_LINES = {'li', 'dt', 'dd', 'tr', 'section', 'article', 'center', 'body', 'figure', 'caption', 'thead', 'tbody'}
+_PARAGRAPHS = {
+  'p',
+  'h1',
+  'h2',
+  'h3',
+  'h4',
+  'h5',
+  'h6',
+  'pre',
+  'blockquote',
+  'table',
+  'ul',
+  'ol',
+  'dl',
+  'div',
+  'hr',
+}
+_LINES = {
+  'li',
+  'dt',
+  'dd',
+  'tr',
+  'section',
+  'article',
+  'center',
+  'body',
+  'figure',
+  'caption',
+  'thead',
+  'tbody',
+}
 _CELLS = {'td', 'th'}
 _NEVER = '//script|//style|//noscript|//head|//comment()|//processing-instruction()'
 
 
-def reader(content: str = '//body', without: Sequence[str] = ()) -> Callable[[bytes], Iterator[str]]:
+def reader(
+  content: str = '//body', without: Sequence[str] = ()
+) -> Callable[[bytes], Iterator[str]]:
   """A reader of UTF-8 pages. XPaths: `content` is where the text is (first match), `without` what to leave out of it.
 
   A page without `content` gives no document.

@@ -8,7 +8,9 @@ from moe.data import arithmetic
 # A heading is a comment whose text stands between two lines of one of these, from parts down to subsections.
 _HEADING = re.compile(r'^\$\(\s*\n(#\*#\*|=-=-|-\.-\.|####)[^\n]*\n', re.MULTILINE)
 _PROOF = re.compile(r'\$=\s*\(([^)]*)\)[A-Z\s?]*\$\.')
-_CREDIT = re.compile(r'\s*\((?:Contributed|Revised|Proof\s+shortened|Proof\s+modification|New\s+usage)\s[^()]*\)')
+_CREDIT = re.compile(
+  r'\s*\((?:Contributed|Revised|Proof\s+shortened|Proof\s+modification|New\s+usage)\s[^()]*\)'
+)
 _RULE = re.compile(r'^[ \t]*(?:#\*|=-|-\.|##)[#*=.-]{8,}[ \t]*\n', re.MULTILINE)
 _BLOCK = re.compile(r'^\{\n(.*?)^\}\n', re.MULTILINE | re.DOTALL)
 
@@ -33,7 +35,9 @@ def read_hol_help(raw: bytes) -> Iterator[str]:
   text = re.sub(r'\{([^{}]*)\}', r'\1', text)
   text = re.sub(r'^\\DOC +(.*)', r'\1', text, flags=re.MULTILINE)
   text = re.sub(r'^\\noindent ', '', text, flags=re.MULTILINE)
-  heading = lambda match: match[1].capitalize() + ('\n' if match[2] else '')  # \TYPE goes on in its line
+  heading = lambda match: (
+    match[1].capitalize() + ('\n' if match[2] else '')
+  )  # \TYPE goes on in its line
   yield re.sub(r'^\\([A-Z]+)( +)?', heading, text, flags=re.MULTILINE)
 
 

@@ -18,11 +18,21 @@ _NAMED = {
   'AE': 'Æ', 'ae': 'æ', '/L': 'Ł', '/l': 'ł', '/O': 'Ø', '/o': 'ø', 'md': '⋅', 'fm': '′', 'sd': '″', 'nb': '⊄',
   'R': '®', 'Tm': '™', 'lh': '☜', 'rh': '☞', 'f/': '⁄', 'no': '¬', 'ci': '○', 'ct': '¢', 'Ye': '¥', 'ap': '∼',
 }  # fmt: skip
-_ACCENTS = {"'": '\u0301', '`': '\u0300', '^': '\u0302', '~': '\u0303', ':': '\u0308', ',': '\u0327', 'o': '\u030a'}
+_ACCENTS = {
+  "'": '\u0301',
+  '`': '\u0300',
+  '^': '\u0302',
+  '~': '\u0303',
+  ':': '\u0308',
+  ',': '\u0327',
+  'o': '\u030a',
+}
 _NAME = r'(?:\((?P<{0}2>..)|\[(?P<{0}n>[^\]]*)\]|(?P<{0}1>.))'
 _ESCAPE = re.compile(
   r'\\(?:(?P<drop>[fFmMnVk](?:\(..|\[[^\]]*\]|.)|s[-+]?(?:\(\d\d|\[[^\]]*\]|[1-3]\d|\d)|[whvlLDobXZASN]\'[^\']*\''
-  r'|[&%/,)^|:c{}!?duprat])|(?P<string>\*' + _NAME.format('s') + r')|(?P<char>\((?P<c2>..)|\[(?P<cn>[^\]]*)\])'
+  r'|[&%/,)^|:c{}!?duprat])|(?P<string>\*'
+  + _NAME.format('s')
+  + r')|(?P<char>\((?P<c2>..)|\[(?P<cn>[^\]]*)\])'
   r"|C'(?P<quoted>[^']*)'|(?P<one>.))"
 )
 _ALTERNATING = {'BR', 'BI', 'IR', 'IB', 'RB', 'RI'}
@@ -132,7 +142,9 @@ class _Page:
 
   def _conditional(self, name, rest):
     condition, _, body = rest.partition(' ') if name != 'el' else ('', '', rest)
-    if condition.startswith("'") or condition.startswith('"'):  # a comparison of strings, which may hold spaces
+    if condition.startswith("'") or condition.startswith(
+      '"'
+    ):  # a comparison of strings, which may hold spaces
       condition, body = 't', rest[rest.rfind(condition[0]) + 1 :]
     if '\\{' in condition:
       condition, body = condition.split('\\{', 1)[0], '\\{' + body
@@ -177,7 +189,11 @@ class _Page:
         rows[-1] += '' if line.startswith('.') else _characters(line) + ' '
       elif not line.startswith('.') and line.strip() not in ('_', '='):
         text = line.removeprefix('T}').replace('T{', '')
-        rows = [*rows[:-1], rows[-1].rstrip() + _characters(text)] if cell else [*rows, _characters(text)]
+        rows = (
+          [*rows[:-1], rows[-1].rstrip() + _characters(text)]
+          if cell
+          else [*rows, _characters(text)]
+        )
         cell = line.endswith('T{')
     rows = ('  '.join(part.strip() for part in row.split('\t')).strip() for row in rows)
     self._blocks.append([row for row in rows if row])
@@ -187,7 +203,9 @@ class _Page:
 def _arguments(rest):
   """A macro's arguments, quotes removed, escapes resolved."""
   found = re.findall(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s\\])+)', rest)
-  return [_characters(quoted.replace('""', '"') if quoted or not bare else bare) for quoted, bare in found]
+  return [
+    _characters(quoted.replace('""', '"') if quoted or not bare else bare) for quoted, bare in found
+  ]
 
 
 def _characters(text):
@@ -202,7 +220,17 @@ def _character(match):
   if match['char'] or match['quoted']:
     return _named(match['c2'] or match['cn'] or match['quoted'] or '')
   one = match['one']
-  return {'-': '-', ' ': ' ', '~': ' ', '0': ' ', 'e': '\\', 'E': '\\', "'": '´', '`': '`', '\\': '\\'}.get(one, one)
+  return {
+    '-': '-',
+    ' ': ' ',
+    '~': ' ',
+    '0': ' ',
+    'e': '\\',
+    'E': '\\',
+    "'": '´',
+    '`': '`',
+    '\\': '\\',
+  }.get(one, one)
 
 
 def _named(name):

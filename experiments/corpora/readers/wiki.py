@@ -41,7 +41,9 @@ def _article(source):
   text = code.strip_code(normalize=True, collapse=True)
   text = re.sub(r"'{2,}|__[A-Z]+__", '', text)
   text = re.sub(r'^[*#:;]* +|^[*#:;]+', '', text, flags=re.MULTILINE)
-  text = re.sub(r'\( *[,;]? *\)| +(?=[,.;])', '', text)  # what templates in parentheses leave behind
+  text = re.sub(
+    r'\( *[,;]? *\)| +(?=[,.;])', '', text
+  )  # what templates in parentheses leave behind
   return text.strip() + '\n'
 
 

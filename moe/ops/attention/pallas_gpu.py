@@ -34,7 +34,8 @@ def attention(
   length, num_heads, width = query_BLHC.shape[1:]
   longer = -length % _FORWARD
   heads = lambda x: jnp.pad(
-    jnp.repeat(x, num_heads // x.shape[2], axis=2), ((0, 0), (0, longer), (0, 0), (0, max(0, 16 - width)))
+    jnp.repeat(x, num_heads // x.shape[2], axis=2),
+    ((0, 0), (0, longer), (0, 0), (0, max(0, 16 - width))),
   )
   attended_BLHC = triton.mha(
     heads(query_BLHC),

@@ -21,7 +21,9 @@ def attention(
     return jnp.zeros_like(query_BLHC)
   block = min(_BLOCK, _round_up(length, _LANES))
   padded, padded_width = _round_up(length, block), _round_up(width, _LANES)
-  pad = lambda x, size, axis: jnp.pad(x, [(0, size - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)])
+  pad = lambda x, size, axis: jnp.pad(
+    x, [(0, size - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)]
+  )
   # Padding is a segment of its own; being last, no token sees it. Zero columns change no product.
   heads = lambda x: pad(pad(x, padded, 1), padded_width, 3).swapaxes(1, 2)
   segments_BL = pad(segment_ids_BL + 1, padded, 1)

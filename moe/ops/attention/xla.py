@@ -32,7 +32,9 @@ def attention(
     """Attention of Q tokens: their queries_BQHC, segments_BQ and positions_Q."""
     query_BQHC, segments_BQ, position_Q = queries
     size = position_Q.shape[0]
-    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)  # R = P·Q: heads that share keys
+    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(
+      b * g, h // g * size, c
+    )  # R = P·Q: heads that share keys
     sees_BQL = segments_BQ[:, :, None] == segment_ids_BL[:, None, :]
     sees_BQL &= (position_Q[:, None] >= position_L[None, :])[None]
     attended_ZRC = _attend(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)
@@ -42,7 +44,9 @@ def attention(
     return block((query_BLHC, segment_ids_BL, position_L)).astype(dtype)
   blocks = -(-length // _QUERIES)
   # Padded queries see what is before them and are cut off again.
-  padded = lambda x, axis: jnp.pad(x, [(0, (blocks * _QUERIES - length) * (a == axis)) for a in range(x.ndim)])
+  padded = lambda x, axis: jnp.pad(
+    x, [(0, (blocks * _QUERIES - length) * (a == axis)) for a in range(x.ndim)]
+  )
   split = lambda x: padded(x, 1).reshape(b, blocks, _QUERIES, *x.shape[2:]).swapaxes(0, 1)
   positions = jnp.arange(blocks * _QUERIES).reshape(blocks, _QUERIES)
   attended = lax.map(jax.checkpoint(block), (split(query_BLHC), split(segment_ids_BL), positions))
@@ -50,7 +54,9 @@ def attention(
 
 
 @jax.custom_vjp
-def _attend(query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array) -> jax.Array:
+def _attend(
+  query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array
+) -> jax.Array:
   """attended_ZRC in the query's type, in which all products are; keys and values, and their gradients, float32."""
   return _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)[0]
 
@@ -72,7 +78,9 @@ def _backward(residuals, d_attended_ZRC):
   d_values_ZLC = batched_tn(probabilities_ZRL, d_attended_ZRC)
   d_probabilities_ZRL = batched_nt(d_attended_ZRC, values_ZLC.astype(dtype))
   # Σ_l p dp of a row is attended · d_attended: C terms instead of L.
-  inner_ZR1 = (attended_ZRC.astype(jnp.float32) * d_attended_ZRC.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+  inner_ZR1 = (attended_ZRC.astype(jnp.float32) * d_attended_ZRC.astype(jnp.float32)).sum(
+    axis=-1, keepdims=True
+  )
   d_scores_ZRL = probabilities_ZRL.astype(jnp.float32) * (d_probabilities_ZRL - inner_ZR1)
   d_scores_ZRL = (d_scores_ZRL * query_ZRC.shape[-1] ** -0.5).astype(dtype)
   d_query_ZRC = batched(d_scores_ZRL, keys_ZLC.astype(dtype)).astype(dtype)

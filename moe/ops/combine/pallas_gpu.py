@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.gpu.rows import gated_rows_gradients, sum_rows
-from moe.ops.plan import DispatchPlan
 
 
 @jax.custom_vjp
@@ -18,7 +18,9 @@ def _forward(rows_RD, gates_TK, plan):
 
 def _backward(residuals, d_tokens_TD):
   rows_RD, gates_TK, plan = residuals
-  d_rows_RD, d_gates_TK = gated_rows_gradients('combine_backward', d_tokens_TD, rows_RD, gates_TK, plan.row_TK)
+  d_rows_RD, d_gates_TK = gated_rows_gradients(
+    'combine_backward', d_tokens_TD, rows_RD, gates_TK, plan.row_TK
+  )
   return d_rows_RD, d_gates_TK.astype(gates_TK.dtype), None
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.ops.combine.xla import gates_by_row
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.tpu.rows import gate_rows, sum_rows, to_words
 from moe.ops.tpu.words import pad_columns
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 
 
 def combine(rows_RD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan) -> jax.Array:

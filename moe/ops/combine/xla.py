@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from moe.ops.dispatch.xla import take_rows
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 
 
 @jax.custom_vjp
 def combine(rows_RD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan) -> jax.Array:
-  gated = (gates_TK[:, k, None] * _rows_of_choice(rows_RD, plan, k) for k in range(gates_TK.shape[1]))
+  gated = (
+    gates_TK[:, k, None] * _rows_of_choice(rows_RD, plan, k) for k in range(gates_TK.shape[1])
+  )
   return functools.reduce(jnp.add, gated)
 
 
@@ -33,7 +35,9 @@ def _backward(residuals, d_tokens_TD):
   rows_RD, gates_TK, plan = residuals
   d_gathered_RD = take_rows(d_tokens_TD, plan.token_R)
   d_rows_RD = (gates_by_row(gates_TK, plan)[:, None] * d_gathered_RD).astype(rows_RD.dtype)
-  d_gates = ((d_tokens_TD * _rows_of_choice(rows_RD, plan, k)).sum(axis=-1) for k in range(gates_TK.shape[1]))
+  d_gates = (
+    (d_tokens_TD * _rows_of_choice(rows_RD, plan, k)).sum(axis=-1) for k in range(gates_TK.shape[1])
+  )
   return d_rows_RD, jnp.stack(list(d_gates), axis=1).astype(gates_TK.dtype), None
 
 

@@ -2,8 +2,8 @@
 
 import jax
 
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.gpu.rows import copy_to_rows, sum_rows
-from moe.ops.plan import DispatchPlan
 
 
 @jax.custom_vjp

@@ -5,7 +5,7 @@ Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) whe
 
 import jax
 
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.tpu.rows import copy_rows, sum_rows, to_words
 
 
@@ -17,7 +17,9 @@ def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
 
 @jax.custom_vjp
 def _dispatch(tokens_TD, plan):
-  rows_RD = copy_rows('dispatch', to_words(tokens_TD, tokens_TD.dtype), plan.token_R, tokens_TD.dtype)
+  rows_RD = copy_rows(
+    'dispatch', to_words(tokens_TD, tokens_TD.dtype), plan.token_R, tokens_TD.dtype
+  )
   return rows_RD[:, : tokens_TD.shape[1]]
 
 
@@ -26,7 +28,9 @@ def _forward(tokens_TD, plan):
 
 
 def _backward(plan, d_rows_RD):
-  d_tokens_TD = sum_rows('dispatch_d_tokens', to_words(d_rows_RD, d_rows_RD.dtype), plan.row_TK, d_rows_RD.dtype)
+  d_tokens_TD = sum_rows(
+    'dispatch_d_tokens', to_words(d_rows_RD, d_rows_RD.dtype), plan.row_TK, d_rows_RD.dtype
+  )
   return d_tokens_TD[:, : d_rows_RD.shape[1]], None
 
 

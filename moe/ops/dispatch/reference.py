@@ -2,7 +2,7 @@
 
 import jax
 
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 
 
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:

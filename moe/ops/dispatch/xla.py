@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.ops.bits import as_bits, as_floats
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 
 
 @jax.custom_vjp

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from moe.ops.dispatch_plan import make_tiles
 from moe.ops.gpu.kernels import Span, call, dot, load, power_of_two, span, stages, store, tile_size
-from moe.ops.plan import make_tiles
 
 
 class Block(NamedTuple):
@@ -100,9 +100,14 @@ def rows_times_matrices(
       def add(i, sums):
         along = span(i * step, step, depth)
         a = [load(ref, source, along) for ref in row_refs]
-        b = [load(ref, *((across, along) if transposed else (along, across)), leading=(group,)) for ref in matrix_refs]
+        b = [
+          load(ref, *((across, along) if transposed else (along, across)), leading=(group,))
+          for ref in matrix_refs
+        ]
         products = [dot(a[p % len(a)], b[p], 1, int(transposed)) for p in range(len(b))]
-        return [s + p for s, p in zip(sums, products)] if accumulators > 1 else [sum(products, sums[0])]
+        return (
+          [s + p for s, p in zip(sums, products)] if accumulators > 1 else [sum(products, sums[0])]
+        )
 
       zeros = [jnp.zeros((tile, columns), jnp.float32)] * accumulators
       sums = lax.fori_loop(0, pl.cdiv(depth, step), add, zeros)
@@ -120,8 +125,17 @@ def rows_times_matrices(
     *gathers,
     *extras,
     num_warps=8 if tile * columns * accumulators >= 128 * 64 else 4,
-    num_stages=stages(step * (tile * len(rows) + columns * len(matrices)) * dtype.itemsize, limits.stages),
-    flops=2 * balanced * tile * column_tiles * columns * pl.cdiv(depth, step) * step * len(matrices),
+    num_stages=stages(
+      step * (tile * len(rows) + columns * len(matrices)) * dtype.itemsize, limits.stages
+    ),
+    flops=2
+    * balanced
+    * tile
+    * column_tiles
+    * columns
+    * pl.cdiv(depth, step)
+    * step
+    * len(matrices),
   )
 
 
@@ -146,7 +160,11 @@ def rows_times_rows(
     left: (R, M), or (T, M) if gathered by `left_tokens_R`.
     rights: each (R, N), or (T, N) if gathered by `right_tokens_R`. All float32 or all bfloat16.
   """
-  dtype, num_groups, (height, width) = left.dtype, group_sizes_E.shape[0], (left.shape[1], rights[0].shape[1])
+  dtype, num_groups, (height, width) = (
+    left.dtype,
+    group_sizes_E.shape[0],
+    (left.shape[1], rights[0].shape[1]),
+  )
   limits = _limits(dtype)
   high, wide = tile_size(height, limits.rows), column_tile(width, len(rights), dtype)
   high_tiles, wide_tiles = pl.cdiv(height, high), pl.cdiv(width, wide)
@@ -161,7 +179,11 @@ def rows_times_rows(
     tokens = iter(token_refs)
     left_tokens = None if left_tokens_R is None else next(tokens)
     right_tokens = None if right_tokens_R is None else next(tokens)
-    group, i, j = program // (high_tiles * wide_tiles), program // wide_tiles % high_tiles, program % wide_tiles
+    group, i, j = (
+      program // (high_tiles * wide_tiles),
+      program // wide_tiles % high_tiles,
+      program % wide_tiles,
+    )
     stop = end_E[group]
     start = stop - size_E[group]
     down, across = span(i * high, high, height), span(j * wide, wide, width)
@@ -172,7 +194,10 @@ def rows_times_rows(
       readable = Span(jnp.minimum(own, stop - 1))
       source = lambda token_ref: readable if token_ref is None else Span(load(token_ref, readable))
       a = load(left_ref, Span(source(left_tokens).index, own < stop), down)
-      return [s + dot(a, load(ref, source(right_tokens), across), 0, 0) for s, ref in zip(sums, right_refs)]
+      return [
+        s + dot(a, load(ref, source(right_tokens), across), 0, 0)
+        for s, ref in zip(sums, right_refs)
+      ]
 
     zeros = [jnp.zeros((high, wide), jnp.float32)] * len(rights)
     for ref, result in zip(output_refs, lax.fori_loop(0, pl.cdiv(stop - start, step), add, zeros)):

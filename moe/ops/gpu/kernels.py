@@ -49,7 +49,11 @@ def _block(ref, spans, leading):
   shape = tuple(s.index.shape[0] for s in spans)
   along = lambda x, axis: lax.expand_dims(x, [i for i in range(len(spans)) if i != axis])
   at = ref.at[(*leading, *(along(s.index, axis) for axis, s in enumerate(spans)))]
-  masks = [jnp.broadcast_to(along(s.inside, axis), shape) for axis, s in enumerate(spans) if s.inside is not None]
+  masks = [
+    jnp.broadcast_to(along(s.inside, axis), shape)
+    for axis, s in enumerate(spans)
+    if s.inside is not None
+  ]
   return at, functools.reduce(jnp.logical_and, masks) if masks else None
 
 

@@ -21,7 +21,10 @@ class _Blocks:
     self.columns = tile_size(width, 512)
     self.tokens = elements // self.columns
     self.num_tokens, self.width = num_tokens, width
-    self.token_tiles, self.column_tiles = pl.cdiv(num_tokens, self.tokens), pl.cdiv(width, self.columns)
+    self.token_tiles, self.column_tiles = (
+      pl.cdiv(num_tokens, self.tokens),
+      pl.cdiv(width, self.columns),
+    )
 
   def token_span(self, tile) -> Span:
     return span(tile * self.tokens, self.tokens, self.num_tokens)
@@ -40,11 +43,17 @@ def _written(rows: jax.Array, tokens: Span, num_rows: int) -> Span:
 
   The mask alone would do on a GPU; interpreted, a masked lane puts back what it found, and row 0 may have changed.
   """
-  return Span(rows if tokens.inside is None else jnp.where(tokens.inside, rows, num_rows), tokens.inside)
+  return Span(
+    rows if tokens.inside is None else jnp.where(tokens.inside, rows, num_rows), tokens.inside
+  )
 
 
 def sum_rows(
-  name: str, rows_RD: jax.Array, row_TK: jax.Array, dtype: jnp.dtype, gates_TK: jax.Array | None = None
+  name: str,
+  rows_RD: jax.Array,
+  row_TK: jax.Array,
+  dtype: jnp.dtype,
+  gates_TK: jax.Array | None = None,
 ) -> jax.Array:
   """tokens_TD: Σ_k gates[t, k] · rows[row_TK[t, k]], summed in float32, rounded to `dtype`. Without gates: of one."""
   (num_tokens, choices), width = row_TK.shape, rows_RD.shape[1]
@@ -125,7 +134,10 @@ def gated_rows_gradients(
         row = load(row_ref, mine[k])
         d_row = load(gates_ref, mine[k])[:, None] * d_tokens
         store(d_rows_ref, d_row, _written(row, tokens, d_rows.shape[0]), columns)
-        sums.append(inner_product + (load(rows_ref, Span(row), columns).astype(jnp.float32) * d_tokens).sum(axis=1))
+        sums.append(
+          inner_product
+          + (load(rows_ref, Span(row), columns).astype(jnp.float32) * d_tokens).sum(axis=1)
+        )
       return sums
 
     zeros = [jnp.zeros(blocks.tokens, jnp.float32)] * choices
@@ -134,6 +146,12 @@ def gated_rows_gradients(
 
   operands = row_TK.reshape(-1), gates_TK.reshape(-1), d_tokens_TD, rows_RD
   d_rows_RD, d_gates = call(
-    name, kernel, blocks.token_tiles, [d_rows, d_gates], *operands, num_warps=1, flops=4 * rows_RD.size
+    name,
+    kernel,
+    blocks.token_tiles,
+    [d_rows, d_gates],
+    *operands,
+    num_warps=1,
+    flops=4 * rows_RD.size,
   )
   return d_rows_RD, d_gates.reshape(num_tokens, choices)

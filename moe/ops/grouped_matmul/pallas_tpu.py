@@ -12,7 +12,9 @@ from moe.ops.tpu.visits import make_visits
 
 
 @jax.custom_vjp
-def grouped_matmul(rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+def grouped_matmul(
+  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
   if rows_RD.shape[0] == 0:
     return jnp.zeros((0, weights_EDF.shape[2]), jnp.float32)
   visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF)
@@ -29,7 +31,9 @@ def _backward(residuals, d_rows_RF):
     return jnp.zeros_like(rows_RD), jnp.zeros_like(weights_EDF), None
   dy_RF = d_rows_RF.astype(rows_RD.dtype)
   visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF, visit_empty=True)
-  d_rows_RD = grouped_product('grouped_matmul_d_rows', [(dy_RF, weights_EDF)], visits, transposed=True)
+  d_rows_RD = grouped_product(
+    'grouped_matmul_d_rows', [(dy_RF, weights_EDF)], visits, transposed=True
+  )
   d_weights_EDF = grouped_outer('grouped_matmul_d_weights', rows_RD, dy_RF, visits)
   return d_rows_RD.astype(rows_RD.dtype), d_weights_EDF.astype(weights_EDF.dtype), None
 

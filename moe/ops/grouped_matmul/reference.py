@@ -7,7 +7,9 @@ from jax import lax
 from moe.ops.matmul import matmul
 
 
-def grouped_matmul(rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+def grouped_matmul(
+  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
   ends_E = jnp.cumsum(group_sizes_E)
   row_R = jnp.arange(rows_RD.shape[0])
 

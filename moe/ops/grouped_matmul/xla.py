@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def grouped_matmul(rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+def grouped_matmul(
+  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
   precision = lax.Precision.HIGHEST if rows_RD.dtype == jnp.float32 else None
-  return lax.ragged_dot(rows_RD, weights_EDF, group_sizes_E, precision=precision, preferred_element_type=jnp.float32)
+  return lax.ragged_dot(
+    rows_RD, weights_EDF, group_sizes_E, precision=precision, preferred_element_type=jnp.float32
+  )

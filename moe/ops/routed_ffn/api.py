@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.implementation import module
-from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 
 

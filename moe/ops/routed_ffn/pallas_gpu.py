@@ -13,19 +13,25 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from moe.ops.combine.xla import gates_by_row
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.gpu.grouped import column_tile, rows_times_matrices, rows_times_rows, write
 from moe.ops.gpu.kernels import load, store
 from moe.ops.gpu.rows import sum_rows
-from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-_D_HIDDEN_SHARE = 4  # of the registers for its accumulator: the epilogue needs the rest, or it spills
+_D_HIDDEN_SHARE = (
+  4  # of the registers for its accumulator: the epilogue needs the rest, or it spills
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def routed_ffn(
-  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   return _forward(tokens_TD, gates_TK, plan, weights, dtype)[0]
 
@@ -81,7 +87,10 @@ def _backward(dtype, residuals, d_output_TD):
     [dy_TD],
     [cast.down_EFD],
     sizes_E,
-    [*[jax.ShapeDtypeStruct((rows, hidden), dtype)] * 3, jax.ShapeDtypeStruct((column_tiles, rows), jnp.float32)],
+    [
+      *[jax.ShapeDtypeStruct((rows, hidden), dtype)] * 3,
+      jax.ShapeDtypeStruct((column_tiles, rows), jnp.float32),
+    ],
     _differentiate,
     transposed=True,
     tokens_R=plan.token_R,
@@ -100,12 +109,19 @@ def _backward(dtype, residuals, d_output_TD):
   d_tokens_TD = sum_rows('routed_ffn_d_tokens', dx_RD, plan.row_TK, tokens_TD.dtype)
   types = ExpertWeights(*(w.dtype for w in weights))
   d_up_matrices = rows_times_rows(
-    'routed_ffn_d_up_weights', x_TD, [d_gate_RF, d_up_RF], sizes_E, types[:2], left_tokens_R=plan.token_R
+    'routed_ffn_d_up_weights',
+    x_TD,
+    [d_gate_RF, d_up_RF],
+    sizes_E,
+    types[:2],
+    left_tokens_R=plan.token_R,
   )
   d_down = rows_times_rows(
     'routed_ffn_d_down_weights', gated_RF, [dy_TD], sizes_E, types[2:], right_tokens_R=plan.token_R
   )
-  d_gates_TK = d_gates.sum(axis=0).at[plan.row_TK].get(mode='promise_in_bounds').astype(gates_TK.dtype)
+  d_gates_TK = (
+    d_gates.sum(axis=0).at[plan.row_TK].get(mode='promise_in_bounds').astype(gates_TK.dtype)
+  )
   return d_tokens_TD, d_gates_TK, None, ExpertWeights(*d_up_matrices, *d_down)
 
 

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from moe.ops.combine.xla import gates_by_row
-from moe.ops.plan import DispatchPlan
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu, swiglu_gradients
 from moe.ops.tpu import gather
@@ -48,7 +48,11 @@ from moe.ops.tpu.words import columns_per_group, num_words, padded_width, unpack
 
 
 def routed_ffn(
-  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   if tokens_TD.shape[0] == 0:
     return tokens_TD.astype(dtype)
@@ -69,8 +73,12 @@ def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep):
   cast = _cast(weights, dtype)
   visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
-  hidden_RF, *kept = _gate_up(to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep)
-  words_RW = grouped_product('routed_ffn_down', [(hidden_RF, cast.down_EFD)], visits, transposed=False, packed=dtype)
+  hidden_RF, *kept = _gate_up(
+    to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep
+  )
+  words_RW = grouped_product(
+    'routed_ffn_down', [(hidden_RF, cast.down_EFD)], visits, transposed=False, packed=dtype
+  )
   output_TD = sum_rows('routed_ffn_combine', words_RW, plan.row_TK, dtype)
   return output_TD[:, : tokens_TD.shape[1]], kept
 
@@ -100,20 +108,27 @@ def _cast(weights, dtype):
   """The weights in `dtype`, D padded so that rows pack into words."""
   missing = padded_width(weights.gate_EDF.shape[1], dtype) - weights.gate_EDF.shape[1]
   pad = lambda w, axis: jnp.pad(w, [(0, missing * (a == axis)) for a in range(3)]) if missing else w
-  return ExpertWeights(*(pad(w.astype(dtype), axis) for w, axis in zip(weights, (1, 1, 2), strict=True)))
+  return ExpertWeights(
+    *(pad(w.astype(dtype), axis) for w, axis in zip(weights, (1, 1, 2), strict=True))
+  )
 
 
 class _Fetched:
   """A block's rows of tokens, fetched by DMA and unpacked when the grid reaches the block; later visits find them."""
 
-  def __init__(self, visits: Visits, words_NW: jax.Array, token_R: jax.Array, dtype: jnp.dtype, tiles: int = 1):
+  def __init__(
+    self, visits: Visits, words_NW: jax.Array, token_R: jax.Array, dtype: jnp.dtype, tiles: int = 1
+  ):
     words = words_NW.shape[1] // tiles
     width = words // 128 * columns_per_group(dtype)
     tokens = by_block(token_R, visits.rows)
     indices = [visits.lane_spec(ahead=ahead, memory_space=pltpu.SMEM) for ahead in (0, 1)]
     self.specs = [*indices, pl.BlockSpec(memory_space=pl.ANY)]
     self.arrays = [tokens, tokens, words_NW]
-    self.scratch = [*gather.scratch(visits.rows, words, words_NW.dtype), pltpu.VMEM((visits.rows, width), dtype)]
+    self.scratch = [
+      *gather.scratch(visits.rows, words, words_NW.dtype),
+      pltpu.VMEM((visits.rows, width), dtype),
+    ]
     self.vmem_bytes = _fetched_bytes(visits.rows, width, dtype)
 
 
@@ -171,12 +186,17 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
     out_shape=[jax.ShapeDtypeStruct((num_rows, hidden), dtype)] * results,
     scratch=fetched.scratch,
     flops=4 * visited * rows * width * outer * tile,
-    bytes_accessed=(outer * num_rows * width + 2 * cast.gate_EDF.size + results * num_rows * hidden) * size,
+    bytes_accessed=(outer * num_rows * width + 2 * cast.gate_EDF.size + results * num_rows * hidden)
+    * size,
   )
 
 
 def _gate_up_kernel(group_ref, start_ref, stop_ref, *refs, visits):
-  rows, (gates_ref, gate_ref, up_ref, hidden_ref, *kept_refs), scratch = refs[:3], refs[3:-3], refs[-3:]
+  rows, (gates_ref, gate_ref, up_ref, hidden_ref, *kept_refs), scratch = (
+    refs[:3],
+    refs[3:-3],
+    refs[-3:],
+  )
   x_rD = _fetch(visits, start_ref, rows, scratch)
   gate_rF, up_rF = (dot(x_rD, w_ref[...]).astype(x_rD.dtype) for w_ref in (gate_ref, up_ref))
   first = first_row(visits, start_ref)
@@ -193,7 +213,9 @@ def _d_down(words_TW, gates_R, gate_RF, up_RF, plan, visits, down_EFD):
   fetched = _Fetched(visits, words_TW, plan.token_R, dtype)
   per_column = 2 * width * (size + 4) + split_bytes(width, dtype) + rows * (2 * 4 * size + 24)
   outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
-  partial_gates = pl.BlockSpec((1, 1, 1, rows), lambda o, i, group, start, stop: (o, visits.block(start[i]), 0, 0))
+  partial_gates = pl.BlockSpec(
+    (1, 1, 1, rows), lambda o, i, group, start, stop: (o, visits.block(start[i]), 0, 0)
+  )
   row_tile = visits.row_spec(tile, tiled=True)
   d_gate_RF, d_up_RF, d_gates, d_down_EFD = visit_call(
     'routed_ffn_d_down',
@@ -205,7 +227,13 @@ def _d_down(words_TW, gates_R, gate_RF, up_RF, plan, visits, down_EFD):
     up_RF,
     down_EFD,
     outer=outer,
-    in_specs=[*fetched.specs, visits.lane_spec(), row_tile, row_tile, visits.group_spec(tile, width, tiled=0)],
+    in_specs=[
+      *fetched.specs,
+      visits.lane_spec(),
+      row_tile,
+      row_tile,
+      visits.group_spec(tile, width, tiled=0),
+    ],
     out_specs=[row_tile, row_tile, partial_gates, visits.group_spec(tile, width, tiled=0)],
     out_shape=[
       jax.ShapeDtypeStruct(gate_RF.shape, dtype),
@@ -215,17 +243,25 @@ def _d_down(words_TW, gates_R, gate_RF, up_RF, plan, visits, down_EFD):
     ],
     scratch=fetched.scratch,
     flops=4 * balanced_count(num_rows, num_groups, rows) * rows * width * outer * tile,
-    bytes_accessed=(outer * num_rows * width + 4 * gate_RF.size) * size + down_EFD.size * (size + 4),
+    bytes_accessed=(outer * num_rows * width + 4 * gate_RF.size) * size
+    + down_EFD.size * (size + 4),
   )
   return d_gate_RF, d_up_RF, d_gates.sum(axis=0).reshape(-1)[:num_rows], d_down_EFD
 
 
 def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
-  rows, (gates_ref, gate_ref, up_ref, down_ref), outputs, scratch = refs[:3], refs[3:7], refs[7:-3], refs[-3:]
+  rows, (gates_ref, gate_ref, up_ref, down_ref), outputs, scratch = (
+    refs[:3],
+    refs[3:7],
+    refs[7:-3],
+    refs[-3:],
+  )
   d_gate_ref, d_up_ref, d_gates_ref, d_down_ref = outputs
   zero_new_group(group_ref, d_down_ref)
   i = pl.program_id(1)
-  dy_rD = _fetch(visits, start_ref, rows, scratch)  # also where the group is empty: the visit may be the block's first
+  dy_rD = _fetch(
+    visits, start_ref, rows, scratch
+  )  # also where the group is empty: the visit may be the block's first
 
   @pl.when(stop_ref[i] > start_ref[i])
   def _():
@@ -235,8 +271,13 @@ def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
     first = first_row(visits, start_ref)
     store(d_gate_ref, d_gate_rF, first)
     store(d_up_ref, d_up_rF, first)
-    column = jax.lax.broadcasted_iota(jnp.int32, hidden_rF.shape, 1) + pl.program_id(0) * hidden_rF.shape[1]
-    products_rF = jnp.where(column < hidden, hidden_rF * d_hidden_rF, 0)  # the last tile may overhang F
+    column = (
+      jax.lax.broadcasted_iota(jnp.int32, hidden_rF.shape, 1)
+      + pl.program_id(0) * hidden_rF.shape[1]
+    )
+    products_rF = jnp.where(
+      column < hidden, hidden_rF * d_hidden_rF, 0
+    )  # the last tile may overhang F
     _store_lanes(d_gates_ref, lanes_of(products_rF.sum(axis=1, keepdims=True)), first)
     gated_rF = own_rows(visits, start_ref, stop_ref, hidden_rF * gates_r1).astype(dy_rD.dtype)
     d_down_ref[...] += dot_tn(gated_rF, dy_rD)
@@ -268,18 +309,26 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
     out_shape=[jax.ShapeDtypeStruct((num_groups, width, hidden), jnp.float32)] * 2,
     scratch=fetched.scratch,
     flops=4 * balanced_count(num_rows, num_groups, rows) * rows * width * f_tiles * tile,
-    bytes_accessed=num_rows * (f_tiles * width + 2 * d_tiles * hidden) * size + 8 * num_groups * width * hidden,
+    bytes_accessed=num_rows * (f_tiles * width + 2 * d_tiles * hidden) * size
+    + 8 * num_groups * width * hidden,
   )
 
 
 def _gradient_tiles(width, hidden, rows, dtype):
   """(number, height) of tiles of D and (number, width) of tiles of F: D is cut, or F where it is too wide for that."""
   size = dtype.itemsize
-  fixed, per_row = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)  # Rows of F; gradients, fetched rows.
+  fixed, per_row = (
+    4 * rows * hidden * size,
+    16 * hidden + rows * (8 + size),
+  )  # Rows of F; gradients, fetched rows.
   d_tiles, height = tiles_of(width, columns_per_group(dtype), fixed, per_row)
   if fit(height, fixed, per_row):
     return d_tiles, height, 1, hidden
-  return 1, width, *ragged_tiles_of(hidden, _fetched_bytes(rows, width, dtype), 16 * width + 4 * rows * size)
+  return (
+    1,
+    width,
+    *ragged_tiles_of(hidden, _fetched_bytes(rows, width, dtype), 16 * width + 4 * rows * size),
+  )
 
 
 def _d_gate_up_kernel(group_ref, start_ref, stop_ref, *refs, visits, tiles):

@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.matmul import linear
-from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu
 
 
 def routed_ffn(
-  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   num_tokens, num_experts = tokens_TD.shape[0], weights.gate_EDF.shape[0]
   token_T1 = jnp.arange(num_tokens)[:, None]

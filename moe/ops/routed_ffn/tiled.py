@@ -19,8 +19,8 @@ from jax import lax
 from moe.ops.bits import as_bits, as_floats
 from moe.ops.combine.xla import gates_by_row
 from moe.ops.dispatch.xla import sum_rows, take_rows
+from moe.ops.dispatch_plan import DispatchPlan, make_tiles
 from moe.ops.matmul import batched, batched_nt, batched_tn
-from moe.ops.plan import DispatchPlan, make_tiles
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
@@ -39,7 +39,11 @@ class _Layout(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def routed_ffn(
-  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   return _forward(tokens_TD, gates_TK, plan, weights, dtype)[0]
 
@@ -59,7 +63,11 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
     gate_nrF, up_nrF = _parted(batched(x_nrD, w).astype(dtype) for w in _joined(gate_nDF, up_nDF))
     hidden_nrF = (swiglu(gate_nrF, up_nrF) * gates_nr1).astype(dtype)
     output_nrD = batched(hidden_nrF, down_nFD).astype(dtype)
-    return _put(gate_buffer, gate_nrF, slot), _put(up_buffer, up_nrF, slot), _put(output_buffer, output_nrD, slot)
+    return (
+      _put(gate_buffer, gate_nrF, slot),
+      _put(up_buffer, up_nrF, slot),
+      _put(output_buffer, output_nrD, slot),
+    )
 
   _, width, hidden = weights.gate_EDF.shape
   slots = _num_slots(plan, _turn(lanes))
@@ -72,8 +80,17 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
 def _backward(dtype, residuals, d_output_TD):
   tokens_TD, gates_TK, plan, weights, layout, activations = residuals
   if layout is None:
-    return jnp.zeros_like(tokens_TD), jnp.zeros_like(gates_TK), None, jax.tree.map(jnp.zeros_like, weights)
-  x_TD, dy_TD, gates_R = tokens_TD.astype(dtype), d_output_TD.astype(dtype), gates_by_row(gates_TK, plan)
+    return (
+      jnp.zeros_like(tokens_TD),
+      jnp.zeros_like(gates_TK),
+      None,
+      jax.tree.map(jnp.zeros_like, weights),
+    )
+  x_TD, dy_TD, gates_R = (
+    tokens_TD.astype(dtype),
+    d_output_TD.astype(dtype),
+    gates_by_row(gates_TK, plan),
+  )
   lanes = _lanes(weights)
 
   def step(rows, tile, slot, carry):
@@ -84,14 +101,20 @@ def _backward(dtype, residuals, d_output_TD):
     gate_nrF, up_nrF = (_get(buffer, slot, lanes, rows, dtype) for buffer in activations)
     hidden_nrF, d_hidden_nrF = swiglu(gate_nrF, up_nrF), batched_nt(dy_nrD, down_nFD)
     d_gates_nr = (hidden_nrF * d_hidden_nrF).sum(axis=-1)
-    d_gate_nrF, d_up_nrF = (d.astype(dtype) for d in swiglu_gradients(gate_nrF, up_nrF, d_hidden_nrF * gates_nr1))
+    d_gate_nrF, d_up_nrF = (
+      d.astype(dtype) for d in swiglu_gradients(gate_nrF, up_nrF, d_hidden_nrF * gates_nr1)
+    )
     d_joined = _joined(d_gate_nrF, d_up_nrF)
-    dx_nrD = sum(batched_nt(d, w) for d, w in zip(d_joined, _joined(gate_nDF, up_nDF), strict=True)).astype(dtype)
+    dx_nrD = sum(
+      batched_nt(d, w) for d, w in zip(d_joined, _joined(gate_nDF, up_nDF), strict=True)
+    ).astype(dtype)
     d_lanes = (  # rows past a tile's end have a zero gate, which keeps them out
       *_parted(batched_tn(x_nrD, d) for d in d_joined),
       batched_tn((hidden_nrF * gates_nr1).astype(dtype), dy_nrD),
     )
-    d_weights = tuple(_add_lanes(total, d, group_n) for total, d in zip(d_weights, d_lanes, strict=True))
+    d_weights = tuple(
+      _add_lanes(total, d, group_n) for total, d in zip(d_weights, d_lanes, strict=True)
+    )
     return _put(dx_buffer, dx_nrD, slot), _put(d_gates_buffer, d_gates_nr, slot), d_weights
 
   slots = _num_slots(plan, _turn(lanes))
@@ -132,16 +155,25 @@ def _make_layout(plan, turn):
   padding = (0, -order_N.size % turn + turn)
   rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
   longest_M = rows_N.reshape(-1, turn)[:, 0]  # of every turn
-  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan))  # rounded up
+  rung_M = sum(
+    jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan)
+  )  # rounded up
   slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
   slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_N.size]
-  slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)  # now by the tile's number in the plan
+  slot_N = (
+    jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)
+  )  # now by the tile's number in the plan
 
   tiles_E = -(-plan.group_sizes_E // _TILE)
   first_tile_E = jnp.cumsum(tiles_E) - tiles_E
   within_TK = plan.row_TK - plan.group_offsets_E[plan.experts_TK]
   slot_TK = slot_N[first_tile_E[plan.experts_TK] + within_TK // _TILE] + within_TK % _TILE
-  return _Layout(jnp.pad(tiles.group_N[order_N], padding), jnp.pad(tiles.start_N[order_N], padding), rows_N, slot_TK)
+  return _Layout(
+    jnp.pad(tiles.group_N[order_N], padding),
+    jnp.pad(tiles.start_N[order_N], padding),
+    rows_N,
+    slot_TK,
+  )
 
 
 def _rungs(plan):
@@ -210,4 +242,6 @@ def _put(buffer, values_nr, slot):
 
 
 def _get(buffer, slot, lanes, rows, dtype):
-  return as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(lanes, rows, -1)
+  return as_floats(lax.dynamic_slice_in_dim(buffer, slot, lanes * rows), dtype).reshape(
+    lanes, rows, -1
+  )

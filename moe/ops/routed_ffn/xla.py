@@ -3,14 +3,18 @@
 import jax
 import jax.numpy as jnp
 
+from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.implementation import platform
-from moe.ops.plan import DispatchPlan
 from moe.ops.routed_ffn import grouped, tiled
 from moe.ops.routed_ffn.types import ExpertWeights
 
 
 def routed_ffn(
-  tokens_TD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, weights: ExpertWeights, dtype: jnp.dtype
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   arrangement = tiled if platform() == 'cpu' else grouped
   return arrangement.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)

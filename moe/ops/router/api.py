@@ -7,7 +7,11 @@ from moe.ops.router.types import Routing
 
 
 def route(
-  logits_BLE: jax.Array, is_token_BL: jax.Array, experts_per_token: int, *, implementation: str = 'auto'
+  logits_BLE: jax.Array,
+  is_token_BL: jax.Array,
+  experts_per_token: int,
+  *,
+  implementation: str = 'auto',
 ) -> Routing:
   """s = softmax(logits); the K largest are the gates, not renormalised over the chosen (Eq. 7, 8, 10).
 

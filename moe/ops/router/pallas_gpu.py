@@ -15,7 +15,9 @@ from jax.experimental import pallas as pl
 from moe.ops.gpu.kernels import Span, call, load, power_of_two, span, store
 from moe.ops.router.types import Routing, RoutingStats
 
-_ELEMENTS = 2048  # of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays
+_ELEMENTS = (
+  2048  # of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays
+)
 _CHOSEN, _PADDING = -2.0, -1.0  # below every affinity
 
 
@@ -23,7 +25,9 @@ def route(logits_BLE: jax.Array, is_token_BL: jax.Array, experts_per_token: int)
   gates_BLK, probability_sums_BE, entropy_sums_B, z_sums_B, experts_BLK, counts_BE = _route(
     logits_BLE, is_token_BL, experts_per_token
   )
-  return Routing(gates_BLK, experts_BLK, RoutingStats(counts_BE, probability_sums_BE, entropy_sums_B, z_sums_B))
+  return Routing(
+    gates_BLK, experts_BLK, RoutingStats(counts_BE, probability_sums_BE, entropy_sums_B, z_sums_B)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -34,18 +38,36 @@ def _route(logits_BLE, is_token_BL, k):
   integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   per_block = sequences * blocks.per_sequence
   outputs = [
-    *(floats(sequences * length * k), floats(per_block, num_experts), floats(per_block), floats(per_block)),
+    *(
+      floats(sequences * length * k),
+      floats(per_block, num_experts),
+      floats(per_block),
+      floats(per_block),
+    ),
     *(integers(sequences * length * k), integers(per_block, num_experts)),
   ]
 
-  def kernel(program, logits_ref, real_ref, gates_ref, probability_ref, entropy_ref, z_ref, experts_ref, counts_ref):
+  def kernel(
+    program,
+    logits_ref,
+    real_ref,
+    gates_ref,
+    probability_ref,
+    entropy_ref,
+    z_ref,
+    experts_ref,
+    counts_ref,
+  ):
     tokens, experts = blocks.spans(program)
     s = _softmax(load(logits_ref, tokens, experts), blocks.num_experts)
     real = load(real_ref, tokens)
     remaining = jnp.where(experts.index[None, :] < num_experts, s.affinities, _PADDING)
     for choice in range(k):
       # Of equal affinities argmax takes the lowest index, as lax.top_k does.
-      expert, place = jnp.argmax(remaining, axis=1).astype(jnp.int32), blocks.choice(tokens, choice, k)
+      expert, place = (
+        jnp.argmax(remaining, axis=1).astype(jnp.int32),
+        blocks.choice(tokens, choice, k),
+      )
       store(gates_ref, remaining.max(axis=1), place)
       store(experts_ref, expert, place)
       remaining = jnp.where(experts.index[None, :] == expert[:, None], _CHOSEN, remaining)
@@ -73,9 +95,22 @@ def _backward(k, residuals, cotangents):
   num_experts, blocks = logits_BLE.shape[2], _Blocks(*logits_BLE.shape)
   flat = lambda x: x.reshape(-1)
 
-  def kernel(program, logits_ref, real_ref, experts_ref, d_gates_ref, d_sums_ref, d_entropy_ref, d_z_ref, d_logits_ref):
+  def kernel(
+    program,
+    logits_ref,
+    real_ref,
+    experts_ref,
+    d_gates_ref,
+    d_sums_ref,
+    d_entropy_ref,
+    d_z_ref,
+    d_logits_ref,
+  ):
     tokens, experts = blocks.spans(program)
-    s, sequence = _softmax(load(logits_ref, tokens, experts), num_experts), program // blocks.per_sequence
+    s, sequence = (
+      _softmax(load(logits_ref, tokens, experts), num_experts),
+      program // blocks.per_sequence,
+    )
     real = load(real_ref, tokens)[:, None]
     d_affinities = load(d_sums_ref, experts, leading=(sequence,))[None, :] * real
     for choice in range(k):
@@ -111,7 +146,9 @@ class _Blocks:
     """Where (B·L, E) has the program's tokens, and all experts."""
     sequence, block = program // self.per_sequence, program % self.per_sequence
     own = span(block * self.tokens, self.tokens, self.length)
-    return Span(sequence * self.length + own.index, own.inside), span(0, self.experts, self.num_experts)
+    return Span(sequence * self.length + own.index, own.inside), span(
+      0, self.experts, self.num_experts
+    )
 
   def choice(self, tokens: Span, choice: int, k: int) -> Span:
     """Where a flattened (B, L, K) array has the tokens' `choice`."""

@@ -21,9 +21,15 @@ TOKENS = 512  # of a step; l in suffixes
 def route(logits_BLE: jax.Array, is_token_BL: jax.Array, experts_per_token: int) -> Routing:
   if is_token_BL.size == 0:
     return reference.route(logits_BLE, is_token_BL, experts_per_token)
-  gates_BLK, experts_BLK, counts, sums = _route(logits_BLE.astype(jnp.float32), is_token_BL, experts_per_token)
+  gates_BLK, experts_BLK, counts, sums = _route(
+    logits_BLE.astype(jnp.float32), is_token_BL, experts_per_token
+  )
   probability_sums, entropy_sums, z_sums = (x[:, 0] for x in sums)
-  return Routing(gates_BLK, experts_BLK, RoutingStats(counts[:, 0], probability_sums, entropy_sums[:, 0], z_sums[:, 0]))
+  return Routing(
+    gates_BLK,
+    experts_BLK,
+    RoutingStats(counts[:, 0], probability_sums, entropy_sums[:, 0], z_sums[:, 0]),
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -37,7 +43,11 @@ def _route(logits_BLE, is_token_BL, k):
     name='router',
     grid=grid,
     in_specs=[by_token(num_experts), by_token(1)],
-    out_specs=[by_token(k), by_token(k), *(by_sequence(width) for width in (num_experts, num_experts, 1, 1))],
+    out_specs=[
+      by_token(k),
+      by_token(k),
+      *(by_sequence(width) for width in (num_experts, num_experts, 1, 1)),
+    ],
     out_shape=[
       shape(length, k),
       shape(length, k, of=jnp.int32),
@@ -47,25 +57,42 @@ def _route(logits_BLE, is_token_BL, k):
       shape(1, 1),
     ],
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
-    cost_estimate=_cost(logits_BLE.size, per_logit=10 + 6 * k, tokens=batch * length, per_token=8 * k),
+    cost_estimate=_cost(
+      logits_BLE.size, per_logit=10 + 6 * k, tokens=batch * length, per_token=8 * k
+    ),
     interpret=interpret(),
   )(logits_BLE, is_token_BL.astype(jnp.float32)[:, :, None])
   return gates, experts, counts, tuple(sums)
 
 
 def _route_kernel(
-  logits_ref, is_token_ref, gates_ref, experts_ref, counts_ref, probability_ref, entropy_ref, z_ref, *, length, k
+  logits_ref,
+  is_token_ref,
+  gates_ref,
+  experts_ref,
+  counts_ref,
+  probability_ref,
+  entropy_ref,
+  z_ref,
+  *,
+  length,
+  k,
 ):
   log_affinities_lE, affinities_lE, log_sum_l1 = _softmax(logits_ref[...])
   expert_lE = lax.broadcasted_iota(jnp.int32, affinities_lE.shape, 1).astype(jnp.float32)
   # As lax.top_k: NaN is the largest. Whatever the logits, a token's experts must be distinct and exist.
   left_lE = jnp.where(affinities_lE != affinities_lE, 2.0, affinities_lE)
   choice_lK = lax.broadcasted_iota(jnp.int32, gates_ref.shape, 1)
-  gates_lK, experts_lK = jnp.zeros(gates_ref.shape, jnp.float32), jnp.zeros(gates_ref.shape, jnp.float32)
+  gates_lK, experts_lK = (
+    jnp.zeros(gates_ref.shape, jnp.float32),
+    jnp.zeros(gates_ref.shape, jnp.float32),
+  )
   chosen_lE = jnp.zeros(affinities_lE.shape, jnp.float32)
   for choice in range(k):
     largest_l1 = left_lE.max(axis=1, keepdims=True)
-    index_l1 = jnp.where(left_lE == largest_l1, expert_lE, jnp.inf).min(axis=1, keepdims=True)  # of equals the first
+    index_l1 = jnp.where(left_lE == largest_l1, expert_lE, jnp.inf).min(
+      axis=1, keepdims=True
+    )  # of equals the first
     mine_lE = expert_lE == index_l1
     gate_l1 = jnp.where(mine_lE, affinities_lE, 0).sum(axis=1, keepdims=True)
     gates_lK = jnp.where(choice_lK == choice, gate_l1, gates_lK)
@@ -103,7 +130,9 @@ def _backward(k, residuals, cotangents):
     out_specs=by_token(num_experts),
     out_shape=jax.ShapeDtypeStruct(logits_BLE.shape, jnp.float32),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
-    cost_estimate=_cost(2 * logits_BLE.size, per_logit=8 + k, tokens=batch * length, per_token=8 * k),
+    cost_estimate=_cost(
+      2 * logits_BLE.size, per_logit=8 + k, tokens=batch * length, per_token=8 * k
+    ),
     interpret=interpret(),
   )(
     logits_BLE,
@@ -121,7 +150,17 @@ _route.defvjp(_forward, _backward)
 
 
 def _backward_kernel(
-  logits_ref, is_token_ref, experts_ref, d_gates_ref, d_probability_ref, d_entropy_ref, d_z_ref, out_ref, *, length, k
+  logits_ref,
+  is_token_ref,
+  experts_ref,
+  d_gates_ref,
+  d_probability_ref,
+  d_entropy_ref,
+  d_z_ref,
+  out_ref,
+  *,
+  length,
+  k,
 ):
   log_affinities_lE, affinities_lE, log_sum_l1 = _softmax(logits_ref[...])
   expert_lE = lax.broadcasted_iota(jnp.int32, affinities_lE.shape, 1)
@@ -168,5 +207,7 @@ def _specs(batch, length):
 
 def _cost(logits, *, per_logit, tokens, per_token):
   return pl.CostEstimate(
-    flops=logits * per_logit, transcendentals=2 * logits, bytes_accessed=4 * logits + tokens * (per_token + 4)
+    flops=logits * per_logit,
+    transcendentals=2 * logits,
+    bytes_accessed=4 * logits + tokens * (per_token + 4),
   )

@@ -45,22 +45,34 @@ def grouped_product(
   width = weights.shape[1 if transposed else 2]
   rows = visits.rows
   fixed = 2 * rows * contracted * size * len(pairs)
-  per_column = 2 * contracted * size * len(pairs) + 12 * rows  # Weights and results, twice each, and a sum.
+  per_column = (
+    2 * contracted * size * len(pairs) + 12 * rows
+  )  # Weights and results, twice each, and a sum.
   if packed is None:
     per_column += split_bytes(contracted, rows_RX.dtype)
     outer, tile = ragged_tiles_of(width, fixed, per_column)
     words, words_tile, out_type = width, tile, jnp.float32
   else:
     outer, tile = tiles_of(width, columns_per_group(packed), fixed, per_column)
-    words, words_tile, out_type = num_words(width, packed), num_words(tile, packed), word_type(packed)
-  weight_spec = visits.group_spec(*((tile, contracted) if transposed else (contracted, tile)), tiled=1 - transposed)
+    words, words_tile, out_type = (
+      num_words(width, packed),
+      num_words(tile, packed),
+      word_type(packed),
+    )
+  weight_spec = visits.group_spec(
+    *((tile, contracted) if transposed else (contracted, tile)), tiled=1 - transposed
+  )
   visited = balanced_count(num_rows, num_groups, rows)
   moved = (
-    outer * num_rows * contracted * size * len(pairs) + sum(w.size * size for _, w in pairs) + num_rows * words * 4
+    outer * num_rows * contracted * size * len(pairs)
+    + sum(w.size * size for _, w in pairs)
+    + num_rows * words * 4
   )
   return visit_call(
     name,
-    functools.partial(_product_kernel, visits=visits, pairs=len(pairs), transposed=transposed, packed=packed),
+    functools.partial(
+      _product_kernel, visits=visits, pairs=len(pairs), transposed=transposed, packed=packed
+    ),
     visits,
     *(x for pair in pairs for x in pair),
     outer=outer,
@@ -99,7 +111,8 @@ def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: V
     out_specs=visits.group_spec(height, tile, tiled=1),
     out_shape=jax.ShapeDtypeStruct((num_groups, height, width), jnp.float32),
     flops=2 * visited * rows * height * outer * tile,
-    bytes_accessed=num_rows * (outer * height + width) * size + math.prod((num_groups, height, width)) * 4,
+    bytes_accessed=num_rows * (outer * height + width) * size
+    + math.prod((num_groups, height, width)) * 4,
   )
 
 

@@ -12,7 +12,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from moe.ops.implementation import interpret
 from moe.ops.tpu import gather
-from moe.ops.tpu.visits import BLOCK_BYTES, LEAST_ROWS, SUBLANES, by_block, column_of, compiler_params, lanes_of
+from moe.ops.tpu.visits import (
+  BLOCK_BYTES,
+  LEAST_ROWS,
+  SUBLANES,
+  by_block,
+  column_of,
+  compiler_params,
+  lanes_of,
+)
 from moe.ops.tpu.words import (
   LANES,
   columns_per_group,
@@ -45,7 +53,9 @@ def to_words(x_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
     out_shape=jax.ShapeDtypeStruct((num_rows, words), word_type(dtype)),
     compiler_params=compiler_params('parallel'),
     cost_estimate=pl.CostEstimate(
-      flops=0, transcendentals=0, bytes_accessed=x_ND.size * x_ND.dtype.itemsize + num_rows * words * 4
+      flops=0,
+      transcendentals=0,
+      bytes_accessed=x_ND.size * x_ND.dtype.itemsize + num_rows * words * 4,
     ),
     interpret=interpret(),
   )(x_ND)
@@ -66,7 +76,9 @@ def gate_rows(
   """(gates · tokens)_RD in the rows' type, and the float32 inner product of every row with its token, by row."""
   rows = _rows_per_step(words_TW, token_R.shape[0])
   extra = [(by_block(gates_R, rows), (1, 1, rows)), (rows_RD, (rows, rows_RD.shape[1]))]
-  gated_RD, products = _gather_rows(name, _gate_kernel, words_TW, token_R, extra, rows_RD.dtype, with_products=True)
+  gated_RD, products = _gather_rows(
+    name, _gate_kernel, words_TW, token_R, extra, rows_RD.dtype, with_products=True
+  )
   return gated_RD, products.reshape(-1)[: token_R.shape[0]]
 
 
@@ -97,7 +109,8 @@ def _gather_rows(name, kernel, words_TW, token_R, extra, dtype, *, with_products
     cost_estimate=pl.CostEstimate(
       flops=3 * num_rows * width * with_products,
       transcendentals=0,
-      bytes_accessed=num_rows * (words * 4 + width * jnp.dtype(dtype).itemsize * (1 + with_products) + 4),
+      bytes_accessed=num_rows
+      * (words * 4 + width * jnp.dtype(dtype).itemsize * (1 + with_products) + 4),
     ),
     interpret=interpret(),
   )(tokens, tokens, words_TW, *(array for array, _ in extra))
@@ -110,22 +123,43 @@ def _copy_kernel(here_ref, ahead_ref, words_ref, out_ref, buffer_ref, semaphores
 
 
 def _gate_kernel(
-  here_ref, ahead_ref, words_ref, gates_ref, rows_ref, out_ref, products_ref, buffer_ref, semaphores, *, blocks
+  here_ref,
+  ahead_ref,
+  words_ref,
+  gates_ref,
+  rows_ref,
+  out_ref,
+  products_ref,
+  buffer_ref,
+  semaphores,
+  *,
+  blocks,
 ):
   token_rD = unpack(_fetch(here_ref, ahead_ref, words_ref, buffer_ref, semaphores, blocks))
   out_ref[...] = (column_of(gates_ref[0]) * token_rD).astype(out_ref.dtype)
-  products_ref[0] = lanes_of((rows_ref[...].astype(jnp.float32) * token_rD).sum(axis=1, keepdims=True))
+  products_ref[0] = lanes_of(
+    (rows_ref[...].astype(jnp.float32) * token_rD).sum(axis=1, keepdims=True)
+  )
 
 
 def sum_rows(
-  name: str, words_RW: jax.Array, row_TK: jax.Array, dtype: jnp.dtype, gates_TK: jax.Array | None = None
+  name: str,
+  words_RW: jax.Array,
+  row_TK: jax.Array,
+  dtype: jnp.dtype,
+  gates_TK: jax.Array | None = None,
 ) -> jax.Array:
   """tokens_TD in `dtype`: the float32 sum of every token's K rows, times its gates if there are any."""
   num_tokens, k = row_TK.shape
-  words, width = words_RW.shape[1], words_RW.shape[1] // LANES * columns_per_group(_type_of(words_RW))
+  words, width = (
+    words_RW.shape[1],
+    words_RW.shape[1] // LANES * columns_per_group(_type_of(words_RW)),
+  )
   tokens = _rows_per_step(words_RW, num_tokens, k)
   # Choice after choice, so that each choice's rows lie together in the buffer.
-  row_of = jnp.pad(row_TK, ((0, -num_tokens % tokens), (0, 0))).reshape(-1, tokens, k).swapaxes(1, 2)
+  row_of = (
+    jnp.pad(row_TK, ((0, -num_tokens % tokens), (0, 0))).reshape(-1, tokens, k).swapaxes(1, 2)
+  )
   blocks, row_of = row_of.shape[0], row_of.reshape(-1, 1, tokens * k)
   gates = [] if gates_TK is None else [gates_TK]
   return pl.pallas_call(
@@ -165,14 +199,23 @@ def _sum_kernel(here_ref, ahead_ref, words_ref, *refs, blocks, k, gated):
 def _fetch(here_ref, ahead_ref, words_ref, buffer_ref, semaphores, blocks):
   step = pl.program_id(0)
   return gather.fetch(
-    words_ref, here_ref, ahead_ref, buffer_ref, semaphores, block=step, blocks=blocks, first=step == 0
+    words_ref,
+    here_ref,
+    ahead_ref,
+    buffer_ref,
+    semaphores,
+    block=step,
+    blocks=blocks,
+    first=step == 0,
   )
 
 
 def _index_specs(blocks, rows):
   """Row indices of a step and of the next, in SMEM."""
   here = pl.BlockSpec((1, 1, rows), lambda i: (i, 0, 0), memory_space=pltpu.SMEM)
-  ahead = pl.BlockSpec((1, 1, rows), lambda i: (jnp.minimum(i + 1, blocks - 1), 0, 0), memory_space=pltpu.SMEM)
+  ahead = pl.BlockSpec(
+    (1, 1, rows), lambda i: (jnp.minimum(i + 1, blocks - 1), 0, 0), memory_space=pltpu.SMEM
+  )
   return here, ahead
 
 

@@ -14,8 +14,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from moe.ops.dispatch_plan import Tiles, make_tiles
 from moe.ops.implementation import interpret
-from moe.ops.plan import Tiles, make_tiles
 
 # Rows of a block. A block shared by two groups is computed twice, so it is small against a group; an MXU wants 128.
 LEAST_ROWS, MOST_ROWS, VISITS_PER_GROUP = 128, 512, 4
@@ -31,11 +31,15 @@ class Visits(NamedTuple):
 
   def block(self, start: jax.Array) -> jax.Array:
     """The block of a tile; an empty tile behind the last row counts to the last block."""
-    return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)  # `//` asks for the device, absent in AOT
+    return jnp.minimum(
+      lax.div(start, self.rows), self.blocks - 1
+    )  # `//` asks for the device, absent in AOT
 
   def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
     """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""
-    return pl.BlockSpec((self.rows, width), lambda o, i, group, start, stop: (self.block(start[i]), o * tiled))
+    return pl.BlockSpec(
+      (self.rows, width), lambda o, i, group, start, stop: (self.block(start[i]), o * tiled)
+    )
 
   def group_spec(self, height: int, width: int, *, tiled: int | None) -> pl.BlockSpec:
     """Of weights_EXY: the matrix of the visit's group, whole or cut into outer tiles along dimension `tiled`."""
@@ -44,7 +48,11 @@ class Visits(NamedTuple):
 
   def lane_spec(self, *, ahead: int = 0, memory_space=None) -> pl.BlockSpec:
     """Of one number a row, as `by_block` lays them out: the visit's block, or the one `ahead`."""
-    index = lambda o, i, group, start, stop: (jnp.minimum(self.block(start[i]) + ahead, self.blocks - 1), 0, 0)
+    index = lambda o, i, group, start, stop: (
+      jnp.minimum(self.block(start[i]) + ahead, self.blocks - 1),
+      0,
+      0,
+    )
     return pl.BlockSpec((1, 1, self.rows), index, memory_space=memory_space)
 
 
@@ -55,7 +63,9 @@ def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
   half of the room to the other blocks.
   """
   rows = MOST_ROWS
-  crowded = lambda: rows * VISITS_PER_GROUP * num_groups > num_rows or 4 * rows * row_bytes > BLOCK_BYTES // 2
+  crowded = lambda: (
+    rows * VISITS_PER_GROUP * num_groups > num_rows or 4 * rows * row_bytes > BLOCK_BYTES // 2
+  )
   while rows > LEAST_ROWS and crowded():
     rows //= 2
   return min(rows, -(-num_rows // SUBLANES) * SUBLANES)
@@ -116,7 +126,9 @@ def visit_call(
 
 def compiler_params(*semantics: str) -> pltpu.CompilerParams:
   # Row indices come from a plan, which is a permutation: without checks a row's DMA takes fewer instructions.
-  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, disable_bounds_checks=True)
+  return pltpu.CompilerParams(
+    dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, disable_bounds_checks=True
+  )
 
 
 def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
@@ -125,7 +137,9 @@ def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> 
   Where even tiles of one unit do not, it is these: the compiler may find room for them yet, or says that there is none.
   """
   units = width // unit
-  fitting = (n for n in range(1, units) if units % n == 0 and fit(width // n, fixed_bytes, bytes_per_column))
+  fitting = (
+    n for n in range(1, units) if units % n == 0 and fit(width // n, fixed_bytes, bytes_per_column)
+  )
   number = next(fitting, units)
   return number, width // number
 

@@ -54,4 +54,6 @@ def pack(rows_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return rows_ND
   bits = lax.bitcast_convert_type(rows_ND.astype(dtype).astype(jnp.float32), jnp.uint32)
   half = lambda j: bits[:, j : j + LANES]
-  return jnp.concatenate([(half(j) >> 16) | half(j + LANES) for j in range(0, bits.shape[1], 2 * LANES)], axis=1)
+  return jnp.concatenate(
+    [(half(j) >> 16) | half(j + LANES) for j in range(0, bits.shape[1], 2 * LANES)], axis=1
+  )

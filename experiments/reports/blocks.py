@@ -1,0 +1,105 @@
+"""What a report says, as blocks, and the blocks as Markdown and as HTML."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+  text: str
+  level: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A paragraph; `strong` comes before the rest, in bold."""
+
+  text: str
+  strong: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  columns: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+  links: tuple[str, ...] = ()  # of the first cell of each row
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """`svg`: the figure itself, which HTML takes in; `file`: where Markdown finds it."""
+
+  svg: str
+  file: str
+  description: str
+
+
+Block = Heading | Text | Code | Table | Figure
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+  """`<` is escaped, that nothing is taken for a tag; other marks of Markdown are none in the midst of words."""
+  return '\n\n'.join(map(_markdown, blocks)).replace('<', '&lt;') + '\n'
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+  return '\n'.join(map(_html, blocks))
+
+
+def _markdown(block: Block) -> str:
+  match block:
+    case Heading(text, level):
+      return f'{"#" * level} {text}'
+    case Text(text, strong):
+      return f'**{strong}** {text}'.strip() if strong else text
+    case Code(text):
+      return f'```\n{text}\n```'
+    case Figure(_, file, description):
+      return f'![{description}]({file})'
+    case Table(columns, rows, links):
+      cells = [list(row) for row in rows]
+      for row, link in zip(cells, links):
+        row[0] = f'[{row[0]}]({link})'
+      rule = '|'.join(
+        '---:' if _is_number(column, rows) else '---' for column in range(len(columns))
+      )
+      line = lambda row: '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
+      return '\n'.join([line(columns), f'|{rule}|', *map(line, cells)])
+
+
+def _html(block: Block) -> str:
+  match block:
+    case Heading(text, level):
+      return f'<h{level}>{html.escape(text)}</h{level}>'
+    case Text(text, strong):
+      start = f'<strong>{html.escape(strong)}</strong> ' if strong else ''
+      return f'<p>{start}{html.escape(text)}</p>'
+    case Code(text):
+      return f'<pre><code>{html.escape(text)}</code></pre>'
+    case Figure(svg, _, _):
+      return f'<figure>\n{svg}</figure>'
+    case Table(columns, rows, links):
+      numbers = [_is_number(column, rows) for column in range(len(columns))]
+      cell = lambda tag, text, number: f'<{tag}{" class=number" * number}>{text}</{tag}>'
+      row = lambda tag, texts: (
+        f'<tr>{"".join(cell(tag, text, number) for text, number in zip(texts, numbers))}</tr>'
+      )
+      lines = [row('th', map(html.escape, columns))]
+      for number, each in enumerate(rows):
+        texts = [html.escape(text) for text in each]
+        if links:
+          texts[0] = f'<a href="{html.escape(links[number])}">{texts[0]}</a>'
+        lines.append(row('td', texts))
+      return '\n'.join(['<div class="table"><table>', *lines, '</table></div>'])
+
+
+def _is_number(column: int, rows: Sequence[Sequence[str]]) -> bool:
+  """Whether a column holds numbers, which stand to the right; the first never does."""
+  cells = [row[column] for row in rows if row[column] not in ('', '–')]
+  return column > 0 and bool(cells) and all(cell.lstrip('−-±')[:1].isdigit() for cell in cells)

@@ -1,0 +1,147 @@
+"""RESULTS/STUDY/runs.jsonl: a line a finished run, the only source of a study's figures.
+
+A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose config has changed
+stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from experiments.studies.common import PROXY, Scale
+from experiments.sweeps import plan
+from moe.errors import UserError
+
+Key = tuple[str, int, str]
+FIELDS = (
+  *('study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
+  *(
+    'commit',
+    'data',
+    'machine',
+    'steps',
+    'tokens',
+    'seconds',
+    'total_params',
+    'active_params',
+    'train_flops',
+  ),
+  *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
+  *('loss_curve', 'held_out_curve'),
+)
+
+
+def path(results: Path, study: str) -> Path:
+  return results / study / 'runs.jsonl'
+
+
+def read(file: Path) -> dict[Key, dict]:
+  """The lines by key. UserError for a damaged one."""
+  lines = {}
+  for number, text in enumerate(
+    file.read_text(encoding='utf-8').splitlines() if file.exists() else [], start=1
+  ):
+    try:
+      line = json.loads(text)
+      lines[line['run'], line['seed'], line['config_hash']] = line
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{file}, line {number} is damaged ({error}): restore the file, or delete that line'
+      ) from error
+  return lines
+
+
+def put(file: Path, line: Mapping[str, object]) -> None:
+  """Adds a line, or replaces the one of its key; the file changes whole or not at all, for one sweep at a time."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with _locked(file.parent):
+    lines = read(file)
+    lines[line['run'], line['seed'], line['config_hash']] = line
+    temporary = file.with_suffix('.tmp')
+    texts = [
+      json.dumps(_plain(each), ensure_ascii=False, allow_nan=False) + '\n'
+      for each in lines.values()
+    ]
+    temporary.write_text(''.join(texts), encoding='utf-8')
+    os.replace(temporary, file)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+  """Waits until no other process of this machine has the folder locked: two sweeps, each with its own --workdir, may
+  have one --results."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)  # which unlocks it
+
+
+def _plain(value: object) -> object:
+  """A number that JSON lacks, of a run that has diverged, becomes null, as in metrics.jsonl."""
+  if isinstance(value, Mapping):
+    return {key: _plain(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
+  """The runs of a job that have no line yet, or one without all their evaluations."""
+  made = lambda run: lines.get((run.name, job.seed, job.config_hash))
+  return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
+
+
+def of_other_studies(results: Path, study: str) -> list[dict]:
+  """The lines of all studies but this one. UserError for a damaged file of any, which would have its runs repeated."""
+  files = sorted(file for file in results.glob('*/runs.jsonl') if file.parent.name != study)
+  return [line for file in files for line in read(file).values()]
+
+
+def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
+  """Whether a line has all evaluations that its run asks for now, and no others."""
+  wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
+  return {name: made['intervention'] for name, made in line['evaluations'].items()} == wanted
+
+
+def current(
+  study_file: str,
+  results: str | Path = 'experiments/results',
+  scale: Scale = PROXY,
+  seeds: Sequence[int] = range(100),
+) -> list[dict]:
+  """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds.
+
+  A field that was not measured yet when a line was written is None. UserError if they are of different data: nothing
+  could be compared.
+  """
+  study = plan.load(study_file)
+  file = path(Path(results), study.name)
+  lines = read(file)
+  hashes = {
+    run.name: job.config_hash
+    for job in plan.jobs(study, scale, [0], {}, Path())
+    for run in job.runs
+  }
+  keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
+  found = [dict.fromkeys(FIELDS) | lines[key] for key in keys if key in lines]
+  _check_data(file, found)
+  return found
+
+
+def _check_data(file, lines):
+  # The first runs of the pilot, from before lines named their data, have none.
+  runs_of: dict[str, list[str]] = {}
+  for line in lines:
+    if line.get('data'):
+      runs_of.setdefault(line['data'], []).append(f'{line["run"]} (seed {line["seed"]})')
+  if len(runs_of) > 1:
+    listed = '; '.join(f'{data}: {runs[0]}, {len(runs)} in all' for data, runs in runs_of.items())
+    raise UserError(
+      f'{file} has runs of different data ({listed}): delete the lines and folders of one, train it on the other'
+    )

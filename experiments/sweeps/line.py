@@ -1,0 +1,213 @@
+"""A finished run as one line of runs.jsonl, from what its folder holds."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.sweeps import machine, plan
+from moe import config as moe_config
+from moe.accounting import account
+from moe.errors import UserError
+
+_POINTS = 200  # of a loss curve
+
+
+def make(
+  study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]
+) -> dict[str, object]:
+  """The line, with all of ledger.FIELDS. `differs`: the keys that are not the same in all runs of the study.
+
+  UserError if the run was not logged or scored to its end, nor has diverged: its losses are NaN then.
+  """
+  metrics = job.metrics()
+  scores = _scores_of_diverged(job) if not job.trained and job.diverged else _scores(job)
+  config, counts = moe_config.flatten(job.config.to_dict()), account(job.config)
+  tokens = job.num_steps * job.config.data.batch_size * job.config.data.seq_len
+  final = _find(scores, scores['final_step'], {})
+  best = _find(scores, scores['best_step'], {})
+  return {
+    'study': study,
+    'run': run.name,
+    'seed': job.seed,
+    'config_hash': job.config_hash,
+    'scale': scale,
+    'config': run.config,
+    'differs': {key: config[key] for key in differs},
+    'settings': plan.settings(job.config),
+    'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
+    'data': _data(job),
+    'machine': scores[
+      'machine'
+    ],  # that scored it: with --launcher=local also the one that trained it
+    'steps': job.num_steps,
+    'tokens': tokens,
+    'seconds': round(seconds(metrics, job), 1),
+    'total_params': counts.total_params,
+    'active_params': counts.active_params,
+    'train_flops': counts.train_flops_per_token * tokens,
+    'final': {'step': scores['final_step'], 'total': final['total'], 'domains': final['domains']},
+    'best': {'step': scores['best_step'], 'total': best['total'], 'domains': best['domains']},
+    'evaluations': {
+      name: {'intervention': dict(intervention)}
+      | {
+        key: _find(scores, scores['final_step'], dict(intervention))[key]
+        for key in ('total', 'domains')
+      }
+      for name, intervention in run.evaluations.items()
+    },
+    'max_vio': _max_vio(metrics, job.num_steps),
+    'dead_experts': _dead_experts(metrics[-1]),
+    'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
+    'expert_load': final[
+      'expert_load'
+    ],  # on held-out text, over the layer's mean: a row a MoE layer
+    'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
+    'held_out_curve': [
+      (line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line
+    ],
+  }
+
+
+def taken(
+  found: Sequence[Mapping[str, object]],
+  study: str,
+  run: plan.Run,
+  job: plan.Job,
+  differs: Sequence[str],
+) -> dict[str, object] | None:
+  """This run's line, made of one in `found`, lines of other studies, that is of the very same run: the same settings,
+  seed and text, with every evaluation asked for. None if there is none, or the text is not prepared to tell.
+  """
+  data, flat = _data(job), moe_config.flatten(job.config.to_dict())
+  wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
+  for other in sorted(
+    found, key=len, reverse=True
+  ):  # those from before a field was measured, which lack it, last
+    same = (other['config_hash'], other['seed'], other.get('data')) == (
+      job.config_hash,
+      job.seed,
+      data,
+    )
+    if not data or not same:
+      continue
+    made = {_key(each['intervention']): each for each in other['evaluations'].values()}
+    if made.keys() >= set(wanted.values()):
+      return {
+        **other,
+        'study': study,
+        'run': run.name,
+        'config': run.config,
+        'differs': {key: flat[key] for key in differs},
+        'evaluations': {name: made[key] for name, key in wanted.items()},
+      }
+  return None
+
+
+def _key(intervention):
+  return tuple(sorted(intervention.items()))
+
+
+def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
+  """Time of the steps themselves: not of compiling, evaluating and saving, nor of what a kill had done again."""
+  tokens, total, before = job.config.data.batch_size * job.config.data.seq_len, 0.0, 0
+  for line in metrics:
+    total += (line['step'] - before) * tokens / line['tokens_per_second']
+    before = line['step']
+  return total
+
+
+def thinned(
+  points: Sequence[tuple[int, float | None]], most: int = _POINTS
+) -> list[tuple[int, float | None]]:
+  """At most so many points, each the last step and the mean of as many neighbours; None where one was not finite."""
+  groups = np.array_split(np.arange(len(points)), min(len(points), most))
+  mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
+  return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
+
+
+def _data(job):
+  """Names the contents of the prepared text, which the config knows by path alone; None if it is no longer there.
+
+  Of contents only: the same text, prepared elsewhere from files of other names, is the same data.
+  """
+  if not plan.prepared(job):
+    return None
+  path, contents = (
+    job.data_dir / 'metadata.json',
+    ('documents', 'bytes', 'tokens', 'text_sha256'),
+  )  # the last: held out
+  try:
+    metadata = json.loads(path.read_text(encoding='utf-8'))
+    splits = {
+      f'{split} {domain}': [entry.get(key) for key in contents]
+      for split, domains in metadata['splits'].items()
+      for domain, entry in domains.items()
+    }
+    return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'{path} is damaged ({error}): delete {job.data_dir}, and it is prepared again'
+    ) from error
+
+
+def _max_vio(metrics, num_steps):
+  """Mean over layers, at the end and over the last tenth of the steps. None for a model that routes nothing."""
+  routed = [line for line in metrics if 'max_vio_N' in line]
+  if not routed:
+    return None
+  of = lambda line: _mean(line['max_vio_N'])
+  return {'final': of(routed[-1]), 'last_tenth': _over_last_tenth(of, routed, num_steps)}
+
+
+def _dead_experts(line):
+  """Experts of all layers that no token of the logged batch chose. None for a model that routes nothing."""
+  return sum(line['dead_experts_N']) if 'dead_experts_N' in line else None
+
+
+def _over_last_tenth(of, metrics, num_steps):
+  return _mean([of(line) for line in metrics if line['step'] > 0.9 * num_steps])
+
+
+def _mean(values):
+  """None of nothing, and where one was not finite."""
+  return None if not values or None in values else float(np.mean(values))
+
+
+def _scores_of_diverged(job):
+  """What experiments.sweeps.score would have written, had there been anything to score."""
+  step, lost = job.metrics()[-1]['step'], {'loss': math.nan, 'bits_per_byte': math.nan}
+  interventions = [
+    {},
+    *(dict(intervention) for run in job.runs for intervention in run.evaluations.values()),
+  ]
+  scores = [
+    {'step': step, 'intervention': each, 'total': lost, 'domains': {}, 'expert_load': None}
+    for each in interventions
+  ]
+  return {
+    'final_step': step,
+    'best_step': step,
+    'machine': machine.describe_without_device(),
+    'scores': scores,
+  }
+
+
+def _scores(job):
+  path = job.workdir / 'scores.json'
+  if not path.exists():
+    raise UserError(f'{job.workdir} was not scored')
+  scores, metrics = json.loads(path.read_text(encoding='utf-8')), job.metrics()
+  if scores['final_step'] != job.num_steps or not metrics or metrics[-1]['step'] != job.num_steps:
+    raise UserError(
+      f'{job.workdir} does not hold step {job.num_steps}, its last, whole: is its disk full?'
+    )
+  return scores
+
+
+def _find(scores, step, intervention):
+  for score in scores['scores']:
+    if (score['step'], score['intervention']) == (step, intervention):
+      return score
+  raise UserError(f'step {step} with {intervention} was not scored')

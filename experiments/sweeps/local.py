@@ -1,0 +1,132 @@
+"""Runs jobs on this machine: trains, scores, writes the line, goes on with the next, whatever becomes of one."""
+
+import dataclasses
+import json
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.studies import common
+from experiments.sweeps import machine, plan
+from experiments.sweeps.children import Children, last_words
+from experiments.sweeps.shares import WHOLE, Share
+from experiments.sweeps.view import View
+from moe.errors import UserError
+
+_POLL = 0.2  # seconds
+_AT_WORK = ('training', 'scoring')  # the states in which a task has a process
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+  """A job on its way: waiting → training → scoring → finished, or failed, or stopped."""
+
+  job: plan.Job
+  state: str = 'waiting'
+  note: str = ''
+  process: subprocess.Popen | None = None
+  share: Share = WHOLE
+  new: bool = False  # whether this sweep has done something for it
+
+  @property
+  def log(self) -> Path:
+    return self.job.workdir / 'log.txt'
+
+
+def prepare(
+  jobs: Sequence[plan.Job], runs_folder: Path, children: Children, say: Callable[[str], None]
+) -> None:
+  """Builds what data the jobs lack, each once. UserError if it cannot be built."""
+  if plan.corpus_needed(jobs):
+    command = ('-m', common.CORPUS_MODULE, f'--out={common.CORPUS}')
+    hint = f'; `python {" ".join(command)}` builds the corpus of the studies, --config.data.sources=builtin needs none'
+    say(f'building the corpus {common.CORPUS} (once; log: {runs_folder / "corpus.log"})')
+    _to_the_end(command, runs_folder / 'corpus.log', children, hint)
+  log = runs_folder / 'prepare_data.log'
+  for job in {job.data_dir: job for job in jobs if not plan.prepared(job)}.values():
+    if not children.stopped_by:
+      say(f'preparing data in {job.data_dir} (once; log: {log})')
+      _to_the_end(job.arguments('prepare_data'), log, children)
+
+
+def run(
+  tasks: Sequence[Task],
+  shares: Sequence[Share],
+  children: Children,
+  finish: Callable[[plan.Job], str],
+  view: View,
+) -> None:
+  """Brings every waiting task to its end, one on each share of the machine at a time. `finish` writes a job's lines and
+  tells the loss."""
+  waiting, running, free = (
+    deque(task for task in tasks if task.state == 'waiting'),
+    [],
+    deque(shares),
+  )
+  while running or (waiting and not children.stopped_by):
+    while waiting and free and not children.stopped_by:
+      task = waiting.popleft()
+      task.share = free.popleft()
+      running.append(task)
+      _advance(task, children, finish, view)
+    for task in running:
+      if task.state in _AT_WORK and task.process.poll() is not None:
+        _advance(task, children, finish, view)
+    free.extend(task.share for task in running if task.state not in _AT_WORK)
+    running = [task for task in running if task.state in _AT_WORK]
+    view.show()
+    time.sleep(_POLL)
+
+
+def score_arguments(job: plan.Job) -> list[str]:
+  """What follows `python` to score a trained job, with the evaluations of all its runs."""
+  interventions = [
+    dict(intervention) for run in job.runs for intervention in run.evaluations.values()
+  ]
+  return [
+    '-m',
+    'experiments.sweeps.score',
+    f'--workdir={job.workdir}',
+    f'--interventions={json.dumps(interventions)}',
+  ]
+
+
+def _advance(task, children, finish, view):
+  """The next state of a task whose process, if it had one, has ended."""
+  job, process = task.job, task.process
+  task.new = True
+  try:
+    if process and children.stopped_by:
+      task.state = 'stopped'
+    elif (
+      not job.trained and job.diverged
+    ):  # a result like any other, which no second try would change
+      task.state, task.note = 'finished', finish(job)
+    elif process and process.returncode:
+      task.state, task.note = 'failed', f'exit code {process.returncode}: {last_words(task.log)}'
+    elif task.state == 'training' and not job.trained:
+      task.state, task.note = 'stopped', 'by a signal from elsewhere'
+    elif task.state == 'scoring':
+      task.state, task.note = 'finished', finish(job)
+    elif job.trained:
+      task.state, task.process = (
+        'scoring',
+        children.start(score_arguments(job), task.log, task.share),
+      )
+    else:
+      task.state = 'training'
+      machine.note_commit(job.workdir, machine.commit())
+      task.process = children.start(job.arguments('train'), task.log, task.share)
+  except (OSError, UserError) as error:
+    task.state, task.note = 'failed', str(error)
+  except Exception as error:  # whatever files of this one run hold: the others go on
+    task.state, task.note = 'failed', f'{type(error).__name__}: {error}'
+  view.changed(task)
+
+
+def _to_the_end(arguments, log, children, hint=''):
+  process = children.start(arguments, log)
+  if process.wait() and not children.stopped_by:
+    raise UserError(f'{last_words(log).removeprefix("error: ")} ({log}){hint}')

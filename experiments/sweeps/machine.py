@@ -1,0 +1,74 @@
+"""Where and with which code a run was made."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent.parent
+# What no run depends on. Results are what sweeps write: a line more is no change of the code.
+_NO_CODE = (':!experiments/results', ':!tests', ':!*.md')
+
+_VECTOR_UNITS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
+
+
+def commit() -> str:
+  """The repository's commit, '-dirty' if files that a run could depend on differ from it; 'unknown' outside of one."""
+  git = lambda *arguments: subprocess.run(
+    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    changed = git('status', '--porcelain', '--', '.', *_NO_CODE)
+    return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+
+
+def note_commit(workdir: Path, commit: str) -> None:
+  """Leaves in a run's folder which code is about to train or score it, below that which has done so before."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  if commit not in (known := commits(workdir)):
+    (workdir / 'commit').write_text('\n'.join([*known, commit]) + '\n', encoding='utf-8')
+
+
+def commits(workdir: Path) -> list[str]:
+  """Which code has trained and scored a run, each once: several where it was interrupted and went on with another."""
+  path = workdir / 'commit'
+  return path.read_text(encoding='utf-8').split() if path.exists() else []
+
+
+def describe() -> dict[str, str]:
+  """Model of the CPU, kind of the device, version of jax. Starts the device."""
+  import jax
+
+  device = jax.devices()[0]
+  count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
+  return {
+    'cpu': _cpu(),
+    'device': f'{count}{device.platform} ({device.device_kind})',
+    'jax': jax.__version__,
+  }
+
+
+def describe_without_device() -> dict[str, str]:
+  """The same where nothing has been computed."""
+  return {'cpu': _cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
+
+
+def _cpu() -> str:
+  """This process's cores, their model and vector units: what decides how fast, and with which rounding, it computes."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+  except OSError:
+    return platform.processor() or platform.machine()
+  first = {
+    name.strip(): value.strip()
+    for name, _, value in (line.partition(':') for line in reversed(lines))
+  }
+  features = first.get('flags', first.get('Features', '')).split()  # x86, ARM
+  units = ', '.join(unit for unit in _VECTOR_UNITS if unit in features)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{cores} × {first.get("model name") or platform.machine()}' + (
+    f' ({units})' if units else ''
+  )

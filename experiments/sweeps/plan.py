@@ -1,0 +1,294 @@
+"""A study's runs as jobs: what each trains, where, and how far it has come.
+
+RUNS/VARIANT-HASH/seedK is the folder of a config and a seed. The hash leaves out names, seeds and all that changes no
+step, so that several studies, and several runs of one study, share what they have in common.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from experiments.studies import common
+from experiments.studies.common import Run, Scale
+from moe import config as moe_config
+from moe.config import Config
+from moe.errors import UserError
+
+SEEDS = ('train.seed', 'data.seed')
+# The fields of moe.analysis.Intervention, which would take jax to import; a test holds them equal.
+INTERVENTIONS = ('masked_share', 'experts_per_token', 'without_shared')
+_PREPARED = (
+  'sources',
+  'validation_sources',
+  'holdout',
+  'text_key',
+  'tokenizer',
+  'tokenizer_sample_mb',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A study module, loaded: its name is the file's."""
+
+  path: str
+  sweep: Callable[[Scale], Sequence[Run]]
+
+  @property
+  def name(self) -> str:
+    return Path(self.path).stem
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One config and seed, to be trained once, for all `runs` of the study that are this config."""
+
+  runs: tuple[Run, ...]
+  seed: int
+  config: Config
+  config_hash: str
+  flags: tuple[str, ...]  # of launch.train and launch.prepare_data
+  workdir: Path
+
+  @property
+  def label(self) -> str:
+    return f'{" = ".join(run.name for run in self.runs)}, seed {self.seed}'
+
+  @property
+  def data_dir(self) -> Path:
+    return Path(self.config.data.dir)
+
+  @property
+  def num_steps(self) -> int:
+    return self.config.train.num_steps
+
+  @property
+  def trained(self) -> bool:
+    """Whether its last checkpoint is there, which appears by one rename."""
+    return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
+
+  @property
+  def diverged(self) -> bool:
+    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py)."""
+    logged = self.metrics()
+    return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
+
+  @property
+  def ended(self) -> bool:
+    """Whether there is nothing more to train: the same config would diverge the same way again."""
+    return self.trained or self.diverged
+
+  def arguments(self, program: str) -> list[str]:
+    """What follows `python`."""
+    place = {'train': f'--workdir={self.workdir}', 'prepare_data': f'--out={self.data_dir}'}[
+      program
+    ]
+    return ['-m', f'launch.{program}', *self.flags, place]
+
+  def metrics(self) -> list[dict]:
+    """The complete lines of metrics.jsonl."""
+    path = self.workdir / 'metrics.jsonl'
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def load(path: str) -> Study:
+  """The study in a file. UserError if there is none."""
+  sweep = getattr(_module(path, '--sweep'), 'sweep', None)
+  if not callable(sweep):
+    raise UserError(
+      f'--sweep={path} has no sweep(): a study is a file like experiments/studies/table1.py'
+    )
+  return Study(path, sweep)
+
+
+def jobs(
+  study: Study,
+  scale: Scale,
+  seeds: Sequence[int],
+  overrides: Mapping[str, object],
+  runs_folder: Path,
+) -> list[Job]:
+  """Every run of a study for every seed, configs built and checked. Writes nothing.
+
+  `overrides` change every run. UserError for a run that cannot be, and for two of one name.
+  """
+  if given := [key for key in SEEDS if key in overrides]:
+    raise UserError(f'config.{given[0]} is set for every run by --seeds')
+  with _faults_of(study.path):
+    runs = study.sweep(scale)
+  if not isinstance(runs, Sequence) or not runs or not all(isinstance(run, Run) for run in runs):
+    raise UserError(
+      f'sweep() of the study {study.name} must return a list of Run (experiments/studies/common.py)'
+    )
+  names = [run.name for run in runs]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
+  for run in runs:
+    _check_evaluations(run, study.name)
+  merged: dict[Path, Job] = {}
+  for seed in seeds:
+    for run in runs:
+      try:
+        job = _job(run, seed, overrides, runs_folder, merged.values())
+      except UserError as error:
+        raise UserError(f'run {run.name!r} of the study {study.name}: {error}') from error
+      before = merged.get(job.workdir)
+      merged[job.workdir] = dataclasses.replace(before, runs=(*before.runs, run)) if before else job
+  return list(merged.values())
+
+
+def named(study: Study, planned: Sequence[Job], names: Collection[str]) -> list[Job]:
+  """Of a study's jobs those of the runs with these names. UserError for a name unknown."""
+  known = list(dict.fromkeys(run.name for job in planned for run in job.runs))
+  if unknown := [name for name in names if name not in known]:
+    raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(known)}')
+  kept = [
+    dataclasses.replace(job, runs=tuple(run for run in job.runs if run.name in names))
+    for job in planned
+  ]
+  return [job for job in kept if job.runs]
+
+
+def decides(key: str) -> bool:
+  """Whether a dotted key has a part in a run's final loss."""
+  return moe_config.decides(key) or key == 'evaluation.context'
+
+
+def config_hash(config: Config) -> str:
+  """Names what decides a run's final loss, but for its seed: 8 hexadecimal digits."""
+  return digest(settings(config))
+
+
+def settings(config: Config) -> dict[str, object]:
+  """The keys that decide a run's final loss, seeds apart, where they are not those of experiments/base.py.
+
+  Relative to base.py, so that a key added there renames no run that came before it.
+  """
+  changed = moe_config.differences(_base(), config.to_dict())
+  return {key: new for key, (_, new) in changed.items() if decides(key) and key not in SEEDS}
+
+
+def _job(run, seed, overrides, runs_folder, earlier):
+  config_dict = _config_dict(run.config)
+  own = moe_config.flatten(config_dict.to_dict())
+  config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
+  checked = moe_config.from_config_dict(config_dict)
+  if not checked.data.dir:
+    config_dict = _changed(
+      config_dict, {'data.dir': str(runs_folder / f'data-{digest(_prepared(checked))}')}
+    )
+    checked = moe_config.from_config_dict(config_dict)
+  now = moe_config.flatten(
+    checked.to_dict()
+  )  # values as moe.config has made them: 3 for a float is 3.0
+  flags = [
+    f'--config={run.config}',
+    *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key]),
+  ]
+  name = config_hash(checked)
+  variant = re.sub(r'[^\w.-]', '_', run.config.partition(':')[2] or Path(run.config).stem)
+  folders = [job.workdir.parent for job in earlier if job.config_hash == name]
+  folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
+  workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'
+  return Job((run,), seed, checked, name, tuple(flags), workdir)
+
+
+def _check_evaluations(run, study):
+  """Now: a misspelt keyword would else be found when the run is scored, after its training."""
+  for name, intervention in run.evaluations.items():
+    if unknown := sorted(intervention.keys() - set(INTERVENTIONS)):
+      raise UserError(
+        f'run {run.name!r} of the study {study}: the evaluation {name!r} has no {unknown[0]!r}: '
+        f'it takes {", ".join(INTERVENTIONS)}'
+      )
+
+
+def _changed(config_dict, values):
+  if unknown := values.keys() - set(moe_config.keys()):
+    raise moe_config.unknown_key(min(unknown))
+  changed = config_dict.copy_and_resolve_references()
+  with (
+    changed.ignore_type()
+  ):  # its TypeError would name no key; moe.config checks the types, and does
+    changed.update_from_flattened_dict(values)
+  return changed
+
+
+def _prepared(config):
+  """What decides the contents of prepared data."""
+  return {key: getattr(config.data, key) for key in _PREPARED} | {
+    'vocab_size': config.tokenizer_vocab_size
+  }
+
+
+def digest(values: Mapping) -> str:
+  """8 hexadecimal digits that name some JSON."""
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _base() -> dict:
+  return base.get_config().to_dict()
+
+
+def _config_dict(spec: str) -> ConfigDict:
+  """FILE.py[:VARIANT] → its config."""
+  path, colon, variant = spec.partition(':')
+  get_config = getattr(_module(path, 'config'), 'get_config', None)
+  if not callable(get_config):
+    raise UserError(f'config file {path!r} has no get_config()')
+  with _faults_of(path):
+    return get_config(variant) if colon else get_config()
+
+
+@functools.cache
+def _module(path: str, what: str) -> ModuleType:
+  """A Python file as a module. UserError, one line, for whatever is wrong with it."""
+  if not Path(path).is_file() or not path.endswith('.py'):
+    raise UserError(f'there is no Python file {path!r} ({what})')
+  spec = importlib.util.spec_from_file_location(f'loaded_{Path(path).stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses of the module look it up
+  with _faults_of(path):
+    spec.loader.exec_module(module)
+  return module
+
+
+@contextlib.contextmanager
+def _faults_of(path: str) -> Iterator[None]:
+  """Whatever the code of a study or config file raises, as one line that names the file."""
+  try:
+    yield
+  except UserError:
+    raise
+  except SyntaxError as error:
+    raise UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from error
+  except Exception as error:  # any code may be in it
+    raise UserError(f'{path}: {type(error).__name__}: {error}') from error
+
+
+def corpus_needed(planned: Sequence[Job]) -> bool:
+  """Whether a job's data is still to be prepared from the common corpus, which is not there."""
+  unprepared = [job for job in planned if not prepared(job)]
+  return any(
+    source.partition('=')[2].startswith(f'{common.CORPUS}/')
+    and not Path(source.partition('=')[2]).exists()
+    for job in unprepared
+    for source in job.config.data.sources.split(';')
+  )
+
+
+def prepared(job: Job) -> bool:
+  return (job.data_dir / 'metadata.json').exists()

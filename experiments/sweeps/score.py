@@ -1,0 +1,88 @@
+"""Scores a trained run on all held-out text, by domain. launch.sweep starts it.
+
+  python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON]
+
+Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and the last one with
+each intervention, a list of keyword arguments of moe.analysis.Intervention. What is there is not scored again.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from absl import flags
+
+from moe import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects.')
+
+
+def main(_):
+  from experiments.sweeps import machine
+  from moe.checkpoint import available_steps, load_for_notebook
+  from moe.data.store import open_held_out
+  from moe.train import data_directory
+
+  workdir = Path(WORKDIR.value)
+  run = load_for_notebook(workdir)
+  data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
+  best = best_step(workdir, available_steps(workdir))
+  path = workdir / 'scores.json'
+  scores = json.loads(path.read_text(encoding='utf-8'))['scores'] if path.exists() else []
+  wanted = [
+    (run.step, {}),
+    (best, {}),
+    *((run.step, intervention) for intervention in json.loads(INTERVENTIONS.value)),
+  ]
+  scored = [(score['step'], score['intervention']) for score in scores]
+  # The best may be the last: once.
+  missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
+  if missing:
+    machine.note_commit(workdir, machine.commit())
+  for step, intervention in missing:
+    if run.step != step:
+      run = load_for_notebook(workdir, step)
+    scores.append({'step': step, 'intervention': intervention, **evaluate(run, data, intervention)})
+    content = {
+      'final_step': wanted[0][0],
+      'best_step': best,
+      'machine': machine.describe(),
+      'scores': scores,
+    }
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(content), encoding='utf-8')
+    os.replace(temporary, path)
+    print(
+      f'step {step} {intervention or ""}: held-out loss {scores[-1]["total"]["loss"]:.4f}',
+      flush=True,
+    )
+
+
+def best_step(workdir: Path, steps: list[int]) -> int:
+  """The checkpoint with the lowest held-out loss logged in training; the last one where none was logged."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines())
+  losses = {
+    line['step']: line['held_out_loss'] for line in lines if line.get('held_out_loss') is not None
+  }
+  return min((step for step in steps if step in losses), key=losses.get, default=steps[-1])
+
+
+def evaluate(run, data, intervention: dict) -> dict:
+  """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert, or None."""
+  from moe.analysis import Intervention, evaluator
+
+  evaluation = evaluator(run.config, data, Intervention(**intervention))(run.params)
+  numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}
+  load_NE = evaluation.expert_load_NE
+  return {
+    'total': numbers(evaluation.total),
+    'domains': {domain: numbers(score) for domain, score in evaluation.domains.items()},
+    'expert_load': None
+    if load_NE is None
+    else [[round(float(load), 3) for load in layer] for layer in load_NE],
+  }
+
+
+if __name__ == '__main__':
+  cli.run(main)

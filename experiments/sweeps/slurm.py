@@ -1,0 +1,75 @@
+"""A job array: one task a job that is not trained yet, through launch/cluster/slurm.sbatch."""
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.sweeps import machine, plan
+from moe.errors import UserError
+
+BATCH_FILE = 'launch/cluster/slurm.sbatch'
+_UNKNOWN_JOB = 'Invalid job id'  # what squeue says of a job that has ended some minutes ago
+
+
+def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Sequence[str]) -> str:
+  """Writes the commands, a line a task, and submits them as one array. Returns its job id."""
+  commands = runs_folder / f'slurm-{study}.txt'
+  commit = machine.commit()
+  for job in jobs:
+    machine.note_commit(job.workdir, commit)
+  commands.write_text(
+    ''.join(f'python {shlex.join(job.arguments("train"))}\n' for job in jobs), encoding='utf-8'
+  )
+  array = f'--array=0-{len(jobs) - 1}'
+  command = [
+    'sbatch',
+    '--parsable',
+    f'--job-name={study}',
+    array,
+    *options,
+    BATCH_FILE,
+    str(commands),
+  ]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+  except FileNotFoundError:
+    raise UserError(
+      'there is no sbatch here: submit from a machine of the cluster, or --launcher=local'
+    ) from None
+  if done.returncode:
+    raise UserError(
+      f'{shlex.join(command)}: {done.stderr.strip() or f"exit code {done.returncode}"}'
+    )
+  number = done.stdout.strip().partition(';')[0]
+  _job_file(runs_folder, study).write_text(f'{number}\n', encoding='utf-8')
+  return number
+
+
+def refuse_while_queued(runs_folder: Path) -> None:
+  """UserError if an array submitted for this folder is still in the queue: two processes must not train one run."""
+  for file in sorted(runs_folder.glob('slurm-*.job')):
+    number = file.read_text(encoding='utf-8').strip()
+    if _is_queued(number, file):
+      raise UserError(
+        f'job array {number} for {runs_folder} is still in the queue: wait for it (--collect makes lines of what is '
+        f'finished), or `scancel {number}`'
+      )
+
+
+def _is_queued(number, file):
+  """UserError where Slurm does not say: of all its failures, only that of a job unknown means that it has ended."""
+  untold = f'is job array {number} still in the queue? Try again where squeue works, or delete {file} if it has ended'
+  try:
+    asked = subprocess.run(
+      ['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False
+    )
+  except FileNotFoundError:
+    raise UserError(f'there is no squeue here: {untold}') from None
+  if asked.returncode and _UNKNOWN_JOB not in asked.stderr:
+    raise UserError(f'squeue: {asked.stderr.strip() or f"exit code {asked.returncode}"}: {untold}')
+  return asked.returncode == 0 and bool(asked.stdout.strip())
+
+
+def _job_file(runs_folder, study):
+  return runs_folder / f'slurm-{study}.job'

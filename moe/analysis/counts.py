@@ -1,0 +1,152 @@
+"""Counting choices: by sequence, by class of token, and by pairs of experts chosen together.
+
+N MoE layers, B sequences, L tokens each, E routed experts, K chosen by a token, C token classes, V vocabulary, X
+sequences of all held-out text.
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from moe.analysis.interventions import Intervention, routing
+from moe.config import Config
+from moe.data import batches as pipeline
+from moe.data.packing import Batch
+from moe.data.store import PreparedData
+from moe.data.tokenizer import Tokenizer
+from moe.parallel.mesh import place_whole, whole
+
+# The class of a token is that of its piece alone; the first that fits.
+TOKEN_CLASSES = (
+  'control',  # beginning or end of a document, unknown, padding of the vocabulary
+  'byte',  # part of a character that has no piece
+  'space',  # spaces and newlines only
+  'cjk',  # has a Chinese, Japanese or Korean letter
+  'word',  # has a letter and begins with a space: the beginning of a word
+  'letters',  # has a letter and no space before it: a word's continuation, or its beginning after a newline or a symbol
+  'digit',
+  'symbol',  # punctuation and all else
+)
+_CJK = (
+  'CJK',
+  'IDEOGRAPHIC',
+  'HIRAGANA',
+  'KATAKANA',
+  'HANGUL',
+)  # as Unicode's names of characters begin
+_SPACE = '\u2581'  # SentencePiece's sign for one
+
+
+class Counts(NamedTuple):
+  """Of a batch's tokens, int32. The sums of several batches add up; their sequences follow one another."""
+
+  sequences_NBE: jax.Array  # tokens of the sequence that chose the expert
+  classes_NCE: jax.Array  # tokens of the class that chose it
+  class_tokens_C: jax.Array  # tokens of the class
+  pairs_NEE: jax.Array  # tokens that chose both; on the diagonal, that chose the expert
+
+
+class Survey(NamedTuple):
+  """Of all held-out text. int64."""
+
+  domains: tuple[str, ...]
+  domain_X: np.ndarray  # index of each sequence's domain
+  sequences_NXE: np.ndarray
+  classes_NCE: np.ndarray
+  class_tokens_C: np.ndarray
+  pairs_NEE: np.ndarray
+
+
+def token_class(piece: str, is_text: bool) -> str:
+  """One of TOKEN_CLASSES, for a piece as in `Tokenizer.pieces` and `Tokenizer.is_text`."""
+  letters = [character for character in piece if character.isalpha()]
+  if not is_text:
+    return 'control'
+  if re.fullmatch('<0x[0-9A-F]{2}>', piece):
+    return 'byte'
+  if not piece.replace(_SPACE, '').strip():
+    return 'space'
+  if any(unicodedata.name(letter, '').startswith(_CJK) for letter in letters):
+    return 'cjk'
+  if letters:
+    return 'word' if piece[0] == _SPACE or piece[0].isspace() else 'letters'
+  return 'digit' if any(character.isdigit() for character in piece) else 'symbol'
+
+
+def token_classes(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+  """class_V int32: the index in TOKEN_CLASSES of every token id, of a model's vocabulary that may be the larger one."""
+  class_V = np.full(vocab_size, TOKEN_CLASSES.index('control'), np.int32)
+  named = zip(tokenizer.pieces, tokenizer.is_text, strict=True)
+  class_V[: tokenizer.vocab_size] = [
+    TOKEN_CLASSES.index(token_class(piece, is_text)) for piece, is_text in named
+  ]
+  return class_V
+
+
+def count(
+  config: Config,
+  params: dict,
+  batch: Batch,
+  class_V: np.ndarray,
+  intervention: Intervention | None = None,
+) -> Counts:
+  """The choices of a batch's tokens, pure and to be jitted. `class_V`: as of `token_classes`.
+
+  Counted are the tokens that have a target to be scored, so that over all held-out text each counts once.
+  """
+  experts, (experts_NBLK, _, _) = (
+    config.moe.num_experts,
+    routing(config, params, batch, intervention),
+  )
+  is_counted_BL = batch.weights_BL > 0
+  class_BL = jnp.where(is_counted_BL, jnp.asarray(class_V)[batch.tokens_BL], -1)  # −1: of no class
+  is_class_BLC = jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
+
+  def of_layer(experts_BLK):
+    chosen_BLE = jax.nn.one_hot(jnp.where(is_counted_BL[..., None], experts_BLK, -1), experts).sum(
+      axis=2
+    )
+    by_class_CE = jnp.einsum('blc,ble->ce', is_class_BLC, chosen_BLE)
+    return chosen_BLE.sum(axis=1), by_class_CE, jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
+
+  # Float sums and products of zeros and ones, which every machine is fast at, are exact below 2²⁴ tokens.
+  sequences_NBE, classes_NCE, pairs_NEE = lax.map(of_layer, experts_NBLK)
+  counts = Counts(sequences_NBE, classes_NCE, is_class_BLC.sum(axis=(0, 1)), pairs_NEE)
+  return jax.tree.map(lambda x: x.astype(jnp.int32), counts)
+
+
+def survey(
+  config: Config,
+  params: dict,
+  data: PreparedData,
+  intervention: Intervention | None = None,
+  mesh: Mesh | None = None,
+  max_batches: int | None = None,
+) -> Survey:
+  """Counts the choices of all held-out documents, or of at most `max_batches` batches a domain.
+
+  `mesh`: the one in use, where params lie on one.
+  """
+  class_V = token_classes(data.tokenizer, config.model.vocab_size)
+  of_batch = jax.jit(
+    lambda params, batch: count(config, params, batch, class_V, intervention),
+    out_shardings=whole(mesh),
+  )
+  domain_X, sequences, sums = [], [], 0
+  for number, domain in enumerate(data.held_out_domains):
+    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
+      batch = place_whole(batch, mesh) if mesh else batch
+      sequences_NBE, *rest = (x.astype(np.int64) for x in jax.device_get(of_batch(params, batch)))
+      real_B = sequences_NBE.any(axis=(0, 2))  # rows of padding fill a domain's last batch
+      domain_X += [number] * real_B.sum()
+      sequences.append(sequences_NBE[:, real_B])
+      sums = [old + new for old, new in zip(sums, rest, strict=True)] if sums else rest
+  return Survey(
+    tuple(data.held_out_domains), np.array(domain_X), np.concatenate(sequences, axis=1), *sums
+  )

@@ -1,0 +1,178 @@
+"""A trained model with its routing changed at evaluation: the paper's Figure 4, Section 4.5 and Figure 5.
+
+Every function is pure in (params, batch), to be jitted with the rest fixed; params may lie on a mesh that is in use.
+Layers know nothing of this: Flax hands their routers' results to `_rechoose` on the way, in the one trace that asks.
+
+N MoE layers, B sequences, L tokens each, D model width, E routed experts, K chosen by a token, M masked for it.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from moe.config import Config
+from moe.data.packing import Batch
+from moe.data.store import PreparedData
+from moe.errors import UserError
+from moe.evaluate import Evaluator
+from moe.layers.router import HashRouter, SoftmaxRouter
+from moe.model import Transformer
+from moe.ops.router import RoutingStats
+from moe.ops.router.reference import count_choices
+from moe.parallel import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+  """What to change; as it stands, nothing. The changes combine.
+
+  Figure 4 is masked_share = 0, 1/16, … 4/16; Section 4.5 is without_shared with one expert a token more than trained;
+  Figure 5 is fewer experts_per_token.
+  """
+
+  # Of the routed experts, so many are masked for each token: its most probable ones. It takes the K best of the rest.
+  masked_share: float = 0.0
+  experts_per_token: int | None = None  # K; None: as trained
+  without_shared: bool = (
+    False  # shared experts add nothing; none takes their place unless K says so
+  )
+
+  def masked(self, num_experts: int) -> int:
+    """M: masked_share · E to the nearest whole number, halves up: 4, 8, 12, 16 of 63 at 1/16 … 4/16."""
+    return math.floor(self.masked_share * num_experts + 0.5)
+
+
+class Choices(NamedTuple):
+  """What every token chose in every MoE layer, best first."""
+
+  experts_NBLK: jax.Array  # int32
+  gates_NBLK: (
+    jax.Array
+  )  # float32: raw affinities over all E experts, never renormalised (Eq. 10); 1 of a hash router
+  is_token_BL: jax.Array  # bool; False: padding, whose choices say nothing
+
+
+def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Config, dict, int]:
+  """The config and the parameters with K and the shared experts changed, and M, which neither can say.
+
+  Arrays are passed on as they are, wherever they lie. UserError for what this model cannot do.
+  """
+  moe = config.moe
+  chosen = (
+    moe.experts_per_token
+    if intervention.experts_per_token is None
+    else intervention.experts_per_token
+  )
+  _check(config, intervention, chosen)
+  moe = dataclasses.replace(moe, experts_per_token=chosen)
+  if intervention.without_shared:
+    moe = dataclasses.replace(moe, num_shared_experts=0)
+    blocks = params['moe_blocks']
+    layer = {name: weights for name, weights in blocks['moe'].items() if name != 'shared'}
+    params = params | {'moe_blocks': blocks | {'moe': layer}}
+  return dataclasses.replace(config, moe=moe), params, intervention.masked(moe.num_experts)
+
+
+def forward(
+  config: Config, params: dict, batch: Batch, intervention: Intervention
+) -> tuple[jax.Array, RoutingStats | None]:
+  """As `train_step.forward`: hidden_BLD in the compute type, and the statistics of what was chosen after all."""
+  return _run(config, params, batch, intervention, record=False)[:2]
+
+
+def routing(
+  config: Config, params: dict, batch: Batch, intervention: Intervention | None = None
+) -> Choices:
+  """Every token's experts and gates; on a mesh each device has those of its own sequences."""
+  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
+    raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
+  sown = _run(config, params, batch, intervention or Intervention(), record=True)[2]
+  lay_out = lambda x: mesh_lib.constrain(x, None, 'batch', None, None)
+  router = sown['routing']['moe_blocks']['moe']['router']
+  return Choices(lay_out(router['experts']), lay_out(router['gates']), batch.segment_ids_BL > 0)
+
+
+def evaluator(
+  config: Config, data: PreparedData, intervention: Intervention, mesh: Mesh | None = None
+) -> Evaluator:
+  """`evaluate.Evaluator` under an intervention: call it with the parameters as they were trained."""
+  return Evaluator(
+    config, data, mesh, forward=functools.partial(forward, intervention=intervention)
+  )
+
+
+def _run(config, params, batch, intervention, record):
+  config, params, masked = apply(config, params, intervention)
+  # Routers choose the masked ones too, as the first of K + M; everything behind them sees the last K.
+  moe = dataclasses.replace(config.moe, experts_per_token=config.moe.experts_per_token + masked)
+  model = Transformer(dataclasses.replace(config, moe=moe))
+  with nn.intercept_methods(functools.partial(_rechoose, masked)):
+    (hidden_BLD, stats, _), sown = model.apply(
+      {'params': params},
+      batch.tokens_BL,
+      batch.positions_BL,
+      batch.segment_ids_BL,
+      mutable=['routing'] if record else [],
+    )
+  return hidden_BLD, stats, sown
+
+
+def _rechoose(masked, call, args, kwargs, context):
+  """A router's result without its first M choices, sown as 'routing' where that is asked for; all else untouched."""
+  routing, module = call(*args, **kwargs), context.module
+  if not isinstance(module, (SoftmaxRouter, HashRouter)) or context.method_name != '__call__':
+    return routing
+  if masked:
+    _, _, is_token_BL = args
+    gates_BLK, experts_BLK = routing.gates_BLK[..., masked:], routing.experts_BLK[..., masked:]
+    counts_BE = count_choices(experts_BLK, is_token_BL, module.moe.num_experts)
+    routing = routing._replace(
+      gates_BLK=gates_BLK,
+      experts_BLK=experts_BLK,
+      stats=routing.stats._replace(counts_BE=counts_BE),
+    )
+  for name, value in (('gates', routing.gates_BLK), ('experts', routing.experts_BLK)):
+    module.sow('routing', name, value, init_fn=lambda: None, reduce_fn=lambda _, value: value)
+  return routing
+
+
+def _check(config, intervention, chosen):
+  moe, share = config.moe, intervention.masked_share
+  experts, masked = moe.num_experts, intervention.masked(moe.num_experts) if 0 <= share < 1 else 0
+
+  def require(condition, message):
+    if not condition:
+      raise UserError(message)
+
+  require(0 <= share < 1, f'masked_share={share} must be at least 0 and below 1')
+  require(
+    intervention == Intervention() or config.model.num_dense_layers < config.model.num_layers,
+    f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer whose routing could be changed',
+  )
+  if intervention.experts_per_token is not None:
+    require(
+      isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= experts,
+      f'experts_per_token={chosen} must be a whole number from 1 to moe.num_experts={experts}',
+    )
+  if share > 0:
+    require(experts > 0, f'masked_share={share} needs routed experts, and moe.num_experts is 0')
+    require(
+      moe.router == 'softmax',
+      f"masked_share={share} needs a router with probabilities, and moe.router is '{moe.router}': leave it 0",
+    )
+    require(
+      chosen + masked <= experts,
+      f'masked_share={share} of moe.num_experts={experts} leaves {experts - masked} to choose from, '
+      f'fewer than the {chosen} that each token needs: lower it, or experts_per_token',
+    )
+  if intervention.without_shared:
+    require(
+      moe.num_shared_experts > 0,
+      'without_shared=True needs shared experts, and moe.num_shared_experts is 0',
+    )
+    require(experts > 0, 'without_shared=True leaves no expert at all, since moe.num_experts is 0')

@@ -1,0 +1,230 @@
+"""What every program of `launch/` shares: flags, the config they make, and one line instead of a traceback.
+
+  CONFIG = cli.config_flag()       # at the top: --config=FILE.py[:VARIANT] and --config.SECTION.KEY=VALUE
+
+  def main(argv):
+    config = cli.config(CONFIG)    # moe.config.Config, checked
+    …                              # or cli.overrides(CONFIG), of a program that finds its configs by itself
+
+  if __name__ == '__main__':
+    cli.run(main)
+
+Exit codes: 0, or what main returns; 2 after bad input and 75 after what may go away by itself, each told in one line
+`error: …` on stderr; 130 after Ctrl-C.
+No jax import: programs that compute nothing start at once.
+"""
+
+import functools
+import logging as std_logging
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from moe import config as moe_config
+from moe.errors import UserError, chain
+from moe.host_memory import keep_freed_memory
+
+flags.disclaim_key_flags()  # --help of a program shows the flags that it defines through this module
+
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
+_BAD_VALUE = re.compile(r'flag --config\.([\w.]+)=(.*?): ', re.DOTALL)
+_UNKNOWN_KEY = re.compile(r'Key "(\w+)" does not exist')  # ml_collections, of a locked ConfigDict
+_WANTED = {int: 'an integer', float: 'a number', bool: 'True or False'}
+
+
+def config_flag() -> flags.FlagHolder:
+  """Defines --config; `config` turns its value into a Config."""
+  return config_flags.DEFINE_config_file(
+    'config', help_string='FILE.py[:VARIANT], whose keys --config.SECTION.KEY=VALUE changes.'
+  )
+
+
+def format_flag() -> flags.FlagHolder:
+  """Defines --format: 'text' for people, 'json' for programs."""
+  return flags.DEFINE_enum(
+    'format', 'text', ['text', 'json'], 'text for people, json for programs.'
+  )
+
+
+def config(flag: flags.FlagHolder) -> moe_config.Config:
+  """The checked config of a parsed `config_flag()`. UserError if the flag is absent or a value is wrong."""
+  if not flag.present:
+    raise UserError(
+      '--config=FILE.py[:VARIANT] is required, for example --config=experiments/quickstart.py'
+    )
+  if not isinstance(flag.value, ConfigDict):
+    raise UserError(
+      f'get_config() of the --config file returned {flag.value!r} instead of a ConfigDict'
+    )
+  return moe_config.from_config_dict(flag.value)
+
+
+def overrides(flag: flags.FlagHolder) -> dict[str, object]:
+  """The keys that --config.SECTION.KEY=VALUE changes, with their values. For programs of `run(config_file=)`."""
+  return config_flags.get_override_values(flags.FLAGS[flag.name])
+
+
+def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> None:
+  """Parses the flags, calls `main([program])` and exits; see the top of this file. No program takes bare arguments.
+
+  `config_file`: of a program that takes no --config, the file that has the keys of its --config.SECTION.KEY=VALUE.
+  """
+  keep_freed_memory()
+  try:
+    app.run(main, flags_parser=functools.partial(_parse, config_file=config_file))
+  except UserError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(
+      error.exit_code
+    )  # at once: library threads whose work has failed print tracebacks while Python shuts down
+  except KeyboardInterrupt:
+    _stop(130, 'interrupted')
+  except (
+    BrokenPipeError
+  ):  # `… | head` has read enough; what is still buffered would raise again at exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _stop(1)
+
+
+def show_log(name: str) -> None:
+  """The logger's lines, from INFO on, go to stdout among the progress lines; else only errors are shown."""
+  log = std_logging.getLogger(name)
+  log.addHandler(std_logging.StreamHandler(sys.stdout))
+  log.setLevel(std_logging.INFO)
+  log.propagate = False
+
+
+def _stop(code, line=''):
+  if line:
+    print(line, file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
+  """`app.run`'s flag parser: [program], or UserError for whatever is wrong with the flags or the config file."""
+  if config_file:
+    if _config_file(argv):
+      raise UserError('this program takes no --config, only --config.SECTION.KEY=VALUE')
+    argv = [argv[0], f'--config={config_file}', *argv[1:]]
+  try:
+    flags.FLAGS.set_default(
+      'verbosity', logging.ERROR
+    )  # from the first line on, the config file's included
+    _check_overrides(argv)
+    rest = flags.FLAGS(argv)
+    _check_loaded(argv)
+  except (UserError, KeyboardInterrupt):
+    raise
+  except SystemExit:  # absl's --help leaves with 1
+    raise SystemExit(0) from None
+  except Exception as error:  # a config file is Python that may raise anything
+    raise _explained(error, _config_file(argv)) from error
+  if len(rest) > 1:
+    raise UserError(
+      f'unexpected argument {rest[1]!r}: every option is a flag, --NAME=VALUE (--help lists them)'
+    )
+  if flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = (
+      logging.ERROR
+    )  # a default, absl raises to INFO, where libraries tell of every file
+  return rest
+
+
+def _flags_given(argv: Sequence[str]) -> list[str]:
+  """The arguments that may be flags: those before a bare `--`, with --flagfile expanded."""
+  given = flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+  return given[: given.index('--')] if '--' in given else given
+
+
+def _config_file(argv: Sequence[str]) -> str:
+  """The path in --config=PATH[:VARIANT] or --config PATH[:VARIANT], or ''. absl keeps it only if it could be loaded."""
+  path = ''
+  given = _flags_given(argv)
+  for argument, following in zip(given, [*given[1:], '']):
+    if argument in ('--config', '-config'):
+      path = following
+    elif argument.startswith(('--config=', '-config=')):
+      path = argument.partition('=')[2]
+  return path.split(':', 1)[0]
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+  """Unknown keys, before ml_collections meets them: it would raise a bare KeyError, or look up a dict's methods."""
+  overrides = [match[1] for match in map(_OVERRIDE.match, _flags_given(argv)) if match]
+  if not overrides or 'config' not in flags.FLAGS:
+    return  # a program without --config: an unknown flag like any other
+  valid = moe_config.keys()
+  for key in overrides:
+    if any(name.startswith(f'{key}.') for name in valid):
+      raise UserError(
+        f'config.{key} is a section: give its keys one by one, --config.{key}.KEY=VALUE'
+      )
+    if key not in valid:
+      raise moe_config.unknown_key(key)
+  if not _config_file(argv):
+    raise UserError(
+      f'--config.{overrides[0]} changes a key of --config=FILE.py[:VARIANT], which is not given'
+    )
+
+
+def _check_loaded(argv: Sequence[str]) -> None:
+  """An OSError, such as of a missing file, ml_collections keeps back until the config is first used: use it here."""
+  if _config_file(argv) and 'config' in flags.FLAGS:
+    getattr(flags.FLAGS['config'].value, 'name', None)
+
+
+def _explained(error: Exception, path: str) -> UserError:
+  """What went wrong while flags were parsed, as one line.
+
+  absl and ml_collections wrap what a config file raises, some of it with its whole traceback in the message: the
+  first exception of the chain is the cause.
+  """
+  causes = list(chain(error))
+  for cause in causes:
+    if isinstance(cause, UserError) and '\n' not in str(cause):
+      return cause
+  if isinstance(error, flags.IllegalFlagValueError) and (bad := _BAD_VALUE.match(str(error))):
+    return UserError(f'config.{bad[1]} must be {_wanted(bad[1])}, not {bad[2]!r}')
+  if isinstance(error, flags.Error) and '\n' not in str(error):
+    return UserError(f'{error} (--help lists the flags)')
+  if path and not os.path.isfile(path):
+    return UserError(f'there is no config file {path!r}')
+  return UserError(_in_file(causes, path))
+
+
+def _in_file(causes: Sequence[BaseException], path: str) -> str:
+  """What the config file raised, with the line if it is one of its own."""
+  cause = causes[-1]
+  if isinstance(cause, SyntaxError):
+    return f'{cause.filename}, line {cause.lineno}: {cause.msg}'
+  if isinstance(cause, TypeError) and str(cause).startswith('get_config() takes 0 positional'):
+    return f'config file {path!r} has no variants: give its name without :VARIANT'
+  line = max(_line_in(path, error) for error in causes)
+  where = f'{path}, line {line}' if line else f'config file {path!r}'
+  if unknown := _UNKNOWN_KEY.search(str(cause)):
+    return f'{where}: {moe_config.unknown_key(unknown[1])}'
+  return f'{where}: {type(cause).__name__}: {cause}'
+
+
+def _line_in(path: str, error: BaseException) -> int:
+  """The innermost line of the config file on the way to `error`, or 0."""
+  line, traceback = 0, error.__traceback__
+  while traceback:
+    if path and os.path.abspath(traceback.tb_frame.f_code.co_filename) == os.path.abspath(path):
+      line = traceback.tb_lineno
+    traceback = traceback.tb_next
+  return line
+
+
+def _wanted(key: str) -> str:
+  """What kind of value a dotted key takes, in words."""
+  kind = moe_config.Config
+  for name in key.split('.'):
+    kind = typing.get_type_hints(kind)[name]
+  return _WANTED.get(kind, 'a tuple of numbers' if typing.get_origin(kind) is tuple else 'a string')

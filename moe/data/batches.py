@@ -1,0 +1,156 @@
+"""Prepared data → batches. Training: a Grain stream that is a pure function of the seed and the step.
+
+    documents of a domain, permuted once → one stream of tokens → rows of L → shuffled every epoch, repeated
+    → domains mixed by weight → batches → every process its slice → prefetched
+
+L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the number of processes,
+nor where the stream was last restored.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from moe.config import Config
+from moe.data import packing
+from moe.data.packing import Batch
+from moe.data.store import HELD_OUT, TRAIN, Documents, PreparedData
+from moe.errors import UserError
+
+_EVALUATION_SEED = 0  # fixed: runs of different data.seed are judged on the same documents
+_ENDLESS = 2**40  # rows; Grain's own endless repeat overflows in batches of one row
+_OPEN_ROWS = 16  # of evaluation that are filled side by side
+
+
+def train_iterator(
+  prepared: PreparedData, config: Config, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+  """Endless iterator over this process's `Batch` of each step, (B / process_count, L).
+
+  Process p has rows [p·B/P, (p+1)·B/P) of the global batch. get_state() is a small JSON-able dict, the same for the
+  same step however the stream is read; set_state() takes it back.
+  """
+  data = config.data
+  if data.batch_size % process_count:
+    raise UserError(
+      f'data.batch_size={data.batch_size} is not divisible by the {process_count} processes'
+    )
+  parts = []
+  for domain in prepared.domains:
+    rows = TrainingRows(prepared, domain, data.seq_len, data.seed, data.reset_at_documents)
+    shuffled = grain.MapDataset.source(rows).shuffle(_seed_of(data.seed, domain) % 2**32)
+    parts.append(shuffled.repeat(-(-_ENDLESS // len(rows))))
+  batches = grain.MapDataset.mix(parts, weights=prepared.weights)
+  batches = batches.batch(data.batch_size // process_count, batch_fn=packing.stack_rows)
+  options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
+  return iter(batches[process_index::process_count].to_iter_dataset(options))
+
+
+class TrainingRows:
+  """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream and the targets after them.
+
+  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by the one token that
+  is a target in the first and an input in the next. The last row is padded, not dropped.
+  """
+
+  def __init__(self, prepared: PreparedData, domain: str, seq_len: int, seed: int, reset: bool):
+    self._documents: Documents = prepared.documents(TRAIN, domain)
+    self._bos, self._eos = prepared.tokenizer.bos_id, prepared.tokenizer.eos_id
+    self._seq_len, self._reset = seq_len, reset
+    self._identity = f'TrainingRows({domain!r}, {seq_len=}, {seed=}, {reset=})'
+    first = self._documents.first_record
+    order_D = permutation(len(self._documents), _seed_of(seed, f'{domain} documents'))
+    counts_D = np.diff(first)[order_D]
+    # Records in the order of the stream: those of a document stay together.
+    ends_D = np.cumsum(counts_D)
+    within_R = np.arange(ends_D[-1]) - np.repeat(ends_D - counts_D, counts_D)
+    self._records_R = np.repeat(first[:-1][order_D], counts_D) + within_R
+    self._opens_R = within_R == 0  # preceded by BOS
+    self._closes_R = np.zeros(ends_D[-1], bool)  # followed by EOS
+    self._closes_R[ends_D - 1] = True
+    lengths_R = (
+      self._documents.record_tokens[self._records_R].astype(np.int64)
+      + self._opens_R
+      + self._closes_R
+    )
+    self._ends_R = np.cumsum(lengths_R)
+
+  def __len__(self) -> int:
+    targets = int(self._ends_R[-1]) - 1  # of all stream tokens only the first is none
+    return -(-targets // self._seq_len)
+
+  def __repr__(self) -> str:
+    return self._identity
+
+  def __getitem__(self, row: int) -> Batch:
+    """One row: `Batch` fields (L,)."""
+    begin = int(row) * self._seq_len
+    end = min(begin + self._seq_len + 1, int(self._ends_R[-1]))
+    first, last = np.searchsorted(self._ends_R, (begin, end - 1), side='right')
+    tokens, starts = [], []
+    for place in range(first, last + 1):
+      opens, closes = bool(self._opens_R[place]), bool(self._closes_R[place])
+      record_N = self._documents.record(self._records_R[place]).astype(np.int32)
+      tokens_N = np.concatenate(
+        [[self._bos] * opens, record_N, [self._eos] * closes], dtype=np.int32, casting='unsafe'
+      )
+      starts_N = np.zeros(len(tokens_N), bool)
+      starts_N[0] = opens
+      tokens.append(tokens_N)
+      starts.append(starts_N)
+    skipped = begin - int(self._ends_R[first]) + len(tokens[0])
+    here = slice(skipped, skipped + end - begin)
+    tokens_N, starts_N = np.concatenate(tokens)[here], np.concatenate(starts)[here]
+    return packing.training_row(tokens_N, starts_N, self._seq_len, self._reset)
+
+
+def evaluation_batches(
+  prepared: PreparedData, domain: str, config: Config, max_batches: int | None = None
+) -> Iterator[Batch]:
+  """Held-out documents of a domain as batches (evaluation.batch_size, L): every t1 … tn and EOS is scored once.
+
+  `max_batches`: stop after so many. The order of documents is a fixed permutation, so those are a sample of the whole.
+  """
+  documents, tokenizer = prepared.documents(HELD_OUT, domain), prepared.tokenizer
+  seq_len, batch_size = config.data.seq_len, config.evaluation.batch_size
+
+  def windows():
+    for number in permutation(len(documents), _EVALUATION_SEED):
+      stream_N = np.concatenate(
+        [[tokenizer.bos_id], documents.document(number), [tokenizer.eos_id]]
+      ).astype(np.int32)
+      yield from packing.windows(stream_N, seq_len, config.evaluation.context)
+
+  rows = packing.pack_windows(windows(), seq_len, _OPEN_ROWS)
+  for number, batch in enumerate(packing.batch_rows(rows, batch_size)):
+    if number == max_batches:
+      return
+    yield batch
+
+
+def held_out_bytes(prepared: PreparedData, domain: str) -> int:
+  """UTF-8 bytes of the original text that `evaluation_batches` scores in full: the unit of bits per byte."""
+  return prepared.totals(HELD_OUT, domain)['bytes']
+
+
+def held_out_text(prepared: PreparedData, domain: str) -> bytes:
+  """Those bytes, documents end to end."""
+  return prepared.held_out_text(domain)
+
+
+def permutation(count: int, seed: int) -> np.ndarray:
+  """(count,) int64, by the ranks of a hash (splitmix64) of seed and index: no release of NumPy can change it."""
+  with np.errstate(over='ignore'):
+    x = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return np.argsort(x ^ (x >> np.uint64(31)), kind='stable')
+
+
+def _seed_of(seed: int, purpose: str) -> int:
+  """64 bits. Grain counts epochs up from a shuffle's seed, so those of domains must lie far apart."""
+  return int.from_bytes(
+    hashlib.blake2b(f'{seed} {purpose}'.encode(), digest_size=8).digest(), 'big'
+  )

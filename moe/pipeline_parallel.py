@@ -1,0 +1,197 @@
+"""Pipeline parallelism: the gradients of a batch with the layers dealt out to stages, in 1F1B's order.
+
+M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
+m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
+is done after 2 (M + S − 1) ticks, of which (S − 1) / (M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at
+most. After a tick a stage has one partner: the neighbour after it if it went forward, the one before it if backward.
+The two swap what they made, each in need of the other's, and nobody else waits for them: a forward is not drawn out to
+the time of a backward elsewhere, and a microbatch takes a forward and a backward.
+
+Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
+leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.
+
+B sequences of a microbatch, L tokens each, D model width, N layers of the stack that is dealt out.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from moe.config import Config
+from moe.data.packing import Batch
+from moe.layers.norm import RMSNorm
+from moe.loss import Totals
+from moe.model import block_step, embed, stack_names
+from moe.objective import Parts, token_loss
+from moe.parallel import mesh
+
+_AXIS = 'stage'
+
+
+def gradients(
+  config: Config, params: dict, batches: Batch, totals: Totals, counts_NE: jax.Array | None
+) -> tuple[dict, Parts]:
+  """Gradients of the batch's objective, and its parts.
+
+  Args:
+    batches: Batch whose arrays have a leading axis M.
+    totals: of the whole batch.
+    counts_NE: the whole batch's choices, where moe.balance_scope needs them.
+  """
+  *before, name = stack_names(config.model)
+  stages, layers = mesh.size(_AXIS), jax.tree.leaves(params[name])[0].shape[0]
+  per_stage = -(-layers // stages)
+  deal = lambda tree: jax.tree.map(lambda x: _pad(x, stages * per_stage), tree)
+  schedule = _Schedule(config, name, before, layers, per_stage, stages)
+  run = jax.shard_map(
+    schedule.run,
+    in_specs=(
+      PartitionSpec(_AXIS),
+      PartitionSpec(),
+      PartitionSpec(),
+      PartitionSpec(),
+      PartitionSpec(_AXIS),
+    ),
+    out_specs=(PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec(), PartitionSpec(_AXIS)),
+    axis_names={_AXIS},
+    check_vma=False,
+  )
+  rest = {key: value for key, value in params.items() if key != name}
+  d_stack, d_rest, summed, by_layer = run(
+    deal(params[name]), rest, batches, totals, deal(counts_NE)
+  )
+  d_stack, (sums, exchange) = jax.tree.map(lambda x: x[:layers], (d_stack, by_layer))
+  return {**d_rest, name: d_stack}, Parts(*summed, sums, exchange)
+
+
+def partners(parity: int, stages: int) -> list[tuple[int, int]]:
+  """(sender, receiver) after the ticks of a parity: a stage that goes forward in them swaps with the one after it."""
+  pairs = [(stage, stage + 1) for stage in range(parity, stages - 1, 2)]
+  return pairs + [(after, stage) for stage, after in pairs]
+
+
+def turn(
+  tick: int | jax.Array, stage: int | jax.Array, stages: int
+) -> tuple[int | jax.Array, int | jax.Array]:
+  """(1 for backward or 0 for forward, microbatch) of a stage at a tick; idle where there is no such microbatch."""
+  is_backward = (tick - stage) % 2
+  began = stage + is_backward * (2 * (stages - stage) - 1)  # tick of microbatch 0
+  return is_backward, (tick - began) // 2
+
+
+class _Schedule(NamedTuple):
+  """One stage's work; every method runs inside the shard_map over stages."""
+
+  config: Config
+  name: str  # of the stack that is dealt out
+  before: list[str]  # the stacks before it
+  layers: int
+  per_stage: int
+  stages: int
+
+  def run(self, stack, rest, batches, totals, counts_nE):
+    stage, stages = lax.axis_index(_AXIS), self.stages
+    microbatches = batches.tokens_BL.shape[0]
+    part = lambda m: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, m, keepdims=False), batches)
+    work = functools.partial(self.work, totals=totals, counts_nE=counts_nE)
+    swaps = [functools.partial(_swap, pairs=partners(parity, stages)) for parity in (0, 1)]
+
+    def forward(m, received, state):
+      inputs, gradients, parts = state
+      inputs = lax.dynamic_update_index_in_dim(inputs, received, m % stages, 0)
+      # The last stage's result goes nowhere: its backward computes all that is needed.
+      with _runs(1 - 1 / stages, 1 / stages):
+        again = jax.named_scope('rematted_computation')(
+          lambda: work(stack, rest, received, part(m))[0][0]
+        )
+        send = lax.cond(stage == stages - 1, lambda: received, again)
+      return send, (inputs, gradients, parts)
+
+    def backward(m, received, state):
+      inputs, gradients, parts = state
+      kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
+      (_, objective), pull, new = jax.vjp(
+        lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True
+      )
+      # To the last stage nobody sends: zeros, as its result has no part in what comes after it.
+      *more, send = pull((received, jnp.ones_like(objective)))
+      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), parts + new)
+
+    def tick(t, carry):
+      received, state = carry
+      is_backward, m = turn(t, stage, stages)
+      choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
+      rest = lambda m, received, state: (received, state)
+      busy = microbatches / (2 * (microbatches + stages - 1))
+      with _runs(1 - 2 * busy, busy, busy):
+        send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
+      with _runs(0.5, 0.5):
+        return lax.switch(t % 2, swaps, send), state
+
+    nothing = jnp.zeros(
+      (*batches.tokens_BL.shape[1:], self.config.model.d_model), self.config.model.dtype
+    )
+    nothing = mesh.constrain(nothing, 'batch', None, None)
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+    parts = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
+    inputs = mesh.constrain(
+      jnp.zeros((stages, *nothing.shape), nothing.dtype), None, 'batch', None, None
+    )
+    state = inputs, (zeros(stack), zeros(rest)), parts
+    ticks = 2 * (microbatches + stages - 1)
+    _, (_, (d_stack, d_rest), parts) = lax.fori_loop(0, ticks, tick, (nothing, state))
+    loss, terms, sums, exchange = parts
+    d_rest, loss, terms = lax.psum((d_rest, loss, terms), _AXIS)
+    return d_stack, d_rest, (loss, terms), (sums, exchange)
+
+  def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
+    """((the stage's result, its share of the objective), Parts) of one microbatch."""
+    config, stage = self.config, lax.axis_index(_AXIS)
+    arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+
+    def begin():
+      x_BLD = embed(config, rest['embedding'], batch.tokens_BL)
+      for name in self.before:
+        x_BLD, _ = lax.scan(block_step(config, name, *arguments), x_BLD, rest[name])
+      return x_BLD
+
+    with _runs(1 - 1 / self.stages, 1 / self.stages):
+      x_BLD = lax.cond(stage == 0, begin, lambda: x_BLD)
+    step = block_step(config, self.name, *arguments)
+    shapes = jax.eval_shape(step, x_BLD, jax.tree.map(lambda w: w[0], stack))[1]
+
+    def layer(x_BLD, inputs):
+      weights, number = inputs
+      skip = lambda x_BLD, _: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+      used = self.layers / (self.stages * self.per_stage)
+      with _runs(1 - used, used):
+        return lax.cond(stage * self.per_stage + number < self.layers, step, skip, x_BLD, weights)
+
+    x_BLD, (stats, exchange) = lax.scan(layer, x_BLD, (stack, jnp.arange(self.per_stage)))
+
+    def finish():
+      hidden_BLD = RMSNorm(config.model.norm_eps).apply({'params': rest['final_norm']}, x_BLD)
+      return token_loss(config, rest['head'], hidden_BLD, batch, totals)
+
+    with _runs(1 - 1 / self.stages, 1 / self.stages):
+      loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
+    share, parts = Parts.of(config, loss, stats, exchange, totals, counts_nE)
+    return (x_BLD, share), parts
+
+
+def _swap(x, pairs):
+  """What a stage's partner has for it; zeros where it has none."""
+  return lax.ppermute(x, _AXIS, pairs) if pairs else jnp.zeros_like(x)
+
+
+def _runs(*shares):
+  """Names a cond or switch by how often each branch is taken, on the mean of stages and ticks, for planners to read."""
+  return jax.named_scope(f'runs({",".join(f"{share:.6f}" for share in shares)})')
+
+
+def _pad(x_N, size):
+  return jnp.pad(x_N, [(0, size - x_N.shape[0])] + [(0, 0)] * (x_N.ndim - 1))

@@ -1,0 +1,186 @@
+"""FLOPs of the traced training step, over all devices: what the model needs, what is computed again, what is padding.
+
+Matrix products only, a multiply-add is 2, as in `moe/accounting.py`. They are read off the jaxpr, where loops have
+their lengths and what rematerialisation adds is named `rematted_computation`; only what its results need is counted.
+Kernels count by the products that they are known to make, attention over all pairs of tokens, experts at balanced
+routing, no matter how many rows a buffer has; further rounds of an exchange are not counted, balanced routing has none.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from moe.planner.hlo import branch_shares
+
+# Products (of rows × D × F) of each kernel of the routed FFN.
+_EXPERT_PRODUCTS = {
+  'routed_ffn_gate_up': 2,
+  'routed_ffn_up': 2,
+  'routed_ffn_down': 1,
+  'routed_ffn_d_down': 2,
+  'routed_ffn_d_rows': 2,
+  'routed_ffn_d_gate_up': 2,
+  'routed_ffn_d_hidden': 1,
+  'routed_ffn_d_up_weights': 2,
+  'routed_ffn_d_down_weights': 1,
+}
+# Products (of L × L × C a head) of attention's kernels: those that the model needs, and all.
+_ATTENTION_PRODUCTS = {
+  'splash_mha_fwd': (2, 2),
+  'splash_mha_dq': (1, 3),  # scores and their gradients again
+  'splash_mha_dkv': (3, 4),  # scores again
+  'mha_forward': (2, 2),
+  'mha_backward': (4, 7),
+}
+_REMATERIALISED = 'rematted_computation'
+
+
+@dataclasses.dataclass
+class Flops:
+  """Of one step, over all devices."""
+
+  model: float = 0.0  # what the model needs, once: comparable with `launch.describe`
+  recomputed: float = 0.0  # of model.remat, and of attention kernels, which keep no scores
+  padding: float = 0.0  # tiles of kernels beyond their groups and widths
+  skipped: float = (
+    0.0  # blocks of pairs that causal attention leaves out; counted above as if they were computed
+  )
+
+  @property
+  def executed(self) -> float:
+    return self.model + self.recomputed + self.padding - self.skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What the shapes in a jaxpr do not say, which have buffers' rows and kernels' padding in them."""
+
+  rows: (
+    float  # assignments that a device's experts compute in one microbatch when routing is balanced
+  )
+  seq_len: int
+  head_dim: int
+
+
+def count(closed: core.ClosedJaxpr, setting: Setting) -> Flops:
+  """Of a traced step, the jaxpr of `jax.jit(step).trace(…)`."""
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+  totals = Flops()
+  _walk(jaxpr, 1.0, '', totals, setting)
+  return totals
+
+
+def _walk(jaxpr, times, path, totals, setting):
+  for equation in jaxpr.eqns:
+    name, where = equation.primitive.name, f'{path}/{equation.source_info.name_stack}'
+    if name == 'dot_general':
+      _add(totals, where, times * dot_flops(equation))
+    elif name == 'pallas_call':
+      _add_kernel(totals, where, times, equation, setting)
+    elif name == 'scan':
+      _walk(
+        equation.params['jaxpr'].jaxpr, times * equation.params['length'], where, totals, setting
+      )
+    elif name == 'shard_map':
+      shards = math.prod(
+        equation.params['mesh'].shape[axis] for axis in equation.params['newly_manual_axes']
+      )
+      _walk(_plain(equation.params['jaxpr']), times * shards, where, totals, setting)
+    elif name == 'cond':
+      shares = branch_shares(str(equation.source_info.name_stack))
+      if shares:
+        for branch, share in zip(equation.params['branches'], shares, strict=True):
+          _walk(branch.jaxpr, times * share, where, totals, setting)
+        continue
+      branches = [Flops() for _ in equation.params['branches']]
+      for branch, part in zip(equation.params['branches'], branches):
+        _walk(branch.jaxpr, times, where, part, setting)
+      most = max(
+        branches, key=lambda part: part.executed
+      )  # of products arranged by platform, all make the same
+      for field in dataclasses.fields(Flops):
+        setattr(totals, field.name, getattr(totals, field.name) + getattr(most, field.name))
+    elif name != 'while':
+      for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+        if _is_jaxpr(inner):
+          _walk(_plain(inner), times, where, totals, setting)
+
+
+def dot_flops(equation: Any) -> int:
+  """Of a dot_general."""
+  (contracted, _), _ = equation.params['dimension_numbers']
+  left = equation.invars[0].aval.shape
+  return (
+    2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+  )
+
+
+def _add(totals, where, model, executed=None):
+  executed = model if executed is None else executed
+  if _REMATERIALISED in where:
+    totals.recomputed += executed
+  else:
+    totals.model += model
+    totals.recomputed += executed - model
+
+
+def _add_kernel(totals, where, times, equation, setting):
+  name = equation.params['name'] or ''
+  if name in _EXPERT_PRODUCTS:
+    rows, width, hidden = _expert_shape(equation)
+    exact = 2 * _EXPERT_PRODUCTS[name] * setting.rows * width * hidden
+    estimate = equation.params['cost_estimate']
+    padded = estimate.flops * setting.rows / rows if estimate else exact
+    _add(totals, where, times * exact)
+    totals.padding += times * (padded - exact)
+    return
+  attention = next(
+    (n for n in _ATTENTION_PRODUCTS if name.startswith(n) and 'preprocess' not in name), None
+  )
+  if attention:
+    needed, made = _ATTENTION_PRODUCTS[attention]
+    (heads, length, width), block = _attention_shape(equation)
+    blocks, padded = max(1, length // block), times * 2 * heads * length**2 * width
+    exact = times * 2 * heads * setting.seq_len**2 * setting.head_dim
+    _add(totals, where, needed * exact, made * exact)
+    totals.padding += made * (padded - exact)
+    totals.skipped += (
+      made * padded * (1 - (blocks + 1) / (2 * blocks))
+    )  # what is left is a triangle of blocks
+
+
+def _expert_shape(equation):
+  """(rows, D, F) of a kernel of the routed FFN, from the shapes of what it is given and gives."""
+  shapes = [
+    v.aval.shape for v in (*equation.invars, *equation.outvars) if v.aval.dtype.itemsize in (2, 4)
+  ]
+  matrices = [s for s in shapes if len(s) == 3 and min(s[1:]) > 1 and s[1] != 1]
+  width_hidden = max(matrices, key=math.prod)[1:]
+  rows = max(s[0] for s in shapes if len(s) == 2)
+  return rows, *width_hidden
+
+
+def _attention_shape(equation):
+  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and (B, L, H, C) of Triton's.
+
+  A device with a single sequence may leave out B.
+  """
+  name = equation.params['name']
+  floats = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+  query = next(shape for shape in floats if len(shape) in (3, 4))
+  b, x, y, c = (1,) * (4 - len(query)) + query
+  heads, length, block = (x, y, 512) if name.startswith('splash') else (y, x, 64)
+  return (b * heads, length, c), min(block, length)
+
+
+def _is_jaxpr(x):
+  return isinstance(x, core.ClosedJaxpr | core.Jaxpr)
+
+
+def _plain(jaxpr):
+  return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr

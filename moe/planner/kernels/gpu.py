@@ -1,0 +1,214 @@
+"""Compiles a program's Triton kernels for GPUs that this machine lacks, and says what the compiler made of them.
+
+Needs jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12 (for ptxas), but no GPU and no driver; the plugin is
+only loaded at the first compilation. Run with JAX_PLATFORMS=cpu.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from moe.ops.implementation import compiling_for
+from moe.planner.kernels.gpu_costs import itemise
+from moe.planner.kernels.programs import Program, Shape
+from moe.planner.kernels.tracing import against_the_least, balanced_layer
+
+COMPILER = 'jax_cuda12_plugin'  # the package
+H100 = """
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3"
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000
+  device_memory_size: 85029158912
+}
+"""
+_TARGETS = {'h100': (H100, 'sm_90a')}
+# The kernels of each op: forward, and what backward adds. bfloat16 attention's are JAX's own.
+EXPECTED = {
+  'dispatch': (('dispatch',), ('dispatch_backward',)),
+  'combine': (('combine',), ('combine_backward',)),
+  'grouped_matmul': (('grouped_matmul',), ('grouped_matmul_d_rows', 'grouped_matmul_d_weights')),
+  'routed_ffn': (
+    ('routed_ffn_up', 'routed_ffn_down', 'routed_ffn_combine'),
+    (
+      *('routed_ffn_d_hidden', 'routed_ffn_d_rows', 'routed_ffn_d_tokens'),
+      *('routed_ffn_d_up_weights', 'routed_ffn_d_down_weights'),
+    ),
+  ),
+  'router': (('router',), ('router_backward',)),
+  'attention': (('mha_forward',), ('mha_preprocess_backward', 'mha_backward')),
+}
+
+
+def targets() -> tuple[str, ...]:
+  return tuple(_TARGETS)
+
+
+def compile_program(program: Program, target: str) -> dict[str, Any]:
+  """Compiles for one device of `target`: a JSON-able record.
+
+  AssertionError where a kernel is missing, work of the op is left to XLA, or bfloat16 products miss the tensor cores.
+  JaxRuntimeError from the compiler where registers spill or shared memory does not suffice.
+  """
+  sharding = SingleDeviceSharding(_device(target))
+  dtype = jax.tree.leaves(program.arguments)[0].dtype
+  through_xla = program.op == 'attention' and dtype == jnp.float32  # as its module says
+  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+  with tempfile.TemporaryDirectory() as folder:
+    start = time.perf_counter()
+    with compiling_for('gpu'):
+      # A function of its own: the platform is no part of jit's cache key.
+      lowered = jax.jit(lambda *a: program.function(*a)).lower(
+        *jax.tree.map(place, program.arguments)
+      )
+    compiled = lowered.compile(
+      {
+        'xla_dump_to': folder,
+        'xla_gpu_cuda_data_dir': str(toolkit()),
+        'xla_gpu_fail_ptx_compilation_on_register_spilling': not through_xla,
+      }
+    )
+    seconds = time.perf_counter() - start
+    kernels = _read_dump(Path(folder), _TARGETS[target][1])
+  record = {
+    **program.described(),
+    'target': target,
+    'compile_seconds': round(seconds, 1),
+    'kernels': [kernel for kernel in kernels if kernel['kernel'] in sum(EXPECTED[program.op], ())],
+    'left_to_xla': [
+      kernel['kernel']
+      for kernel in kernels
+      if kernel['kernel'] not in sum(EXPECTED[program.op], ())
+    ],
+    'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
+  }
+  if not through_xla:
+    _check(program, record['kernels'], compiled.as_text(), dtype)
+  return record
+
+
+def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
+  """FLOPs and bytes of routed_ffn, forward and backward, by kernel, for equal groups; against the least.
+
+  Read off the traced kernels (see gpu_costs): their dots times the programs and iterations that run. Bytes: `once` has
+  each operand and result of a kernel once, as if L2 kept what programs share; `requested` has every block that a
+  program loads or stores, as if nothing were kept. HBM sees something between, near `once` where one group's
+  operands fit in L2 (50 MiB), since programs of one group run side by side. Nothing is compiled.
+  """
+  items = itemise(*balanced_layer(shape, dtype))
+  once, requested = (sum(item[key] for item in items) for key in ('bytes_once', 'bytes_requested'))
+  return against_the_least(shape, dtype, items, once) | {
+    'bytes_once': once,
+    'bytes_requested': requested,
+  }
+
+
+def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
+  """Every kernel that the program launches, XLA's too: what ptxas, the PTX and XLA's launch dimensions say of it."""
+  launches = {}
+  for path in folder.glob('*thunk_sequence.txt'):
+    pattern = r'\s(\w+) grid: \[(\d+)[^]]*\] threads: \[(\d+)[^]]*\]\s+shared_memory: (\d+)'
+    for name, grid, threads, shared in re.findall(pattern, path.read_text()):
+      launches[name] = {
+        'grid': int(grid),
+        'threads': int(threads),
+        'shared_memory_bytes': int(shared),
+      }
+  kernels = []
+  for path in sorted(folder.glob('*.ptx')):
+    ptx = path.read_text()
+    if '.entry' not in ptx:  # constants alone
+      continue
+    command = [toolkit() / 'bin/ptxas', '-v', f'-arch={architecture}', path, '-o', os.devnull]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    pattern = r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    for name, stores, loads, registers in re.findall(pattern, report, re.DOTALL):
+      kernels.append(
+        {
+          'kernel': name,
+          'registers': int(registers),
+          'spill_bytes': int(stores) + int(loads),
+          **launches.get(name, {}),
+          'tensor_core': next((i for i in ('wgmma.mma_async', 'mma.sync') if i in ptx), None),
+          'tf32': '.tf32' in ptx,
+        }
+      )
+  return kernels
+
+
+def _check(program: Program, kernels: list[dict], text: str, dtype: jnp.dtype) -> None:
+  name = f'{program.op} {program.direction} {dtype}'
+  empty = any(math.prod(a.shape) == 0 for a in jax.tree.leaves(program.arguments))
+  forward, backward = EXPECTED[program.op]
+  wanted = () if empty else forward + (backward if program.direction == 'backward' else ())
+  found = [kernel['kernel'] for kernel in kernels]
+  assert sorted(found) == sorted(wanted), f'{name}: kernels {found}, expected {list(wanted)}'
+  for kernel in kernels:
+    assert kernel['spill_bytes'] == 0, f'{name}: {kernel["kernel"]} spills'
+    assert not kernel['tf32'], f'{name}: {kernel["kernel"]} rounds to TF32'
+    if dtype == jnp.bfloat16 and _multiplies(kernel['kernel']):
+      assert kernel['tensor_core'], f'{name}: {kernel["kernel"]} misses the tensor cores'
+  # XLA may gather and scatter one number an assignment (a plan's arrays, gates by row and back) or a table of E.
+  most = max(
+    [
+      1024,
+      *(math.prod(a.shape) for a in jax.tree.leaves(program.arguments) if a.dtype == jnp.int32),
+    ]
+  )
+  for dims, op in re.findall(
+    r'= \w+\[([\d,]*)\]\S* (dot|convolution|ragged-dot|gather|scatter)\(', text
+  ):
+    elements = math.prod(int(d) for d in dims.split(',') if d)
+    assert op in ('gather', 'scatter'), f'{name}: XLA computes {op}[{dims}]'
+    assert elements <= most, f'{name}: XLA moves rows, {op}[{dims}]'
+  assert '__cublas' not in text, f'{name}: XLA multiplies with cuBLAS'
+
+
+def _multiplies(kernel: str) -> bool:
+  moves = ('dispatch', 'combine', 'router', 'preprocess', 'd_tokens')
+  return not any(word in kernel for word in moves)
+
+
+def toolkit() -> Path:
+  """The folder of the nvidia-cuda-nvcc wheel: bin/ptxas and libdevice."""
+  spec = importlib.util.find_spec('nvidia.cuda_nvcc')
+  if spec is None:
+    raise ModuleNotFoundError('compiling for a GPU needs ptxas: pip install nvidia-cuda-nvcc-cu12')
+  return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def _device(target: str) -> jax.Device:
+  os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+  return topologies.get_topology_desc(
+    platform='cuda', topology_name=target, target_config=_TARGETS[target][0], topology='1x1x1'
+  ).devices[0]

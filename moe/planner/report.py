@@ -1,0 +1,134 @@
+"""A plan for people, and the table of all recorded plans."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moe.planner.chips import GIB
+
+_HEADER = (
+  '| config | machine | mesh | remat | microbatches | fits | peak / reserved / capacity, GiB | step, s | binds '
+  '| tokens/s | MFU | MFU, no overlap | FLOPs ÷ accounting | compiled in (CPU) |'
+)
+
+
+def text(record: dict[str, Any]) -> str:
+  """A plan, a line a fact."""
+  gib = lambda n: f'{n / GIB:.2f} GiB'
+  peak, reserved, capacity = (
+    gib(record[f'{key}_bytes_per_device']) for key in ('peak', 'reserved', 'capacity')
+  )
+  verdict = 'fits' if record['fits'] else f'does not fit, by {gib(record["over_bytes_per_device"])}'
+  flops = record['flops_per_step']
+  lines = [
+    f'{record["config"]} on {record["topology"]} ({record["devices"]} devices), mesh {_mesh(record)}, '
+    f'remat {record["remat"]}, {record["microbatches"]} microbatches: {verdict}',
+    f'  memory a device   {peak} at the peak, {reserved} reserved, of {capacity}; '
+    'at the peak '
+    + ', '.join(f'{name.replace("_", " ")} {gib(size)}' for name, size in record['memory'].items()),
+    f'  FLOPs a step      {flops["model"]:.4g} of the model ({flops["model_over_accounting"]:.4f} of launch.describe), '
+    f'{flops["recomputed"]:.3g} computed again, {flops["padding"]:.3g} padding, {flops["skipped"]:.3g} skipped',
+  ]
+  if 'refusal' in record:
+    lines.append(f'  the compiler      {record["refusal"]}')
+  else:
+    lines += _performance(record)
+  seconds, cpu = record['compile_seconds'], record['compile_cpu_seconds']
+  lines.append(
+    f'  compiled in       {seconds:.0f} s ({cpu:.0f} s of CPU) and {gib(record["compile_resident_bytes"])}'
+  )
+  return '\n'.join(lines)
+
+
+def summary(record: dict[str, Any]) -> str:
+  """A plan in one line, as config files quote it."""
+  gib = lambda key: f'{record[f"{key}_bytes_per_device"] / GIB:.1f}'
+  name = record['config'].partition(':')[2]
+  return (
+    f'{record["topology"]:<12}{name:<23}{gib("reserved"):>5} of {gib("capacity")} GiB{record["step_seconds"]:>7.1f} s'
+    f'{record["tokens_per_second"]:>11,} tokens/s   MFU {record["mfu"]:.0%} to {record["mfu_without_overlap"]:.0%}'
+  )
+
+
+def record_plan(path: Path, record: dict[str, Any]) -> None:
+  """Puts a plan into FILE.jsonl, in the place of an older one of its config and machine, and writes FILE.md anew."""
+  old = (
+    [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    if path.exists()
+    else []
+  )
+  key = lambda r: (r['config'], r['topology'])
+  records = sorted([*(r for r in old if key(r) != key(record)), record], key=key)
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
+  path.with_suffix('.md').write_text(table(records), encoding='utf-8')
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+  """Markdown, a row a plan."""
+  rows = [_HEADER, '|' + '---|' * (_HEADER.count('|') - 1), *map(_row, records)]
+  return (
+    '# What the published models take of machines that are not here\n\n'
+    '`make plan`: the real training step, compiled for each machine. Step time is a roofline of public figures (see\n'
+    '`moe/planner/chips.py`), with compute, HBM and interconnect overlapped; nothing here has been run.\n\n'
+    + '\n'.join(rows)
+    + '\n'
+  )
+
+
+def _performance(record):
+  total = {}
+  for kind, row in record['collective_bytes_per_device'].items():
+    total[kind] = ', '.join(f'{axes} {size / 1e9:.3g} GB' for axes, size in row.items())
+  times = record['roofline_seconds']
+  return [
+    *(f'  {kind:<20}{row} sent by a device a step' for kind, row in total.items()),
+    f'  HBM               {record["hbm_bytes_per_device"] / 1e9:.4g} GB a device a step',
+    *(
+      f'  counted once        the loop {loop}, whose trips are not known'
+      for loop in record['loops_counted_once']
+    ),
+    *_waiting(record),
+    f'  step              {record["step_seconds"]:.3g} s, {record["binds"]} binds: '
+    + ', '.join(f'{term} {seconds:.3g} s' for term, seconds in times.items())
+    + f'; {record["step_seconds_without_overlap"]:.3g} s without overlap',
+    f'  speed             {record["tokens_per_second"]:,} tokens/s, MFU {record["mfu"]:.1%} '
+    f'({record["mfu_without_overlap"]:.1%} without overlap)',
+  ]
+
+
+def _waiting(record):
+  stretch = record['stage_stretch']
+  return [
+    f'  stages            take {stretch:.3g} times their own work: they wait for one another'
+  ] * (stretch > 1)
+
+
+def _mesh(record):
+  return ' × '.join(f'{axis} {size}' for axis, size in record['mesh'].items()) or 'of one device'
+
+
+def _row(record):
+  sizes = (record[f'{key}_bytes_per_device'] / GIB for key in ('peak', 'reserved', 'capacity'))
+  speed = ['', '', '', '', '']
+  if 'step_seconds' in record:
+    speed = [
+      f'{record["step_seconds"]:.1f}',
+      record['binds'],
+      f'{record["tokens_per_second"]:,}',
+      f'{record["mfu"]:.0%}',
+      f'{record["mfu_without_overlap"]:.0%}',
+    ]
+  cells = [
+    record['config'],
+    record['topology'],
+    _mesh(record),
+    record['remat'],
+    str(record['microbatches']),
+    'yes' if record['fits'] else 'no',
+    ' / '.join(f'{size:.1f}' for size in sizes),
+    *speed,
+    f'{record["flops_per_step"]["model_over_accounting"]:.4f}',
+    f'{record["compile_seconds"]:.0f} s ({record["compile_cpu_seconds"]:.0f} s)',
+  ]
+  return '| ' + ' | '.join(cells) + ' |'

@@ -1,0 +1,97 @@
+"""Which meshes and rematerialisation could do, and in which order they are worth compiling."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+
+from moe.config import Config
+from moe.errors import UserError, one_line
+from moe.parallel import mesh as mesh_lib
+from moe.planner.compile_step import bytes_of_state, laid_out
+from moe.planner.machine import Machine
+from moe.train_step import TrainState, init_state
+
+_REMAT = ('none', 'dots', 'moe', 'full')
+_MOST_TENSOR = 4  # bounds the number of plans, which take minutes each
+
+
+def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) -> Iterator[Config]:
+  """Variations of config.mesh and model.remat whose state and gradients leave room on the machine.
+
+  The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All else is the config's.
+  UserError where its stages do not divide the devices, or where nothing is left, with what is in the way most often.
+  """
+  shapes = jax.eval_shape(lambda: init_state(config))
+  refusals, found = collections.Counter(), False
+  for sizes in _layouts(config, machine.num_devices):
+    changed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
+    try:
+      mesh = mesh_lib.make_mesh(changed, devices)
+    except UserError as error:
+      refusals[str(error)] += 1
+      continue
+    if _held_bytes(changed, mesh, shapes) > machine.chip.capacity:
+      refusals['parameters, optimizer state and gradients alone exceed its memory'] += 1
+      continue
+    found = True
+    for remat in _REMAT if config.moe.num_experts else ('none', 'dots', 'full'):
+      yield dataclasses.replace(changed, model=dataclasses.replace(config.model, remat=remat))
+  if not found:
+    ((commonest, _),) = refusals.most_common(1)
+    raise UserError(
+      f'none of {refusals.total()} meshes of {machine.topology} is worth compiling, such as: {commonest}'
+    )
+
+
+def plans(
+  tried: Iterable[Config], plan: Callable[[Config], dict]
+) -> Iterator[tuple[Config, dict | str]]:
+  """Each with its plan, or with why there is none, which does not end the search."""
+  for config in tried:
+    try:
+      yield config, plan(config)
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+      yield config, one_line(error)
+
+
+def rank(records: list[dict]) -> list[dict]:
+  """Those that fit, the fastest first if nothing overlaps; then those that do not, by how much."""
+  speed = lambda r: (
+    not r['fits'],
+    r.get('step_seconds_without_overlap', math.inf),
+    r['over_bytes_per_device'],
+  )
+  return sorted(records, key=speed)
+
+
+def _layouts(config, devices):
+  for stage in _stages(config, devices):
+    left = devices // stage
+    for expert in _divisors(left, config.moe.num_experts + 1) if config.moe.num_experts else [1]:
+      for tensor in _divisors(left // expert, _MOST_TENSOR):
+        for data in _divisors(left // expert // tensor):
+          fsdp = left // expert // tensor // data
+          yield {'stage': stage, 'data': data, 'fsdp': fsdp, 'expert': expert, 'tensor': tensor}
+
+
+def _stages(config, devices):
+  """The config's own number, and 1. Another is not tried: microbatches would have to go with it."""
+  given = config.mesh.stage
+  if given == -1:
+    given = mesh_lib.fill(config.mesh, devices)['stage']
+  if devices % given:
+    raise UserError(f'--search keeps mesh.stage={given}, which does not divide {devices} devices')
+  return [1] if given == 1 else [given, 1]
+
+
+def _divisors(number, most=math.inf):
+  return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
+def _held_bytes(config: Config, mesh: jax.sharding.Mesh, shapes: TrainState) -> int:
+  """A device's parameters, optimizer state and gradients; clipping needs these all at once, laid out as parameters."""
+  state = bytes_of_state(laid_out(shapes, mesh, config))
+  return 2 * state['parameters'] + state['optimizer_state']

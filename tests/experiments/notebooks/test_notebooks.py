@@ -1,0 +1,253 @@
+"""The notebooks, run from top to bottom: in kernels of their own on a trained run, and where models lack something."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from moe import checkpoint
+from moe.checkpoint import NotebookRun, load_for_notebook
+from moe.config import from_config_dict
+from moe.data.store import open_held_out
+from moe.errors import UserError
+from moe.model import Transformer
+from moe.train import data_directory, train
+from tests.experiments.notebooks import bucket
+from tests.launch.runs import config as runs_config
+from tests.launch.runs import programs
+from tests.moe.data.helpers import write_corpus
+from tests.small import small_params
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / 'experiments' / 'notebooks'
+NAMES = ('restore', 'specialization')
+
+
+def tiny_config(**overrides):
+  config = runs_config.get_config()
+  sizes = {
+    'train.num_steps': 4,
+    'train.heatmap_every': 0,
+    'evaluation.every_steps': 0,
+    'checkpoint.keep_best': 0,
+  }
+  config.update_from_flattened_dict(sizes | {'data.holdout': 0.15} | overrides)
+  return from_config_dict(config)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A short run's, to be read only; `gs://pod/run` is its address in the bucket."""
+  folder = tmp_path_factory.mktemp('bucket')
+  sources = tmp_path_factory.mktemp('text')
+  for domain in ('prose', 'code'):
+    write_corpus(sources, domain, 40, words=(20, 80))
+  spec = f'prose={sources}/prose-*.txt;code={sources}/code-*.txt'
+  assert train(tiny_config(**{'data.sources': spec}), folder / 'run').finished
+  return folder / 'run'
+
+
+@pytest.fixture(scope='module')
+def in_bucket(workdir):
+  """Makes gs://pod the folder above the run, here and in processes started from here."""
+  with bucket.serve(workdir.parent) as environment, pytest.MonkeyPatch.context() as patch:
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    yield 'gs://pod/run'
+
+
+def read(name):
+  return nbformat.read(FOLDER / f'{name}.ipynb', as_version=4)
+
+
+def execute(name, workdir, folder, monkeypatch):
+  """The notebook with outputs, from a fresh kernel of this interpreter that starts where Jupyter starts it."""
+  spec = {
+    'argv': [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
+    'language': 'python',
+  }
+  (folder / 'kernels' / 'suite').mkdir(parents=True)
+  (folder / 'kernels' / 'suite' / 'kernel.json').write_text(
+    json.dumps(spec | {'display_name': 'suite'})
+  )
+  environment = {
+    'WORKDIR': str(workdir),
+    'PYTHONPATH': str(ROOT),
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'JUPYTER_RUNTIME_DIR': str(folder / 'runtime'),
+    'IPYTHONDIR': str(folder / 'ipython'),
+  }
+  for key, value in environment.items():
+    monkeypatch.setenv(key, value)
+  specs = KernelSpecManager(kernel_dirs=[str(folder / 'kernels')], ensure_native_kernel=False)
+  kernel = AsyncKernelManager(kernel_name='suite', kernel_spec_manager=specs)
+  notebook = read(name)
+  client = NotebookClient(
+    notebook, km=kernel, timeout=300, resources={'metadata': {'path': str(FOLDER)}}
+  )
+  client.execute()  # raises for a cell that does
+  return notebook
+
+
+def printed(notebook, stream='stdout'):
+  outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
+  return ''.join(output.text for output in outputs if output.get('name') == stream)
+
+
+def figures(notebook):
+  """Cells that show one."""
+  has_figure = lambda cell: any(
+    'image/png' in output.get('data', ()) for output in cell.get('outputs', ())
+  )
+  return sum(map(has_figure, notebook.cells))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_committed_without_outputs(name):
+  notebook = read(name)
+  nbformat.validate(notebook)
+  for cell in notebook.cells:
+    assert not cell.get('outputs') and cell.get('execution_count') is None and not cell.metadata
+  assert set(notebook.metadata) == {'kernelspec', 'language_info'}
+  assert notebook.metadata.language_info == {
+    'name': 'python'
+  }  # without the version of whoever saved it last
+
+
+def test_restore_from_a_bucket(in_bucket, tmp_path, monkeypatch):
+  notebook = execute('restore', in_bucket, tmp_path, monkeypatch)
+  text, warnings = printed(notebook), printed(notebook, 'stderr')
+  assert all('GOOGLE_AUTH_TOKEN_FOR_TESTING' in line for line in warnings.splitlines()), warnings
+  assert 'tiny, step 4: ' in text and 'experts: 1 shared, 4 routed, 2 of them a token' in text
+  assert 'bits/byte' in text and '\nprose' in text and '\ncode' in text
+  assert text.count('--- stopped by') == 3 and 'Left out' not in text
+  assert figures(notebook) == 2
+
+
+def test_specialization_from_a_folder(workdir, tmp_path, monkeypatch):
+  notebook = execute('specialization', workdir, tmp_path, monkeypatch)
+  text = printed(notebook)
+  assert not printed(notebook, 'stderr')
+  assert 'as trained, 2 routed' in text and 'no shared, 3 routed' in text and 'Left out' not in text
+  assert figures(notebook) == 6
+
+
+@pytest.fixture
+def run_cells(workdir, monkeypatch, capsys):
+  """Runs a notebook's cells in this process with a model that is not trained; returns (what it prints, figures)."""
+  trained = load_for_notebook(workdir)
+
+  def run(name, overrides):
+    config = tiny_config(**overrides)
+    run = NotebookRun(Transformer(config), small_params(config), trained.tokenizer, config, 0)
+    monkeypatch.setattr(checkpoint, 'load_for_notebook', lambda workdir: run)
+    monkeypatch.setenv('WORKDIR', str(workdir))
+    plt.switch_backend('agg')
+    capsys.readouterr()
+    variables = {}
+    for cell in read(name).cells:
+      if cell.cell_type == 'code':
+        exec(cell.source, variables)
+    shown = len(plt.get_fignums())
+    plt.close('all')
+    return capsys.readouterr().out, shown
+
+  return run
+
+
+def test_what_a_model_lacks_is_left_out(run_cells):
+  """Top-1 hash routing without shared experts."""
+  lacking = {'moe.router': 'hash', 'moe.experts_per_token': 1, 'moe.num_shared_experts': 0}
+  text, shown = run_cells('specialization', lacking)
+  left_out = [line for line in text.splitlines() if line.startswith('Left out: ')]
+  for line, reason in zip(
+    left_out, ("moe.router is 'hash'", 'moe.num_shared_experts is 0', 'single', 'no pairs')
+  ):
+    assert reason in line and line.endswith('.')
+  assert len(left_out) == 4 and shown == 4
+
+
+def test_too_few_experts_to_mask(run_cells):
+  text, shown = run_cells('specialization', {'moe.experts_per_token': 4})
+  assert (
+    text.count('Left out: ') == 2
+    and 'leaves 3 to choose from' in text
+    and 'experts_per_token=5' in text
+  )
+  assert shown == 6
+
+
+def test_a_dense_model_is_restored_without_experts_to_look_at(run_cells):
+  dense = {'moe.num_experts': 0, 'moe.experts_per_token': 0}
+  text, shown = run_cells('restore', dense)
+  assert 'bits/byte' in text and 'Left out: tiny has no routed experts' in text and shown == 0
+
+
+# Reading from a bucket
+
+
+def test_parameters_from_a_bucket_are_those_of_the_folder(workdir, in_bucket):
+  ours, theirs = load_for_notebook(workdir), load_for_notebook(in_bucket)
+  assert (ours.config, ours.step) == (theirs.config, theirs.step)
+  jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+  with pytest.raises(
+    UserError, match='no checkpoint of step 3 in gs://pod/run/checkpoints; there are 4'
+  ):
+    load_for_notebook(in_bucket, step=3)
+  with pytest.raises(UserError, match='no checkpoint in gs://pod/nothing/checkpoints'):
+    load_for_notebook('gs://pod/nothing')
+  with pytest.raises(UserError, match='cannot list gs://other/run/checkpoints'):
+    load_for_notebook('gs://other/run')
+
+
+def test_programs_read_buckets_too(in_bucket):
+  output = programs.check('evaluate', f'--workdir={in_bucket}')
+  assert 'tiny, step 4\n' in output and '\nprose' in output
+
+
+def test_held_out_text_from_a_bucket_is_copied_for_as_long_as_it_is_used(workdir, in_bucket):
+  run = load_for_notebook(workdir)
+  folder = data_directory(run.config, workdir)
+  ours, theirs = (
+    open_held_out(place, run.tokenizer) for place in (folder, data_directory(run.config, in_bucket))
+  )
+  assert ours.directory == Path(folder) and theirs.held_out_domains == ours.held_out_domains == (
+    'prose',
+    'code',
+  )
+  for domain in ours.held_out_domains:
+    assert theirs.held_out_text(domain) == ours.held_out_text(domain)
+  copies = theirs.directory
+  assert copies.is_dir() and not any('train' in name for name in os.listdir(copies))
+  del theirs
+  assert not copies.exists()
+
+
+def test_held_out_text_that_is_not_the_runs(workdir, in_bucket, tmp_path):
+  run, folder = load_for_notebook(workdir), workdir / 'data'
+  with pytest.raises(UserError, match='there is no prepared data in'):
+    open_held_out(tmp_path / 'nothing', run.tokenizer)
+  with pytest.raises(UserError, match='there is no prepared data in gs://pod/nothing'):
+    open_held_out('gs://pod/nothing', run.tokenizer)
+  metadata = json.loads((folder / 'metadata.json').read_text())
+  for name, tokenizer, message in (
+    ('other', {'sha256': '0'}, 'is of another tokenizer'),
+    ('half', metadata['tokenizer'], 'gs://pod/half/tokenizer.model is missing'),
+  ):
+    (workdir.parent / name).mkdir()
+    (workdir.parent / name / 'metadata.json').write_text(
+      json.dumps(metadata | {'tokenizer': tokenizer})
+    )
+    with pytest.raises(UserError, match=message):
+      open_held_out(f'gs://pod/{name}', run.tokenizer)

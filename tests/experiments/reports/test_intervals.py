@@ -1,0 +1,156 @@
+"""The statistics and the rule of the verdicts."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.studies import intervals
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison, Role
+
+
+def test_an_interval_is_students():
+  values = {2: 1.31, 0: 1.25, 1: 1.42, 5: 1.2}
+  found = intervals.interval(values)
+  low, high = stats.t.interval(
+    0.95, 3, np.mean(list(values.values())), stats.sem(list(values.values()))
+  )
+  assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 4)
+  by_hand = intervals.interval({0: 1.0, 1: 2.0, 2: 3.0})  # t of 2 degrees of freedom is 4.3027
+  assert by_hand.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4) and by_hand.mean == 2.0
+  assert intervals.interval({0: 1.5}).half is None and intervals.interval({}) is None
+
+
+def test_a_difference_is_within_seeds():
+  first, second = {0: 5.0, 1: 7.0, 2: 6.1}, {0: 4.9, 1: 6.9, 3: 1.0}
+  found = intervals.interval(intervals.difference(first, second))
+  assert (found.mean, found.half, found.n) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12), 2)
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((-0.10, -0.11, -0.12), {'below': 0.0}, HOLDS),
+    ((0.10, 0.11, 0.12), {'below': 0.0}, FAILS),
+    ((-0.10, 0.05, 0.01), {'below': 0.0}, UNDECIDED),
+    ((-0.10,), {'below': 0.0}, UNDECIDED),
+    ((), {'below': 0.0}, UNDECIDED),
+    ((0.0, 0.0, 0.0), {'above': 0.0}, FAILS),  # neither is ahead, so the claimed one is not
+    ((0.3, 0.31, 0.32), {'above': 0.25}, HOLDS),
+    ((0.001, 0.002, -0.001), {'above': -0.02, 'below': 0.02}, HOLDS),
+    ((0.101, 0.102, 0.099), {'above': -0.02, 'below': 0.02}, FAILS),
+    ((-0.101, -0.102, -0.099), {'above': -0.02, 'below': 0.02}, FAILS),
+    ((0.03, 0.01, 0.02), {'above': -0.02, 'below': 0.02}, UNDECIDED),
+  ],
+)
+def test_outcomes(values, bounds, outcome):
+  comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome
+  assert bool(comparison.decides) == (outcome == UNDECIDED)
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_most': True}, HOLDS),
+    ((0.6, 0.61, 0.62), {'below': 0.5, 'at_most': True}, UNDECIDED),
+    ((0.6, 0.61, 0.62), {'below': 0.5, 'at_least': True}, FAILS),
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_least': True}, UNDECIDED),
+    ((0.1, 0.11, 0.12), {'above': 0.5, 'at_most': True}, FAILS),
+    ((0.6, 0.61, 0.62), {'above': 0.5, 'at_least': True}, HOLDS),
+    ((0.6, 0.61, 0.62), {'above': 0.5, 'at_most': True}, UNDECIDED),
+    ((0.1, 0.11, 0.12), {'below': 0.5, 'at_most': True, 'at_least': True}, UNDECIDED),
+  ],
+)
+def test_a_bound_decides_to_one_side(values, bounds, outcome):
+  comparison = Comparison('a', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome
+  assert ('only a bound' in comparison.decides) == (outcome == UNDECIDED)
+
+
+def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound():
+  comparison = Comparison('a − b', {0: -0.02, 1: -0.01, 2: 0.01}, below=0.0)
+  mean, sd = np.mean([-0.02, -0.01, 0.01]), np.std([-0.02, -0.01, 0.01], ddof=1)
+  half = {n: stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n) for n in range(2, 100)}
+  n = comparison.seeds_needed
+  assert half[n] < abs(mean) <= half[n - 1]
+  assert comparison.decides == f'about {n} seeds would decide for it'
+  against = Comparison('b − a', {0: 0.02, 1: 0.01, 2: -0.01}, below=0.0)
+  assert against.decides == f'about {n} seeds would decide against it'
+  assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
+
+
+def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
+  comparison = Comparison('a − b', {0: -1.0, 1: math.nan, 2: -1.1}, below=0.0)
+  assert (comparison.outcome, comparison.decides) == (UNDECIDED, 'a run of seed 1 has diverged')
+  assert comparison.interval is None and intervals.interval(comparison.values).n == 2
+
+
+@pytest.mark.parametrize(
+  ('values', 'bounds', 'outcome'),
+  [
+    ((math.inf, 0.2, 0.3), {'above': 0.0}, HOLDS),
+    ((math.inf, -0.2, 0.3), {'above': 0.0}, UNDECIDED),
+    ((math.inf, math.inf), {'below': 0.02}, FAILS),
+    ((-math.inf, 0.01), {'below': 0.02}, HOLDS),
+    ((math.inf - math.inf, 1.0), {'below': 0.02}, UNDECIDED),  # both have diverged
+    ((math.inf,), {'above': 0.0}, UNDECIDED),
+  ],
+)
+def test_divergence_as_an_outcome(values, bounds, outcome):
+  comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
+  assert comparison.outcome == outcome and bool(comparison.decides) == (outcome == UNDECIDED)
+
+
+def test_verdicts():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
+  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
+  assert of(holding, holding).outcome == HOLDS
+  assert (
+    of(holding, undecided, failing).outcome == FAILS
+    and of(failing).reason == 'c − d is not below 0'
+  )
+  assert of(holding, undecided).outcome == UNDECIDED and of(undecided).reason.startswith('e − f (')
+  partial = intervals.verdict([holding], 3, 15)
+  assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
+
+
+def test_only_comparisons_of_the_claim_decide_it():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  beside = dataclasses.replace(failing, role=Role.BESIDE)
+  assert intervals.verdict([holding, beside], 6, 6) == intervals.Verdict(HOLDS, '')
+  assert (
+    intervals.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome
+    == FAILS
+  )
+  assert (
+    intervals.verdict([holding, holding, beside], 6, 6).reason
+    == 'all 2 comparisons that decide it hold'
+  )
+
+
+def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
+  holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
+  failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
+  undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
+  presupposed = lambda comparison: dataclasses.replace(comparison, role=Role.PREMISE)
+  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
+  assert of(holding, presupposed(holding)) == intervals.Verdict(HOLDS, '')
+  void = of(holding, presupposed(failing), presupposed(undecided))
+  assert void.outcome == UNDECIDED
+  first, second = void.reason.split('; ')
+  assert (
+    first
+    == 'c − d (presupposed, and not below 0 here: only models of which it is could show the claim)'
+  )
+  assert second.startswith('e − f (presupposed: about ')
+  assert of(failing, presupposed(failing)).outcome == FAILS
+  diverged = Comparison('g − h', {0: -1.0, 1: math.nan}, below=0.0)
+  assert (
+    of(holding, presupposed(diverged)).reason == 'g − h (presupposed: a run of seed 1 has diverged)'
+  )

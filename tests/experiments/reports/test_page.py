@@ -1,0 +1,118 @@
+"""The page in headless Chromium, offline, light and dark."""
+
+import shutil
+
+import pytest
+
+from experiments.studies import STUDIES
+from tests import debian
+from tests.launch.runs import programs
+
+_NAMES = ('chromium', 'chromium-browser', 'google-chrome')
+_FIGURES = """
+figures => figures.map(figure => {
+  const box = figure.getBoundingClientRect();
+  const texts = [...figure.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const overlapping = texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) =>
+    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2).map(([other]) =>
+    `${one} | ${other}`));
+  const outside = texts.filter(([, a]) => a.left < box.left || a.right > box.right || a.bottom > box.bottom)
+    .map(([text]) => text);
+  const page = figure.querySelector('.page');
+  return {
+    id: figure.id, width: box.width, height: box.height, overlapping, outside, visible: figure.checkVisibility(),
+    page: getComputedStyle(page).fill, ink: getComputedStyle(figure.querySelector('text')).fill,
+    paper: getComputedStyle(document.body).backgroundColor, bars: figure.querySelectorAll('.bar, .line').length,
+  };
+})
+"""
+
+
+@pytest.fixture(scope='module')
+def browser():
+  sync_api = pytest.importorskip(
+    'playwright.sync_api', reason='no Chromium here: playwright is not installed'
+  )
+  if not any(map(shutil.which, _NAMES)):
+    try:
+      debian.install(['chromium'], ['chromium'], timeout=400)
+    except debian.CannotRun as error:
+      pytest.skip(f'no Chromium here: {error}')
+  path = next(filter(None, map(shutil.which, _NAMES)))
+  with sync_api.sync_playwright() as playwright:
+    # No sandbox: as root, which CI is, Chromium has none; the page is our own.
+    started = playwright.chromium.launch(
+      executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage']
+    )
+    yield started
+    started.close()
+
+
+def _open(browser, file, scheme='light', width=1000):
+  """The page, and what went wrong in it or left the file, as it goes."""
+  context = browser.new_context(
+    color_scheme=scheme, offline=True, viewport={'width': width, 'height': 800}
+  )
+  page, faults = context.new_page(), []
+  page.on('pageerror', lambda error: faults.append(f'error: {error}'))
+  page.on('console', lambda message: faults.append(f'console: {message.text}'))
+  page.on(
+    'request',
+    lambda request: request.url == file.as_uri() or faults.append(f'request: {request.url}'),
+  )
+  page.goto(file.as_uri())
+  return page, faults
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_every_figure_is_there_and_nothing_goes_wrong(scheme, browser, results):
+  programs.check('report', f'--results={results}')
+  page, faults = _open(browser, results / 'index.html', scheme)
+  figures = page.eval_on_selector_all('figure > svg', _FIGURES)
+  assert [figure['id'] for figure in figures] == [f'figure-{name}' for name in STUDIES]
+  dark = lambda colour: sum(map(int, colour[4:-1].split(','))) < 3 * 128  # 'rgb(1, 2, 3)'
+  for figure in figures:
+    assert figure['visible'] and figure['width'] > 600 and figure['height'] > 200 and figure['bars']
+    assert (figure['overlapping'], figure['outside']) == ([], []), figure['id']
+    assert figure['page'] == figure['paper'] and dark(figure['page']) == (scheme == 'dark') != dark(
+      figure['ink']
+    )
+  for name in STUDIES:
+    assert page.is_visible(f'a[href="#{name}"]') and page.is_visible(f'section#{name}')
+  assert faults == []
+
+
+def test_a_phone_scrolls_no_further_than_down(browser, results):
+  programs.check('report', f'--results={results}')
+  page, faults = _open(browser, results / 'index.html', width=390)
+  assert page.evaluate('document.documentElement.scrollWidth') <= 390 and faults == []
+
+
+def test_a_page_without_runs_has_no_figure(browser, tmp_path):
+  programs.check('report', f'--results={tmp_path}')
+  page, faults = _open(browser, tmp_path / 'index.html')
+  assert page.locator('svg').count() == 0 and faults == []
+  assert page.get_by_text('0 of 15 runs finished').count() == 2
+
+
+def test_a_figure_by_itself(browser, results):
+  """As the README shows it."""
+  programs.check('report', f'--results={results}')
+  page, faults = _open(browser, results / 'table1' / 'figure.svg', 'dark')
+  assert page.locator('rect.bar').count() == 10 and faults == []
+
+
+def test_the_committed_page(browser):
+  page, faults = _open(browser, programs.ROOT / 'experiments' / 'results' / 'index.html')
+  assert page.locator('section').count() == len(STUDIES) + 1 and faults == []
+  figures = page.eval_on_selector_all('section figure > svg', _FIGURES)
+  drawn = [
+    name for name in STUDIES if (programs.ROOT / f'experiments/results/{name}/figure.svg').exists()
+  ]
+  assert [figure['id'] for figure in figures] == [f'figure-{name}' for name in drawn]
+  for figure in figures:
+    assert (
+      figure['visible']
+      and figure['bars']
+      and (figure['overlapping'], figure['outside']) == ([], [])
+    ), figure

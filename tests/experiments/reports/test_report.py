@@ -1,0 +1,411 @@
+"""The report, of runs with known numbers: what it says and draws, and that its bytes depend on nothing else."""
+
+import collections
+import itertools
+import re
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from experiments.reports import blocks, page, study, svg
+from experiments.studies import STUDIES, scaling
+from experiments.studies.analysis import Panel, Results, Series
+from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval, Role
+from experiments.sweeps import ledger
+from tests.experiments.reports import synthetic
+from tests.launch.runs import programs
+
+
+def test_every_claim_holds_on_the_papers_own_numbers(results):
+  for name in STUDIES:
+    loaded = study.load(name, results)
+    assert (name, loaded.verdict.outcome, loaded.missing) == (name, HOLDS, ())
+    assert loaded.analysis.cannot_show and loaded.claim[0].isupper()
+    for comparison in loaded.analysis.comparisons:
+      assert comparison.interval.n == 3
+
+
+def test_the_table_has_the_mean_the_interval_and_the_paired_difference(tmp_path):
+  of = lambda run, evaluation, seed: (
+    {'gshard': 2.0, 'deepseek_moe': 1.5}.get(run, 3.0) + 0.1 * (seed - 1)
+  )
+  made = synthetic.lines('table1', of)
+  synthetic.write(tmp_path, 'table1', made)
+  active = next(line['active_params'] for line in made if line['run'] == 'gshard')
+  text = blocks.to_markdown(study.blocks(study.load('table1', tmp_path)))
+  half = 4.3027 * 0.1 / 3**0.5
+  assert (
+    f'| {active / 1e6:.2f}M | 3 | 2.0000 | {2 - half:.4f} to {2 + half:.4f} | 2.000 | 1.867 |'
+    in text
+  )
+  assert (
+    '| DeepSeekMoE − GShard | -0.5000 | -0.5000 to -0.5000 | 3 | below 0 | holds | yes | -0.059 |'
+    in text
+  )
+
+
+@pytest.mark.parametrize(('gshard', 'outcome'), [(1.7, FAILS), (1.9, HOLDS)])
+def test_the_verdict_follows_the_numbers(gshard, outcome, tmp_path):
+  of = lambda run, evaluation, seed: (
+    gshard if run == 'gshard' else synthetic.loss(run, evaluation, 0)
+  )
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', of))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == outcome
+  assert f'**Verdict: {outcome}.**' in blocks.to_markdown(study.blocks(loaded))
+
+
+_OF_THE_CLAIM = {
+  'table1': [
+    'DeepSeekMoE − GShard',
+    'DeepSeekMoE − Switch',
+    'DeepSeekMoE − Hash Layer',
+    'DeepSeekMoE − Dense',
+  ],
+  'half_active': ['half activated − GShard'],
+  'fewer_active': ['4 routed − GShard'],
+  'larger': ['DeepSeekMoE − GShard ×1.5', 'DeepSeekMoE − Dense ×16'],
+  'scaling': ["DeepSeekMoE's share of the compute at the best Dense's loss, at most"],
+}
+
+
+@pytest.mark.parametrize('name', _OF_THE_CLAIM)
+def test_what_else_is_expected_is_in_the_table_and_not_in_the_verdict(name, results):
+  comparisons = study.load(name, results).analysis.comparisons
+  assert [each.what for each in comparisons if each.role is Role.CLAIM] == _OF_THE_CLAIM[name]
+  assert any(each.role is Role.BESIDE for each in comparisons)
+
+
+def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):
+  of = lambda run, evaluation, seed: (
+    2.5 if run == 'dense' else synthetic.loss(run, evaluation, seed)
+  )
+  swapped = lambda run, evaluation, seed: of(
+    {'hash': 'switch', 'switch': 'hash'}.get(run, run), evaluation, seed
+  )
+  synthetic.write(tmp_path, 'table1', synthetic.lines('table1', swapped))
+  loaded = study.load('table1', tmp_path)
+  assert loaded.verdict.outcome == HOLDS
+  text = blocks.to_markdown(study.blocks(loaded))
+  assert re.search(rf'\| Switch − Hash Layer \|.*\| {FAILS} \| no \|', text)
+
+
+def test_being_level_with_larger_models_that_are_no_better_decides_nothing(tmp_path):
+  behind = lambda evaluation, seed: synthetic.loss('gshard', evaluation, seed) + 0.03
+  of = lambda run, *which: behind(*which) if run == 'dense_x16' else synthetic.loss(run, *which)
+  synthetic.write(tmp_path, 'larger', synthetic.lines('larger', of))
+  loaded = study.load('larger', tmp_path)
+  premises = [each for each in loaded.analysis.comparisons if each.role is Role.PREMISE]
+  assert {each.what: each.outcome for each in premises} == {
+    'GShard ×1.5 − GShard': HOLDS,
+    'Dense ×16 − GShard': FAILS,
+  }
+  assert loaded.verdict.outcome == UNDECIDED and loaded.verdict.reason.startswith(
+    'Dense ×16 − GShard (presupposed'
+  )
+  assert f'| {FAILS} | presupposed |' in blocks.to_markdown(study.blocks(loaded))
+
+
+def test_an_open_comparison_says_what_would_decide_it(tmp_path):
+  of = lambda run, evaluation, seed: (
+    2.0 + (0.01 * (seed - 1) - 0.002 if run == 'deepseek_moe_half' else 0)
+  )
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', of))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == UNDECIDED
+  assert re.search(
+    r'half activated − GShard \(about \d+ seeds would decide for it\)', loaded.verdict.reason
+  )
+
+
+def test_absent_and_partial_studies_say_what_is_missing(tmp_path):
+  absent = study.load('table1', tmp_path)
+  assert absent.in_words == 'undecided: 0 of 15 runs finished' and absent.figure == ''
+  assert absent.missing[0] == 'dense (seed 0, 1, 2)' and len(absent.missing) == 5
+  made = synthetic.lines('table1')
+  synthetic.write(
+    tmp_path,
+    'table1',
+    [line for line in made if line['run'] in ('dense', 'hash') and line['seed'] < 2],
+  )
+  partial = study.load('table1', tmp_path)
+  assert partial.in_words == 'undecided: 4 of 15 runs finished' and partial.figure == ''
+  text = blocks.to_markdown(study.blocks(partial))
+  assert 'dense (seed 2); hash (seed 2); switch (seed 0, 1, 2)' in text and 'figure.svg' not in text
+  assert '| Switch | – | – | 0 | – | – | – | 1.881 |' in text and 'nan' not in text.lower()
+
+
+@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('seeds', [0, 1])
+def test_every_study_can_be_drawn_without_runs_and_of_one_seed(name, seeds, tmp_path):
+  synthetic.write(tmp_path, name, synthetic.lines(name, seeds=range(seeds)))
+  loaded = study.load(name, tmp_path)
+  assert loaded.verdict.outcome == UNDECIDED and bool(loaded.figure) == bool(seeds)
+  assert 'nan' not in blocks.to_markdown(study.blocks(loaded))
+
+
+def test_what_does_not_count_is_missing(results):
+  """Lines of another config, or with other evaluations."""
+  made = {(line['run'], line['seed']): line for line in synthetic.lines('fewer_active')}
+  other, lacking = (made['deepseek_moe', seed] for seed in range(2))
+  file = ledger.path(results, 'fewer_active')
+  file.unlink()
+  lacking['evaluations'].popitem()
+  other['config_hash'] = '00000000'
+  synthetic.write(results, 'fewer_active', made.values())
+  assert study.load('fewer_active', results).in_words == 'undecided: 4 of 6 runs finished'
+
+
+def _lines_with_diverged(name, run, seeds=(1,)):
+  made = synthetic.lines(name)
+  for line in made:
+    if line['run'] == run and line['seed'] in seeds:
+      line['final']['total']['loss'] = float('nan')
+      line['expert_load'] = [[float('nan')] * 63] * 3
+  return made
+
+
+def test_a_diverged_run_is_finished_and_leaves_open_what_needs_it(tmp_path):
+  synthetic.write(tmp_path, 'table1', _lines_with_diverged('table1', 'switch'))
+  text = ledger.path(tmp_path, 'table1').read_text()
+  assert 'NaN' not in text and '"loss": null' in text
+  loaded = study.load('table1', tmp_path)
+  assert (loaded.missing, loaded.diverged) == ((), ('switch (seed 1)',))
+  assert loaded.in_words == 'undecided: DeepSeekMoE − Switch (a run of seed 1 has diverged)'
+  text = blocks.to_markdown(study.blocks(loaded))
+  assert '**Diverged:** switch (seed 1).' in text and 'Missing' not in text and 'nan' not in text
+  assert loaded.figure and '| DeepSeekMoE − Switch | – | – | 3 |' in text
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_study_can_be_drawn_with_a_diverged_run(name, tmp_path):
+  run = synthetic.lines(name)[0]['run']
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run))
+  assert study.load(name, tmp_path).diverged == (f'{run} (seed 1)',)
+  synthetic.write(tmp_path, name, _lines_with_diverged(name, run, seeds=(0, 1, 2)))
+  loaded = study.load(name, tmp_path)
+  assert loaded.diverged == (f'{run} (seed 0, 1, 2)',) and 'nan' not in blocks.to_markdown(
+    study.blocks(loaded)
+  )
+
+
+@pytest.mark.parametrize(
+  ('run', 'seeds', 'outcome'),
+  [
+    ('alpha1_0', [1], HOLDS),
+    ('alpha1_0.1', [1], HOLDS),
+    ('alpha1_0.001', [1], UNDECIDED),
+    ('alpha1_0.001', [0, 1, 2], FAILS),
+  ],
+)
+def test_divergence_is_an_outcome_of_the_balance_losses(run, seeds, outcome, tmp_path):
+  synthetic.write(tmp_path, 'balance', _lines_with_diverged('balance', run, seeds))
+  assert study.load('balance', tmp_path).verdict.outcome == outcome
+
+
+def test_more_seeds_than_asked_for_count(tmp_path):
+  synthetic.write(tmp_path, 'half_active', synthetic.lines('half_active', seeds=range(5)))
+  loaded = study.load('half_active', tmp_path)
+  assert loaded.verdict.outcome == HOLDS and {
+    c.interval.n for c in loaded.analysis.comparisons
+  } == {5}
+
+
+def test_means_over_other_seeds_are_marked_as_such(tmp_path):
+  made = synthetic.lines('half_active', seeds=range(5))
+  equal = lambda: (
+    'not comparable' in blocks.to_markdown(study.blocks(study.load('half_active', tmp_path)))
+  )
+  synthetic.write(tmp_path, 'half_active', [line for line in made if line['seed'] < 3])
+  assert not equal()
+  synthetic.write(tmp_path, 'half_active', [line for line in made if line['run'] == 'gshard'])
+  assert equal()
+
+
+def test_the_share_of_the_compute():
+  dense = [(1e12, 3.0), (4e12, 2.0)]
+  assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(
+    0.5
+  )  # half way in log FLOPs
+  assert scaling.compute_share(dense, [(1e12, 2.0), (4e12, 1.5)]) == 0.25
+  assert scaling.compute_share(dense, [(2e12, 1.9), (4e12, 1.5)]) == 0.5  # no more than that
+  assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # no less than that
+  assert scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], 2e12) == pytest.approx(2.0)
+  assert [scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], compute) for compute in (1, 1e15)] == [
+    2.5,
+    1.5,
+  ]
+
+
+def test_a_dense_model_that_costs_more_and_is_no_better_is_not_what_is_compared_with():
+  dense, moe = [(1e12, 3.5), (2e12, 3.0), (8e12, 3.1)], [(5e11, 3.6), (2e12, 3.0), (4e12, 2.5)]
+  assert scaling.best(dense) == (2e12, 3.0)
+  assert scaling.compute_share(dense, moe) == pytest.approx(1.0)
+  assert scaling.best([(1e12, 2.0), (2e12, 2.0)]) == (1e12, 2.0)
+
+
+def test_what_is_read_off_a_curve_is_said_to_be_a_bound(tmp_path):
+  dense = [(1e12, 3.0), (4e12, 2.0)]
+  assert (
+    scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == 'at most'
+  )  # the curve lies below its chord
+  assert scaling.share_is_bound(dense, [(1e12, 2.5), (3e12, 2.0), (4e12, 1.5)]) == ''
+  assert scaling.share_is_bound(dense, [(2e12, 1.9), (4e12, 1.5)]) == 'at most'
+  assert scaling.share_is_bound(dense, [(2e12, 3.0), (6e12, 2.1)]) == 'at least'
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (5e12, 1.5)]) == 'at most'
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == ''
+  assert scaling.loss_is_bound(dense, [(1e12, 2.5), (2e12, 1.5)]) == 'at most'
+  assert scaling.loss_is_bound(dense, [(5e12, 2.5), (6e12, 1.5)]) == 'at least'
+  of = lambda run, evaluation, seed: 1.5 if run.startswith('deepseek') else 2.0
+  synthetic.write(tmp_path, 'scaling', synthetic.lines('scaling', of))
+  assert (
+    study.load('scaling', tmp_path)
+    .analysis.comparisons[0]
+    .what.endswith("best Dense's loss, at most")
+  )
+
+
+def test_a_share_above_the_bound_that_is_at_most_that_decides_nothing():
+  losses = dict(zip(('dense_d48', 'dense_d96', 'dense_d144'), (3.0, 2.8, 2.7)))
+  losses |= dict(
+    zip(('deepseek_moe_d48', 'deepseek_moe_d96', 'deepseek_moe_d144'), (2.9, 2.69, 2.5))
+  )
+  results = Results(
+    synthetic.lines('scaling', lambda run, evaluation, seed: losses[run] + seed * 1e-4)
+  )
+  share, ahead = scaling.analyse(results).comparisons
+  assert share.interval.low > 0.5 and share.outcome == UNDECIDED and 'only a bound' in share.decides
+  assert ahead.at_most and ahead.outcome == HOLDS
+
+
+def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, tmp_path_factory):
+  again = tmp_path_factory.mktemp('again')
+  for name in STUDIES:
+    synthetic.write(again, name, list(ledger.read(ledger.path(results, name)).values())[::-1])
+  for folder in (results, again):
+    programs.check('report', f'--results={folder}')
+  files = sorted(path.relative_to(results) for path in results.rglob('*') if path.is_file())
+  assert len(files) == 2 + 3 * len(STUDIES)  # the page and the pilot's
+  for file in files:
+    if file.name != 'runs.jsonl':
+      assert (results / file).read_bytes() == (again / file).read_bytes()
+
+
+def test_what_is_committed_is_what_the_runs_give():
+  """`make report` on a fresh clone changes nothing. After new runs, or a change of a study: make report."""
+  for path, content in page.files(Path('experiments/results')).items():
+    if content is None:
+      assert not path.exists(), f'{path} is of other runs: make report'
+    else:
+      assert path.is_file() and path.read_bytes() == content.encode(), (
+        f'{path} is not up to date: make report'
+      )
+
+
+def test_a_config_and_seed_have_one_loss_in_all_studies():
+  """One that several share is trained once; a second training must have come out the same."""
+  losses = collections.defaultdict(set)
+  for path in Path('experiments/results').glob('*/runs.jsonl'):
+    for line in ledger.read(path).values():
+      losses[line['config_hash'], line['seed'], line['data']].add(line['final']['total']['loss'])
+  assert losses and {key: found for key, found in losses.items() if len(found) > 1} == {}
+
+
+def test_the_readme_has_the_verdicts():
+  text = Path('README.md').read_text(encoding='utf-8')
+  rows = re.findall(
+    r'^\| \[(\w+)\]\(experiments/results/\1/README.md\) \| (\d+) \| ([^|]+) \|', text, re.MULTILINE
+  )
+  loaded = {name: study.load(name, Path('experiments/results')) for name in STUDIES}
+  finished = {name: found for name, found in loaded.items() if not found.missing}
+  said = {name: (int(runs), outcome) for name, runs, outcome in rows}
+  assert said == {
+    name: (len(found.lines), found.verdict.outcome) for name, found in finished.items()
+  }
+  left = re.search(r'^Not run to the end yet: ([\w, ]+)\.', text, re.MULTILINE)
+  assert set(left[1].split(', ') if left else ()) == set(STUDIES) - finished.keys()
+
+
+def test_a_figure_that_is_no_longer_drawn_goes(results):
+  programs.check('report', f'--results={results}')
+  assert (results / 'table1' / 'figure.svg').is_file()
+  ledger.path(results, 'table1').unlink()
+  programs.check('report', f'--results={results}')
+  assert not (results / 'table1' / 'figure.svg').exists()
+
+
+def test_a_damaged_line_is_one_line(tmp_path):
+  file = ledger.path(tmp_path, 'table1')
+  file.parent.mkdir()
+  file.write_text('{"run"\n')
+  assert 'line 1 is damaged' in programs.error_line('report', f'--results={tmp_path}')
+
+
+def test_figures_have_a_bar_or_point_for_each_value(results):
+  for name in STUDIES:
+    loaded = study.load(name, results)
+    root = ET.fromstring(loaded.figure)
+    classes = [element.get('class', '') for element in root.iter()]
+    points = [
+      point
+      for panel in loaded.analysis.panels
+      for series in panel.series
+      for point in series.points
+    ]
+    given = sum(found is not None for _, found in points)
+    legend = sum(len(panel.series) for panel in loaded.analysis.panels if len(panel.series) > 1)
+    assert sum(kind.startswith(('bar', 'fill')) for kind in classes) == given + legend
+    assert 'whisker' in classes
+
+
+def test_what_is_drawn_stays_inside_its_axes(results):
+  for name in STUDIES:
+    root = ET.fromstring(study.load(name, results).figure)
+    width, height = float(root.get('width')), float(root.get('height'))
+    for group in root.iter('{http://www.w3.org/2000/svg}g'):
+      for circle in group.iter('{http://www.w3.org/2000/svg}circle'):
+        assert 0 < float(circle.get('cx')) < width and 0 < float(circle.get('cy')) < height
+      for bar in group.iter('{http://www.w3.org/2000/svg}rect'):
+        assert float(bar.get('height')) >= 0 and float(bar.get('y')) > 0
+
+
+def test_bars_that_start_at_zero_do_so_whatever_their_intervals():
+  values = ((0, Interval(1.7, 5.2, 3)), (1, Interval(0.0, 0.0, 3)))
+  drawn = svg.figure(
+    'x', 'y', [Panel('idle', 'experts', (Series('', values),), ('a', 'b'), from_zero=True)]
+  )
+  heights = [
+    float(bar.get('height'))
+    for bar in ET.fromstring(drawn).iter()
+    if 'bar' in bar.get('class', '').split()
+  ]
+  assert heights[0] > 20 and heights[1] == 0
+  assert 'bars start at' not in drawn
+
+
+def test_ticks_are_round_and_hold_the_range():
+  for low, high in itertools.product((-3.0, 0.0, 1.8041, 7.3), (7.31, 9.1, 120.0)):
+    found = svg.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
+  assert svg.ticks(1.8, 2.06) == [1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1]
+  assert len(svg.ticks(2.0, 2.0)) >= 2
+
+
+def test_text_is_escaped_and_tables_keep_their_columns():
+  table = blocks.Table(('a', 'b'), (('x | y', '<1>'),), ('#x',))
+  assert blocks.to_markdown([table]).splitlines()[-1] == '| [x \\| y](#x) | &lt;1> |'
+  assert '<td><a href="#x">x | y</a></td><td>&lt;1&gt;</td>' in blocks.to_html([table])
+
+
+def test_make_report_is_the_program():
+  done = subprocess.run(
+    ['make', '--dry-run', 'report'], cwd=programs.ROOT, capture_output=True, text=True, check=True
+  )
+  assert 'python -m launch.report' in done.stdout
+
+
+def test_results_that_are_nowhere_are_not_made_up(tmp_path):
+  line = programs.error_line('report', f'--results={tmp_path}/nowhere')
+  assert str(tmp_path / 'nowhere') in line and not (tmp_path / 'nowhere').exists()

@@ -1,0 +1,3 @@
+from tests.launch.runs import conftest as of_runs
+
+corpus = of_runs.corpus

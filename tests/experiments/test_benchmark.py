@@ -1,0 +1,89 @@
+"""The benchmark's arithmetic on functions of known length, and its programs on tiny shapes."""
+
+import itertools
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import moe_layer, timing, train_step
+from moe.accounting import account
+from moe.config import from_config_dict
+from tests.small import small_config
+
+
+class Clock:
+  """Stands in for time.perf_counter; `work(s, …)` takes the given seconds, one after another, for ever."""
+
+  def __init__(self, monkeypatch):
+    self.now = 0.0
+    monkeypatch.setattr(time, 'perf_counter', lambda: self.now)
+
+  def work(self, *seconds):
+    durations = itertools.cycle(seconds)
+
+    def run():
+      self.now += next(durations)
+
+    return run
+
+
+def test_compare_takes_ratios_pair_by_pair(monkeypatch):
+  clock = Clock(monkeypatch)
+  # The warm-up, then 4 ÷ 2, 9 ÷ 3 and 5 ÷ 5: the median of the ratios is not the ratio of the medians.
+  row = timing.compare('name', clock.work(50, 4, 9, 5), clock.work(60, 2, 3, 5), 3, 100, bar=1.5)
+  assert (row['ratio_min'], row['ratio_median'], row['ratio_max']) == (1, 2, 3)
+  assert row['tokens_per_second_median'] == [100 / 5, 100 / 3]
+  assert (row['rounds'], row['bar'], row['name']) == (3, 1.5, 'name')
+  assert '1.50' in timing.table([row])
+
+
+def test_breakdown_is_the_share_of_the_whole(monkeypatch):
+  clock = Clock(monkeypatch)
+  part, peak = (
+    timing.Part('part', clock.work(1), 10**9, times=2),
+    timing.Part('peak', clock.work(2), 10**10),
+  )
+  [row] = timing.breakdown('step', clock.work(8), [part], peak, 3)
+  assert row['name'] == 'step: part'
+  assert (row['ratio_median'], row['gflops_per_second'], row['peak_gflops_per_second']) == (
+    0.25,
+    1,
+    5,
+  )
+
+
+@pytest.mark.parametrize('skewed', [False, True])
+def test_sides_and_parts_run(monkeypatch, skewed):
+  monkeypatch.setattr(moe_layer, '_SEQUENCES', 2)
+  monkeypatch.setattr(moe_layer, '_LENGTH', 4)
+  shape = moe_layer.Shape(d_model=8, d_expert=4, num_experts=4, experts_per_token=2)
+  moe_layer.moe_layer(shape, 'bfloat16', skewed)()
+  moe_layer.dense_ffn(shape, 'float32')()
+  for part in moe_layer.parts(shape, 8, 'bfloat16'):
+    part.run()
+
+
+def test_skewed_routing_gives_one_expert_four_fifths_of_the_tokens(monkeypatch):
+  seen = []
+  original = moe_layer.MoELayer.apply
+
+  def spy(self, *arguments, **options):
+    y, stats = original(self, *arguments, **options)
+    jax.debug.callback(lambda counts: seen.append(np.asarray(counts)), stats.counts_BE)
+    return y, stats
+
+  monkeypatch.setattr(moe_layer.MoELayer, 'apply', spy)
+  shape = moe_layer.Shape(d_model=16, d_expert=4, num_experts=16, experts_per_token=2)
+  moe_layer.moe_layer(shape, 'float32', skewed=True)()
+  share = seen[0].sum(axis=0)[0] / (moe_layer._SEQUENCES * moe_layer._LENGTH)
+  assert 0.8 <= share < 0.85  # and of the rest as few as any other
+
+
+def test_the_dense_twin_activates_as_much():
+  config = small_config()
+  dense, moe = account(train_step.dense_twin(config)), account(config)
+  router = config.moe.num_experts * config.model.d_model * config.model.num_layers
+  assert dense.active_params == moe.active_params - router
+  assert from_config_dict(train_step.dense_twin(config).to_dict()) == train_step.dense_twin(config)

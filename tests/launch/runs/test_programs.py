@@ -1,0 +1,170 @@
+"""launch.evaluate, launch.generate and load_for_notebook on a trained run."""
+
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.checkpoint import load_for_notebook
+from moe.data.prepare import prepare
+from moe.data.store import HELD_OUT
+from moe.evaluate import compressed_bits_per_byte
+from moe.generate import Sampling, generate
+from moe.train import data_directory
+from tests.launch.runs import programs
+
+
+@pytest.fixture(scope='module')
+def run(finished):
+  return load_for_notebook(finished)
+
+
+@pytest.fixture(scope='module')
+def scores(finished):
+  return json.loads(programs.check('evaluate', f'--workdir={finished}', '--format=json'))
+
+
+@pytest.fixture(scope='module')
+def logits_of(run):
+  """(tokens, positions, segments) (1, L) → float64 logits (L, V), all at once."""
+
+  def logits(tokens, positions, segments):
+    hidden, _, _ = run.model.apply({'params': run.params}, tokens, positions, segments)
+    return run.model.apply({'params': run.params}, hidden, method='logits')
+
+  compiled = jax.jit(logits)
+  return lambda *batch: np.asarray(compiled(*batch), np.float64)[0]
+
+
+def _losses_alone(run, logits_of, ids):
+  """Loss of every token of one document on its own, in windows as evaluation cuts them."""
+  length, context = (
+    run.config.data.seq_len,
+    int(run.config.evaluation.context * run.config.data.seq_len),
+  )
+  stream = [run.tokenizer.bos_id, *ids, run.tokenizer.eos_id]
+  losses = []
+  while len(losses) < len(stream) - 1:
+    begin = max(0, len(losses) - context) if losses else 0
+    inputs = np.array([stream[:-1][begin : begin + length]])
+    padded = np.pad(inputs, ((0, 0), (0, length - inputs.shape[1])))
+    segments = (np.arange(length) < inputs.shape[1])[None].astype(np.int32)
+    logits = logits_of(padded, np.arange(length)[None], segments)
+    scored = range(len(losses) - begin, inputs.shape[1])
+    losses += [
+      math.log(np.exp(logits[at]).sum()) - logits[at, stream[begin + at + 1]] for at in scored
+    ]
+  return losses
+
+
+def test_evaluate_scores_every_token_of_every_document_once(finished, run, logits_of, scores):
+  data = prepare(run.config, data_directory(run.config, finished))
+  for domain in ('prose', 'code'):
+    documents = data.documents(HELD_OUT, domain)
+    losses = [
+      loss
+      for number in range(len(documents))
+      for loss in _losses_alone(run, logits_of, documents.document(number))
+    ]
+    text = data.held_out_text(domain)
+    row = scores['domains'][domain]
+    assert row['tokens'] == len(losses) and row['bytes'] == len(text)
+    assert row['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert row['bits_per_byte'] == pytest.approx(sum(losses) / math.log(2) / len(text), rel=1e-5)
+    assert row['gzip -9'] == compressed_bits_per_byte(text)['gzip -9'] > 0
+
+
+def test_total_is_token_weighted(scores):
+  rows = scores['domains']
+  parts = [rows['prose'], rows['code']]
+  assert rows['total']['tokens'] == sum(row['tokens'] for row in parts)
+  mean = sum(row['loss'] * row['tokens'] for row in parts) / rows['total']['tokens']
+  assert rows['total']['loss'] == pytest.approx(mean, rel=1e-9)
+
+
+def test_evaluate_text_table(finished):
+  output = programs.check('evaluate', f'--workdir={finished}', '--step=30')
+  assert 'step 30' in output and 'bits/byte' in output and 'total' in output
+
+
+def test_generate_is_seeded_and_batched(finished):
+  flags = (
+    f'--workdir={finished}',
+    '--prompt=the expert',
+    '--prompt=one',
+    '--max_new_tokens=8',
+    '--format=json',
+  )
+  first, again, other = (
+    json.loads(programs.check('generate', *flags, f'--seed={seed}', '--temperature=1'))
+    for seed in (1, 1, 2)
+  )
+  assert first == again != other
+  assert [c['prompt'] for c in first] == ['the expert', 'one'] and all(
+    len(c['tokens']) <= 8 for c in first
+  )
+
+
+def test_a_prompt_longer_than_the_context_is_refused(finished):
+  line = programs.error_line('generate', f'--workdir={finished}', f'--prompt={"x1y2" * 40}')
+  assert 'the context is 32 (data.seq_len)' in line
+
+
+def test_generation_fills_the_context_and_says_so(run):
+  (completion,) = generate(run, ['the expert'], 1000, Sampling(temperature=1.0), seed=3)
+  ids = [run.tokenizer.bos_id, *run.tokenizer.encode('the expert')]
+  room = run.config.data.seq_len + 1 - len(ids)
+  assert completion.stopped_by == 'end' or (
+    completion.stopped_by == 'context' and len(completion.tokens) == room
+  )
+
+
+@pytest.mark.parametrize('program', ['evaluate', 'generate'])
+def test_a_workdir_without_checkpoints_is_named(program, tmp_path):
+  assert f'no checkpoint in {tmp_path}' in programs.error_line(program, f'--workdir={tmp_path}')
+
+
+def test_a_step_that_is_not_there_names_those_that_are(finished):
+  assert 'no checkpoint of step 7' in programs.error_line(
+    'evaluate', f'--workdir={finished}', '--step=7'
+  )
+
+
+def test_notebook_gets_the_same_parameters_on_any_device_count(finished, run):
+  """Opened by a process with four devices, after a run on one."""
+  code = (
+    'import sys, jax, numpy as np; from moe.checkpoint import load_for_notebook; run = load_for_notebook(sys.argv[1]);'
+    'print(jax.device_count(), run.step, repr(float(sum(np.abs(np.asarray(x, np.float64)).sum()'
+    ' for x in jax.tree.leaves(run.params)))), run.tokenizer.decode(run.tokenizer.encode("the expert")))'
+  )
+  environment = {
+    'XLA_FLAGS': f'{programs.os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=4'
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(finished)],
+    cwd=programs.ROOT,
+    env=programs.os.environ | environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  total = float(sum(np.abs(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(run.params)))
+  assert done.stdout.split(maxsplit=3) == ['4', '40', repr(total), 'the expert\n']
+
+
+def test_notebook_run_can_be_applied(run):
+  ids = np.array([[run.tokenizer.bos_id, *run.tokenizer.encode('the expert router')]])
+  hidden, stats, _ = run.model.apply(
+    {'params': run.params}, ids, np.arange(ids.size)[None], np.ones_like(ids)
+  )
+  logits = run.model.apply({'params': run.params}, hidden, method='logits')
+  assert logits.shape == (1, ids.size, run.config.model.vocab_size) and logits.dtype == jnp.float32
+  assert (
+    stats.counts_BE.sum()
+    == ids.size * run.config.moe.experts_per_token * run.config.model.num_layers
+  )

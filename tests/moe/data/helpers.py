@@ -1,0 +1,49 @@
+"""Small corpora and configs for the tests of moe.data."""
+
+import random
+
+from experiments import base
+from moe import config as moe_config
+
+WORDS = [
+  'def',
+  'return',
+  'the',
+  'expert',
+  'router',
+  'token',
+  'shared',
+  'gate',
+  'of',
+  'layers',
+  '12',
+  '345',
+  '=',
+  '+',
+]
+WORDS += ['(', ')', ':', ',', '.', '\n', '\n\n', '', 'x', 'y\n   ']
+
+
+def small_config(**data):
+  """base.py with a 400-piece tokenizer and 4 rows of 32 tokens; keyword arguments change keys of `data`."""
+  config = base.get_config()
+  config.model.vocab_size = data.pop('model_vocab_size', 400)
+  config.evaluation.batch_size = 4
+  config.data.update({'batch_size': 4, 'seq_len': 32, 'holdout': 0.2, **data})
+  return moe_config.from_config_dict(config)
+
+
+def text(seed, words):
+  """Pseudo-random text of so many words, different for every seed."""
+  dice = random.Random(seed)
+  return f'page {seed}: ' + ' '.join(dice.choice(WORDS) for _ in range(words))
+
+
+def write_corpus(folder, domain, documents, seed=0, words=(3, 120)):
+  """Text files DOMAIN-NNN.txt of varied length; returns their texts."""
+  dice, texts = random.Random(f'{domain} {seed}'), []
+  folder.mkdir(parents=True, exist_ok=True)
+  for number in range(documents):
+    texts.append(f'{domain} ' + text(f'{seed}-{number}', dice.randint(*words)))
+    (folder / f'{domain}-{number:03d}.txt').write_bytes(texts[-1].encode())
+  return texts

@@ -1,0 +1,181 @@
+"""The MoE layer against the loop over tokens, against computing every expert densely, and against a dense FFN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.mlp import MLP
+from moe.layers.moe_layer import MoELayer
+from moe.ops.routed_ffn import tiled
+from tests import oracles
+from tests.oracles import exact
+from tests.small import assert_close, small_config
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+B, L, D, E, F = 2, 5, 16, 6, 8
+IMPLEMENTATIONS = ('reference', 'xla')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(config, params, u_BLD, ids_BL, dy_BLD):
+  """Output; gradients of parameters and input; statistics."""
+  is_token_BL = jnp.ones((B, L), bool).at[1, -2:].set(False)
+
+  def apply(params, u_BLD):
+    layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
+    return layer.apply({'params': params}, u_BLD, ids_BL, is_token_BL)
+
+  y_BLD, pull, stats = jax.vjp(apply, params, u_BLD, has_aux=True)
+  return y_BLD, *pull(dy_BLD), stats
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_mlp(config, params, u_BLD, dy_BLD):
+  y_BLD, pull = jax.vjp(lambda p, u: MLP(config.model, F).apply({'params': p}, u), params, u_BLD)
+  return y_BLD, *pull(dy_BLD)
+
+
+def _normal(*shape, seed=0, scale=1.0):
+  return (np.random.default_rng([seed, *shape]).normal(size=shape) * scale).astype(np.float32)
+
+
+def _ids():
+  return np.random.default_rng(0).integers(0, 32, (B, L)).astype(np.int32)
+
+
+def _params(shared):
+  ffn = lambda *leading, width, seed: {
+    'gate': _normal(*leading, D, width, seed=seed, scale=0.4),
+    'up': _normal(*leading, D, width, seed=seed + 1, scale=0.4),
+    'down': _normal(*leading, width, D, seed=seed + 2, scale=0.4),
+  }
+  params = {'router': {'experts': _normal(D, E, scale=0.3)}, 'experts': ffn(E, width=F, seed=10)}
+  return params | ({'shared': ffn(width=shared * F, seed=20)} if shared else {})
+
+
+def _weights(params, shared) -> oracles.MoEWeights:
+  """Shared experts are cut out of the joint FFN: expert s has the s-th F hidden units."""
+  matrices = lambda tree: [exact(tree[name]) for name in ('gate', 'up', 'down')]
+  gate, up, down = matrices(params['experts'])
+  routed = [oracles.Expert(gate[e], up[e], down[e]) for e in range(E)]
+  pieces = []
+  for s in range(shared):
+    gate, up, down = matrices(params['shared'])
+    mine = slice(s * F, (s + 1) * F)
+    pieces.append(oracles.Expert(gate[:, mine], up[:, mine], down[mine]))
+  return oracles.MoEWeights(exact(params['router']['experts']), routed, pieces)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize(('k', 'shared'), [(1, 0), (3, 2)])
+def test_against_a_loop_over_tokens(k, shared, implementation):
+  """Shared plus routed experts; gradients of the input, of all weights, and through the gates of the router."""
+  config = small_config(
+    **{
+      'moe.experts_per_token': k,
+      'moe.num_shared_experts': shared,
+      'ops.implementation': implementation,
+    }
+  )
+  params, u_BLD, dy_BLD = _params(shared), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  y_BLD, d_params, du_BLD, stats = run(config, params, u_BLD, _ids(), dy_BLD)
+  weights, u_TD, dy_TD = (
+    _weights(params, shared),
+    exact(u_BLD).reshape(-1, D),
+    exact(dy_BLD).reshape(-1, D),
+  )
+  du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD)
+  assert_close(y_BLD.reshape(-1, D), oracles.moe_layer(u_TD, weights, k), 1e-5, 'output')
+  assert_close(du_BLD.reshape(-1, D), du_TD, 1e-5, 'd input')
+  computed = _weights(d_params, shared)
+  assert_close(list(computed), list(d_weights), 1e-5, 'd weights')
+  assert int(stats.counts_BE.sum()) == 8 * k  # two of the ten tokens are padding
+
+
+def test_equals_every_expert_computed_densely():
+  """Σ_e gate_e · FFN_e(u) over all experts, gates zero where not chosen, by plain einsums and autodiff."""
+  config = small_config(**{'moe.num_shared_experts': 0})
+  params, u_BLD, dy_BLD = _params(0), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+
+  @jax.jit
+  def dense(params, u_BLD):
+    affinities_BLE = jax.nn.softmax(u_BLD @ params['router']['experts'])
+    least_BL1 = jnp.sort(affinities_BLE)[..., -config.moe.experts_per_token][..., None]
+    gates_BLE = jnp.where(affinities_BLE >= least_BL1, affinities_BLE, 0)
+    w = params['experts']
+    hidden = jax.nn.silu(jnp.einsum('bld,edf->blef', u_BLD, w['gate'])) * jnp.einsum(
+      'bld,edf->blef', u_BLD, w['up']
+    )
+    return jnp.einsum('blef,efd,ble->bld', hidden, w['down'], gates_BLE)
+
+  truth, pull = jax.vjp(dense, params, u_BLD)
+  y_BLD, d_params, du_BLD, _ = run(config, params, u_BLD, _ids(), dy_BLD)
+  assert_close((y_BLD, d_params, du_BLD), (truth, *pull(dy_BLD)), 1e-5)
+
+
+@pytest.mark.parametrize('router', ['hash', 'softmax'])
+def test_a_dense_ffn_copied_into_every_expert(router):
+  """With a gate of one the layer is that FFN; with softmax gates it is scaled by their sum, and with K = E by one."""
+  k = 1 if router == 'hash' else E
+  config = small_config(
+    **{'moe.router': router, 'moe.experts_per_token': k, 'moe.num_shared_experts': 0}
+  )
+  dense = {name: w[0] for name, w in _params(0)['experts'].items()}
+  params = {'experts': {name: np.stack([w] * E) for name, w in dense.items()}}
+  if router == 'softmax':
+    params['router'] = _params(0)['router']
+  u_BLD, dy_BLD = _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  y_BLD, d_params, du_BLD, _ = run(config, params, u_BLD, _ids(), dy_BLD)
+  truth = run_mlp(config, dense, u_BLD, dy_BLD)
+  d_dense = jax.tree.map(lambda w: w.sum(axis=0), d_params['experts'])
+  assert_close((y_BLD, d_dense, du_BLD), truth, 2e-6)
+
+
+def test_softmax_gates_scale_a_copied_ffn_by_their_sum():
+  config = small_config(**{'moe.num_shared_experts': 0})
+  dense = {name: w[0] for name, w in _params(0)['experts'].items()}
+  params = {
+    'experts': {name: np.stack([w] * E) for name, w in dense.items()},
+    'router': _params(0)['router'],
+  }
+  u_BLD, dy_BLD = _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  y_BLD = run(config, params, u_BLD, _ids(), dy_BLD)[0]
+  centroids = exact(params['router']['experts'])
+  gate_sums = [[sum(oracles.route(u_D, centroids, 2)[0]) for u_D in row] for row in exact(u_BLD)]
+  dense_y_BLD = exact(run_mlp(config, dense, u_BLD, dy_BLD)[0])
+  assert_close(y_BLD, np.array(gate_sums)[..., None] * dense_y_BLD, 2e-6)
+
+
+def test_without_routed_experts_it_is_the_shared_ffn():
+  config = small_config(
+    **{
+      'moe.num_experts': 0,
+      'moe.experts_per_token': 0,
+      'moe.num_shared_experts': 1,
+      'moe.expert_balance_loss': 0.0,
+    }
+  )
+  shared = {name: w[0] for name, w in _params(0)['experts'].items()}
+  u_BLD, dy_BLD = _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  y_BLD, d_params, du_BLD, stats = run(config, {'shared': shared}, u_BLD, _ids(), dy_BLD)
+  assert stats is None
+  assert_close((y_BLD, d_params['shared'], du_BLD), run_mlp(config, shared, u_BLD, dy_BLD), 1e-6)
+
+
+def test_the_layer_runs_the_implementation_of_the_config(monkeypatch):
+  def refuse(*arguments):
+    raise NotImplementedError('tiled ran')
+
+  monkeypatch.setattr(tiled, 'routed_ffn', refuse)
+  args = _params(1), _normal(B, L, D), _ids(), _normal(B, L, D)
+  trace = lambda name: jax.make_jaxpr(run.__wrapped__, static_argnums=0)(
+    small_config(**{'ops.implementation': name}), *args
+  )
+  trace('reference')
+  for name in ('auto', 'xla'):
+    with pytest.raises(NotImplementedError, match='tiled ran'):
+      trace(name)

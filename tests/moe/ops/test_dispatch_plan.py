@@ -1,0 +1,72 @@
+"""The dispatch plan: an exact permutation, compared exactly."""
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe.ops.dispatch_plan import make_plan, make_tiles
+from tests.moe.ops.routing import PATTERNS, routing
+
+make = jax.jit(make_plan, static_argnums=1)
+
+SHAPES = [(1, 5, 2), (7, 1, 1), (7, 4, 4), (13, 6, 1), (33, 64, 6)]
+
+
+@given(st.sampled_from(SHAPES), st.sampled_from(PATTERNS), st.integers(0, 10_000))
+def test_sorted_by_expert_and_stable(shape, pattern, seed):
+  tokens, num_experts, k = shape
+  experts_TK = routing(seed, tokens, num_experts, k, pattern)
+  plan = jax.tree.map(np.asarray, make(experts_TK, num_experts))
+
+  # One row after another: expert by expert, in each the tokens in their order. Experts of a token are distinct.
+  expected = [(e, t) for e in range(num_experts) for t in range(tokens) if e in experts_TK[t]]
+  assert plan.token_R.tolist() == [t for _, t in expected]
+  for t in range(tokens):
+    for choice in range(k):
+      assert plan.row_TK[t, choice] == expected.index((experts_TK[t, choice], t))
+  assert plan.group_sizes_E.tolist() == [
+    sum(e == expert for e, _ in expected) for expert in range(num_experts)
+  ]
+  assert plan.group_offsets_E.tolist() == [
+    sum(e < expert for e, _ in expected) for expert in range(num_experts)
+  ]
+  assert (plan.experts_TK == experts_TK).all()
+  assert all(x.dtype == np.int32 for x in plan)
+
+
+def test_by_hand():
+  # Tokens a b c choose experts (2, 0) (0, 1) (2, 1): rows are a→0 b→0 | b→1 c→1 | a→2 c→2, and expert 3 is empty.
+  plan = make(np.array([[2, 0], [0, 1], [2, 1]]), 4)
+  assert plan.token_R.tolist() == [0, 1, 1, 2, 0, 2]
+  assert plan.row_TK.tolist() == [[4, 0], [1, 2], [5, 3]]
+  assert plan.group_sizes_E.tolist() == [2, 2, 2, 0]
+  assert plan.group_offsets_E.tolist() == [0, 2, 4, 6]
+
+
+@settings(max_examples=20)  # each number of rows compiles anew
+@given(
+  sizes=st.lists(st.integers(0, 40), min_size=1, max_size=9),
+  rows_per_tile=st.sampled_from([1, 4, 16]),
+  aligned=st.booleans(),
+  visit_empty=st.booleans(),
+)
+def test_tiles_hold_every_row_of_every_group_once(sizes, rows_per_tile, aligned, visit_empty):
+  tiles = make_tiles(
+    np.array(sizes, np.int32), sum(sizes), rows_per_tile, aligned=aligned, visit_empty=visit_empty
+  )
+  tiles = jax.tree.map(np.asarray, tiles)
+  used = range(int(tiles.count))
+  rows = [(tiles.group_N[n], r) for n in used for r in range(tiles.start_N[n], tiles.stop_N[n])]
+  group_of_row = np.repeat(np.arange(len(sizes)), sizes)
+  assert rows == [(group_of_row[r], r) for r in range(sum(sizes))]  # in order, so tiles are too
+  for n in used:
+    start, stop = int(tiles.start_N[n]), int(tiles.stop_N[n])
+    assert stop - start <= rows_per_tile
+    if aligned and stop > start:
+      assert start // rows_per_tile == (stop - 1) // rows_per_tile
+  empty = [tiles.group_N[n] for n in used if tiles.start_N[n] == tiles.stop_N[n]]
+  assert empty == ([e for e, size in enumerate(sizes) if size == 0] if visit_empty else [])
+  assert len(tiles.group_N) == -(-sum(sizes) // rows_per_tile) + len(sizes)
+  assert (tiles.start_N[int(tiles.count) :] == sum(sizes)).all()
+  assert (tiles.stop_N[int(tiles.count) :] == sum(sizes)).all()

@@ -1,0 +1,243 @@
+"""Twenty training steps of the proxy DeepSeekMoE on one mesh after another; run by test_invariance.py in a process of
+its own, since the number of devices is fixed once JAX has started.
+
+  python -m tests.moe.parallel.cases GROUP [--whole]   # one JSON line a case: how far it is from one device, relative
+
+The model is proxy.py:deepseek_moe made narrower; --whole takes it as it is (8 GB, a minute a case).
+"""
+
+import hashlib
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments import proxy
+from moe.config import Config, from_config_dict
+from moe.parallel import expert_parallel
+from moe.parallel import mesh as mesh_lib
+from moe.train_step import init_state, make_train_step
+from tests.small import packed_batch
+
+STEPS = 20
+_NARROW = {
+  'model.vocab_size': 256,
+  'model.num_layers': 4,
+  'model.d_model': 32,
+  'model.head_dim': 8,
+  'model.init_std': 0.1,
+  'moe.d_expert': 16,
+}
+# At full width rounding is larger, and 20 steps of many tokens always meet a token with two experts within it of each
+# other, whose flipped choice no order of summation can avoid: few tokens, and parameters with which none comes as near.
+# The proxy's own warm-up of 30 steps makes so few tokens a bad measure of meshes: gradients then amplify rounding a
+# hundredfold by step 16, and one device differs from itself by 1e-5 if the parameters' last bits do (2e-7 with 300).
+_WHOLE = {'data.seq_len': 8, 'optimizer.warmup_steps': 300}
+_SEED, _SEED_WHOLE = 0, 5
+_COMMON = {
+  'moe.expert_balance_loss': 0.1,  # large, for its errors to show
+  'moe.device_balance_loss': 0.1,
+  'moe.device_groups': 3,
+  'moe.router_z_loss': 0.01,
+  'data.batch_size': 16,
+  'data.seq_len': 24,
+  'train.num_steps': STEPS,
+  'train.loss_chunk': 20,
+  'ops.implementation': 'reference',  # compiles fastest; some cases take what a user gets
+  'mesh.data': 1,
+}
+_AUTO = {'ops.implementation': 'auto'}
+# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token meets two experts within rounding of each other by
+# step 20, and one flipped choice shows in expert_load_NE; no order of summation is right there.
+_UNEVEN = {'model.num_layers': 6, 'model.num_dense_layers': 1, 'model.d_ff': 40}
+_FEW, _EIGHT = (
+  {'moe.num_experts': e, 'moe.experts_per_token': 2, 'moe.device_groups': 2} for e in (4, 8)
+)
+
+
+def _mesh(**sizes):
+  return {f'mesh.{axis}': size for axis, size in sizes.items()}
+
+
+# Case → (what differs from one device, what both have: keys of the config, and two of this file). Groups run side by
+# side.
+GROUPS = {
+  'axes': {
+    'data 8': (_AUTO | _mesh(data=8), {}),
+    'fsdp 8': (_mesh(fsdp=8), {}),
+    'fsdp 8, ZeRO-1': (_mesh(fsdp=8, zero=1), {}),
+    'tensor 4': (_mesh(tensor=4), {}),
+    'data 2, expert 2, tensor 2': (_mesh(data=2, expert=2, tensor=2), {}),
+    'microbatches 2': ({'train.microbatches': 2}, {}),
+    'microbatches 4, on data 2': ({'train.microbatches': 4} | _mesh(data=2), {}),
+    'remat full': ({'model.remat': 'full'}, {}),
+    'remat moe, on expert 2': ({'model.remat': 'moe'} | _mesh(expert=2), {}),
+  },
+  'experts': {
+    'expert 8': (_AUTO | _mesh(expert=8), {}),
+    'expert 8, all-gather': (_mesh(expert=8, transport='all_gather'), {}),
+    'expert 4, ragged': (_mesh(expert=4, transport='ragged'), {}),
+    'expert 4, fsdp 2, ZeRO-1': (_mesh(expert=4, fsdp=2, zero=1), {}),
+    'skewed, expert 8': (_mesh(expert=8, receive_buffer=1.0), {'skewed': True}),
+    'skewed, expert 4, ragged': (
+      _mesh(expert=4, receive_buffer=1.0, transport='ragged'),
+      {'skewed': True},
+    ),
+    'fewer experts than devices': (_mesh(expert=8), _FEW),
+    'as many experts as devices': (_mesh(expert=8), _EIGHT),
+    'hash router, expert 8': (_mesh(expert=8), {'moe.router': 'hash'}),
+  },
+  'stages': {
+    'stage 4': ({'train.microbatches': 4} | _mesh(stage=4), {}),
+    'stage 4, one microbatch': (_mesh(stage=4), {}),
+    'stage 2, expert 2, fsdp 2': ({'train.microbatches': 2} | _mesh(stage=2, expert=2, fsdp=2), {}),
+    'stage 4, fsdp 2, uneven, a dense layer': (
+      {'train.microbatches': 4} | _mesh(stage=4, fsdp=2),
+      _UNEVEN,
+    ),
+    'stage 2, tensor 2, batch scope': (
+      {'train.microbatches': 4} | _mesh(stage=2, tensor=2),
+      {'moe.balance_scope': 'batch', 'seed_whole': 6},  # with 5 two experts come out equal
+    ),
+  },
+}
+
+
+def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, list[dict]]:
+  """Gradients of the first step (clipped: Adam's first moments after it, but for a factor), and the metrics of all."""
+  devices = int(np.prod([getattr(config.mesh, axis) for axis in mesh_lib.AXES]))
+  mesh = mesh_lib.make_mesh(config, jax.devices()[:devices])
+  batch = packed_batch(config, padding_row=True)
+  if skewed:  # in the first layer most tokens go to the same experts
+    same_BL = np.random.default_rng(1).random(batch.tokens_BL.shape) < 0.9
+    batch = batch._replace(tokens_BL=np.where(same_BL, 7, batch.tokens_BL))
+  with mesh_lib.use(mesh):
+    shapes = jax.eval_shape(lambda: init_state(config))
+    where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = jax.device_put(
+      state.replace(params=_params(shapes.params, config.model.init_std, seed)), where
+    )
+    batch = mesh_lib.place_whole(batch, mesh)
+    step = (
+      jax.jit(make_train_step(config), out_shardings=(where, None)).lower(state, batch).compile()
+    )
+    state, metrics = step(state, batch)
+    gradients = jax.device_get(state.optimizer_state[0].mu)
+    history = [jax.device_get(metrics)]
+    for _ in range(STEPS - 1):
+      state, metrics = step(state, batch)
+      history.append(jax.device_get(metrics))
+  return gradients, history
+
+
+def _params(shapes, scale, seed):
+  generator = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    if path[-1].key == 'scale':
+      return np.ones(leaf.shape, np.float32)
+    return generator.normal(0, scale, leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def distance(tree, truth) -> tuple[float, str]:
+  """The largest difference in an array of a tree, relative to the array's largest magnitude, and its name."""
+  found = {'': 0.0}
+
+  def compare(path, a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    found[jax.tree_util.keystr(path)] = float(
+      np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
+    )
+
+  jax.tree_util.tree_map_with_path(compare, tree, truth)
+  worst = max(found, key=found.get)
+  return found[worst], worst
+
+
+def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
+  """lax.ragged_all_to_all from an all-gather, which XLA has for no CPU: sender s writes its part for me at to_s[me]."""
+  del received
+  me = lax.axis_index(axis_name)
+  rows, first, sent, to = (lax.all_gather(x, axis_name) for x in (rows, first, sent, to))
+  slot_R = jnp.arange(output.shape[0])
+  for s in range(rows.shape[0]):
+    within_R = slot_R - to[s, me]
+    mine_R = (within_R >= 0) & (within_R < sent[s, me])
+    source_R = jnp.where(mine_R, first[s, me] + within_R, 0)
+    output = jnp.where(mine_R[:, None], rows[s][source_R], output)
+  return output
+
+
+def emulate_ragged() -> None:
+  """The ragged transport on CPUs, from here on."""
+  lax.ragged_all_to_all = _emulated_ragged
+  expert_parallel.platform = lambda: 'tpu'  # which has it
+
+
+def made_of(group: str, name: str, whole: bool) -> str:
+  """Names a case's settings, its seed included: 8 hexadecimal digits."""
+  changed, shared = GROUPS[group][name]
+  settings = [_settings(shared, whole), changed, shared, _seed(shared, whole)]
+  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _settings(shared, whole):
+  return (
+    _COMMON
+    | (_WHOLE if whole else _NARROW)
+    | {key: value for key, value in shared.items() if '.' in key}
+  )
+
+
+def _seed(shared, whole):
+  return shared.get('seed_whole', _SEED_WHOLE) if whole else _SEED
+
+
+def main(group: str, *options: str) -> None:
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', 8)
+  emulate_ragged()
+  whole = '--whole' in options
+  truths = {}
+  for name, (changed, shared) in GROUPS[group].items():
+    config = proxy.get_config('deepseek_moe')
+    config.update_from_flattened_dict(_settings(shared, whole))
+    key = json.dumps(shared)
+    if key not in truths:
+      truths[key] = trajectory(from_config_dict(config), 'skewed' in shared, _seed(shared, whole))
+    config.update_from_flattened_dict({'mesh.transport': 'padded', **changed})
+    gradients, history = trajectory(
+      from_config_dict(config), 'skewed' in shared, _seed(shared, whole)
+    )
+    true_gradients, true_history = truths[key]
+    common = [
+      {k: step[k] for k in truth} for step, truth in zip(history, true_history, strict=True)
+    ]
+    rounds = history[0].get('exchange_rounds_N')
+    print(
+      json.dumps(
+        {
+          'case': name,
+          'gradients': distance(gradients, true_gradients),
+          'first_step': distance(common[0], true_history[0]),
+          'loss': distance(
+            [step['loss'] for step in common], [step['loss'] for step in true_history]
+          ),
+          'trajectory': distance(common, true_history),
+          'rounds': None if rounds is None else [int(r) for r in rounds],
+          'loss_fell': float(true_history[0]['loss'] - true_history[-1]['loss']),
+          'of': made_of(group, name, whole),
+        }
+      ),
+      flush=True,
+    )
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

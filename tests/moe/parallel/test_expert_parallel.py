@@ -1,0 +1,227 @@
+"""Experts on different devices: the same training on every transport and number of experts, and what a round takes."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.parallel import expert_parallel
+from moe.parallel.expert_parallel import Capacity, expected_fill
+from tests.moe.parallel import exchanged
+from tests.moe.parallel.cases import GROUPS
+from tests.moe.parallel.test_invariance import ROOT, check
+
+
+@pytest.mark.parametrize('case', GROUPS['experts'])
+def test_training(case):
+  record = check('experts', case)
+  if 'skewed' in case:
+    assert max(record['rounds']) > 1  # or the case would not test what it says
+
+
+@functools.cache
+def exchanges():
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.moe.parallel.exchanged'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize('case', exchanged.CASES)
+def test_padding_goes_nowhere(case):
+  """It is NaN, and would show; outputs and gradients are those of computing every expert for real tokens alone."""
+  record = exchanges()[case]
+  assert record['distance'][0] <= 1e-6, record
+  assert record['in_padding'] == 0
+
+
+def count_exchange(case):
+  """(rounds, fullest shares of room for tokens and for assignments, device load), in loops over the real tokens."""
+  given, own = exchanged.inputs(case), exchanged.SEQUENCES * exchanged.LENGTH // exchanged.DEVICES
+  everything, here = case.transport == 'all_gather', -(-case.experts // case.devices)
+  capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, everything)
+  experts_TK, is_token_T = given.experts_BLK.reshape(-1, exchanged.K), given.is_token_BL.reshape(-1)
+  received = np.zeros((exchanged.DEVICES, 2))  # tokens and assignments of the first round
+  load, rounds = np.zeros(exchanged.DEVICES), 1
+  for sender, p in np.ndindex(exchanged.DEVICES, case.devices):
+    receiver = sender // case.devices * case.devices + p
+    before = tokens = assignments = 0  # rounds before this one, and what is in this one
+    for t in range(sender * own, (sender + 1) * own):
+      asked = sum(int(e) // here == p for e in experts_TK[t])
+      if not is_token_T[t] or not asked:
+        continue
+      if tokens == capacity.tokens or assignments + asked > capacity.assignments:
+        before, tokens, assignments = before + 1, 0, 0
+      tokens, assignments = tokens + 1, assignments + asked
+      received[receiver] += (1, asked) if before == 0 else 0
+      load[receiver] += asked
+    rounds = max(rounds, before + 1)
+  shares = received.max(axis=0) / case.devices / np.array(capacity)
+  return rounds, shares, load.max() / load.mean() if load.any() else 0
+
+
+@pytest.mark.parametrize('name', exchanged.CASES)
+def test_telemetry_is_a_count_of_real_tokens(name):
+  case, record = exchanged.CASES[name], exchanges()[name]
+  rounds, (tokens, assignments), load = count_exchange(case)
+  assert record['rounds'] == rounds
+  assert record['buffer_share'] == pytest.approx(max(tokens, assignments), rel=1e-6)
+  assert record['device_load'] == pytest.approx(load, rel=1e-6)
+  if name.startswith('a device often'):  # or the case would not test what it says
+    assert rounds > 1 and assignments > tokens
+  else:
+    assert rounds == 1
+  if name == 'one expert of each device often':
+    assert tokens > assignments
+
+
+def choose(tokens, experts, per_token, seed, weights=None):
+  generator = np.random.default_rng(seed)
+  weights = np.ones(experts) if weights is None else weights
+  one = lambda: generator.choice(experts, per_token, replace=False, p=weights / weights.sum())
+  return np.stack([one() for _ in range(tokens)]).astype(np.int32)
+
+
+def rounds_needed(experts_TK, experts, devices, capacity):
+  demand = expert_parallel._demand(jnp.asarray(experts_TK), devices, -(-experts // devices))
+  start_P, rounds = jnp.zeros(devices, jnp.int32), 0
+  while (start_P < demand.total_P).any():
+    start_P += expert_parallel._window(demand, start_P, capacity).sum(axis=0)
+    rounds += 1
+  return rounds
+
+
+@pytest.mark.parametrize(('experts', 'per_token'), [(4, 2), (8, 2), (9, 2), (63, 6), (64, 6)])
+def test_balanced_routing_takes_one_round_of_the_default_buffer(experts, per_token):
+  tokens, devices = 1008, 8  # a multiple of every number of experts but 64
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.5, everything=False)
+  exactly_TK = np.arange(tokens * per_token, dtype=np.int32).reshape(tokens, per_token) % experts
+  for experts_TK in (exactly_TK, *(choose(tokens, experts, per_token, seed) for seed in range(5))):
+    assert rounds_needed(experts_TK, experts, devices, capacity) == 1
+
+
+@pytest.mark.parametrize(
+  ('experts', 'per_token', 'tokens', 'assignments'),
+  [
+    (4, 2, 1 / 2, 2 / 4),  # one expert each on four of the devices: half of the tokens choose it
+    (8, 2, 1 / 4, 2 / 8),
+    (9, 2, 15 / 36, 2 * 2 / 9),  # two on the fullest: of 36 pairs 15 have one of them
+    (63, 6, 0.573, 6 * 8 / 63),
+    (64, 6, 4.54 / 8, 6 / 8),  # a token needs 4.54 of 8 devices on average
+  ],
+)
+def test_room_is_in_proportion_to_what_the_fullest_device_expects(
+  experts, per_token, tokens, assignments
+):
+  """Not to the worst case, nor to a mean over devices that hold no experts. In tokens of 10 000."""
+  capacity = Capacity.of(10_000, experts, per_token, 8, 1.5, everything=False)
+  assert capacity.tokens == pytest.approx(1.5 * tokens * 10_000, rel=0.001)
+  assert capacity.assignments == pytest.approx(1.5 * assignments * 10_000, rel=0.001)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'experts', 'per_token', 'devices', 'buffer', 'fill'),
+  [
+    # 8 experts on 4 devices, 2 a token: it needs a given device with 1 − C(6, 2) / C(8, 2) = 13/28.
+    (28, 8, 2, 4, 1.5, 13 / 20),  # 1.5 · 13 rows, rounded up
+    (28, 8, 2, 4, 2.0, 13 / 26),
+    (28, 8, 2, 4, 3.0, 13 / 28),  # no more than all tokens
+    (
+      28,
+      7,
+      2,
+      4,
+      2.0,
+      13 / 28,
+    ),  # 2, 2, 2, 1: (3 · 11/21 + 6/21) / 4, and room for all, 2 · 11/21 being more
+    (12, 4, 2, 2, 1.5, 10 / 12),  # 1 − C(2, 2) / C(4, 2) = 5/6, of which 1.5 times is more than all
+    (12, 4, 2, 1, 1.5, 1.0),
+    # The 16B, and what the others need is more than all tokens: 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.
+    (2**20, 64, 6, 8, 1.5, 0.6667),
+    (2**20, 128, 12, 8, 1.5, 0.8138),
+    (2**20, 64, 6, 4, 1.5, 0.8363),
+    (2**20, 128, 12, 4, 1.5, 0.9737),
+  ],
+)
+def test_how_full_a_round_is_when_routing_is_balanced(
+  tokens, experts, per_token, devices, buffer, fill
+):
+  assert expected_fill(tokens, experts, per_token, devices, buffer) == pytest.approx(fill, abs=1e-4)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('packed', [True, False])
+def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
+  """Against a loop over tokens. Lopsided choices, so that it takes several rounds."""
+  tokens, experts, per_token, devices = 40, 12, 3, 4
+  experts_TK = choose(tokens, experts, per_token, seed, weights=np.arange(1, experts + 1) ** 2.0)
+  needed = {(t, e // 3) for t in range(tokens) for e in experts_TK[t]}
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.0, everything=not packed)
+  demand = expert_parallel._demand(jnp.asarray(experts_TK), devices, experts // devices)
+  start_P, sent, rounds = jnp.zeros(devices, jnp.int32), set(), 0
+  while (start_P < demand.total_P).any():
+    window_TP = expert_parallel._window(demand, start_P, capacity)
+    moves, sent_P = jax.device_get(expert_parallel._slots(demand, window_TP, capacity, packed))
+    here = {
+      (int(t), slot // capacity.tokens) for slot, t in enumerate(moves.source_S) if t < tokens
+    }
+    assert here == set(zip(*map(np.ndarray.tolist, np.nonzero(np.asarray(window_TP)))))
+    assert not here & sent
+    for p in range(devices):
+      assigned = sum(e // 3 == p for t, q in here if q == p for e in experts_TK[t])
+      assert sum(q == p for _, q in here) == sent_P[p] <= capacity.tokens
+      assert assigned <= capacity.assignments
+    # A token's sum collects every slot of its own, once.
+    for t in range(tokens):
+      slots = [int(s) for s in moves.slot_TK[t] if s < moves.source_S.shape[0]]
+      assert len(slots) == len(set(slots)) and all(moves.source_S[s] == t for s in slots)
+      assert len(slots) == sum(u == t for u, _ in here)
+    sent |= here
+    start_P += window_TP.sum(axis=0)
+    rounds += 1
+  assert sent == needed
+  assert rounds > 1
+
+
+def test_what_lies_past_the_last_group_is_never_read():
+  """Kernels leave those rows as they find them: even NaN must reach neither results nor gradients."""
+  slots, width, here, choices, room = 6, 4, 2, 2, 16
+  generator = np.random.default_rng(0)
+  x_SD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)
+  gates_SK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
+  experts_SK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
+  scales_G = jnp.array([2.0, 3.0])
+  weights = expert_parallel.ExpertWeights(
+    jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G
+  )
+
+  @jax.custom_vjp
+  def run(x_AD, gates_A1, plan, weights):
+    gate_A = gates_A1 * weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    return jnp.where((jnp.arange(room) < plan.group_sizes_E.sum())[:, None], x_AD * gate_A, jnp.nan)
+
+  def backward(kept, d_AD):
+    x_AD, gates_A1, plan, weights = kept
+    ours = (jnp.arange(room) < plan.group_sizes_E.sum())[:, None]
+    scale_A1 = weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    d_x, d_gates = d_AD * gates_A1 * scale_A1, (d_AD * x_AD * scale_A1).sum(axis=1, keepdims=True)
+    return jnp.where(ours, d_x, jnp.nan), jnp.where(ours, d_gates, jnp.nan), None, None
+
+  run.defvjp(lambda *operands: (run(*operands), operands), backward)
+  experts = lambda x, g: expert_parallel._own_experts(x, g, experts_SK, weights, room, run)
+  y_SD, pull = jax.vjp(experts, x_SD, gates_SK)
+  scale_SK = jnp.where(experts_SK < here, scales_G[jnp.minimum(experts_SK, 1)], 0)
+  truth = lambda x, g: (g * scale_SK).sum(axis=1)[:, None] * x
+  y_truth, pull_truth = jax.vjp(truth, x_SD, gates_SK)
+  for computed, expected in zip((y_SD, *pull(y_SD)), (y_truth, *pull_truth(y_SD)), strict=True):
+    np.testing.assert_allclose(computed, expected, rtol=1e-6)

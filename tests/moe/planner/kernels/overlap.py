@@ -1,0 +1,51 @@
+"""One MoE layer, forward, compiled for eight v5e chips that share the experts: prints the schedule.
+
+Run by test_overlap.py in the TPU compiler's environment.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moe.layers.moe_layer import MoELayer
+from moe.ops.implementation import compiling_for
+from moe.parallel import mesh as mesh_lib
+from moe.planner import machine
+from tests.small import small_config
+
+_OVERRIDES = {
+  'model.d_model': 256,
+  'model.dtype': 'bfloat16',
+  'moe.num_experts': 16,
+  'moe.num_shared_experts': 2,
+  'moe.d_expert': 256,
+  'data.batch_size': 8,
+  'mesh.data': 1,
+  'mesh.expert': 8,
+}
+
+
+def main() -> None:
+  config = small_config(**_OVERRIDES)
+  mesh = mesh_lib.make_mesh(config, machine.devices(machine.parse('v5e:2x4')))
+  layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
+  u_BLD, ids_BL = jnp.zeros((8, 512, 256), jnp.bfloat16), jnp.zeros((8, 512), jnp.int32)
+  shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), u_BLD, ids_BL, ids_BL == 0))[
+    'params'
+  ]
+  # As if one layer of a stack, which is what the table of the mesh knows.
+  stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), shapes)
+  where = mesh_lib.shardings(mesh, {'moe_blocks': {'moe': stacked}})['moe_blocks']['moe']
+  unstacked = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), where)
+  placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  params = jax.tree.map(placed, shapes, unstacked)
+  batch = mesh_lib.batch_sharding(mesh)
+  with mesh_lib.use(mesh), compiling_for('tpu'):
+    forward = jax.jit(lambda params, u, ids: layer.apply({'params': params}, u, ids, ids == 0)[0])
+    lowered = forward.lower(params, placed(u_BLD, batch), placed(ids_BL, batch))
+  text = lowered.compile(mesh_lib.compiler_options(mesh)).as_text()
+  print(text[text.index('\nENTRY ') :])
+
+
+if __name__ == '__main__':
+  main()

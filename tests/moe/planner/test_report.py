@@ -1,0 +1,69 @@
+"""Recorded plans, their table, and the lines of them that config files quote."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments import ablations, scaling, validation
+from moe.planner import report
+
+ROOT = Path(__file__).parents[3]
+RECORDS = [
+  json.loads(line) for line in (ROOT / 'experiments/results/plans.jsonl').read_text().splitlines()
+]
+NAMES = [f'{record["config"]}@{record["topology"]}' for record in RECORDS]
+FILES = {'ablations': ablations, 'scaling': scaling, 'validation': validation}  # of paper scale
+
+
+def _of_paper_scale(config: str):
+  """A config of one of FILES, but for its name."""
+  file, variant = config.split(':')
+  return FILES[file].get_config(variant).to_dict() | {'name': ''}
+
+
+def test_every_config_of_paper_scale_is_planned():
+  """Some are the same model under two names."""
+  planned = [_of_paper_scale(record['config']) for record in RECORDS]
+  for file, module in FILES.items():
+    for variant in module.VARIANTS:
+      assert _of_paper_scale(f'{file}:{variant}') in planned, variant
+
+
+def test_what_make_plan_plans_is_recorded():
+  assert (ROOT / 'experiments/results/plans.md').read_text() == report.table(RECORDS)
+  done = subprocess.run(
+    ['make', '--dry-run', 'plan'], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  listed = re.findall(r'(?:ablations|scaling|validation):\w+@\S+', done.stdout.replace(';', ' '))
+  assert sorted(listed) == sorted(NAMES)
+
+
+@pytest.mark.parametrize('record', RECORDS, ids=NAMES)
+def test_a_recorded_plan_keeps_the_bars(record):
+  assert (
+    record['fits'] and record['reserved_bytes_per_device'] <= record['capacity_bytes_per_device']
+  )
+  assert record['flops_per_step']['model_over_accounting'] == pytest.approx(1, abs=0.05)
+  assert record['loops_counted_once'] == []
+  config = _of_paper_scale(record['config'])
+  settings = config['train']['microbatches'], config['data']['batch_size'], config['model']['remat']
+  assert (record['microbatches'], record['batch_size'], record['remat']) == settings
+  assert record['compile_seconds'] < 600 and record['compile_resident_bytes'] < 16 * 2**30
+
+
+@pytest.mark.parametrize('record', RECORDS, ids=NAMES)
+def test_config_files_quote_the_plan(record):
+  file = record['config'].partition(':')[0]
+  assert report.summary(record) in (ROOT / 'experiments' / f'{file}.py').read_text()
+
+
+def test_a_new_plan_replaces_that_of_its_config_and_machine(tmp_path):
+  path = tmp_path / 'plans.jsonl'
+  for record in (*RECORDS, {**RECORDS[0], 'microbatches': 7}):
+    report.record_plan(path, record)
+  written = [json.loads(line) for line in path.read_text().splitlines()]
+  assert len(written) == len(RECORDS) and written[0]['microbatches'] == 7
+  assert path.with_suffix('.md').read_text() == report.table(written)

@@ -1,0 +1,137 @@
+"""A tiny dense training step compiled for eight devices of the CPU, its FLOPs and collectives checked by hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch.runs.programs import ROOT
+
+V, D, F, LAYERS, B, L, X = 32, 16, 32, 3, 16, 16, 16  # X: heads · head width
+PARAMETERS = 2 * V * D + LAYERS * (4 * D * X + 3 * D * F + 2 * D) + D
+
+
+@pytest.fixture(scope='module')
+def plans():
+  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.moe.planner.cases'],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
+
+
+def test_flops_are_those_of_the_products(plans):
+  tokens = B * L
+  forward = 2 * tokens * (V * D + LAYERS * (4 * D * X + 3 * D * F)) + 4 * LAYERS * tokens * L * X
+  for case, record in plans.items():
+    if case == 'expert':
+      continue
+    flops = record['flops_per_step']
+    assert flops['model'] == flops['accounting'] == 3 * forward
+    assert flops['padding'] == flops['skipped'] == 0
+  # Of a block, forward again but its last product, whose result nobody needs: the FFN's down.
+  block = 2 * tokens * (4 * D * X + 2 * D * F) + 4 * tokens * L * X
+  assert plans['fsdp']['flops_per_step']['recomputed'] == LAYERS * block
+  assert plans['data']['flops_per_step']['recomputed'] == 0
+
+
+def test_data_parallel_devices_add_up_their_gradients_once(plans):
+  sent = plans['data']['collective_bytes_per_device']
+  assert set(sent) == {'all-reduce'}
+  assert set(sent['all-reduce']) == {'data'}
+  gradients = 2 * 4 * PARAMETERS * 7 / 8
+  assert (
+    gradients <= sent['all-reduce']['data'] <= gradients + 100
+  )  # a few counts and losses beside them
+
+
+def test_state_is_split_where_the_mesh_splits_it(plans):
+  assert plans['data']['memory']['parameters'] == 4 * PARAMETERS
+  norms = (2 * LAYERS + 1) * D
+  assert plans['fsdp']['memory']['parameters'] == 4 * ((PARAMETERS - norms) // 8 + norms)
+  assert plans['fsdp']['memory']['optimizer_state'] == 2 * plans['fsdp']['memory']['parameters'] + 4
+  assert plans['fsdp']['mesh'] == {'fsdp': 8}
+
+
+def test_zero_3_scatters_the_gradients_of_matrices_and_gathers_weights_at_most_twice(plans):
+  sent = plans['fsdp']['collective_bytes_per_device']
+  matrices = D * V + LAYERS * (4 * D * X + 3 * D * F)  # the embedding's rows travel instead
+  once = 4 * matrices * 7 / 8 * 2  # microbatches
+  assert sent['reduce-scatter'] == {'fsdp': once}
+  assert once < sent['all-gather']['fsdp'] <= 2 * once
+  assert sent['all-reduce']['fsdp'] < once / 20  # norms, counts and losses
+
+
+def test_a_split_over_widths_sends_activations(plans):
+  sent = plans['tensor']['collective_bytes_per_device']['all-reduce']
+  assert {'data', 'tensor'} <= set(sent)
+
+
+def test_experts_on_four_devices_exchange_tokens_and_no_loop_is_guessed(plans):
+  """Of a device's 32 tokens a share of 1 − C(6, 2) / C(8, 2) chooses one of the 2 of 8 experts that another has.
+
+  One and a half times that many, 23, travel to each of three others and back, and their gradients too. The exchange's
+  further rounds count as none.
+  """
+  sent = plans['expert']['collective_bytes_per_device']['all-to-all']
+  rows = LAYERS * 4 * 3 * 23 * D * 4
+  assert (
+    set(sent) == {'expert'} and rows < sent['expert'] < 1.2 * rows
+  )  # which expert, and gates, beside them
+  assert [record['loops_counted_once'] for record in plans.values()] == [[]] * len(plans)
+
+
+def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
+  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages, which share 3 layers and have one end each."""
+  record = plans['stage']
+  forward_of_a_layer = 2 * B * L * (4 * D * X + 3 * D * F) + 4 * B * L * L * X
+  assert record['flops_per_step']['recomputed'] == pytest.approx(
+    forward_of_a_layer * 3 / 2, rel=0.02
+  )
+  parameters = LAYERS * (4 * D * X + 3 * D * F + 2 * D) / 2 + V * D
+  gradients = 4 * 2 * 4 * parameters * 3 / 4  # float32, all-reduced over 4 after each backward
+  assert record['collective_bytes_per_device']['all-reduce']['data'] == pytest.approx(
+    gradients, rel=0.02
+  )
+
+
+def test_a_stage_sends_only_to_its_partner(plans):
+  """Of two, in 5 of the 10 ticks, when the first goes forward and the last backward: a sequence's activations."""
+  assert plans['stage']['collective_bytes_per_device']['collective-permute'] == {
+    'stage': 5 * 4 * L * D
+  }
+
+
+def test_stages_wait_for_one_another(plans):
+  """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6, its head's share: V / 192.
+
+  The first has two forwards, waits until the last has done a backward, at 2 + 3.5, and has 4 backwards and 2 forwards
+  left: 5.5 + 28 = 33.5, of which the mean stage is at work for 4 · (2 + 6 + 3.5) / 2 = 23.
+  """
+  assert plans['data']['stage_stretch'] == plans['fsdp']['stage_stretch'] == 1
+  record = plans['stage']
+  assert record['stage_stretch'] == pytest.approx(33.5 / 23, abs=1e-4)
+  own = record['flops_per_step']['executed'] / 8 / 1e12
+  assert record['roofline_seconds']['compute'] == pytest.approx(own * 33.5 / 23, abs=1e-4)
+
+
+def test_a_plan_adds_up(plans):
+  for record in plans.values():
+    assert record['fits']
+    assert (
+      sum(record['memory'].values())
+      == record['peak_bytes_per_device']
+      < record['capacity_bytes_per_device']
+    )
+    times = record['roofline_seconds']
+    assert record['step_seconds'] == max(times.values()) == times[record['binds']]
+    assert record['tokens_per_second'] > 0

@@ -1,0 +1,36 @@
+"""Two processes feed a batch to a mesh whose rows run through both, as those of a TPU slice run through its hosts.
+
+  python -m tests.moe.processes.feeding PORT PROCESS
+
+Prints, as JSON, this process's share, and the batch that all devices then hold together, by row.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import processes
+
+ROWS = 8
+
+
+def main(port: str, process: str) -> None:
+  jax.config.update('jax_num_cpu_devices', 2)
+  with processes.join(processes.Cluster(f'127.0.0.1:{port}', 2, int(process))):
+    first, second, third, fourth = jax.devices()  # two of each process
+    grid = np.array([first, third, fourth, second]).reshape(1, 4, 1, 1, 1)
+    mesh = Mesh(grid, mesh_lib.AXES)
+    index, count = mesh_lib.batch_share(mesh)
+    mine_B = np.arange(ROWS // count) + 100 * index
+    batch_B = mesh_lib.place(mine_B, mesh)
+    found = multihost_utils.process_allgather(batch_B, tiled=True)
+    print(json.dumps({'share': [index, count], 'batch': found.tolist()}))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

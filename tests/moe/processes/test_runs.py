@@ -1,0 +1,111 @@
+"""Runs by several real processes: the losses of one process, whatever stops them."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests.launch.runs import programs
+from tests.moe.processes.group import Group, check
+
+
+def _assert_same_losses(workdir, truth):
+  """Float32 sums in another order: the same to 1e-5 until training amplifies the last bits."""
+  lines, true_lines = programs.lines(workdir), programs.lines(truth)
+  assert (
+    [line['step'] for line in lines] == [line['step'] for line in true_lines] == list(range(1, 25))
+  )
+  for key in ('loss', 'objective', 'tokens'):
+    np.testing.assert_allclose([x[key] for x in lines], [x[key] for x in true_lines], rtol=1e-5)
+  assert lines[-1]['held_out_loss'] == pytest.approx(true_lines[-1]['held_out_loss'], rel=1e-5)
+
+
+def _steps(workdir):
+  return sorted(
+    int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()
+  )
+
+
+def test_two_processes_compute_the_losses_of_one(by_one, by_two):
+  _assert_same_losses(by_two, by_one)
+  assert {path.name for path in by_two.iterdir()} == {path.name for path in by_one.iterdir()}
+  assert len(list((by_two / 'tensorboard').iterdir())) == 1  # process 0 alone writes
+
+
+def test_four_processes_go_on_with_what_is_readable_of_a_run_of_two(
+  flags, by_one, by_two, tmp_path
+):
+  workdir = shutil.copytree(by_two, tmp_path / 'run')
+  parts = (path for path in workdir.glob('checkpoints/24/params/**/*') if path.is_file())
+  largest = max(parts, key=lambda path: path.stat().st_size)
+  os.truncate(largest, largest.stat().st_size // 2)
+  output = check(4, workdir, *flags, '--config.mesh.data=2', '--config.mesh.expert=2')
+  assert output.count('checkpoint step 24') == 1 and (workdir / 'unreadable' / '24').is_dir()
+  assert (
+    'going on from step 16' in output and output.count('step 24/24') == 1
+  )  # process 0 alone prints
+  assert programs.losses(workdir)[:16] == programs.losses(by_two)[:16]
+  _assert_same_losses(workdir, by_one)
+
+
+def test_two_stages_in_two_processes_go_on_with_a_run_of_halved_batches(
+  flags, by_one, by_two, tmp_path
+):
+  workdir = shutil.copytree(by_two, tmp_path / 'run')
+  shutil.rmtree(workdir / 'checkpoints/24')
+  stages = ('--config.mesh.data=1', '--config.mesh.stage=2', '--config.train.microbatches=2')
+  assert 'going on from step 16' in check(2, workdir, *flags, *stages)
+  _assert_same_losses(workdir, by_one)
+
+
+@pytest.mark.parametrize('asked', [0, 1])
+def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(
+  asked, flags, by_one, tmp_path
+):
+  with Group(2, tmp_path, *flags, '--config.mesh.data=1', '--config.mesh.fsdp=2') as group:
+    group.wait_for_step(4)
+    group.send(signal.SIGTERM, asked)
+    assert group.wait() == [0, 0], group.output()
+    output = group.output(0)
+  stopped_at = programs.lines(tmp_path)[-1]['step']
+  assert 4 <= stopped_at < 24 and max(_steps(tmp_path)) == stopped_at
+  cause = 'a signal to another process' if asked else 'SIGTERM'
+  assert f'stopped by {cause}: saved step {stopped_at}' in output
+  assert f'going on from step {stopped_at}' in programs.check(
+    'train', programs.CONFIG, *flags, f'--workdir={tmp_path}', '--config.mesh.data=-1'
+  )
+  _assert_same_losses(tmp_path, by_one)
+
+
+def test_kill_9_of_one_then_supervised_starts_compute_the_same_bits(flags, by_two, tmp_path):
+  with Group(2, tmp_path, *flags, supervised=True) as group:
+    group.wait_for_step(11)
+    other = group.pid(0)
+    group.send(signal.SIGKILL, 1)
+    group.wait_for_end(other)
+    assert group.wait() == [0, 0], group.output()
+    output = group.output(0)
+  assert 'restart 1 of' in output and 'going on from step' in output
+  assert programs.losses(tmp_path) == programs.losses(by_two)
+
+
+def test_bad_input_ends_all_with_one_line(flags, tmp_path):
+  with Group(2, tmp_path / 'run', *flags, '--config.mesh.data=3') as group:
+    assert group.wait() == [2, 2], group.output()
+    for process in (0, 1):
+      lines = group.output(process).splitlines()
+      (line,) = (line for line in lines if not line.startswith('[Gloo]'))  # which greets on stdout
+      assert line.startswith('error: mesh.data=3')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_what_one_process_cannot_write_ends_all_with_one_line(flags, tmp_path):
+  """Process 0 alone writes it. A code that says to start again would have the others do so for ever."""
+  (tmp_path / 'run/tokenizer.model').mkdir(parents=True)
+  with Group(2, tmp_path / 'run', *flags) as group:
+    assert group.wait() == [2, 2], group.output()
+    for process in (0, 1):
+      assert group.output(process).count('error: ') == 1
+      assert 'tokenizer.model: Is a directory' in group.output(process)

@@ -1,0 +1,223 @@
+"""The command line as users meet it: real subprocesses of launch.describe and of small programs on moe.cli."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import describe
+
+ROOT = Path(__file__).parents[2]
+VALIDATION = '--config=experiments/validation.py:deepseek_moe'
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+  )
+
+
+def describe_json(*arguments):
+  done = run('-m', 'launch.describe', *arguments, '--format=json')
+  assert (done.returncode, done.stderr) == (0, '')
+  return json.loads(done.stdout)
+
+
+def fails(done, *words):
+  """One line on stderr that has every word; nothing on stdout; exit code 2."""
+  assert done.returncode == 2, done
+  assert done.stdout == ''
+  assert 'Traceback' not in done.stderr
+  assert done.stderr.startswith('error: ')
+  assert done.stderr.endswith('\n')
+  assert done.stderr.count('\n') == 1, done.stderr
+  for word in words:
+    assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--config.model.d_modle=64', ["'model.d_modle'", "'model.d_model'"]),
+    ('--config.num_steps=64', ["'num_steps'", "'train.num_steps'"]),
+    ('--config.modle.d_model=64', ["'modle.d_model'", "'model.d_model'"]),
+    ('--config.model.keys=1', ["'model.keys'"]),  # a method of ConfigDict, not a key
+    ('--config.model=1', ['config.model is a section']),
+    ('--config.model.d_model=abc', ['config.model.d_model must be an integer', "'abc'"]),
+    ('--config.model.d_model=1.5', ['config.model.d_model must be an integer', "'1.5'"]),
+    ('--config.optimizer.peak_lr=fast', ['config.optimizer.peak_lr must be a number', "'fast'"]),
+    (
+      '--config.data.reset_at_documents=maybe',
+      ['config.data.reset_at_documents must be True or False', "'maybe'"],
+    ),
+    ('--config.optimizer.decay_at=(0.5,', ['config.optimizer.decay_at must be a tuple of numbers']),
+    ('--config.optimizer.decay_at=late', ['config.optimizer.decay_at must be a tuple of numbers']),
+    ('--config.model.dtype=float16', ['config.model.dtype must be one of bfloat16 | float32']),
+    ('--config.moe.experts_per_token=64', ['moe.experts_per_token=64', 'moe.num_experts=63']),
+    ('--config.moe.experts_per_token=-1', ['moe.experts_per_token', '-1']),
+    ('--config.model.num_heads=7', ['model.d_model=1280', 'model.num_heads=7']),
+    ('--config.moe.device_groups=4', ['moe.device_groups=4', 'moe.num_experts=63']),
+    ('--unknown_flag=1', ['unknown_flag']),
+    ('--format=xml', ['--format', 'text|json']),
+    ('stray', ["'stray'"]),
+  ],
+)
+def test_a_bad_value_is_one_line_that_names_it(flag, words):
+  fails(run('-m', 'launch.describe', VALIDATION, flag), *words)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (
+      ['--config=experiments/validation.py:deepseek_mo'],
+      ["'deepseek_mo'", 'choose one of deepseek_moe,'],
+    ),
+    (['--config=experiments/base.py:dense'], ['experiments/base.py', 'no variants']),
+    (['--config=experiments/absent.py'], ["'experiments/absent.py'"]),
+    (['--config=experiments/absent.py', '--config.train.num_steps=1'], ["'experiments/absent.py'"]),
+    (['--config.train.num_steps=1'], ['--config.train.num_steps', 'not given']),
+    ([], ['--config', '--all']),
+    ([VALIDATION, '--all'], ['--config', '--all']),
+  ],
+)
+def test_a_wrong_config_is_one_line(arguments, words):
+  fails(run('-m', 'launch.describe', *arguments), *words)
+
+
+@pytest.mark.parametrize(
+  ('source', 'words'),
+  [
+    ('def get_config(:\n', ['line 1', 'syntax']),
+    (
+      'from experiments import base\n\ndef get_config():\n  config = base.get_config()\n  config.model.d_modle = 1\n',
+      ['line 5', "'d_modle'", "'model.d_model'"],
+    ),
+    ('import absent_module\n', ['line 1', 'absent_module']),
+    ('def get_config():\n  return int("many")\n', ['line 2', 'ValueError', 'many']),
+    ('def get_config():\n  return open("/absent/file")\n', ['line 2', '/absent/file']),
+    ('def get_config():\n  pass\n', ['None']),
+    ('x = 1\n', ['get_config']),
+    (
+      'from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict()\n',
+      ["'name'", 'missing'],
+    ),
+  ],
+)
+def test_a_broken_config_file_is_one_line_with_its_place(tmp_path, source, words):
+  file = tmp_path / 'broken.py'
+  file.write_text(source, encoding='utf-8')
+  fails(run('-m', 'launch.describe', f'--config={file}'), *words)
+
+
+def test_overrides_take_every_kind_of_value():
+  program = (
+    'from moe import cli\n'
+    'flag = cli.config_flag()\n'
+    'def main(argv):\n'
+    '  c = cli.config(flag)\n'
+    '  print([c.optimizer.peak_lr, c.optimizer.decay_at, c.data.dir, c.data.reset_at_documents, c.train.num_steps])\n'
+    'cli.run(main)\n'
+  )
+  done = run(
+    *(
+      '-c',
+      program,
+      VALIDATION,
+      '--config.optimizer.peak_lr=1',
+      '--config.optimizer.decay_at=(0.5,)',
+    ),
+    *(
+      '--config.data.dir=123',
+      '--noconfig.data.reset_at_documents',
+      '--config.train.num_steps',
+      '7',
+    ),
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout == "[1.0, (0.5,), '123', False, 7]\n"
+
+
+@pytest.mark.parametrize(
+  ('body', 'code', 'stderr'),
+  [
+    ('return 3', 3, ''),
+    ('raise KeyboardInterrupt', 130, 'interrupted\n'),
+    ('raise UserError("first\\n  second")', 2, 'error: first second\n'),
+    ('logging.info("told only with --verbosity=0")', 0, ''),
+  ],
+)
+def test_how_a_program_ends(body, code, stderr):
+  program = (
+    'from absl import logging\nfrom moe import cli\nfrom moe.errors import UserError\n'
+    f'def main(argv):\n  {body}\ncli.run(main)\n'
+  )
+  done = run('-c', program)
+  assert (done.returncode, done.stderr) == (code, stderr)
+
+
+def test_a_defect_keeps_its_traceback():
+  done = run('-c', 'from moe import cli\ndef main(argv):\n  [][0]\ncli.run(main)\n')
+  assert done.returncode == 1
+  assert 'IndexError' in done.stderr
+
+
+def test_a_reader_that_stops_early_sees_no_traceback():
+  program = 'from moe import cli\ndef main(argv):\n  print("x\\n" * 1_000_000)\ncli.run(main)\n'
+  with subprocess.Popen(
+    [sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  ) as child:
+    child.stdout.read(10)
+    child.stdout.close()
+    assert child.stderr.read() == b''
+  assert child.returncode not in (0, -signal.SIGPIPE)
+
+
+def test_help_is_no_error_and_shows_the_flags():
+  done = run('-m', 'launch.describe', '--help')
+  assert done.returncode == 0
+  assert '--config:' in done.stdout
+  assert '--format:' in done.stdout
+
+
+def test_describe_all_has_every_variant():
+  output = describe_json('--all')
+  assert output.keys() == describe.everything().keys()
+  assert {'validation:deepseek_moe', 'scaling:deepseek_moe_145b', 'proxy:shared_4'} <= output.keys()
+  promised = (
+    'total_params',
+    'active_params',
+    'expert_params',
+    'active_expert_params',
+    'train_flops_per_sequence',
+  )
+  assert all(isinstance(numbers[key], int) for numbers in output.values() for key in promised)
+
+
+def test_describe_one_is_the_same_object_and_follows_overrides():
+  alone = describe_json(VALIDATION)
+  assert alone.pop('name') == 'validation:deepseek_moe'
+  assert alone == describe_json('--all')['validation:deepseek_moe']
+  longer = describe_json(VALIDATION, '--config.data.seq_len=4096')
+  assert longer['total_params'] == alone['total_params']
+  assert longer['train_flops_per_sequence'] > 2 * alone['train_flops_per_sequence']
+
+
+def test_describe_text_is_aligned_and_has_units():
+  lines = run('-m', 'launch.describe', '--all').stdout.splitlines()
+  assert len({len(line) for line in lines}) == 1
+  assert any('16.38B' in line and '75.90T' in line for line in lines)
+  card = run('-m', 'launch.describe', '--config=experiments/scaling.py:deepseek_moe_16b').stdout
+  assert '16.38B' in card
+  assert '75.90T' in card
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'),
+  [(7, '7'), (2048, '2.048K'), (1_234_567, '1.235M'), (16.4e9, '16.40B'), (585.6e12, '585.6T')],
+)
+def test_quantity(number, text):
+  assert describe.quantity(number) == text

@@ -1,0 +1,238 @@
+"""Sampling: the cache against recomputing everything, the choice of a token against a loop, where it stops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.checkpoint import NotebookRun
+from moe.errors import UserError
+from moe.generate import Sampling, choose, generate, generate_tokens
+from moe.model import Transformer
+from tests import oracles
+from tests.oracles import exact
+from tests.small import small_config, small_params
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+CONTEXT, VOCAB = 12, 32
+GREEDY = Sampling()
+CONFIGS = {
+  'dense_first_gqa': {
+    'model.num_dense_layers': 1,
+    'model.d_ff': 12,
+    'model.num_layers': 2,
+    'model.num_kv_heads': 1,
+  },
+  'hash': {'moe.router': 'hash', 'moe.num_shared_experts': 0, 'moe.experts_per_token': 1},
+}
+
+
+class Letters:
+  """A tokenizer of 26 letters; the model has 32 rows, of which the last four are padding."""
+
+  bos_id, eos_id, vocab_size = 26, 27, 28
+  is_text = np.arange(28) < 26
+
+  def encode(self, text):
+    return [ord(letter) - ord('a') for letter in text]
+
+  def decode(self, ids):
+    return ''.join(chr(ord('a') + i) for i in ids)
+
+
+class EndsOn(Letters):
+  """Takes another token for the end."""
+
+  def __init__(self, eos_id):
+    self.eos_id = eos_id
+
+
+def _run(name='dense_first_gqa', seed=0, tokenizer=None):
+  config = small_config(**CONFIGS[name])
+  return NotebookRun(
+    Transformer(config), small_params(config, seed, std=0.5), tokenizer or Letters(), config, step=0
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next(config, params, tokens_BL, lengths_B):
+  """The likeliest allowed token after each row's first `lengths_B`, without a cache."""
+  positions_L = jnp.arange(CONTEXT)
+  real_BL = (positions_L[None] < lengths_B[:, None]).astype(jnp.int32)
+  positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
+  model = Transformer(config)
+  hidden_BLD = model.apply({'params': params}, tokens_BL, positions_BL, real_BL)[0]
+  hidden_BD = hidden_BLD[jnp.arange(len(lengths_B)), lengths_B - 1]
+  logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
+  return logits_BV
+
+
+def _recomputed(run, prompt_ids, max_new):
+  """Greedy decoding by running the whole sequence for every token."""
+  rows = [list(ids) for ids in prompt_ids]
+  new, ended = [[] for _ in rows], [False] * len(rows)
+  for _ in range(max_new):
+    tokens_BL = np.zeros((len(rows), CONTEXT), np.int32)
+    for padded, row in zip(tokens_BL, rows):
+      padded[: len(row[:CONTEXT])] = row[:CONTEXT]
+    lengths_B = np.array([min(len(row), CONTEXT) for row in rows], np.int32)
+    logits_BV = np.array(_next(run.config, run.params, tokens_BL, lengths_B))
+    logits_BV[:, [Letters.bos_id, *range(28, VOCAB)]] = -np.inf
+    for b, row in enumerate(rows):
+      if ended[b] or len(row) > CONTEXT:
+        continue
+      token = int(logits_BV[b].argmax())
+      row.append(token)
+      new[b].append(token)
+      ended[b] = token == run.tokenizer.eos_id
+  return new
+
+
+PROMPTS = ['', 'abc', 'q', 'hello', 'zyxwvutsrqp']  # the last leaves room for one token
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_greedy_with_the_cache_equals_recomputing(name):
+  different = set()
+  for seed in range(4):
+    run = _run(name, seed)
+    prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
+    new_BN, counts_B = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0)
+    computed = [row[:count].tolist() for row, count in zip(new_BN, counts_B)]
+    assert computed == _recomputed(run, prompt_ids, 20)
+    different |= {token for row in computed for token in row}
+  assert len(different) > 10  # not the same token for ever
+
+
+def test_a_row_does_not_depend_on_its_batch():
+  run = _run()
+  together = generate(run, PROMPTS, 20, GREEDY)
+  order = [4, 2, 0, 3, 1]
+  shuffled = generate(run, [PROMPTS[i] for i in order], 20, GREEDY)
+  assert [together[i] for i in order] == shuffled
+
+
+def test_where_completions_stop():
+  run = _run(seed=1)
+  whole = generate(run, PROMPTS, 20, GREEDY)
+  for prompt, completion in zip(PROMPTS, whole):
+    assert completion.prompt == prompt
+    assert completion.text == run.tokenizer.decode(
+      [t for t in completion.tokens if t != Letters.eos_id]
+    )
+    if completion.stopped_by == 'context':  # one more than fits: the last token needs no position
+      assert 1 + len(prompt) + len(completion.tokens) == CONTEXT + 1
+    else:
+      assert (completion.stopped_by, completion.tokens[-1]) == ('end', Letters.eos_id)
+  assert whole[4].stopped_by in ('context', 'end')
+  assert len(whole[4].tokens) == 1
+
+
+def test_an_end_token_and_the_length_asked_for():
+  """Of the greedy completions, what comes before their second token, called the end of text, or the fifth."""
+  run = _run(seed=1)
+  whole = generate(run, PROMPTS, 20, GREEDY)
+  longest = max(range(5), key=lambda i: len(whole[i].tokens))
+  end = whole[longest].tokens[1]
+  cut = generate(_run(seed=1, tokenizer=EndsOn(end)), PROMPTS, 5, GREEDY)
+  for completion, before in zip(cut, whole):
+    tokens = before.tokens[:5]
+    ended = end in tokens
+    assert completion.tokens == (tokens[: tokens.index(end) + 1] if ended else tokens)
+    assert completion.text == run.tokenizer.decode(
+      completion.tokens[:-1] if ended else completion.tokens
+    )
+    assert completion.stopped_by == (
+      'end' if ended else 'length' if len(tokens) == 5 else 'context'
+    )
+  assert cut[longest].stopped_by == 'end'
+
+
+def test_sampling_is_reproducible_and_of_the_seed():
+  run, sampling = _run(), Sampling(temperature=1.5, top_k=20, top_p=0.95)
+  sample = lambda seed: [c.tokens for c in generate(run, PROMPTS, 20, sampling, seed)]
+  assert sample(1) == sample(1) != sample(2)
+  assert all(token < 28 and token != Letters.bos_id for tokens in sample(3) for token in tokens)
+
+
+LOGITS_BV = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32) * 2
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw(sampling, logits_BV, key):
+  keys = jax.random.split(key, (4000, logits_BV.shape[0]))
+  return jax.vmap(lambda keys_B: choose(logits_BV, sampling, keys_B))(keys)
+
+
+@pytest.mark.parametrize(
+  'sampling',
+  [
+    Sampling(1.0),
+    Sampling(0.5),
+    Sampling(1.0, top_k=3),
+    Sampling(2.0, top_p=0.6),
+    Sampling(1.5, top_k=5, top_p=0.7),
+    Sampling(1.0, top_k=100),
+  ],
+  ids=str,
+)
+def test_choose_samples_the_distribution(sampling):
+  drawn_NB = np.asarray(draw(sampling, LOGITS_BV, jax.random.key(0)))
+  assert drawn_NB.dtype == np.int32
+  for b in range(4):
+    truth = oracles.sampling_probabilities(exact(LOGITS_BV[b]), *sampling)
+    shares = np.bincount(drawn_NB[:, b], minlength=20) / len(drawn_NB)
+    assert (shares[truth == 0] == 0).all()
+    assert (shares[truth > 0.005] > 0).all()
+    np.testing.assert_allclose(shares, truth, atol=5 * 0.5 / 4000**0.5)
+
+
+@pytest.mark.parametrize(
+  'sampling', [GREEDY, Sampling(3.0, top_k=1), Sampling(3.0, top_p=1e-6)], ids=str
+)
+def test_greedy_and_what_equals_it(sampling):
+  assert (draw(sampling, LOGITS_BV, jax.random.key(0)) == LOGITS_BV.argmax(axis=1)[None]).all()
+
+
+def test_greedy_ties_go_to_the_lower_id():
+  assert choose(
+    jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), GREEDY, jax.random.split(jax.random.key(0), 2)
+  ).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('sampling', [Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.9)], ids=str)
+def test_a_token_that_is_not_allowed_is_never_drawn(sampling):
+  logits_BV = jnp.array([[-jnp.inf, 0.0, -jnp.inf, -jnp.inf]])
+  assert (draw(sampling, logits_BV, jax.random.key(0)) == 1).all()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ({'sampling': Sampling(-1.0)}, 'temperature=-1.0'),
+    ({'sampling': Sampling(float('nan'))}, 'temperature=nan'),
+    ({'sampling': Sampling(1.0, top_k=-1)}, 'top_k=-1'),
+    ({'sampling': Sampling(1.0, top_p=0.0)}, 'top_p=0.0'),
+    ({'sampling': Sampling(1.0, top_p=1.5)}, 'top_p=1.5'),
+    ({'sampling': Sampling(1.0, top_p=float('nan'))}, 'top_p=nan'),
+    ({'max_new_tokens': 0}, 'max_new_tokens=0'),
+    ({'prompts': ['a' * 12]}, '13 tokens.*context is 12'),
+  ],
+)
+def test_bad_arguments(arguments, words):
+  with pytest.raises(UserError, match=words):
+    generate(_run(), **{'prompts': ['a'], 'max_new_tokens': 1, 'sampling': GREEDY} | arguments)
+
+
+def test_no_prompts_no_completions():
+  assert generate(_run(), [], 4, GREEDY) == []
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+  run, sampling = _run(), Sampling(temperature=1.0)
+  together = generate(run, ['abc', 'zz'], 6, sampling, seed=5)
+  assert generate(run, ['abc', 'yxw'], 6, sampling, seed=5)[0] == together[0]
+  assert generate(run, ['abc'], 6, sampling, seed=5)[0] == together[0]

@@ -1,0 +1,67 @@
+"""The memory of a step on CPU stays with the process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from moe import host_memory
+from tests.launch.runs import programs
+
+# Takes and frees blocks as a step does, from a thread that is not the first, as XLA's are.
+_STEPS = """
+import ctypes, resource, sys, threading
+from moe.host_memory import keep_freed_memory
+if sys.argv[1] == 'keep':
+  keep_freed_memory()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def step():
+  block = c.malloc(130 << 20)
+  ctypes.memset(block, 1, 130 << 20)
+  c.free(block)
+def steps():
+  step()
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(10):
+    step()
+  print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10)
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+"""
+
+
+def _page_faults(which, platforms='cpu'):
+  command, environment = (
+    [sys.executable, '-c', _STEPS, which],
+    os.environ | {'JAX_PLATFORMS': platforms},
+  )
+  done = subprocess.run(
+    command, cwd=programs.ROOT, env=environment, capture_output=True, text=True, check=True
+  )
+  return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone is told to keep memory')
+def test_a_large_block_of_a_thread_is_not_mapped_again_at_every_step():
+  assert _page_faults('keep') < 10
+  assert _page_faults('leave') > 50  # 33,280; where the kernel gives huge pages unasked, 65
+  assert _page_faults('keep', 'cuda') > 50  # a host that feeds others
+
+
+def test_jax_is_taken_to_compute_on_cpu_where_it_has_nothing_else(monkeypatch):
+  plugins, libtpu = [], []
+  monkeypatch.setattr(host_memory.importlib.metadata, 'entry_points', lambda group: plugins)
+  monkeypatch.setattr(host_memory.importlib.util, 'find_spec', lambda name: libtpu or None)
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  assert host_memory._computes_on_cpu()
+  for installed in (plugins, libtpu):
+    installed.append('something')
+    assert not host_memory._computes_on_cpu()
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    assert host_memory._computes_on_cpu()
+    monkeypatch.delenv('JAX_PLATFORMS')
+    installed.clear()

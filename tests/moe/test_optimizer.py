@@ -1,0 +1,96 @@
+"""Schedules at the steps that matter, AdamW against a scalar loop, clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moe.optimizer import clip, make_optimizer, schedule
+from tests import oracles
+from tests.small import small_config
+
+
+def _optimizer(**changes):
+  return small_config(**{f'optimizer.{key}': value for key, value in changes.items()}).optimizer
+
+
+PEAK = 1.08e-3
+
+
+@pytest.mark.parametrize(
+  ('kind', 'share_of_peak'),
+  [
+    # 1000 steps with 100 of warm-up. The rate of step s is that of s + 1 hundredths of warm-up.
+    (
+      'step_decay',
+      {
+        0: 0.01,
+        49: 0.5,
+        99: 1,
+        100: 1,
+        799: 1,
+        800: 0.316,
+        899: 0.316,
+        900: 0.316**2,
+        999: 0.316**2,
+      },
+    ),
+    ('constant', {0: 0.01, 99: 1, 100: 1, 800: 1, 999: 1}),
+    ('cosine', {0: 0.01, 99: 1, 324: 0.1 + 0.9 * (2 + 2**0.5) / 4, 549: 0.55, 999: 0.1, 1500: 0.1}),
+  ],
+)
+def test_schedule(kind, share_of_peak):
+  rate = schedule(_optimizer(schedule=kind, warmup_steps=100, peak_lr=PEAK), num_steps=1000)
+  for step, share in share_of_peak.items():
+    assert float(rate(jnp.int32(step))) == pytest.approx(share * PEAK, rel=1e-5), step
+
+
+def test_schedule_without_warmup_or_decay():
+  rate = schedule(_optimizer(warmup_steps=0, decay_at=()), num_steps=10)
+  assert [float(rate(step)) for step in (0, 9)] == pytest.approx([PEAK, PEAK])
+  cosine = schedule(
+    _optimizer(schedule='cosine', warmup_steps=10), num_steps=10
+  )  # warm-up to the end
+  assert float(cosine(9)) == pytest.approx(PEAK)
+
+
+def test_paper_schedule_of_16b():
+  """106,449 steps: × 0.316 at 80% and 90%."""
+  rate = schedule(_optimizer(warmup_steps=2000, peak_lr=4.2e-4), num_steps=106_449)
+  values = [float(rate(s)) / 4.2e-4 for s in (1999, 85_158, 85_159, 95_803, 95_804)]
+  assert values == pytest.approx([1, 1, 0.316, 0.316, 0.316**2], rel=1e-5)
+
+
+def test_adamw_decays_matrices_but_not_norm_scales():
+  config = _optimizer(weight_decay=0.1)
+  optimizer = make_optimizer(config)
+  start, gradients, rates = 0.7, [0.3, -0.2, 1e-4, 0.0], [1e-3, 2e-3, 3e-3, 1e-2]
+  tree = lambda x: {
+    'norm': {'scale': jnp.full(3, x)},
+    'w': jnp.full((2, 3), x),
+    'deep': {'gate': jnp.full(1, x)},
+  }
+  params = tree(start)
+  state = optimizer.init(params)
+  for g, rate in zip(gradients, rates):
+    updates, state = optimizer.update(tree(g), state, params)
+    params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, updates)
+  expected = lambda decay: oracles.adamw(
+    start, gradients, rates, b1=0.9, b2=0.95, eps=1e-8, decay=decay
+  )
+  np.testing.assert_allclose(params['w'], expected(0.1), rtol=1e-6)
+  np.testing.assert_allclose(params['deep']['gate'], expected(0.1), rtol=1e-6)
+  np.testing.assert_allclose(params['norm']['scale'], expected(0.0), rtol=1e-6)
+  assert abs(expected(0.1) - expected(0.0)) > 1e-4
+
+
+def test_clip():
+  gradients = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}  # norm 5
+  norm = optax.tree.norm(gradients)
+  assert float(optax.tree.norm(clip(gradients, norm, 1.0))) == pytest.approx(1)
+  np.testing.assert_allclose(clip(gradients, norm, 2.5)['a'], [1.5, 0])
+  for loose in (5.0, 100.0, 0.0):  # 0 is off
+    np.testing.assert_array_equal(clip(gradients, norm, loose)['b'], [[4.0]])
+  zero = jax.tree.map(jnp.zeros_like, gradients)
+  assert (clip(zero, optax.tree.norm(zero), 1.0)['a'] == 0).all()
