@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. A module imports from its own row or rows above it; never from a row below.
 ORDER = [
-  ['moe.errors', 'moe.config', 'moe.host_memory', 'moe.cli'],
+  ['moe.errors', 'moe.config', 'moe.chips', 'moe.host_memory', 'moe.cli'],
   ['moe.accounting', 'moe.parallel.mesh', 'moe.parallel.processes', 'moe.ops'],
   ['moe.parallel'],
   ['moe.layers'],

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from moe.chips import CHIPS, Chip
 from moe.errors import UserError
-from moe.planner.chips import CHIPS, Chip
 from moe.planner.kernels import gpu, tpu
 
 EXAMPLES = 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.planner.chips import GIB
+from moe.chips import GIB
 
 _HEADER = (
   '| config | machine | mesh | remat | microbatches | fits | peak / reserved / capacity, GiB | step, s | binds '
@@ -70,7 +70,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
   return (
     '# What the published models take of machines that are not here\n\n'
     '`make plan`: the real training step, compiled for each machine. Step time is a roofline of public figures (see\n'
-    '`moe/planner/chips.py`), with compute, HBM and interconnect overlapped; nothing here has been run.\n\n'
+    '`moe/chips.py`), with compute, HBM and interconnect overlapped; nothing here has been run.\n\n'
     + '\n'.join(rows)
     + '\n'
   )

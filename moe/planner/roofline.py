@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe.planner.chips import Chip
+from moe.chips import Chip
 from moe.planner.collectives import Collective
 
 

@@ -7,8 +7,8 @@ import json
 
 import jax
 
+from moe.chips import Chip
 from moe.planner import planner
-from moe.planner.chips import Chip
 from moe.planner.compile_step import compile_for_devices
 from moe.planner.machine import Machine
 from tests.small import small_config

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from moe.planner.chips import CHIPS
+from moe.chips import CHIPS
 from moe.planner.collectives import Collective
 from moe.planner.roofline import (
   bandwidth,

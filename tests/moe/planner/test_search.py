@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from moe.accounting import account
+from moe.chips import CHIPS
 from moe.errors import UserError
-from moe.planner.chips import CHIPS
 from moe.planner.machine import Machine
 from moe.planner.search import candidates, plans, rank
 from tests.small import small_config

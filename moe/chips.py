@@ -1,4 +1,6 @@
-"""Public figures of the chips that a plan can be made for. Bytes, bytes a second, FLOPs a second; 1 GB is 10⁹ bytes.
+"""Public figures of chips: what a plan reckons with, and what MFU is a share of.
+
+Bytes, bytes a second, FLOPs a second; 1 GB is 10⁹ bytes.
 
 Sources, read in 2026:
   v5e   cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, 400 GB/s ICI both ways together over 4 links
@@ -6,6 +8,7 @@ Sources, read in 2026:
   v6e   cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, 800 GB/s ICI over 4 links
   h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink both ways together;
         docs.nvidia.com/dgx/dgxh100-user-guide: servers of 8, a 400 Gb/s network adapter a GPU between them
+  Peaks alone: cloud.google.com/tpu/docs/v4 (275 TFLOP/s), nvidia.com/data-center/a100 (312), h200 (989)
 A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling book measures 45 and
 90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
 """
@@ -38,3 +41,24 @@ CHIPS = {
   'v6e': Chip('v6e', 'tpu', int(31.25 * GIB), 918e12, 1640e9, 100e9, 2),
   'h100': Chip('h100', 'gpu', int(0.75 * 85_029_158_912), 989e12, 3350e9, 450e9, 0, 8, 50e9),
 }
+
+# By what `jax.Device.device_kind` says, which names a product, not a chip: the first that it begins with.
+_PEAKS = {
+  'TPU v4': 275e12,
+  'TPU v5 lite': CHIPS['v5e'].flops,
+  'TPU v5e': CHIPS['v5e'].flops,
+  'TPU v5': CHIPS['v5p'].flops,  # 'TPU v5' and 'TPU v5p'
+  'TPU v6': CHIPS['v6e'].flops,  # 'TPU v6 lite' and 'TPU v6e'
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': CHIPS['h100'].flops,
+  'NVIDIA H200': 989e12,
+}
+# Sold under the same name with less: no share is told of these.
+_SLOWER = ('NVIDIA H100 PCIe', 'NVIDIA H100 NVL')
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """FLOPs a second of dense bfloat16 products of one device; None where the table does not know it."""
+  if device_kind.startswith(_SLOWER):
+    return None
+  return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)

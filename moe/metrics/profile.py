@@ -1,0 +1,126 @@
+"""A profile of a few training steps: an xplane trace, and the time that it gives each named scope.
+
+`train.profile_steps=(a, b)` traces the steps from a to b. WORKDIR/profile then holds the trace, for
+TensorBoard, XProf or Perfetto, and scopes.json, the table that is printed: device time by
+`jax.named_scope`, forward and backward apart, a step. Scopes are those of the source: attention,
+router, routed_ffn, cross_entropy, …
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\(')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+# These contain others, whose time would be counted twice.
+_CONTROL_FLOW = ('while', 'conditional', 'call')
+# Parts of a name that say how JAX got there, not where in the model it is.
+_WRAPPED = re.compile(r'^(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)$')
+_STRUCTURE = re.compile(
+  r'^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|branch_\d+_fun'
+  r'|custom_jvp_call|custom_vjp_call\w*|p?jit\(.*\)|[A-Z]\w*|)$'
+)
+_DEPTH = 3  # levels of scopes that a row of the table tells apart
+
+
+class Row(NamedTuple):
+  """Time of one scope in one direction, summed over the threads or cores that computed it."""
+
+  scope: str
+  direction: str  # 'forward' or 'backward'
+  milliseconds: float  # a step
+  share: float  # of all that was traced
+
+
+def start(directory: Path) -> None:
+  """Starts a trace of this process's devices into `directory`. Python's own calls are left out."""
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0
+  jax.profiler.start_trace(str(directory), profiler_options=options)
+
+
+def stop(directory: Path, program: str, steps: int) -> list[Row]:
+  """Ends the trace; writes and returns the table.
+
+  Args:
+    directory: as given to `start`.
+    program: HLO text of the compiled step, `compiled.as_text()`: it maps instructions to scopes.
+    steps: how many were traced.
+  """
+  jax.profiler.stop_trace()
+  newest = max(directory.rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
+  rows = table(times(newest), scopes(program), steps)
+  listed = [row._asdict() for row in rows]
+  text = json.dumps({'steps': steps, 'trace': str(newest.relative_to(directory)), 'rows': listed})
+  (directory / 'scopes.json').write_text(text + '\n', encoding='utf-8')
+  return rows
+
+
+def times(trace: Path) -> dict[str, float]:
+  """{HLO instruction: nanoseconds}, over all threads and devices of a trace."""
+  total: dict[str, float] = {}
+  for name, duration in _events(trace):
+    total[name] = total.get(name, 0.0) + duration
+  return total
+
+
+def scopes(program: str) -> dict[str, tuple[str, str]]:
+  """{HLO instruction: (scope, direction)} of a compiled program's text, control flow left out."""
+  found = {}
+  for line in program.splitlines():
+    instruction, named = _INSTRUCTION.match(line), _OP_NAME.search(line)
+    if instruction and instruction[2] not in _CONTROL_FLOW:
+      found[instruction[1]] = scope(named[1]) if named else ('', 'forward')
+  return found
+
+
+def scope(op_name: str) -> tuple[str, str]:
+  """('moe/router', 'backward') of 'jit(step)/transpose(jvp(Transformer))/while/body/moe/router/dot'."""
+  direction = 'backward' if 'transpose(' in op_name or 'rematted' in op_name else 'forward'
+  parts = []
+  for part in op_name.split('/')[:-1]:
+    while wrapped := _WRAPPED.match(part):
+      part = wrapped[1]
+    if not _STRUCTURE.match(part):
+      parts.append(part)
+  return '/'.join(parts[:_DEPTH]), direction
+
+
+def table(
+  nanoseconds: Mapping[str, float], where: Mapping[str, tuple[str, str]], steps: int
+) -> list[Row]:
+  """The rows, the longest first. What the program does not name, or names no scope of, is ''."""
+  sums: dict[tuple[str, str], float] = {}
+  for name, duration in nanoseconds.items():
+    if name in where:
+      sums[where[name]] = sums.get(where[name], 0.0) + duration
+  total = sum(sums.values()) or 1.0
+  rows = [Row(*key, value / 1e6 / steps, value / total) for key, value in sums.items()]
+  return sorted(rows, key=lambda row: -row.milliseconds)
+
+
+def text(rows: list[Row], most: int = 20) -> str:
+  """The table for people."""
+  lines = [f'{"scope":<44}{"direction":<10}{"ms a step":>10}{"share":>8}']
+  lines += [
+    f'{row.scope or "(no scope)":<44}{row.direction:<10}{row.milliseconds:>10.2f}{row.share:>8.1%}'
+    for row in rows[:most]
+  ]
+  return '\n'.join(lines)
+
+
+def _events(trace: Path) -> Iterator[tuple[str, float]]:
+  """Every execution of an HLO instruction: on CPU a thunk, elsewhere a line of a device's plane."""
+  for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+    of_device = plane.name.startswith('/device:')
+    for line in plane.lines:
+      if of_device and line.name not in ('XLA Ops', 'Stream', '') and 'Stream' not in line.name:
+        continue
+      for event in line.events:
+        named = dict(event.stats).get('hlo_op')
+        if named or of_device:
+          yield str(named or event.name), event.duration_ns
