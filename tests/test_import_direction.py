@@ -21,7 +21,12 @@ ORDER = [
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.checkpoint'],
   ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.analysis', 'moe.planner'],
-  ['experiments'],
+  ['experiments'],  # the config files, right in it
+  ['experiments.studies'],
+  ['experiments.corpora', 'experiments.benchmarks'],
+  ['experiments.sweeps'],
+  ['experiments.reports'],
+  ['experiments.notebooks'],
   ['launch'],
 ]
 ROWS = {room: row for row, rooms in enumerate(ORDER) for room in rooms}

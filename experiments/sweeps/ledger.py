@@ -2,6 +2,9 @@
 
 A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose config has changed
 stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
+
+`format` tells what a line's fields mean. FORMAT is what is written now; whoever changes the meaning of a field raises
+it by one. A line without it is of format 1.
 """
 
 import contextlib
@@ -13,12 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.studies.common import PROXY, Scale
-from experiments.sweeps import plan
+from experiments.sweeps import jsonl, plan
 from moe.errors import UserError
 
 Key = tuple[str, int, str]
+FORMAT = 1
 FIELDS = (
-  *('study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
+  *('format', 'study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
   *(
     'commit',
     'data',
@@ -33,6 +37,31 @@ FIELDS = (
   *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
   *('loss_curve', 'held_out_curve'),
 )
+_KEY = ('run', 'seed', 'config_hash')
+_SCORE = {'loss': jsonl.NUMBER_OR_NULL, 'bits_per_byte': jsonl.NUMBER_OR_NULL}
+_SHAPE: jsonl.Shape = {
+  'format': int,
+  'study': str,
+  'run': str,
+  'seed': int,
+  'config_hash': str,
+  'commit': str,
+  'data': (str, type(None)),
+  'machine': {'*': str},
+  'steps': int,
+  'tokens': int,
+  'seconds': jsonl.NUMBER,
+  'total_params': int,
+  'active_params': int,
+  'train_flops': jsonl.NUMBER,
+  'final': {'total': _SCORE},
+  'best': {'total': _SCORE},
+  'evaluations': {'*': {'intervention': {}, 'total': _SCORE}},
+  'max_vio': (dict, type(None)),
+  'dead_experts': jsonl.NUMBER_OR_NULL,
+  'idle_experts': jsonl.NUMBER_OR_NULL,
+  'expert_load': (list, type(None)),
+}
 
 
 def path(results: Path, study: str) -> Path:
@@ -40,18 +69,15 @@ def path(results: Path, study: str) -> Path:
 
 
 def read(file: Path) -> dict[Key, dict]:
-  """The lines by key. UserError for a damaged one."""
+  """The lines by key. UserError for a damaged one, and for one that a newer version has written."""
   lines = {}
-  for number, text in enumerate(
-    file.read_text(encoding='utf-8').splitlines() if file.exists() else [], start=1
-  ):
-    try:
-      line = json.loads(text)
-      lines[line['run'], line['seed'], line['config_hash']] = line
-    except (ValueError, KeyError, TypeError) as error:
+  for number, line in enumerate(jsonl.read(file, _SHAPE, _KEY), start=1):
+    if line.get('format', 1) > FORMAT:
       raise UserError(
-        f'{file}, line {number} is damaged ({error}): restore the file, or delete that line'
-      ) from error
+        f'{file}, line {number} has format {line["format"]}, and this version knows those up to {FORMAT}: '
+        f'update it, or use another --results'
+      )
+    lines[line['run'], line['seed'], line['config_hash']] = line
   return lines
 
 
@@ -129,7 +155,7 @@ def current(
     for run in job.runs
   }
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
-  found = [dict.fromkeys(FIELDS) | lines[key] for key in keys if key in lines]
+  found = [dict.fromkeys(FIELDS) | {'format': 1} | lines[key] for key in keys if key in lines]
   _check_data(file, found)
   return found
 

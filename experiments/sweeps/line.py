@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from experiments.sweeps import machine, plan
+from experiments.sweeps import ledger, machine, plan
 from moe import config as moe_config
 from moe.accounting import account
 from moe.errors import UserError
 
+SCORES = 'scores.json'  # in a run's folder
 _POINTS = 200  # of a loss curve
 
 
@@ -28,6 +30,7 @@ def make(
   final = _find(scores, scores['final_step'], {})
   best = _find(scores, scores['best_step'], {})
   return {
+    'format': ledger.FORMAT,
     'study': study,
     'run': run.name,
     'seed': job.seed,
@@ -194,11 +197,25 @@ def _scores_of_diverged(job):
   }
 
 
+def read_scores(workdir: Path) -> dict:
+  """What experiments.sweeps.score has written of a run. UserError if it is damaged."""
+  path = workdir / SCORES
+  try:
+    content = json.loads(path.read_bytes().decode('utf-8'))
+    for score in content['scores']:
+      _ = (score['step'], score['intervention'], score['total'], score['domains'])
+    _ = (content['final_step'], content['best_step'], content['machine'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path} is damaged ({type(error).__name__}: {error}): delete it, and the run is scored again'
+    ) from error
+  return content
+
+
 def _scores(job):
-  path = job.workdir / 'scores.json'
-  if not path.exists():
+  if not (job.workdir / SCORES).exists():
     raise UserError(f'{job.workdir} was not scored')
-  scores, metrics = json.loads(path.read_text(encoding='utf-8')), job.metrics()
+  scores, metrics = read_scores(job.workdir), job.metrics()
   if scores['final_step'] != job.num_steps or not metrics or metrics[-1]['step'] != job.num_steps:
     raise UserError(
       f'{job.workdir} does not hold step {job.num_steps}, its last, whole: is its disk full?'

@@ -35,7 +35,7 @@ def note_commit(workdir: Path, commit: str) -> None:
 def commits(workdir: Path) -> list[str]:
   """Which code has trained and scored a run, each once: several where it was interrupted and went on with another."""
   path = workdir / 'commit'
-  return path.read_text(encoding='utf-8').split() if path.exists() else []
+  return path.read_text(encoding='utf-8', errors='replace').split() if path.exists() else []
 
 
 def describe() -> dict[str, str]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from experiments.studies import common
 from experiments.studies.common import Run, Scale
+from experiments.sweeps import jsonl
 from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
@@ -36,6 +37,13 @@ _PREPARED = (
   'tokenizer',
   'tokenizer_sample_mb',
 )
+_LOGGED: jsonl.Shape = {
+  'step': int,
+  'loss': jsonl.NUMBER_OR_NULL,
+  'tokens_per_second': jsonl.NUMBER,
+  'held_out_loss': jsonl.NUMBER_OR_NULL,
+  'bad_streak': int,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +88,14 @@ class Job:
 
   @property
   def diverged(self) -> bool:
-    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py)."""
-    logged = self.metrics()
+    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py).
+
+    False of damaged metrics: started again, training tells what is wrong with them, and the other runs go on.
+    """
+    try:
+      logged = self.metrics()
+    except UserError:
+      return False
     return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
 
   @property
@@ -97,10 +111,13 @@ class Job:
     return ['-m', f'launch.{program}', *self.flags, place]
 
   def metrics(self) -> list[dict]:
-    """The complete lines of metrics.jsonl."""
-    path = self.workdir / 'metrics.jsonl'
-    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    """The complete lines of metrics.jsonl. UserError for a damaged one."""
+    return logged(self.workdir)
+
+
+def logged(workdir: Path) -> list[dict]:
+  """The complete lines of a run's metrics.jsonl. UserError for a damaged one."""
+  return jsonl.read(workdir / 'metrics.jsonl', _LOGGED, ('step', 'loss'), growing=True)
 
 
 def load(path: str) -> Study:
@@ -132,11 +149,11 @@ def jobs(
     raise UserError(
       f'sweep() of the study {study.name} must return a list of Run (experiments/studies/common.py)'
     )
+  for run in runs:
+    _check_run(run, study.name)
   names = [run.name for run in runs]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
-  for run in runs:
-    _check_evaluations(run, study.name)
   merged: dict[Path, Job] = {}
   for seed in seeds:
     for run in runs:
@@ -205,14 +222,39 @@ def _job(run, seed, overrides, runs_folder, earlier):
   return Job((run,), seed, checked, name, tuple(flags), workdir)
 
 
-def _check_evaluations(run, study):
+def _check_run(run, study):
+  """UserError, before anything is trained, for what a run cannot have."""
+  if not isinstance(run.name, str) or not run.name.strip() or not run.name.isprintable():
+    raise UserError(
+      f'a run of the study {study} is named {run.name!r}: a name is one line of printable text'
+    )
+  where = f'run {run.name!r} of the study {study}'
+  if not isinstance(run.config, str):
+    raise UserError(f'{where}: config must be FILE.py[:VARIANT], not {run.config!r}')
+  if not isinstance(run.overrides, Mapping) or not all(
+    isinstance(key, str) for key in run.overrides
+  ):
+    raise UserError(f'{where}: overrides must be values by dotted key, not {run.overrides!r}')
+  _check_evaluations(run.evaluations, where)
+
+
+def _check_evaluations(evaluations, where):
   """Now: a misspelt keyword would else be found when the run is scored, after its training."""
-  for name, intervention in run.evaluations.items():
-    if unknown := sorted(intervention.keys() - set(INTERVENTIONS)):
+  if not isinstance(evaluations, Mapping):
+    raise UserError(f'{where}: evaluations must be interventions by name, not {evaluations!r}')
+  for name, intervention in evaluations.items():
+    if not isinstance(name, str) or not isinstance(intervention, Mapping):
       raise UserError(
-        f'run {run.name!r} of the study {study}: the evaluation {name!r} has no {unknown[0]!r}: '
-        f'it takes {", ".join(INTERVENTIONS)}'
+        f'{where}: the evaluation {name!r} must be a name with keyword arguments, not {intervention!r}'
       )
+    if unknown := sorted(map(str, intervention.keys() - set(INTERVENTIONS))):
+      raise UserError(
+        f'{where}: the evaluation {name!r} has no {unknown[0]!r}: it takes {", ".join(INTERVENTIONS)}'
+      )
+    try:
+      json.dumps(dict(intervention), allow_nan=False)
+    except (TypeError, ValueError) as error:
+      raise UserError(f'{where}: the evaluation {name!r} is no plain JSON: {error}') from error
 
 
 def _changed(config_dict, values):
@@ -275,7 +317,7 @@ def _faults_of(path: str) -> Iterator[None]:
     raise
   except SyntaxError as error:
     raise UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from error
-  except Exception as error:  # any code may be in it
+  except (Exception, SystemExit) as error:  # any code may be in it
     raise UserError(f'{path}: {type(error).__name__}: {error}') from error
 
 

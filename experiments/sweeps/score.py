@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.sweeps import line, plan
 from moe import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -28,8 +29,8 @@ def main(_):
   run = load_for_notebook(workdir)
   data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
   best = best_step(workdir, available_steps(workdir))
-  path = workdir / 'scores.json'
-  scores = json.loads(path.read_text(encoding='utf-8'))['scores'] if path.exists() else []
+  path = workdir / line.SCORES
+  scores = line.read_scores(workdir)['scores'] if path.exists() else []
   wanted = [
     (run.step, {}),
     (best, {}),
@@ -61,9 +62,10 @@ def main(_):
 
 def best_step(workdir: Path, steps: list[int]) -> int:
   """The checkpoint with the lowest held-out loss logged in training; the last one where none was logged."""
-  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines())
   losses = {
-    line['step']: line['held_out_loss'] for line in lines if line.get('held_out_loss') is not None
+    logged['step']: logged['held_out_loss']
+    for logged in plan.logged(workdir)
+    if logged.get('held_out_loss') is not None
   }
   return min((step for step in steps if step in losses), key=losses.get, default=steps[-1])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.common import Run
-from experiments.sweeps import children, ledger, line, local, machine, plan, shares, slurm
+from experiments.sweeps import children, ledger, line, local, machine, plan, score, shares, slurm
 from experiments.sweeps.view import View, duration
 from moe.errors import UserError
 from tests.experiments.reports import synthetic
@@ -32,6 +32,9 @@ with sole_sweep(Path(sys.argv[1])) as lock, Children(lock) as children:
   print(child.pid, flush=True)
   os.kill(os.getpid(), 9)
 """
+
+
+_CONFIG = 'tests/launch/runs/config.py'
 
 
 def _jobs(folder, *runs: Run):
@@ -78,9 +81,7 @@ def test_what_a_killed_sweep_has_left_running_keeps_the_next_out_until_it_ends(t
 
 
 def test_only_the_runs_named_are_planned(tmp_path):
-  study = plan.Study(
-    'study.py', lambda scale: [Run(name, 'tests/launch/runs/config.py') for name in 'ab']
-  )
+  study = plan.Study('study.py', lambda scale: [Run(name, _CONFIG) for name in 'ab'])
   planned = plan.jobs(study, None, [0], {}, tmp_path)
   (job,) = plan.named(study, planned, ['b'])
   assert [run.name for run in job.runs] == ['b']
@@ -104,6 +105,59 @@ def test_a_line_put_again_replaces_itself(tmp_path):
     ledger.read(file)
 
 
+_LINE = {'run': 'a', 'seed': 0, 'config_hash': 'x'}
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    (b'\xff\xfe', "can't decode"),
+    (b'[1, 2]', "no object with 'run'"),
+    (b'{"run": "a", "seed": 0}', "no object with 'config_hash'"),
+    (b'', 'Expecting value'),
+    (b'\0' * 9, 'Expecting value'),
+    (b'{"run": "a", "seed": 0, "config_hash": "x"', 'Expecting'),
+    (_LINE | {'seed': '0'}, 'seed must be an integer, not "0"'),
+    (_LINE | {'seed': True}, 'seed must be an integer, not true'),
+    (_LINE | {'run': ['a']}, r'run must be a string, not \["a"\]'),
+    (_LINE | {'config_hash': None}, 'config_hash must be a string, not null'),
+    (_LINE | {'evaluations': []}, r'evaluations must be an object, not \[\]'),
+    (_LINE | {'evaluations': {'b': 3}}, 'evaluations.b must be an object, not 3'),
+    (_LINE | {'final': 2.5}, 'final must be an object, not 2.5'),
+    (_LINE | {'final': {'total': {'loss': 'x'}}}, 'final.total.loss must be .* not "x"'),
+    (_LINE | {'machine': {'cpu': 3}}, 'machine.cpu must be a string, not 3'),
+  ],
+)
+def test_a_damaged_line_is_named(content, words, tmp_path):
+  file = tmp_path / 'runs.jsonl'
+  text = content if isinstance(content, bytes) else json.dumps(content).encode()
+  file.write_bytes(json.dumps(_LINE).encode() + b'\n' + text + b'\n')
+  with pytest.raises(UserError, match=rf'runs\.jsonl, line 2 is damaged \(.*{words}'):
+    ledger.read(file)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+  (tmp_path / 'runs.jsonl').mkdir()
+  with pytest.raises(UserError, match=r'runs\.jsonl: Is a directory'):
+    ledger.read(tmp_path / 'runs.jsonl')
+
+
+def test_a_line_says_its_format_and_that_of_a_newer_version_is_refused(tmp_path):
+  file = tmp_path / 'runs.jsonl'
+  ledger.put(file, _LINE)
+  ledger.put(file, _LINE | {'seed': 1, 'format': ledger.FORMAT})
+  assert len(ledger.read(file)) == 2
+  ledger.put(file, _LINE | {'seed': 2, 'format': ledger.FORMAT + 1})
+  with pytest.raises(UserError, match=f'line 3 has format {ledger.FORMAT + 1}'):
+    ledger.read(file)
+
+
+def test_a_line_break_of_unicode_in_a_name_does_not_split_its_line(tmp_path):
+  file = tmp_path / 'runs.jsonl'
+  ledger.put(file, _LINE | {'note': 'one\u2028two\x85three'})
+  assert [line['note'] for line in ledger.read(file).values()] == ['one\u2028two\x85three']
+
+
 def test_lines_that_two_sweeps_put_at_a_time_are_all_there(tmp_path):
   file = tmp_path / 'study' / 'runs.jsonl'
   put = """
@@ -122,7 +176,7 @@ for seed in range(100):
 def test_a_line_without_all_evaluations_is_missing(tmp_path):
   (job,) = _jobs(
     tmp_path,
-    Run('a', 'tests/launch/runs/config.py', evaluations={'masked': {'masked_share': 0.25}}),
+    Run('a', _CONFIG, evaluations={'masked': {'masked_share': 0.25}}),
   )
   made = {'run': 'a', 'seed': 0, 'config_hash': job.config_hash, 'evaluations': {}}
   key = ('a', 0, job.config_hash)
@@ -165,14 +219,14 @@ def _prepare(job, tokens=5, **settings):
 
 
 def test_a_line_names_the_contents_of_its_data(tmp_path):
-  (job,) = _jobs(tmp_path, Run('a', 'tests/launch/runs/config.py'))
+  (job,) = _jobs(tmp_path, Run('a', _CONFIG))
   assert line._data(job) is None
   assert _prepare(job) == _prepare(job, sources='elsewhere') != _prepare(job, tokens=6)
 
 
 def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path):
   masked = {'masked_share': 0.25}
-  run = Run('a', 'tests/launch/runs/config.py', evaluations={'masked': masked})
+  run = Run('a', _CONFIG, evaluations={'masked': masked})
   (job,) = _jobs(tmp_path, run)
   score = {'intervention': masked, 'total': {'loss': 3.0}}
   other = {
@@ -192,7 +246,7 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
     **other,
     'study': 'study',
     'run': 'a',
-    'config': 'tests/launch/runs/config.py',
+    'config': _CONFIG,
     'differs': {'model.num_layers': job.config.model.num_layers},
     'evaluations': {'masked': score},
   }
@@ -241,7 +295,7 @@ def test_a_machine_is_told_from_one_with_other_cores(cpuinfo, name, monkeypatch)
 
 def test_the_final_loss_depends_on_the_context_it_is_measured_with(tmp_path):
   hashes = [
-    _jobs(tmp_path, Run('a', 'tests/launch/runs/config.py', overrides))[0].config_hash
+    _jobs(tmp_path, Run('a', _CONFIG, overrides))[0].config_hash
     for overrides in (
       {},
       {'evaluation.context': 0.5},
@@ -266,23 +320,65 @@ def test_the_final_loss_depends_on_the_context_it_is_measured_with(tmp_path):
 )
 def test_an_override_of_a_wrong_type_names_the_run_and_the_key(overrides, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    _jobs(tmp_path, Run('a', 'tests/launch/runs/config.py', overrides))
+    _jobs(tmp_path, Run('a', _CONFIG, overrides))
 
 
 def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
   overrides = {'optimizer.peak_lr': 1, 'optimizer.decay_at': [0.5, 0.75]}
-  (job,) = _jobs(tmp_path, Run('a', 'tests/launch/runs/config.py', overrides))
+  (job,) = _jobs(tmp_path, Run('a', _CONFIG, overrides))
   assert {'--config.optimizer.peak_lr=1.0', '--config.optimizer.decay_at=(0.5, 0.75)'} <= set(
     job.flags
   )
 
 
-def test_a_misspelt_evaluation_is_found_before_training(tmp_path):
-  run = Run('a', 'tests/launch/runs/config.py', evaluations={'masked': {'masked_shar': 0.25}})
-  with pytest.raises(
-    UserError, match=r"run 'a' .* 'masked' has no 'masked_shar': it takes masked_share, "
-  ):
+@pytest.mark.parametrize(
+  ('run', 'message'),
+  [
+    (
+      Run('a', _CONFIG, evaluations={'masked': {'masked_shar': 0.25}}),
+      r"run 'a' .* 'masked' has no 'masked_shar': it takes masked_share, ",
+    ),
+    (
+      Run('a', _CONFIG, evaluations=['masked']),
+      r"run 'a' .*evaluations must be .*not \['masked'\]",
+    ),
+    (Run('a', _CONFIG, evaluations={'masked': 0.25}), r"'masked' must be a name with .*not 0\.25"),
+    (Run('a', _CONFIG, evaluations={3: {}}), 'the evaluation 3 must be a name'),
+    (Run('a', _CONFIG, evaluations={'b': {3: 1}}), "'b' has no '3'"),
+    (Run('a', _CONFIG, evaluations={'b': {'masked_share': {1}}}), "'b' is no plain JSON"),
+    (Run('a', _CONFIG, evaluations={'b': {'masked_share': float('nan')}}), "'b' is no plain JSON"),
+    (Run(3, _CONFIG), 'is named 3: a name is one line'),
+    (Run('', _CONFIG), "is named '': a name is one line"),
+    (Run('a\nb', _CONFIG), r"is named 'a\\nb': a name is one line"),
+    (Run('a', None), "run 'a' .*config must be FILE.py"),
+    (Run('a', _CONFIG, ['x']), r"run 'a' .*overrides must be .*not \['x'\]"),
+    (Run('a', _CONFIG, {3: 1}), "run 'a' .*overrides must be values by dotted key"),
+  ],
+)
+def test_what_a_run_cannot_have_is_found_before_training(run, message, tmp_path):
+  with pytest.raises(UserError, match=message):
     _jobs(tmp_path, run)
+
+
+def test_damaged_metrics_stop_one_run_and_no_study(tmp_path):
+  (job,) = _jobs(tmp_path, Run('a', _CONFIG))
+  job.workdir.mkdir(parents=True)
+  for damaged in (b'\xff\n', b'{"step": 1}\n', b'{"step": "1", "loss": 2}\n', b'\0\0\n', b'\n'):
+    (job.workdir / 'metrics.jsonl').write_bytes(b'{"step": 1, "loss": 2.0}\n' + damaged)
+    assert not job.diverged and not job.ended
+    with pytest.raises(UserError, match=r'metrics\.jsonl, line 2 is damaged'):
+      job.metrics()
+    with pytest.raises(UserError, match=r'metrics\.jsonl, line 2 is damaged'):
+      score.best_step(job.workdir, [1])
+  (job.workdir / 'metrics.jsonl').write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "l')
+  assert [line['step'] for line in job.metrics()] == [1]  # the second is being written
+
+
+@pytest.mark.parametrize('damaged', [b'\xff', b'{"scores"', b'[]', b'{"scores": [3]}', b'{}'])
+def test_damaged_scores_are_named(damaged, tmp_path):
+  (tmp_path / 'scores.json').write_bytes(damaged)
+  with pytest.raises(UserError, match=r'scores\.json is damaged .*scored again'):
+    line.read_scores(tmp_path)
 
 
 def test_the_evaluations_known_to_the_plan_are_the_interventions():
@@ -355,7 +451,7 @@ def _write_run(job, scores):
 
 
 def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
-  run = Run('a', 'tests/launch/runs/config.py', evaluations={'masked': {'masked_share': 0.25}})
+  run = Run('a', _CONFIG, evaluations={'masked': {'masked_share': 0.25}})
   (job,) = _jobs(tmp_path, run)
   score = lambda step, intervention, loss: {
     'step': step,
@@ -401,7 +497,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
 def test_a_run_that_gave_up_has_a_line_without_losses(tmp_path):
   run = Run(
     'a',
-    'tests/launch/runs/config.py',
+    _CONFIG,
     {'train.max_bad_steps': 2},
     {'masked': {'masked_share': 0.25}},
   )
@@ -438,10 +534,7 @@ def _at_hand(commands):
 def test_every_run_at_a_time_has_a_share_of_its_own(tmp_path):
   jobs = _jobs(
     tmp_path,
-    *(
-      Run(f'{count}', 'tests/launch/runs/config.py', {'moe.num_experts': count})
-      for count in range(2, 7)
-    ),
+    *(Run(f'{count}', _CONFIG, {'moe.num_experts': count}) for count in range(2, 7)),
   )
   parts, at_work, seen = [shares.Share(environment={'N': str(n)}) for n in range(3)], set(), []
 
@@ -527,9 +620,7 @@ def test_a_program_runs_on_the_cores_of_its_share(tmp_path):
 def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
   jobs = _jobs(
     tmp_path,
-    *(
-      Run(f'{count}', 'tests/launch/runs/config.py', {'moe.num_experts': count}) for count in (2, 3)
-    ),
+    *(Run(f'{count}', _CONFIG, {'moe.num_experts': count}) for count in (2, 3)),
   )
   for job in jobs:
     (job.workdir / 'checkpoints' / '40').mkdir(parents=True)
@@ -546,8 +637,8 @@ def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
 
 
 def test_a_diverged_run_is_finished_and_never_tried_again(tmp_path):
-  (job,) = _jobs(tmp_path, Run('a', 'tests/launch/runs/config.py'))
-  logged = json.dumps({'step': 20, 'bad_streak': 99})
+  (job,) = _jobs(tmp_path, Run('a', _CONFIG))
+  logged = json.dumps({'step': 20, 'loss': None, 'bad_streak': 99})
   give_up = f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); raise SystemExit(2)'
   for commands in ([give_up], []):  # the second time nothing is started
     task = local.Task(job)
@@ -593,10 +684,7 @@ def fake_slurm(tmp_path, monkeypatch):
 
 def test_an_array_has_a_task_for_each_run_not_trained(fake_slurm):
   runs_folder = fake_slurm / 'runs'
-  runs = [
-    Run(f'{count}', 'tests/launch/runs/config.py', {'moe.num_experts': count})
-    for count in (2, 3, 4)
-  ]
+  runs = [Run(f'{count}', _CONFIG, {'moe.num_experts': count}) for count in (2, 3, 4)]
   jobs = _jobs(runs_folder, *runs)
   (jobs[0].workdir / 'checkpoints' / '40').mkdir(parents=True)
   assert [job.trained for job in jobs] == [True, False, False]
