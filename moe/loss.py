@@ -46,38 +46,37 @@ def cross_entropy(
   targets_BL: jax.Array,
   weights_BL: jax.Array,
   chunk: int,
-  zero: int = 3,
 ) -> jax.Array:
   """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
 
   The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
   take the type of `hidden`; everything after them is float32. Targets and weights have no gradient. On a mesh every
-  device takes its own sequences and its own part of the vocabulary; `zero` (mesh.zero) says how the head is stored.
+  device takes its own sequences and its own part of the vocabulary.
   """
 
   def of_own_part(hidden_BLD, head_DV, *targets_and_weights):
     hidden_TD, targets_T, weights_T = (_rows(x) for x in (hidden_BLD, *targets_and_weights))
-    head_DV = mesh.own_whole(head_DV, _HEAD, zero, hidden_TD.dtype)
+    head_DV = mesh.own_whole(head_DV, _HEAD, hidden_TD.dtype)
     return _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, _vocabulary_axis())[None]
 
-  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD, zero)
+  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD)
   run = mesh.on_shards(of_own_part, (batch, head, batch, batch), batch)
   return run(hidden_BLD, head_DV, targets_BL, weights_BL).sum()
 
 
 def token_losses(
-  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int, zero: int = 3
+  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int
 ) -> jax.Array:
   """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
 
   def of_own_part(hidden_BLD, head_DV, targets_BL):
-    head_DV = mesh.own_whole(head_DV, _HEAD, zero, hidden_BLD.dtype)
+    head_DV = mesh.own_whole(head_DV, _HEAD, hidden_BLD.dtype)
     losses_T = _token_losses(
       _rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis()
     )
     return losses_T.reshape(targets_BL.shape)
 
-  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD, zero)
+  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD)
   return mesh.on_shards(of_own_part, (batch, head, batch), batch)(hidden_BLD, head_DV, targets_BL)
 
 

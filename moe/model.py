@@ -36,10 +36,10 @@ class Transformer(nn.Module):
 
   def setup(self):
     model = self.config.model
-    matrix = initializers.matrix(model)
+    matrix = initializers.matrix(self.config)
     self.embedding_VD = self.param('embedding', matrix, (model.vocab_size, model.d_model))
     self.head_DV = self.param('head', matrix, (model.d_model, model.vocab_size))
-    self.final_norm = RMSNorm(model.norm_eps)
+    self.final_norm = RMSNorm(self.config)
     if model.num_dense_layers:
       self.dense_blocks = _stack(self.config, dense=True, length=model.num_dense_layers)
     if model.num_layers > model.num_dense_layers:
@@ -109,7 +109,7 @@ def embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.
   On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all tokens of those that
   share the table with it, and each gets its tokens' columns from all of them. The gradient takes the same way back.
   """
-  split = config.mesh.zero == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
+  split = mesh.zero_stage() == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
   sharers = 'fsdp', 'expert'
 
   def of_own_part(embedding_VD, tokens_BL):

@@ -55,5 +55,5 @@ def token_loss(
   """A microbatch's share of the cross-entropy, nats a target token of the whole batch."""
   with jax.named_scope('cross_entropy'):
     targets = batch.targets_BL, batch.weights_BL
-    total = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk, config.mesh.zero)
+    total = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)
   return total / totals.targets

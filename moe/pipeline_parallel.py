@@ -174,7 +174,7 @@ class _Schedule(NamedTuple):
     x_BLD, (stats, exchange) = lax.scan(layer, x_BLD, (stack, jnp.arange(self.per_stage)))
 
     def finish():
-      hidden_BLD = RMSNorm(config.model.norm_eps).apply({'params': rest['final_norm']}, x_BLD)
+      hidden_BLD = RMSNorm(config).apply({'params': rest['final_norm']}, x_BLD)
       return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
     with _runs(1 - 1 / self.stages, 1 / self.stages):

@@ -61,7 +61,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
   with (
     processes.stop_on_signal(mesh) as stop,
     contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer,
-    mesh_lib.use(mesh),
+    mesh_lib.use(mesh, config.mesh.zero),
   ):
     restored = checkpointer.restore_newest(where)
     if restored:

@@ -69,7 +69,7 @@ def suite(rounds: int) -> list[dict]:
 def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], None]:
   """Runs the layer and all its gradients once. Skewed: expert 0 is among the chosen of 80% of the tokens."""
   config, draw = _config(shape, dtype), Draw(dtype)
-  layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
+  layer = MoELayer(config)
   e, d, f = shape.num_experts, shape.d_model, shape.d_expert
   router_DE, u_TD = np.array(draw(d, e)), np.array(draw(_SEQUENCES * _LENGTH, d), np.float32)
   if skewed:
@@ -90,7 +90,7 @@ def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], No
 def dense_ffn(shape: Shape, dtype: str) -> Callable[[], None]:
   """Runs a SwiGLU FFN of width K · F and all its gradients once."""
   width, d, draw = shape.experts_per_token * shape.d_expert, shape.d_model, Draw(dtype)
-  layer = MLP(_config(shape, dtype).model, width)
+  layer = MLP(_config(shape, dtype), width)
   params = {'gate': draw(d, width), 'up': draw(d, width), 'down': draw(width, d)}
   return with_gradients(
     lambda u, params: layer.apply({'params': params}, u),

@@ -94,7 +94,7 @@ def _parts(config: Config) -> list[Part]:
   heads = tuple(draw.tokens(b, length, h, c) for _ in range(3))
   width = moe.num_shared_experts * moe.d_expert
   shared = {'gate': draw(d, width), 'up': draw(d, width), 'down': draw(width, d)}
-  mlp = MLP(model, width)
+  mlp = MLP(config, width)
   targets_1T, weights_1T = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens), jnp.float32)
   head = lambda x, w: cross_entropy(x[None], w, targets_1T, weights_1T, config.train.loss_chunk)
   shape = moe_layer.Shape(d, moe.d_expert, moe.num_experts, moe.experts_per_token)

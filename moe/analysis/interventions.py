@@ -130,7 +130,7 @@ def _rechoose(masked, call, args, kwargs, context):
   if masked:
     _, _, is_token_BL = args
     gates_BLK, experts_BLK = routing.gates_BLK[..., masked:], routing.experts_BLK[..., masked:]
-    counts_BE = count_choices(experts_BLK, is_token_BL, module.moe.num_experts)
+    counts_BE = count_choices(experts_BLK, is_token_BL, module.config.moe.num_experts)
     routing = routing._replace(
       gates_BLK=gates_BLK,
       experts_BLK=experts_BLK,

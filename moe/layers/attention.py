@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe.config import ModelConfig
+from moe.config import Config
 from moe.layers import initializers
 from moe.layers.linear import linear
 from moe.layers.rope import apply_rope
@@ -25,9 +25,7 @@ class KVCache(NamedTuple):
 class Attention(nn.Module):
   """Multi-head attention without biases; scores scaled by 1/√C, softmax in float32."""
 
-  config: ModelConfig
-  implementation: str
-  zero: int = 3  # mesh.zero
+  config: Config
 
   @nn.compact
   def __call__(
@@ -46,7 +44,7 @@ class Attention(nn.Module):
       cache: None, or what earlier calls returned. A slot is always written before it is seen, so right-padding a
         prompt is harmless: padding's slots are overwritten by the tokens that really come there.
     """
-    c = self.config
+    c = self.config.model
     project = lambda name, heads: self._product(x_BLD, name, heads * c.head_dim).reshape(
       *x_BLD.shape[:2], heads, c.head_dim
     )
@@ -57,7 +55,7 @@ class Attention(nn.Module):
     if cache is None:
       heads, batch = mesh.spec('batch', None, 'heads', None), mesh.spec('batch', None)
       attend = mesh.on_shards(
-        functools.partial(attention, implementation=self.implementation),
+        functools.partial(attention, implementation=self.config.ops.implementation),
         (heads, heads, heads, batch),
         heads,
       )
@@ -76,4 +74,4 @@ class Attention(nn.Module):
 
   def _product(self, x_BLK, name, columns):
     w_KN = self.param(name, initializers.matrix(self.config), (x_BLK.shape[-1], columns))
-    return linear(x_BLK, w_KN, mesh.parameter_axes('attention', name), self.config, self.zero)
+    return linear(x_BLK, w_KN, mesh.parameter_axes('attention', name), self.config)

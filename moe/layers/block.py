@@ -30,19 +30,17 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, tuple[RoutingStats | None, KVCache | None]]:
     """Shaped for `nn.scan`: x is the carry, the cache is scanned, statistics and cache are stacked."""
     x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
-    model = self.config.model
-    norm = lambda name: RMSNorm(model.norm_eps, name=name)
-    attended_BLD, cache = Attention(
-      model, self.config.ops.implementation, self.config.mesh.zero, name='attention'
-    )(norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache)
+    config, model = self.config, self.config.model
+    norm = lambda name: RMSNorm(config, name=name)
+    attended_BLD, cache = Attention(config, name='attention')(
+      norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache
+    )
     x_BLD += attended_BLD
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
-      return x_BLD + MLP(model, model.d_ff, self.config.mesh.zero, name='mlp')(u_BLD), (None, cache)
+      return x_BLD + MLP(config, model.d_ff, name='mlp')(u_BLD), (None, cache)
     layer = (
       nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
-    y_BLD, stats = layer(
-      model, self.config.moe, self.config.mesh, self.config.ops.implementation, name='moe'
-    )(u_BLD, token_ids_BL, segment_ids_BL > 0)
+    y_BLD, stats = layer(config, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
     return x_BLD + y_BLD, (stats, cache)

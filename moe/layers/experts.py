@@ -1,12 +1,9 @@
 """The routed experts: their weights, and the op that runs them."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from moe.config import MeshConfig, ModelConfig, MoEConfig
+from moe.config import Config
 from moe.layers import initializers
 from moe.ops.routed_ffn import ExpertWeights
 from moe.parallel.expert_parallel import expert_parallel_ffn
@@ -15,23 +12,20 @@ from moe.parallel.expert_parallel import expert_parallel_ffn
 class Experts(nn.Module):
   """E SwiGLU experts of hidden width F; each token goes through K of them, none is ever dropped."""
 
-  config: ModelConfig
-  moe: MoEConfig
-  mesh: MeshConfig
-  implementation: str
+  config: Config
 
   @nn.compact
   def __call__(
     self, x_BLD: jax.Array, gates_BLK: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
   ) -> jax.Array:
     """Σ_k gates[k] · FFN_experts[k](x), in x's type. On a mesh that splits the experts it sows 'exchange'."""
-    e, d, f = self.moe.num_experts, self.config.d_model, self.moe.d_expert
+    moe, d = self.config.moe, self.config.model.d_model
+    e, f = moe.num_experts, moe.d_expert
     matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
     weights = ExpertWeights(matrix('gate', e, d, f), matrix('up', e, d, f), matrix('down', e, f, d))
-    run = functools.partial(
-      expert_parallel_ffn, dtype=jnp.dtype(self.config.dtype), implementation=self.implementation
+    y_BLD, exchange = expert_parallel_ffn(
+      x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.config
     )
-    y_BLD, exchange = run(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.mesh)
     if exchange is not None:
       for name, value in exchange._asdict().items():
         self.sow('exchange', name, value, init_fn=lambda: None, reduce_fn=lambda _, value: value)

@@ -4,15 +4,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moe.config import Config
+
 
 class RMSNorm(nn.Module):
   """x · scale / sqrt(mean(x²) + eps) over the last axis. Computed in float32: bfloat16 squares lose small features."""
 
-  eps: float
+  config: Config
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     scale_D = self.param('scale', nn.initializers.ones, (x_BLD.shape[-1],))
     x = x_BLD.astype(jnp.float32)
-    normed = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    normed = x * jax.lax.rsqrt(
+      jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.model.norm_eps
+    )
     return (normed * scale_D[None, None]).astype(x_BLD.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from moe.config import ModelConfig, MoEConfig
+from moe.config import Config
 from moe.layers import initializers
 from moe.ops.router import Routing, RoutingStats, route
 from moe.ops.router.reference import count_choices
@@ -16,55 +16,51 @@ from moe.parallel import mesh
 class SoftmaxRouter(nn.Module):
   """Affinities are the softmax of u · e; the K largest are the gates (Eq. 7, 8, 10). See `moe.ops.router.route`."""
 
-  config: ModelConfig
-  moe: MoEConfig
-  implementation: str
-  zero: int = 3  # mesh.zero
+  config: Config
 
   @nn.compact
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     del token_ids_BL
+    config, moe = self.config, self.config.moe
     experts_DE = self.param(
-      'experts', initializers.matrix(self.config), (self.config.d_model, self.moe.num_experts)
+      'experts', initializers.matrix(config), (config.model.d_model, moe.num_experts)
     )
     axes, batch = mesh.parameter_axes('router', 'experts'), mesh.spec('batch')
 
     def choose(u_BLD, experts_DE, is_token_BL):
       # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
-      experts_DE = mesh.own_whole(experts_DE, axes, self.zero, jnp.float32)
+      experts_DE = mesh.own_whole(experts_DE, axes, jnp.float32)
       logits_BLE = jnp.matmul(
         u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST
       )
       return route(
-        logits_BLE, is_token_BL, self.moe.experts_per_token, implementation=self.implementation
+        logits_BLE, is_token_BL, moe.experts_per_token, implementation=config.ops.implementation
       )
 
-    specs = batch, mesh.stored_spec(axes, self.zero), batch
+    specs = batch, mesh.stored_spec(axes), batch
     return mesh.on_shards(choose, specs, batch)(u_BLD, experts_DE, is_token_BL)
 
 
 class HashRouter(nn.Module):
   """Hash Layer: the experts of a token are a fixed function of its id, its gates are one. No parameters."""
 
-  config: ModelConfig
-  moe: MoEConfig
-  implementation: str
-  zero: int = 3  # mesh.zero
+  config: Config
 
   @nn.compact
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     """As `SoftmaxRouter`; the affinities of its statistics are 1/K for the chosen experts."""
     del u_BLD
+    moe = self.config.moe
     table_VK = hash_table(
-      self.config.vocab_size, self.moe.num_experts, self.moe.experts_per_token, self.moe.hash_seed
+      self.config.model.vocab_size, moe.num_experts, moe.experts_per_token, moe.hash_seed
     )
     experts_BLK = jnp.asarray(table_VK)[token_ids_BL]
-    counts_BE = count_choices(experts_BLK, is_token_BL, self.moe.num_experts)
+    counts_BE = count_choices(experts_BLK, is_token_BL, moe.num_experts)
     nothing_B = jnp.zeros(token_ids_BL.shape[0], jnp.float32)
     stats = RoutingStats(
       counts_BE=counts_BE,
-      probability_sums_BE=counts_BE / self.moe.experts_per_token,
-      entropy_sums_B=nothing_B + jnp.log(self.moe.experts_per_token) * is_token_BL.sum(axis=1),
+      probability_sums_BE=counts_BE / moe.experts_per_token,
+      entropy_sums_B=nothing_B + jnp.log(moe.experts_per_token) * is_token_BL.sum(axis=1),
       z_sums_B=nothing_B,
     )
     return Routing(jnp.ones(experts_BLK.shape, jnp.float32), experts_BLK, stats)

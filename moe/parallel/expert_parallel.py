@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from moe.config import MeshConfig
+from moe.config import Config
 from moe.errors import UserError
 from moe.ops.dispatch_plan import DispatchPlan, make_plan, sort_assignments
 from moe.ops.implementation import platform
@@ -90,36 +90,30 @@ def expert_parallel_ffn(
   experts_BLK: jax.Array,
   is_token_BL: jax.Array,
   weights: ExpertWeights,
-  config: MeshConfig,
-  *,
-  dtype: jnp.dtype,
-  implementation: str,
+  config: Config,
 ) -> tuple[jax.Array, Exchange | None]:
-  """Σ_k gates[k] · FFN_experts[k](x), in `dtype`, and the exchange's telemetry (None if experts are not split).
+  """Σ_k gates[k] · FFN_experts[k](x), in model.dtype, and the exchange's telemetry (None if experts are not split).
 
   Args:
     x_BLD, gates_BLK, experts_BLK, is_token_BL: laid out by batch.
     is_token_BL: bool; False for padding, which nobody reads: it is exchanged nowhere, computed where nothing is split.
     weights: of all E experts, laid out by expert, width (mesh.zero = 3) and hidden width.
   """
-  split = mesh.size(_AXIS) > 1
-  transport = _transport(config.transport) if split else ''
+  split, dtype = mesh.size(_AXIS) > 1, jnp.dtype(config.model.dtype)
+  transport = _transport(config.mesh.transport) if split else ''
 
   def of_own_part(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights):
     x_TD, gates_TK, experts_TK = (
       a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
     )
-    own = (
-      _weights_here(w, axes, config.zero, dtype)
-      for w, axes in zip(weights, (up, up, down), strict=True)
-    )
+    own = (_weights_here(w, axes, dtype) for w, axes in zip(weights, (up, up, down), strict=True))
     weights = ExpertWeights(*own)
-    run = functools.partial(routed_ffn, dtype=dtype, implementation=implementation)
+    run = functools.partial(routed_ffn, dtype=dtype, implementation=config.ops.implementation)
     if split:
       (tokens, per_token), devices = experts_TK.shape, mesh.size(_AXIS)
       everything = transport == 'all_gather'
       capacity = Capacity.of(
-        tokens, experts_count, per_token, devices, config.receive_buffer, everything
+        tokens, experts_count, per_token, devices, config.mesh.receive_buffer, everything
       )
       nobody = (
         devices * weights.gate_EDF.shape[0]
@@ -136,7 +130,7 @@ def expert_parallel_ffn(
 
   experts_count, batch = weights.gate_EDF.shape[0], mesh.spec('batch')
   up, down = mesh.expert_axes(experts_count, mesh.size(_AXIS))
-  stored = ExpertWeights(*(mesh.stored_spec(axes, config.zero) for axes in (up, up, down)))
+  stored = ExpertWeights(*(mesh.stored_spec(axes) for axes in (up, up, down)))
   run_on_shards = mesh.on_shards(
     of_own_part, (batch, batch, batch, batch, stored), (batch, mesh.spec())
   )
@@ -144,14 +138,15 @@ def expert_parallel_ffn(
   return y_BLD, exchange if split else None
 
 
-def _weights_here(weights_EXY, axes, zero, dtype):
+def _weights_here(weights_EXY, axes, dtype):
   """This device's experts, of their whole width, from what it stores.
 
   Experts that cannot be dealt out evenly are stored by width: dealt out here, some devices get one of zeros.
   """
   if axes[0] is not None:
-    return mesh.own_whole(weights_EXY, axes, zero, dtype)
-  devices, width = (
+    return mesh.own_whole(weights_EXY, axes, dtype)
+  zero, devices, width = (
+    mesh.zero_stage(),
     mesh.size(_AXIS),
     next(i for i, axis in enumerate(axes) if axis in mesh.ZERO_AXES),
   )

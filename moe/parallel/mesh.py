@@ -41,6 +41,10 @@ _TABLE: dict[str | None, tuple[str, ...]] = {
 }
 ZERO_AXES = ('width', 'expert_width')
 
+# ZeRO's stage (mesh.zero) of the mesh in use. A context of JAX's own: it is part of jit's cache key, as the mesh is, so
+# that no function compiled for one stage is ever taken for the other.
+_ZERO_STAGE = jax.make_user_context(3)
+
 # Parameter → logical axes, by its module and name; a stack of blocks has 'layers' before them.
 _PARAMETERS: dict[tuple[str, str], tuple[str | None, ...]] = {
   ('', 'embedding'): ('vocab', 'width'),
@@ -87,13 +91,18 @@ def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
-  """What is traced inside is laid out on `mesh`. One of a single device changes nothing."""
+def use(mesh: Mesh, zero: int) -> Iterator[None]:
+  """What is traced inside is laid out on `mesh`, by stage `zero` (mesh.zero). A single device changes nothing."""
   if mesh.size == 1:
     yield
     return
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), _ZERO_STAGE(zero):
     yield
+
+
+def zero_stage() -> int:
+  """Of the mesh in use: 3 where parameters lie over the devices that share a batch, 1 where each has them whole."""
+  return _ZERO_STAGE.value
 
 
 def size(axis: str) -> int:
@@ -142,12 +151,12 @@ def expert_axes(
   return (experts, width, 'hidden'), (experts, 'hidden', width)
 
 
-def gathers(axes: Sequence[str | None], zero: int) -> list[tuple[int, str]]:
+def gathers(axes: Sequence[str | None]) -> list[tuple[int, str]]:
   """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3 spreads over the mesh in use.
 
   One a mesh axis, the minor first: of one over a whole 3D torus TPU's compiler makes an all-reduce, of twice the bytes.
   """
-  if zero == 1:
+  if zero_stage() == 1:
     return []
   over = lambda axis: (
     [name for name in reversed(_TABLE[axis]) if size(name) > 1] if axis in ZERO_AXES else []
@@ -155,9 +164,9 @@ def gathers(axes: Sequence[str | None], zero: int) -> list[tuple[int, str]]:
   return [(dimension, name) for dimension, axis in enumerate(axes) for name in over(axis)]
 
 
-def own_whole(w: jax.Array, axes: Sequence[str | None], zero: int, dtype: Any) -> jax.Array:
+def own_whole(w: jax.Array, axes: Sequence[str | None], dtype: Any) -> jax.Array:
   """Inside `on_shards`: a parameter, whole along the axes over which ZeRO-3 spreads it. For types see `travels`."""
-  steps = gathers(axes, zero)
+  steps = gathers(axes)
 
   def gather(w):
     for dimension, name in steps:
@@ -183,9 +192,9 @@ def travels(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
   return moved(w)
 
 
-def stored_spec(axes: Sequence[str | None], zero: int) -> PartitionSpec:
-  """How a parameter of these logical axes is stored, if no stack of layers splits it too; zero: as in `shardings`."""
-  return spec(*_stored_axes(axes, zero))
+def stored_spec(axes: Sequence[str | None]) -> PartitionSpec:
+  """How a parameter of these logical axes is stored on the mesh in use, if no stack of layers splits it too."""
+  return spec(*_stored_axes(axes, zero_stage()))
 
 
 def parameter_axes(module: str, name: str) -> tuple[str | None, ...]:

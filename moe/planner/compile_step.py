@@ -52,7 +52,7 @@ def compile_for_devices(
   """As `moe.train` compiles it: the state donated and laid out by the mesh, metrics whole; `platform`'s kernels."""
   mesh = mesh_lib.make_mesh(config, devices)
   began, cpu_began = time.perf_counter(), time.process_time()
-  with compiling_for(platform), mesh_lib.use(mesh):
+  with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
     state, batch = (
       laid_out(jax.eval_shape(lambda: init_state(config)), mesh, config),
       _batch(config, mesh),

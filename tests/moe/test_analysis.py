@@ -177,7 +177,7 @@ def test_masking_behind_fused_routers(platform, kernels):
     config = any_config(
       **{'moe.num_experts': 16, 'moe.experts_per_token': 5, 'ops.implementation': implementation}
     )
-    router = SoftmaxRouter(config.model, config.moe, implementation)
+    router = SoftmaxRouter(config)
     with nn.intercept_methods(functools.partial(interventions._rechoose, 3)):
       call = lambda w, u: router.apply(
         {'params': {'experts': w}}, u, np.zeros((2, 9), np.int32), is_token_BL

@@ -31,25 +31,25 @@ def _params(model):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def attend(model, params, x_BLD, positions_BL, segment_ids_BL, cache=None):
-  return Attention(model, 'auto').apply(
-    {'params': params}, x_BLD, positions_BL, segment_ids_BL, cache
-  )
+def attend(config, params, x_BLD, positions_BL, segment_ids_BL, cache=None):
+  return Attention(config).apply({'params': params}, x_BLD, positions_BL, segment_ids_BL, cache)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('kv_heads', [1, 2, 4])
 def test_against_a_loop_over_pairs(kv_heads, dtype):
-  model = small_config(
+  config = small_config(
     **{'model.num_heads': 4, 'model.num_kv_heads': kv_heads, 'model.dtype': dtype}
-  ).model
-  params, x_BLD = _params(model), _normal(3, 8, 16)
-  y_BLD, cache = attend(model, params, jnp.asarray(x_BLD, dtype), POSITIONS_BL, SEGMENTS_BL)
+  )
+  params, x_BLD = _params(config.model), _normal(3, 8, 16)
+  y_BLD, cache = attend(config, params, jnp.asarray(x_BLD, dtype), POSITIONS_BL, SEGMENTS_BL)
   assert cache is None
   assert y_BLD.dtype == dtype
   matrices = [exact(params[name]) for name in ('query', 'key', 'value', 'out')]
   truth = [
-    oracles.attention(exact(x), p, s, *matrices, heads=4, kv_heads=kv_heads, base=model.rope_base)
+    oracles.attention(
+      exact(x), p, s, *matrices, heads=4, kv_heads=kv_heads, base=config.model.rope_base
+    )
     for x, p, s in zip(x_BLD, POSITIONS_BL, SEGMENTS_BL)
   ]
   real = SEGMENTS_BL > 0
@@ -59,18 +59,18 @@ def test_against_a_loop_over_pairs(kv_heads, dtype):
 
 def test_a_cache_filled_in_pieces_gives_the_same():
   """A prompt right-padded to four, then one token at a time: the padding's slots are written over."""
-  model = small_config(**{'model.num_heads': 4, 'model.num_kv_heads': 2}).model
-  params, x_BLD = _params(model), _normal(1, 7, 16)
-  whole_BLD, _ = attend(model, params, x_BLD, np.arange(7)[None], np.ones((1, 7), np.int32))
+  config = small_config(**{'model.num_heads': 4, 'model.num_kv_heads': 2})
+  params, x_BLD = _params(config.model), _normal(1, 7, 16)
+  whole_BLD, _ = attend(config, params, x_BLD, np.arange(7)[None], np.ones((1, 7), np.int32))
   cache = KVCache(*jnp.zeros((2, 1, 7, 2, 8)))
   padded_BLD = np.concatenate([x_BLD[:, :2], 100 * np.ones((1, 2, 16), np.float32)], axis=1)
   y_BLD, cache = attend(
-    model, params, padded_BLD, np.arange(4)[None], np.ones((1, 4), np.int32), cache
+    config, params, padded_BLD, np.arange(4)[None], np.ones((1, 4), np.int32), cache
   )
   assert_close(y_BLD[:, :2], whole_BLD[:, :2], 1e-5)
   for i in range(2, 7):
     y_BLD, cache = attend(
-      model, params, x_BLD[:, i : i + 1], np.array([[i]]), np.ones((1, 1), np.int32), cache
+      config, params, x_BLD[:, i : i + 1], np.array([[i]]), np.ones((1, 1), np.int32), cache
     )
     assert_close(y_BLD[:, 0], whole_BLD[:, i], 1e-5, f'token {i}')
 
@@ -100,7 +100,9 @@ def test_rope_scores_depend_on_the_distance_only():
 def test_rms_norm(dtype):
   x_BLD = jnp.asarray(_normal(2, 3, 16) * np.array([1e-4, 1, 100])[None, :, None], dtype)
   scale_D = _normal(16, seed=3)
-  y_BLD = RMSNorm(1e-6).apply({'params': {'scale': scale_D}}, x_BLD)
+  y_BLD = RMSNorm(small_config(**{'model.norm_eps': 1e-6})).apply(
+    {'params': {'scale': scale_D}}, x_BLD
+  )
   assert y_BLD.dtype == dtype
   for b, t in np.ndindex(2, 3):
     truth = oracles.rms_norm(exact(x_BLD[b, t]), exact(scale_D), 1e-6)

@@ -26,7 +26,7 @@ def run(config, params, u_BLD, ids_BL, dy_BLD):
   is_token_BL = jnp.ones((B, L), bool).at[1, -2:].set(False)
 
   def apply(params, u_BLD):
-    layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
+    layer = MoELayer(config)
     return layer.apply({'params': params}, u_BLD, ids_BL, is_token_BL)
 
   y_BLD, pull, stats = jax.vjp(apply, params, u_BLD, has_aux=True)
@@ -35,7 +35,7 @@ def run(config, params, u_BLD, ids_BL, dy_BLD):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_mlp(config, params, u_BLD, dy_BLD):
-  y_BLD, pull = jax.vjp(lambda p, u: MLP(config.model, F).apply({'params': p}, u), params, u_BLD)
+  y_BLD, pull = jax.vjp(lambda p, u: MLP(config, F).apply({'params': p}, u), params, u_BLD)
   return y_BLD, *pull(dy_BLD)
 
 

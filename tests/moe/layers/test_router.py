@@ -19,9 +19,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def route(kind, config, centroids_DE, u_BLD, token_ids_BL, is_token_BL):
   params = {'experts': centroids_DE} if kind is SoftmaxRouter else {}
-  return kind(config.model, config.moe, 'auto').apply(
-    {'params': params}, u_BLD, token_ids_BL, is_token_BL
-  )
+  return kind(config).apply({'params': params}, u_BLD, token_ids_BL, is_token_BL)
 
 
 def _batch(config, rows=3, length=7, seed=0):

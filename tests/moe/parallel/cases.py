@@ -114,7 +114,7 @@ def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, l
   if skewed:  # in the first layer most tokens go to the same experts
     same_BL = np.random.default_rng(1).random(batch.tokens_BL.shape) < 0.9
     batch = batch._replace(tokens_BL=np.where(same_BL, 7, batch.tokens_BL))
-  with mesh_lib.use(mesh):
+  with mesh_lib.use(mesh, config.mesh.zero):
     shapes = jax.eval_shape(lambda: init_state(config))
     where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

@@ -103,6 +103,7 @@ def measure(case: Case) -> dict:
       'mesh.expert': case.devices,
       'mesh.transport': case.transport,
       'mesh.receive_buffer': case.buffer,
+      'ops.implementation': 'reference',
     },
   )
   given, w = inputs(case), weights(case)
@@ -111,9 +112,7 @@ def measure(case: Case) -> dict:
 
   def exchanged(x_BLD, gates_BLK, w):
     return expert_parallel.expert_parallel_ffn(
-      *(x_BLD, gates_BLK, given.experts_BLK, given.is_token_BL, w, config.mesh),
-      dtype=jnp.dtype('float32'),
-      implementation='reference',
+      x_BLD, gates_BLK, given.experts_BLK, given.is_token_BL, w, config
     )
 
   def run(*operands):
@@ -121,7 +120,7 @@ def measure(case: Case) -> dict:
     return y_BLD, *pull(dy_BLD), exchange
 
   mesh = mesh_lib.make_mesh(config)
-  with mesh_lib.use(mesh):
+  with mesh_lib.use(mesh, config.mesh.zero):
     *results, exchange = jax.device_get(jax.jit(run)(given.x_BLD, given.gates_BLK, w))
   x_BLD = np.where(mask_BL1, given.x_BLD, 0)
   y_BLD, pull = jax.vjp(lambda *o: every_expert(*o, given.experts_BLK), x_BLD, given.gates_BLK, w)

@@ -50,7 +50,7 @@ def main() -> None:
 
   config = small_config(**common, **{'mesh.fsdp': 2, 'mesh.expert': 2})
   mesh = mesh_lib.make_mesh(config)
-  with mesh_lib.use(mesh):
+  with mesh_lib.use(mesh, config.mesh.zero):
     params = jax.device_put(params, mesh_lib.shardings(mesh, params))
     changed, kept, _ = specialization.apply(config, params, INTERVENTION)
     same = [kept['moe_blocks']['moe']['experts'][name].sharding.spec for name in ('gate', 'down')]

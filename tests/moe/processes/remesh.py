@@ -102,7 +102,7 @@ def main(workdir, data_directory, sources):
     where = lambda tree, mesh=mesh, zero=config.mesh.zero: mesh_lib.shardings(mesh, tree, zero)
     with (
       contextlib.closing(Checkpointer(Path(workdir), config, data.tokenizer)) as checkpointer,
-      mesh_lib.use(mesh),
+      mesh_lib.use(mesh, config.mesh.zero),
     ):
       if step:
         restored = checkpointer.restore_newest(where)

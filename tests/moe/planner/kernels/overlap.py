@@ -28,7 +28,7 @@ _OVERRIDES = {
 def main() -> None:
   config = small_config(**_OVERRIDES)
   mesh = mesh_lib.make_mesh(config, machine.devices(machine.parse('v5e:2x4')))
-  layer = MoELayer(config.model, config.moe, config.mesh, config.ops.implementation)
+  layer = MoELayer(config)
   u_BLD, ids_BL = jnp.zeros((8, 512, 256), jnp.bfloat16), jnp.zeros((8, 512), jnp.int32)
   shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), u_BLD, ids_BL, ids_BL == 0))[
     'params'
@@ -40,7 +40,7 @@ def main() -> None:
   placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   params = jax.tree.map(placed, shapes, unstacked)
   batch = mesh_lib.batch_sharding(mesh)
-  with mesh_lib.use(mesh), compiling_for('tpu'):
+  with mesh_lib.use(mesh, config.mesh.zero), compiling_for('tpu'):
     forward = jax.jit(lambda params, u, ids: layer.apply({'params': params}, u, ids, ids == 0)[0])
     lowered = forward.lower(params, placed(u_BLD, batch), placed(ids_BL, batch))
   text = lowered.compile(mesh_lib.compiler_options(mesh)).as_text()
