@@ -18,7 +18,7 @@ from moe.config import Config
 from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
-from moe.loss import token_losses
+from moe.losses.cross_entropy import token_losses
 from moe.metrics.routing import load_over_mean
 from moe.parallel.mesh import place_whole, whole
 from moe.train_step import forward

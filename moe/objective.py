@@ -1,5 +1,9 @@
-"""What one microbatch, or one pipeline stage of it, adds to a step's objective and metrics. N MoE layers, E experts."""
+"""The objective, in one place: cross-entropy + Σ weight · term over LOSSES; and what adds up to a step's metrics.
 
+N MoE layers, E routed experts.
+"""
+
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -8,45 +12,57 @@ from jax import lax
 
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.loss import BalanceTerms, Totals, balance_terms, cross_entropy
+from moe.losses import LOSSES, Statistics, Totals, weight
+from moe.losses.cross_entropy import cross_entropy
 from moe.metrics.routing import sum_over_sequences
 from moe.ops.router import RoutingStats
 
 
-class Parts(NamedTuple):
-  """The shares of a microbatch. They add up to the whole batch's, except for `exchange`, of which the worst counts."""
+class Sums(NamedTuple):
+  """What a microbatch, or one pipeline stage of it, adds to the whole batch's. No gradient. See `add`."""
 
   loss: jax.Array  # cross-entropy, nats a target token of the whole batch
-  terms: BalanceTerms
-  sums: RoutingStats | None  # (N, E) or (N,)
+  terms: dict[str, jax.Array]  # weighted, by their names in LOSSES
+  routing: RoutingStats | None  # (N, E) or (N,)
   exchange: dict[str, jax.Array]  # name → (N,), see `expert_parallel.Exchange`
 
-  @classmethod
-  def of(
-    cls,
-    config: Config,
-    loss: jax.Array,
-    stats: RoutingStats | None,
-    exchange: dict,
-    totals: Totals,
-    counts_NE: jax.Array | None,
-  ) -> tuple[jax.Array, 'Parts']:
-    """(the share of the objective, to be differentiated; the parts, which have no gradient).
 
-    Args:
-      stats: of this microbatch's sequences, in some layers; None where nothing is routed.
-      totals: of the whole batch.
-      counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.
-    """
-    terms, sums = BalanceTerms(*jnp.zeros(3)), None
-    if stats is not None:
-      terms = balance_terms(stats, config.moe, totals, counts_NE)
-      sums = sum_over_sequences(stats)
-    return loss + sum(terms), jax.tree.map(lax.stop_gradient, cls(loss, terms, sums, exchange))
+def add(a: Sums, b: Sums) -> Sums:
+  """Of two parts of a batch: the sums, and of each exchange the worst."""
+  summed = jax.tree.map(jnp.add, a[:-1], b[:-1])
+  return Sums(*summed, jax.tree.map(jnp.maximum, a.exchange, b.exchange))
 
-  def __add__(self, other: 'Parts') -> 'Parts':
-    summed = jax.tree.map(jnp.add, self[:-1], other[:-1])
-    return Parts(*summed, jax.tree.map(jnp.maximum, self.exchange, other.exchange))
+
+def objective(
+  config: Config,
+  loss: jax.Array,
+  stats: RoutingStats | None,
+  exchange: dict[str, jax.Array],
+  totals: Totals,
+  counts_NE: jax.Array | None,
+) -> tuple[jax.Array, Sums]:
+  """(a part's share of the objective, to be differentiated; what it adds to the metrics).
+
+  Args:
+    loss: the part's share of the cross-entropy, see `token_loss`.
+    stats: of this part's sequences, in some layers; None where nothing is routed.
+    totals: of the whole batch.
+    counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.
+  """
+  terms, routing = {name: jnp.zeros(()) for name in LOSSES}, None
+  if stats is not None:
+    statistics = Statistics.of(stats, config.moe, totals, counts_NE)
+    terms = {
+      name: weight(config, name) * term(statistics, config, totals) for name, term in LOSSES.items()
+    }
+    routing = sum_over_sequences(stats)
+  sums = jax.tree.map(lax.stop_gradient, Sums(loss, terms, routing, exchange))
+  return total(loss, terms), sums
+
+
+def total(loss: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
+  """cross-entropy + Σ weighted terms."""
+  return loss + sum(terms[name] for name in LOSSES)
 
 
 def token_loss(
@@ -55,5 +71,5 @@ def token_loss(
   """A microbatch's share of the cross-entropy, nats a target token of the whole batch."""
   with jax.named_scope('cross_entropy'):
     targets = batch.targets_BL, batch.weights_BL
-    total = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)
-  return total / totals.targets
+    summed = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)
+  return summed / totals.targets

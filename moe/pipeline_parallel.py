@@ -24,9 +24,9 @@ from jax.sharding import PartitionSpec
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.layers.norm import RMSNorm
-from moe.loss import Totals
+from moe.losses import Totals
 from moe.model import block_step, embed, stack_names
-from moe.objective import Parts, token_loss
+from moe.objective import Sums, add, objective, token_loss
 from moe.parallel import mesh
 
 _AXIS = 'stage'
@@ -34,8 +34,8 @@ _AXIS = 'stage'
 
 def gradients(
   config: Config, params: dict, batches: Batch, totals: Totals, counts_NE: jax.Array | None
-) -> tuple[dict, Parts]:
-  """Gradients of the batch's objective, and its parts.
+) -> tuple[dict, Sums]:
+  """Gradients of the batch's objective, and its sums.
 
   Args:
     batches: Batch whose arrays have a leading axis M.
@@ -64,8 +64,8 @@ def gradients(
   d_stack, d_rest, summed, by_layer = run(
     deal(params[name]), rest, batches, totals, deal(counts_NE)
   )
-  d_stack, (sums, exchange) = jax.tree.map(lambda x: x[:layers], (d_stack, by_layer))
-  return {**d_rest, name: d_stack}, Parts(*summed, sums, exchange)
+  d_stack, by_layer = jax.tree.map(lambda x: x[:layers], (d_stack, by_layer))
+  return {**d_rest, name: d_stack}, Sums(*summed, *by_layer)
 
 
 def partners(parity: int, stages: int) -> list[tuple[int, int]]:
@@ -101,7 +101,7 @@ class _Schedule(NamedTuple):
     swaps = [functools.partial(_swap, pairs=partners(parity, stages)) for parity in (0, 1)]
 
     def forward(m, received, state):
-      inputs, gradients, parts = state
+      inputs, gradients, sums = state
       inputs = lax.dynamic_update_index_in_dim(inputs, received, m % stages, 0)
       # The last stage's result goes nowhere: its backward computes all that is needed.
       with _runs(1 - 1 / stages, 1 / stages):
@@ -109,17 +109,15 @@ class _Schedule(NamedTuple):
           lambda: work(stack, rest, received, part(m))[0][0]
         )
         send = lax.cond(stage == stages - 1, lambda: received, again)
-      return send, (inputs, gradients, parts)
+      return send, (inputs, gradients, sums)
 
     def backward(m, received, state):
-      inputs, gradients, parts = state
+      inputs, gradients, sums = state
       kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
-      (_, objective), pull, new = jax.vjp(
-        lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True
-      )
+      (_, share), pull, new = jax.vjp(lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True)
       # To the last stage nobody sends: zeros, as its result has no part in what comes after it.
-      *more, send = pull((received, jnp.ones_like(objective)))
-      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), parts + new)
+      *more, send = pull((received, jnp.ones_like(share)))
+      return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), add(sums, new))
 
     def tick(t, carry):
       received, state = carry
@@ -137,19 +135,19 @@ class _Schedule(NamedTuple):
     )
     nothing = mesh.constrain(nothing, 'batch', None, None)
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-    parts = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
+    sums = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
     inputs = mesh.constrain(
       jnp.zeros((stages, *nothing.shape), nothing.dtype), None, 'batch', None, None
     )
-    state = inputs, (zeros(stack), zeros(rest)), parts
+    state = inputs, (zeros(stack), zeros(rest)), sums
     ticks = 2 * (microbatches + stages - 1)
-    _, (_, (d_stack, d_rest), parts) = lax.fori_loop(0, ticks, tick, (nothing, state))
-    loss, terms, sums, exchange = parts
+    _, (_, (d_stack, d_rest), sums) = lax.fori_loop(0, ticks, tick, (nothing, state))
+    loss, terms, *by_layer = sums
     d_rest, loss, terms = lax.psum((d_rest, loss, terms), _AXIS)
-    return d_stack, d_rest, (loss, terms), (sums, exchange)
+    return d_stack, d_rest, (loss, terms), tuple(by_layer)
 
   def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
-    """((the stage's result, its share of the objective), Parts) of one microbatch."""
+    """((the stage's result, its share of the objective), Sums) of one microbatch."""
     config, stage = self.config, lax.axis_index(_AXIS)
     arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
 
@@ -179,8 +177,8 @@ class _Schedule(NamedTuple):
 
     with _runs(1 - 1 / self.stages, 1 / self.stages):
       loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
-    share, parts = Parts.of(config, loss, stats, exchange, totals, counts_nE)
-    return (x_BLD, share), parts
+    share, sums = objective(config, loss, stats, exchange, totals, counts_nE)
+    return (x_BLD, share), sums
 
 
 def _swap(x, pairs):

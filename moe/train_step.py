@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from moe import pipeline_parallel as pipeline
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.loss import Totals
+from moe.losses import Totals
 from moe.metrics import routing as metrics_lib
 from moe.model import Transformer, init_params
-from moe.objective import Parts, token_loss
+from moe.objective import add as add_sums
+from moe.objective import objective, token_loss, total
 from moe.ops.router import RoutingStats
 from moe.optimizer import clip, make_optimizer, schedule
 from moe.parallel import mesh as mesh_lib
@@ -100,9 +101,9 @@ def loss_and_gradients(
 ) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
-  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), the three terms
-  `balance_expert`, `balance_device`, `router_z` (summed over layers, as in the objective), `tokens` (real ones), and
-  where anything is routed those of `metrics.routing_metrics`.
+  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), `loss/NAME` of
+  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), and where anything is
+  routed those of `metrics.routing_metrics`.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches
@@ -114,12 +115,12 @@ def loss_and_gradients(
     add = lambda total, part: (total + forward(config, params, part)[1].counts_BE.sum(axis=1), None)
     counts_NE = lax.scan(add, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
-  def objective(params, part):
+  def of_part(params, part):
     hidden_BLD, stats, exchange = forward_with_exchange(config, params, part)
     loss = token_loss(config, params['head'], hidden_BLD, part, totals)
-    return Parts.of(config, loss, stats, exchange, totals, counts_NE)
+    return objective(config, loss, stats, exchange, totals, counts_NE)
 
-  gradient = jax.grad(objective, has_aux=True)
+  gradient = jax.grad(of_part, has_aux=True)
   if mesh_lib.size('stage') > 1:
     gradients, summed = pipeline.gradients(config, params, batches, totals, counts_NE)
   elif parts == 1:
@@ -130,21 +131,19 @@ def loss_and_gradients(
 
     def add(carry, part):
       (gradients, summed), (more, new) = carry, gradient(params, part)
-      return (jax.tree.map(jnp.add, gradients, more), summed + new), None
+      return (jax.tree.map(jnp.add, gradients, more), add_sums(summed, new)), None
 
     (gradients, summed), _ = lax.scan(add, zeros, batches)
 
-  loss, terms, sums, exchange = summed
+  loss, terms, routing, exchange = summed
   metrics = {
     'loss': loss,
-    'objective': loss + sum(terms),
-    'balance_expert': terms.expert,
-    'balance_device': terms.device,
-    'router_z': terms.router_z,
+    'objective': total(loss, terms),
+    **{f'loss/{name}': term for name, term in terms.items()},
     'tokens': totals.tokens,
   }
-  if sums is not None:
-    metrics |= metrics_lib.routing_metrics(sums, totals.tokens)
+  if routing is not None:
+    metrics |= metrics_lib.routing_metrics(routing, totals.tokens)
   metrics |= {
     f'exchange_{name}_N': values for name, values in exchange.items()
   }  # the worst of the microbatches

@@ -17,7 +17,7 @@ ORDER = [
   ['moe.parallel'],
   ['moe.layers'],
   ['moe.model'],
-  ['moe.data', 'moe.loss', 'moe.optimizer', 'moe.metrics'],
+  ['moe.data', 'moe.losses', 'moe.optimizer', 'moe.metrics'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.checkpoint'],
   ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.analysis', 'moe.planner'],

@@ -15,7 +15,7 @@ from experiments.benchmarks.timing import Part, breakdown, compare
 from moe.config import Config, from_config_dict
 from moe.data.packing import Batch
 from moe.layers.mlp import MLP
-from moe.loss import cross_entropy
+from moe.losses.cross_entropy import cross_entropy
 from moe.ops.attention import attention
 from moe.ops.routed_ffn import grouped, tiled
 from moe.optimizer import make_optimizer

@@ -44,7 +44,7 @@ def test_microbatches_change_nothing(scope):
   )
   params, batch = small_params(config(1)), packed_batch(config(1), padding_row=True)
   expected, metrics = gradients(config(1), params, batch)
-  parts = ('loss', 'balance_expert', 'balance_device', 'router_z')
+  parts = ('loss', 'loss/expert_balance', 'loss/device_balance', 'loss/router_z')
   assert float(metrics['objective']) == pytest.approx(
     sum(float(metrics[part]) for part in parts), rel=1e-6
   )

@@ -34,9 +34,9 @@ def test_metrics_of_every_logged_step(finished):
       *(
         'loss',
         'objective',
-        'balance_expert',
-        'balance_device',
-        'router_z',
+        'loss/expert_balance',
+        'loss/device_balance',
+        'loss/router_z',
         'gradient_norm',
         'learning_rate',
       ),

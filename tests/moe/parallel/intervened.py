@@ -13,7 +13,7 @@ import numpy as np
 
 from moe import analysis as specialization
 from moe.analysis import TOKEN_CLASSES, Intervention
-from moe.loss import token_losses
+from moe.losses.cross_entropy import token_losses
 from moe.parallel import mesh as mesh_lib
 from tests.moe.parallel.cases import distance
 from tests.small import packed_batch, small_config, small_params

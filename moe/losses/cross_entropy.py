@@ -1,43 +1,18 @@
-"""Cross-entropy, the balance losses (Eq. 12–17) and the router z-loss: every term of the objective, in one place.
+"""Cross-entropy of the next token, with the logits of a few tokens alive at once.
 
-T tokens, D model width, V vocabulary, N MoE layers, B sequences, E routed experts, G device groups.
+T tokens, B sequences of L tokens, D model width, V vocabulary.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe.config import MoEConfig
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
-from moe.ops.router import RoutingStats
 from moe.parallel import mesh
 
 _HEAD = mesh.parameter_axes('', 'head')
-
-
-class Totals(NamedTuple):
-  """Of the whole batch, over all its parts: what sums are divided by. float32."""
-
-  targets: jax.Array  # Σ of the targets' weights
-  tokens: jax.Array  # real input tokens
-  sequences: jax.Array  # sequences with at least one real token
-
-  @classmethod
-  def of(cls, weights_BL: jax.Array, segment_ids_BL: jax.Array) -> 'Totals':
-    is_token_BL = segment_ids_BL > 0
-    count = lambda mask: jnp.maximum(mask.sum().astype(jnp.float32), 1)
-    return cls(jnp.maximum(weights_BL.sum(), 1), count(is_token_BL), count(is_token_BL.any(axis=1)))
-
-
-class BalanceTerms(NamedTuple):
-  """Each summed over the MoE layers; a part of a batch contributes its share."""
-
-  expert: jax.Array  # α1 Σ f P
-  device: jax.Array  # α2 Σ f' P'
-  router_z: jax.Array
 
 
 def cross_entropy(
@@ -78,39 +53,6 @@ def token_losses(
 
   batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD)
   return mesh.on_shards(of_own_part, (batch, head, batch), batch)(hidden_BLD, head_DV, targets_BL)
-
-
-def balance_terms(
-  stats: RoutingStats, moe: MoEConfig, totals: Totals, batch_counts_NE: jax.Array | None = None
-) -> BalanceTerms:
-  """The weighted balance losses of a batch, or of a part of it, summed over layers.
-
-  With moe.balance_scope 'sequence', T in Eq. 13–14 is one sequence, and the loss is the mean over the sequences that
-  hold a token. With 'batch' T is the whole batch; f then needs the counts of all of it, `batch_counts_NE`, which
-  default to those of `stats`. Either way the terms of a batch's parts add up to those of the batch.
-  """
-  experts, chosen = moe.num_experts, moe.experts_per_token
-  if moe.balance_scope == 'sequence':
-    # K tokens' choices add up to K · tokens, so the counts hold the number of tokens too.
-    tokens_NB1 = stats.counts_BE.sum(axis=-1, keepdims=True) / chosen
-    counts, share = stats.counts_BE, 1 / totals.sequences
-    tokens = jnp.maximum(tokens_NB1, 1)
-    probabilities = stats.probability_sums_BE / tokens  # Eq. 14
-  else:
-    counts = stats.counts_BE.sum(axis=1) if batch_counts_NE is None else batch_counts_NE
-    share, tokens = 1, totals.tokens
-    probabilities = stats.probability_sums_BE.sum(axis=1) / tokens
-  loads = counts * (experts / chosen) / tokens  # Eq. 13: f
-  in_groups = lambda x: x.reshape(*x.shape[:-1], moe.device_groups, experts // moe.device_groups)
-  group_loads, group_probabilities = (
-    in_groups(loads).mean(axis=-1),
-    in_groups(probabilities).sum(axis=-1),
-  )  # Eq. 16, 17
-  return BalanceTerms(
-    expert=moe.expert_balance_loss * share * (loads * probabilities).sum(),  # Eq. 12
-    device=moe.device_balance_loss * share * (group_loads * group_probabilities).sum(),  # Eq. 15
-    router_z=moe.router_z_loss * stats.z_sums_B.sum() / totals.tokens,
-  )
 
 
 def _rows(x_BLn):

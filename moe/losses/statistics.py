@@ -1,0 +1,60 @@
+"""What every balance term is computed from. N MoE layers, B sequences, E routed experts, K of them a token."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moe.config import MoEConfig
+from moe.ops.router import RoutingStats
+
+
+class Totals(NamedTuple):
+  """Of the whole batch, over all its parts: what sums are divided by. float32."""
+
+  targets: jax.Array  # Σ of the targets' weights
+  tokens: jax.Array  # real input tokens
+  sequences: jax.Array  # sequences with at least one real token
+
+  @classmethod
+  def of(cls, weights_BL: jax.Array, segment_ids_BL: jax.Array) -> 'Totals':
+    is_token_BL = segment_ids_BL > 0
+    count = lambda mask: jnp.maximum(mask.sum().astype(jnp.float32), 1)
+    return cls(jnp.maximum(weights_BL.sum(), 1), count(is_token_BL), count(is_token_BL.any(axis=1)))
+
+
+class Statistics(NamedTuple):
+  """Of a batch, or of a part of it: the terms of a batch's parts add up to those of the batch.
+
+  With moe.balance_scope 'sequence', T of Eq. 13–14 is one sequence, and a term is the mean over the
+  sequences that hold a token. With 'batch' T is the whole batch.
+  """
+
+  loads: (
+    jax.Array
+  )  # f of Eq. 13: (N, B, E), or (N, E) of the batch. No gradient: choices are counted
+  probabilities: jax.Array  # P of Eq. 14, shaped like `loads`
+  share: jax.Array | int  # what one row of `loads` weighs: 1 / sequences, or 1
+  sums: RoutingStats  # over the tokens of each sequence, stacked over the layers: (N, B, …)
+
+  @classmethod
+  def of(
+    cls,
+    sums: RoutingStats,
+    moe: MoEConfig,
+    totals: Totals,
+    batch_counts_NE: jax.Array | None = None,
+  ) -> 'Statistics':
+    """batch_counts_NE: the whole batch's choices, which f needs in scope 'batch'; default: those of `sums`."""
+    experts, chosen = moe.num_experts, moe.experts_per_token
+    if moe.balance_scope == 'sequence':
+      # K tokens' choices add up to K · tokens, so the counts hold the number of tokens too.
+      tokens_NB1 = sums.counts_BE.sum(axis=-1, keepdims=True) / chosen
+      counts, share = sums.counts_BE, 1 / totals.sequences
+      tokens = jnp.maximum(tokens_NB1, 1)
+      probabilities = sums.probability_sums_BE / tokens  # Eq. 14
+    else:
+      counts = sums.counts_BE.sum(axis=1) if batch_counts_NE is None else batch_counts_NE
+      share, tokens = 1, totals.tokens
+      probabilities = sums.probability_sums_BE.sum(axis=1) / tokens
+    return cls(counts * (experts / chosen) / tokens, probabilities, share, sums)
