@@ -34,7 +34,7 @@ COSTS = flags.DEFINE_bool('costs', True, "Also FLOPs and bytes of the 2B and 16B
 
 
 def main(_):
-  from moe.planner.kernels import gpu, programs, tpu
+  from moe.planner.kernels import gpu, names, programs, tpu
 
   _check('targets', TARGETS.value or [], (*tpu.targets(), *gpu.targets()))
   module = gpu if TARGETS.value[0] in gpu.targets() else tpu
@@ -46,7 +46,7 @@ def main(_):
   shapes = {shape.name: shape for shape in (*programs.PAPER, *programs.ODD)}
   _check('shapes', SHAPES.value, shapes)
   _check('dtypes', DTYPES.value, ('bfloat16', 'float32'))
-  _check('ops', OPS.value or list(module.EXPECTED), module.EXPECTED)
+  _check('ops', OPS.value or list(names.TPU), names.TPU)
   failed = 0
   with open(OUT.value or os.devnull, 'w', encoding='utf-8') as out:
     for record in _records(module, [shapes[name] for name in SHAPES.value], programs.programs):
@@ -84,7 +84,7 @@ def _records(module, shapes: list, programs: Callable) -> Iterator[dict]:
       for dtype in DTYPES.value:
         for program in programs(shape, jnp.dtype(dtype)):
           # Forward is a part of what backward compiles.
-          if program.direction == 'backward' and program.op in (OPS.value or module.EXPECTED):
+          if program.direction == 'backward' and program.op in (OPS.value or [program.op]):
             yield {
               'target': target,
               'shape': shape.name,

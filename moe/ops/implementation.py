@@ -1,13 +1,20 @@
-"""Which implementation of an op runs: the one enum, the one place that chooses."""
+"""Which implementation of an op runs: the one enum, the one place that chooses, the one place that knows the platform.
+
+Every op's api.py has a dict IMPLEMENTATIONS, and `run` takes from it the one that is asked for. `auto` takes the
+kernels of the platform at hand, and the next of `_PREFERRED` where they say that they cannot run (`Unsupported`). Any
+other choice is taken as it is: where it cannot run, its reason is the error.
+
+The platform at hand is the process's own, `jax.default_backend()`, unless a caller says otherwise: `compiling_for` is
+for compiling for a machine that is not here, and for running kernels in Pallas' interpreter. What it says holds
+while functions are traced, and it is a part of jit's cache key (`jax.make_user_context`): a function that was traced
+for one platform is traced again for another, never taken from the cache.
+"""
 
 import contextlib
 import enum
 import functools
-import importlib
 import logging
-from collections.abc import Iterator
-from contextvars import ContextVar
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +26,18 @@ class Implementation(enum.StrEnum):
   """`auto` chooses by platform; any other choice is taken as it is and never falls back."""
 
   AUTO = 'auto'
-  REFERENCE = 'reference'  # readable truth: O(E) in FLOPs where that is simpler
-  XLA = 'xla'  # plain XLA, arranged for the platform at hand
-  PALLAS_TPU = 'pallas_tpu'  # Mosaic kernels
-  PALLAS_GPU = 'pallas_gpu'  # Triton kernels
+  # Readable truth: O(E) in FLOPs where that is simpler.
+  REFERENCE = 'reference'
+  # Plain XLA, arranged for the platform at hand.
+  XLA = 'xla'
+  # Mosaic kernels.
+  PALLAS_TPU = 'pallas_tpu'
+  # Triton kernels.
+  PALLAS_GPU = 'pallas_gpu'
 
 
-class WrongPlatform(UserError, NotImplementedError):
-  """A kernel was asked for on a platform that it cannot run on."""
+class Unsupported(UserError, NotImplementedError):
+  """Kernels were asked for where they cannot run: on another platform, or for what they do not compute."""
 
 
 class _Target(NamedTuple):
@@ -34,16 +45,11 @@ class _Target(NamedTuple):
   interpret: Any  # of pl.pallas_call
 
 
-_HOME = {
-  Implementation.PALLAS_TPU: 'tpu',
-  Implementation.PALLAS_GPU: 'gpu',
-}  # the platform of each kind of kernel
-_PREFERRED = (
-  Implementation.PALLAS_TPU,
-  Implementation.PALLAS_GPU,
-  Implementation.XLA,
-)  # every op has them all
-_target: ContextVar[_Target | None] = ContextVar('target', default=None)
+# The platform of each kind of kernel.
+_HOME = {Implementation.PALLAS_TPU: 'tpu', Implementation.PALLAS_GPU: 'gpu'}
+# What `auto` tries, of those that are at home on the platform. Every op has them all.
+_PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)
+_target = jax.make_user_context(default_value=None)
 _log = logging.getLogger('moe.ops')
 
 
@@ -51,53 +57,57 @@ _log = logging.getLogger('moe.ops')
 def compiling_for(platform: str, interpret: Any = False) -> Iterator[None]:
   """Ops traced inside choose as on `platform` ('cpu', 'tpu', 'gpu') whatever this machine has.
 
-  For compiling ahead of time, and for tests: `interpret` (True, or pltpu.InterpretParams) runs kernels on CPU.
-  It acts while tracing and is no part of jit's cache key: trace a function of your own inside.
+  interpret: True, or pltpu.InterpretParams, runs kernels on CPU.
   """
-  token = _target.set(_Target(platform, interpret))
-  try:
+  with _target(_Target(platform, interpret)):
     yield
-  finally:
-    _target.reset(token)
 
 
 def platform() -> str:
   """The platform that ops are traced for: 'cpu', 'tpu' or 'gpu'."""
-  target = _target.get()
+  target = _target.value
   return target.platform if target else jax.default_backend()
 
 
 def interpret() -> Any:
   """The `interpret` argument of every pl.pallas_call."""
-  target = _target.get()
+  target = _target.value
   return target.interpret if target else False
 
 
 def check(requested: str) -> None:
-  """WrongPlatform where `requested` names kernels of another platform than the one at hand."""
+  """Unsupported where `requested` names kernels of another platform than the one at hand."""
   home = _HOME.get(Implementation(requested), platform())
   if home != platform():
-    raise WrongPlatform(
-      f'ops.implementation={requested} needs a {home}, this is a {platform()}: use auto, xla or reference'
+    raise Unsupported(
+      f'ops.implementation={requested} needs a {home}, this is a {platform()}: '
+      'use auto, xla or reference'
     )
 
 
-def choose(op: str, requested: str) -> Implementation:
-  """Which implementation runs `op`; each answer is logged once. WrongPlatform as of `check`."""
+def run(op: str, implementations: Mapping[str, Callable], requested: str, *arguments: Any) -> Any:
+  """What the implementation of `op` that runs makes of `arguments`; each answer is logged once.
+
+  Unsupported where an explicit choice cannot run.
+  """
   check(requested)
-  requested, here = Implementation(requested), platform()
-  chosen = requested
-  if requested is Implementation.AUTO:
-    chosen = next(i for i in _PREFERRED if _HOME.get(i, here) == here)
-  _log_once(op, str(requested), str(chosen), here)
-  return chosen
-
-
-def module(op: str, requested: str) -> ModuleType:
-  """The module `moe.ops.OP.IMPLEMENTATION` of `choose`, imported only now: Pallas is not needed everywhere."""
-  return importlib.import_module(f'moe.ops.{op}.{choose(op, requested)}')
+  here = platform()
+  log = lambda what: _log_once(op, what, here, requested)
+  *before, last = [Implementation(requested)]
+  if requested == Implementation.AUTO:
+    *before, last = (name for name in _PREFERRED if _HOME.get(name, here) == here)
+  for name in before:
+    try:
+      result = implementations[name](*arguments)
+    except Unsupported as reason:
+      log(f'not {name} ({reason})')
+    else:
+      log(name)
+      return result
+  log(last)
+  return implementations[last](*arguments)
 
 
 @functools.cache
-def _log_once(op, requested, chosen, here):
-  _log.info('%s: %s on %s (ops.implementation=%s)', op, chosen, here, requested)
+def _log_once(op, what, here, requested):
+  _log.info('%s: %s on %s (ops.implementation=%s)', op, what, here, requested)

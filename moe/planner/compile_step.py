@@ -57,7 +57,6 @@ def compile_for_devices(
       laid_out(jax.eval_shape(lambda: init_state(config)), mesh, config),
       _batch(config, mesh),
     )
-    # A function of its own for each trace: the platform is no part of jit's cache key.
     traced = jit_step(make_train_step(config), mesh, state).trace(state, batch)
     lowered = traced.lower()
     try:

@@ -16,27 +16,8 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from moe.planner.hlo import branch_shares
+from moe.planner.kernels import names
 
-# Products (of rows × D × F) of each kernel of the routed FFN.
-_EXPERT_PRODUCTS = {
-  'routed_ffn_gate_up': 2,
-  'routed_ffn_up': 2,
-  'routed_ffn_down': 1,
-  'routed_ffn_d_down': 2,
-  'routed_ffn_d_rows': 2,
-  'routed_ffn_d_gate_up': 2,
-  'routed_ffn_d_hidden': 1,
-  'routed_ffn_d_up_weights': 2,
-  'routed_ffn_d_down_weights': 1,
-}
-# Products (of L × L × C a head) of attention's kernels: those that the model needs, and all.
-_ATTENTION_PRODUCTS = {
-  'splash_mha_fwd': (2, 2),
-  'splash_mha_dq': (1, 3),  # scores and their gradients again
-  'splash_mha_dkv': (3, 4),  # scores again
-  'mha_forward': (2, 2),
-  'mha_backward': (4, 7),
-}
 _REMATERIALISED = 'rematted_computation'
 
 
@@ -131,27 +112,24 @@ def _add(totals, where, model, executed=None):
 
 def _add_kernel(totals, where, times, equation, setting):
   name = equation.params['name'] or ''
-  if name in _EXPERT_PRODUCTS:
+  kernel = names.of_op('routed_ffn', name)
+  if kernel and kernel.products:
     rows, width, hidden = _expert_shape(equation)
-    exact = 2 * _EXPERT_PRODUCTS[name] * setting.rows * width * hidden
+    exact = 2 * kernel.products * setting.rows * width * hidden
     estimate = equation.params['cost_estimate']
     padded = estimate.flops * setting.rows / rows if estimate else exact
     _add(totals, where, times * exact)
     totals.padding += times * (padded - exact)
-    return
-  attention = next(
-    (n for n in _ATTENTION_PRODUCTS if name.startswith(n) and 'preprocess' not in name), None
-  )
-  if attention:
-    needed, made = _ATTENTION_PRODUCTS[attention]
+  kernel = names.of_op('attention', name)
+  if kernel and kernel.products:
+    made, needed = kernel.products, kernel.products - kernel.again
     (heads, length, width), block = _attention_shape(equation)
     blocks, padded = max(1, length // block), times * 2 * heads * length**2 * width
     exact = times * 2 * heads * setting.seq_len**2 * setting.head_dim
     _add(totals, where, needed * exact, made * exact)
     totals.padding += made * (padded - exact)
-    totals.skipped += (
-      made * padded * (1 - (blocks + 1) / (2 * blocks))
-    )  # what is left is a triangle of blocks
+    # What is left is a triangle of blocks.
+    totals.skipped += made * padded * (1 - (blocks + 1) / (2 * blocks))
 
 
 def _expert_shape(equation):

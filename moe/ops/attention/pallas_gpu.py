@@ -1,6 +1,6 @@
 """attention through the Triton kernels that JAX ships (causal, segments, float32 softmax, forward and backward).
 
-bfloat16 only: they round float32 operands to TF32, so float32 takes XLA's route, the reference, and the log says so.
+bfloat16 only: they would round float32 operands to TF32, so float32 is refused, and the automatic choice takes XLA.
 L is padded to a multiple of the kernels' blocks and C to 16, the least of Triton's products; key/value heads that
 several query heads read are repeated.
 
@@ -9,18 +9,21 @@ being traced, which rules out compiling for a GPU elsewhere, it wants the (L, L)
 bias, and it takes no odd L.
 """
 
-import logging
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu import attention as triton
 
-from moe.ops.attention import reference
-from moe.ops.implementation import interpret
+from moe.ops.implementation import Unsupported, interpret
+from moe.ops.kernels import Kernel
 
+# JAX's own, by their names. Backward computes scores and their gradients again.
+KERNELS = (
+  Kernel('mha_forward', products=2),
+  Kernel('mha_preprocess_backward', backward=True),
+  Kernel('mha_backward', backward=True, products=7, again=3),
+)
 # Small blocks backward: its four accumulators of block × C float32 have to stay in registers.
 _FORWARD, _BACKWARD = 64, 32
-_log = logging.getLogger('moe.ops')
 
 
 def attention(
@@ -29,8 +32,10 @@ def attention(
   if query_BLHC.size == 0:
     return jnp.zeros_like(query_BLHC)
   if query_BLHC.dtype == jnp.float32:
-    _log.info('attention: float32 through XLA, the kernels would round to TF32')
-    return reference.attention(query_BLHC, keys_BLGC, values_BLGC, segment_ids_BL)
+    raise Unsupported(
+      "attention's Triton kernels would round float32 to TF32: "
+      'use ops.implementation=auto, xla or reference, or model.dtype=bfloat16'
+    )
   length, num_heads, width = query_BLHC.shape[1:]
   longer = -length % _FORWARD
   heads = lambda x: jnp.pad(

@@ -9,7 +9,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from moe.ops.implementation import interpret
+from moe.ops.kernels import Kernel
 
+# JAX's own, by their names. Backward computes the scores again for each of its two, and their gradients once more.
+KERNELS = (
+  Kernel('splash_mha_fwd', products=2, suffixed=True),
+  Kernel('splash_mha_dq', backward=True, products=3, again=2, suffixed=True),
+  Kernel('splash_mha_dkv', backward=True, products=4, again=1, suffixed=True),
+)
 _LANES, _BLOCK = 128, 512
 
 

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from moe.ops.dispatch.xla import take_rows
 from moe.ops.dispatch_plan import DispatchPlan
+from moe.ops.rows import gates_by_row, take_rows
 
 
 @jax.custom_vjp
@@ -15,12 +15,6 @@ def combine(rows_RD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan) -> jax.
     gates_TK[:, k, None] * _rows_of_choice(rows_RD, plan, k) for k in range(gates_TK.shape[1])
   )
   return functools.reduce(jnp.add, gated)
-
-
-def gates_by_row(gates_TK: jax.Array, plan: DispatchPlan) -> jax.Array:
-  """gates_R: the gate of every row. A permutation, hence a scatter without collisions."""
-  flat = jnp.zeros(gates_TK.size, gates_TK.dtype).at[plan.row_TK.reshape(-1)]
-  return flat.set(gates_TK.reshape(-1), unique_indices=True, mode='promise_in_bounds')
 
 
 def _rows_of_choice(rows_RD, plan, k):

@@ -1,12 +1,20 @@
 """dispatch as Mosaic kernels: rows fetched by DMA, 128 a step; the transpose fetches and sums each token's K rows.
 
+What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot. A run with
+ops.implementation=pallas_tpu does not: routed_ffn/pallas_tpu.py has them fused into its products.
+
 Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
 """
 
 import jax
 
 from moe.ops.dispatch_plan import DispatchPlan
-from moe.ops.tpu.rows import copy_rows, sum_rows, to_words
+from moe.ops.kernels import Kernel
+from moe.ops.tpu.row_moves import copy_rows, sum_rows, to_words
+
+_DISPATCH = Kernel('dispatch')
+_D_TOKENS = Kernel('dispatch_d_tokens', backward=True)
+KERNELS = (_DISPATCH, _D_TOKENS)
 
 
 def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
@@ -18,7 +26,7 @@ def dispatch(tokens_TD: jax.Array, plan: DispatchPlan) -> jax.Array:
 @jax.custom_vjp
 def _dispatch(tokens_TD, plan):
   rows_RD = copy_rows(
-    'dispatch', to_words(tokens_TD, tokens_TD.dtype), plan.token_R, tokens_TD.dtype
+    _DISPATCH.name, to_words(tokens_TD, tokens_TD.dtype), plan.token_R, tokens_TD.dtype
   )
   return rows_RD[:, : tokens_TD.shape[1]]
 
@@ -29,7 +37,7 @@ def _forward(tokens_TD, plan):
 
 def _backward(plan, d_rows_RD):
   d_tokens_TD = sum_rows(
-    'dispatch_d_tokens', to_words(d_rows_RD, d_rows_RD.dtype), plan.row_TK, d_rows_RD.dtype
+    _D_TOKENS.name, to_words(d_rows_RD, d_rows_RD.dtype), plan.row_TK, d_rows_RD.dtype
   )
   return d_tokens_TD[:, : d_rows_RD.shape[1]], None
 

@@ -2,7 +2,29 @@
 
 import jax
 
-from moe.ops.implementation import module
+from moe.ops.grouped_matmul import reference, xla
+from moe.ops.implementation import run
+
+
+def _pallas_tpu(*arguments):
+  from moe.ops.grouped_matmul import pallas_tpu
+
+  return pallas_tpu.grouped_matmul(*arguments)
+
+
+def _pallas_gpu(*arguments):
+  from moe.ops.grouped_matmul import pallas_gpu
+
+  return pallas_gpu.grouped_matmul(*arguments)
+
+
+# Pallas is imported where its kernels run.
+IMPLEMENTATIONS = {
+  'reference': reference.grouped_matmul,
+  'xla': xla.grouped_matmul,
+  'pallas_tpu': _pallas_tpu,
+  'pallas_gpu': _pallas_gpu,
+}
 
 
 def grouped_matmul(
@@ -16,6 +38,4 @@ def grouped_matmul(
 
   group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights.
   """
-  return module('grouped_matmul', implementation).grouped_matmul(
-    rows_RD, weights_EDF, group_sizes_E
-  )
+  return run('grouped_matmul', IMPLEMENTATIONS, implementation, rows_RD, weights_EDF, group_sizes_E)

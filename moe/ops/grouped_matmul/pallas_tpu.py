@@ -1,5 +1,8 @@
 """grouped_matmul as Mosaic kernels: a grid over aligned row tiles, so that no group is padded.
 
+What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot. A run with
+ops.implementation=pallas_tpu does not: routed_ffn/pallas_tpu.py has them fused into its products.
+
 Any number of rows, any D, F and E. Tiles: 128 to 512 rows (fewer only where there are fewer rows), all of the
 contracted width, and all columns or as many of them as fit in VMEM.
 """
@@ -7,8 +10,14 @@ contracted width, and all columns or as many of them as fit in VMEM.
 import jax
 import jax.numpy as jnp
 
+from moe.ops.kernels import Kernel
 from moe.ops.tpu.products import grouped_outer, grouped_product
 from moe.ops.tpu.visits import make_visits
+
+_PRODUCT = Kernel('grouped_matmul', products=1)
+_D_ROWS = Kernel('grouped_matmul_d_rows', backward=True, products=1)
+_D_WEIGHTS = Kernel('grouped_matmul_d_weights', backward=True, products=1)
+KERNELS = (_PRODUCT, _D_ROWS, _D_WEIGHTS)
 
 
 @jax.custom_vjp
@@ -18,7 +27,7 @@ def grouped_matmul(
   if rows_RD.shape[0] == 0:
     return jnp.zeros((0, weights_EDF.shape[2]), jnp.float32)
   visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF)
-  return grouped_product('grouped_matmul', [(rows_RD, weights_EDF)], visits, transposed=False)
+  return grouped_product(_PRODUCT.name, [(rows_RD, weights_EDF)], visits, transposed=False)
 
 
 def _forward(rows_RD, weights_EDF, group_sizes_E):
@@ -31,10 +40,8 @@ def _backward(residuals, d_rows_RF):
     return jnp.zeros_like(rows_RD), jnp.zeros_like(weights_EDF), None
   dy_RF = d_rows_RF.astype(rows_RD.dtype)
   visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF, visit_empty=True)
-  d_rows_RD = grouped_product(
-    'grouped_matmul_d_rows', [(dy_RF, weights_EDF)], visits, transposed=True
-  )
-  d_weights_EDF = grouped_outer('grouped_matmul_d_weights', rows_RD, dy_RF, visits)
+  d_rows_RD = grouped_product(_D_ROWS.name, [(dy_RF, weights_EDF)], visits, transposed=True)
+  d_weights_EDF = grouped_outer(_D_WEIGHTS.name, rows_RD, dy_RF, visits)
   return d_rows_RD.astype(rows_RD.dtype), d_weights_EDF.astype(weights_EDF.dtype), None
 
 

@@ -1,4 +1,4 @@
-"""The whole routed FFN (SwiGLU experts) behind one signature: reference | grouped | scan."""
+"""The whole routed FFN (SwiGLU experts): Σ_k gate · FFN_expert(token), exact and dropless."""
 
 from moe.ops.routed_ffn.api import routed_ffn
 from moe.ops.routed_ffn.types import ExpertWeights

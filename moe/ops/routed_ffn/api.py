@@ -4,8 +4,30 @@ import jax
 import jax.numpy as jnp
 
 from moe.ops.dispatch_plan import DispatchPlan
-from moe.ops.implementation import module
+from moe.ops.implementation import run
+from moe.ops.routed_ffn import reference, xla
 from moe.ops.routed_ffn.types import ExpertWeights
+
+
+def _pallas_tpu(*arguments):
+  from moe.ops.routed_ffn import pallas_tpu
+
+  return pallas_tpu.routed_ffn(*arguments)
+
+
+def _pallas_gpu(*arguments):
+  from moe.ops.routed_ffn import pallas_gpu
+
+  return pallas_gpu.routed_ffn(*arguments)
+
+
+# Pallas is imported where its kernels run.
+IMPLEMENTATIONS = {
+  'reference': reference.routed_ffn,
+  'xla': xla.routed_ffn,
+  'pallas_tpu': _pallas_tpu,
+  'pallas_gpu': _pallas_gpu,
+}
 
 
 def routed_ffn(
@@ -30,5 +52,6 @@ def routed_ffn(
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
   """
-  chosen = module('routed_ffn', implementation)
-  return chosen.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
+  return run(
+    'routed_ffn', IMPLEMENTATIONS, implementation, tokens_TD, gates_TK, plan, weights, dtype
+  )

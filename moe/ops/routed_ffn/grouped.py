@@ -1,4 +1,8 @@
-"""dispatch → grouped matmuls → combine: the routed FFN of platforms with a good grouped matmul."""
+"""dispatch → grouped matmuls → combine: the routed FFN of three ops, in any of their implementations.
+
+The plain XLA of platforms with a good grouped matmul (xla.py), and of what the fused kernels of pallas_tpu.py and
+pallas_gpu.py are compared with. Differentiable as the three ops are.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +21,15 @@ def routed_ffn(
   plan: DispatchPlan,
   weights: ExpertWeights,
   dtype: jnp.dtype,
+  implementation: str = 'xla',
 ) -> jax.Array:
+  """As `moe.ops.routed_ffn.routed_ffn`; `implementation` is that of each of the three ops."""
   gate_EDF, up_EDF, down_EFD = (w.astype(dtype) for w in weights)
-  grouped = lambda rows, w: grouped_matmul(
-    rows, w, plan.group_sizes_E, implementation='xla'
-  ).astype(dtype)
-  rows_RD = dispatch(tokens_TD.astype(dtype), plan, implementation='xla')
-  hidden_RF = activation(grouped(rows_RD, gate_EDF), grouped(rows_RD, up_EDF))
-  output_RD = grouped(hidden_RF, down_EFD)
-  return combine(output_RD, gates_TK, plan, implementation='xla').astype(dtype)
+
+  def product(rows, w):
+    return grouped_matmul(rows, w, plan.group_sizes_E, implementation=implementation).astype(dtype)
+
+  rows_RD = dispatch(tokens_TD.astype(dtype), plan, implementation=implementation)
+  hidden_RF = activation(product(rows_RD, gate_EDF), product(rows_RD, up_EDF))
+  output_RD = product(hidden_RF, down_EFD)
+  return combine(output_RD, gates_TK, plan, implementation=implementation).astype(dtype)

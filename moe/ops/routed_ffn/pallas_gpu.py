@@ -12,17 +12,26 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from moe.ops.combine.xla import gates_by_row
 from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.gpu.grouped import column_tile, rows_times_matrices, rows_times_rows, write
 from moe.ops.gpu.kernels import load, store
-from moe.ops.gpu.rows import sum_rows
+from moe.ops.gpu.row_moves import sum_rows
+from moe.ops.kernels import Kernel
 from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.rows import gates_by_row
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-_D_HIDDEN_SHARE = (
-  4  # of the registers for its accumulator: the epilogue needs the rest, or it spills
-)
+_UP = Kernel('routed_ffn_up', products=2)
+_DOWN = Kernel('routed_ffn_down', products=1)
+_COMBINE = Kernel('routed_ffn_combine')
+_D_HIDDEN = Kernel('routed_ffn_d_hidden', backward=True, products=1)
+_D_ROWS = Kernel('routed_ffn_d_rows', backward=True, products=2)
+_D_TOKENS = Kernel('routed_ffn_d_tokens', backward=True)
+_D_UP_WEIGHTS = Kernel('routed_ffn_d_up_weights', backward=True, products=2)
+_D_DOWN_WEIGHTS = Kernel('routed_ffn_d_down_weights', backward=True, products=1)
+KERNELS = (_UP, _DOWN, _COMBINE, _D_HIDDEN, _D_ROWS, _D_TOKENS, _D_UP_WEIGHTS, _D_DOWN_WEIGHTS)
+# Of the registers for its accumulator: the epilogue needs the rest, or it spills.
+_D_HIDDEN_SHARE = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -45,7 +54,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   cast = ExpertWeights(*(w.astype(dtype) for w in weights))
 
   gate_RF, up_RF, hidden_RF = rows_times_matrices(
-    'routed_ffn_up',
+    _UP.name,
     [tokens_TD.astype(dtype)],
     [cast.gate_EDF, cast.up_EDF],
     plan.group_sizes_E,
@@ -56,9 +65,9 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
     share=2,
   )
   [output_RD] = rows_times_matrices(
-    'routed_ffn_down', [hidden_RF], [cast.down_EFD], plan.group_sizes_E, [row_array(width)], write
+    _DOWN.name, [hidden_RF], [cast.down_EFD], plan.group_sizes_E, [row_array(width)], write
   )
-  output_TD = sum_rows('routed_ffn_combine', output_RD, plan.row_TK, dtype)
+  output_TD = sum_rows(_COMBINE.name, output_RD, plan.row_TK, dtype)
   return output_TD, (*residuals, gate_RF, up_RF)
 
 
@@ -83,7 +92,7 @@ def _backward(dtype, residuals, d_output_TD):
 
   column_tiles = pl.cdiv(hidden, column_tile(hidden, _D_HIDDEN_SHARE, jnp.dtype(dtype)))
   d_gate_RF, d_up_RF, gated_RF, d_gates = rows_times_matrices(
-    'routed_ffn_d_hidden',
+    _D_HIDDEN.name,
     [dy_TD],
     [cast.down_EFD],
     sizes_E,
@@ -98,7 +107,7 @@ def _backward(dtype, residuals, d_output_TD):
     share=_D_HIDDEN_SHARE,
   )
   [dx_RD] = rows_times_matrices(
-    'routed_ffn_d_rows',
+    _D_ROWS.name,
     [d_gate_RF, d_up_RF],
     [cast.gate_EDF, cast.up_EDF],
     sizes_E,
@@ -106,10 +115,10 @@ def _backward(dtype, residuals, d_output_TD):
     write,
     transposed=True,
   )
-  d_tokens_TD = sum_rows('routed_ffn_d_tokens', dx_RD, plan.row_TK, tokens_TD.dtype)
+  d_tokens_TD = sum_rows(_D_TOKENS.name, dx_RD, plan.row_TK, tokens_TD.dtype)
   types = ExpertWeights(*(w.dtype for w in weights))
   d_up_matrices = rows_times_rows(
-    'routed_ffn_d_up_weights',
+    _D_UP_WEIGHTS.name,
     x_TD,
     [d_gate_RF, d_up_RF],
     sizes_E,
@@ -117,7 +126,7 @@ def _backward(dtype, residuals, d_output_TD):
     left_tokens_R=plan.token_R,
   )
   d_down = rows_times_rows(
-    'routed_ffn_d_down_weights', gated_RF, [dy_TD], sizes_E, types[2:], right_tokens_R=plan.token_R
+    _D_DOWN_WEIGHTS.name, gated_RF, [dy_TD], sizes_E, types[2:], right_tokens_R=plan.token_R
   )
   d_gates_TK = (
     d_gates.sum(axis=0).at[plan.row_TK].get(mode='promise_in_bounds').astype(gates_TK.dtype)

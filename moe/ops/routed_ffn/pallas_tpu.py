@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moe.ops.combine.xla import gates_by_row
 from moe.ops.dispatch_plan import DispatchPlan
+from moe.ops.kernels import Kernel
 from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.rows import gates_by_row
 from moe.ops.swiglu import swiglu, swiglu_gradients
 from moe.ops.tpu import gather
 from moe.ops.tpu.dot import dot, dot_nt, dot_tn
 from moe.ops.tpu.products import grouped_product, own_rows, zero_new_group
-from moe.ops.tpu.rows import sum_rows, to_words
+from moe.ops.tpu.row_moves import sum_rows, to_words
 from moe.ops.tpu.visits import (
   Visits,
   balanced_count,
@@ -45,6 +46,15 @@ from moe.ops.tpu.visits import (
   visit_call,
 )
 from moe.ops.tpu.words import columns_per_group, num_words, padded_width, unpack
+
+_GATE_UP = Kernel('routed_ffn_gate_up', products=2)
+_DOWN = Kernel('routed_ffn_down', products=1)
+_COMBINE = Kernel('routed_ffn_combine')
+_D_DOWN = Kernel('routed_ffn_d_down', backward=True, products=2)
+_D_ROWS = Kernel('routed_ffn_d_rows', backward=True, products=2)
+_D_TOKENS = Kernel('routed_ffn_d_tokens', backward=True)
+_D_GATE_UP = Kernel('routed_ffn_d_gate_up', backward=True, products=2)
+KERNELS = (_GATE_UP, _DOWN, _COMBINE, _D_DOWN, _D_ROWS, _D_TOKENS, _D_GATE_UP)
 
 
 def routed_ffn(
@@ -77,9 +87,9 @@ def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep):
     to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep
   )
   words_RW = grouped_product(
-    'routed_ffn_down', [(hidden_RF, cast.down_EFD)], visits, transposed=False, packed=dtype
+    _DOWN.name, [(hidden_RF, cast.down_EFD)], visits, transposed=False, packed=dtype
   )
-  output_TD = sum_rows('routed_ffn_combine', words_RW, plan.row_TK, dtype)
+  output_TD = sum_rows(_COMBINE.name, words_RW, plan.row_TK, dtype)
   return output_TD[:, : tokens_TD.shape[1]], kept
 
 
@@ -92,8 +102,8 @@ def _backward(dtype, residuals, d_output_TD):
     to_words(d_output_TD, dtype), gates_R, gate_RF, up_RF, plan, visits, cast.down_EFD
   )
   pairs = [(d_gate_RF, cast.gate_EDF), (d_up_RF, cast.up_EDF)]
-  words_RW = grouped_product('routed_ffn_d_rows', pairs, visits, transposed=True, packed=dtype)
-  d_tokens_TD = sum_rows('routed_ffn_d_tokens', words_RW, plan.row_TK, tokens_TD.dtype)[:, :width]
+  words_RW = grouped_product(_D_ROWS.name, pairs, visits, transposed=True, packed=dtype)
+  d_tokens_TD = sum_rows(_D_TOKENS.name, words_RW, plan.row_TK, tokens_TD.dtype)[:, :width]
   d_gate_EDF, d_up_EDF = _d_gate_up(to_words(tokens_TD, dtype), d_gate_RF, d_up_RF, plan, visits)
   d_gates_TK = d_gates_R.at[plan.row_TK].get(mode='promise_in_bounds').astype(gates_TK.dtype)
   d_weights = ExpertWeights(d_gate_EDF[:, :width], d_up_EDF[:, :width], d_down_EFD[:, :, :width])
@@ -173,7 +183,7 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
   outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
   visited = balanced_count(num_rows, num_groups, rows)
   return visit_call(
-    'routed_ffn_gate_up',
+    _GATE_UP.name,
     functools.partial(_gate_up_kernel, visits=visits),
     visits,
     *fetched.arrays,
@@ -218,7 +228,7 @@ def _d_down(words_TW, gates_R, gate_RF, up_RF, plan, visits, down_EFD):
   )
   row_tile = visits.row_spec(tile, tiled=True)
   d_gate_RF, d_up_RF, d_gates, d_down_EFD = visit_call(
-    'routed_ffn_d_down',
+    _D_DOWN.name,
     functools.partial(_d_down_kernel, visits=visits, hidden=hidden),
     visits,
     *fetched.arrays,
@@ -297,7 +307,7 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
   d_tiles, height, f_tiles, tile = _gradient_tiles(width, hidden, rows, dtype)
   fetched = _Fetched(visits, words_TW, plan.token_R, dtype, d_tiles)
   return visit_call(
-    'routed_ffn_d_gate_up',
+    _D_GATE_UP.name,
     functools.partial(_d_gate_up_kernel, visits=visits, tiles=d_tiles),
     visits,
     *fetched.arrays,

@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe.ops.bits import as_bits, as_floats
-from moe.ops.combine.xla import gates_by_row
-from moe.ops.dispatch.xla import sum_rows, take_rows
 from moe.ops.dispatch_plan import DispatchPlan, make_tiles
 from moe.ops.matmul import batched, batched_nt, batched_tn
 from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.rows import as_bits, as_floats, gates_by_row, sum_rows, take_rows
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
 _LADDER = (256, 224, 192, 160, 128, 96, 64, 32)  # rows of a lane; one compiled loop each

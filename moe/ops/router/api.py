@@ -2,8 +2,30 @@
 
 import jax
 
-from moe.ops.implementation import module
+from moe.ops.implementation import run
+from moe.ops.router import reference, xla
 from moe.ops.router.types import Routing
+
+
+def _pallas_tpu(*arguments):
+  from moe.ops.router import pallas_tpu
+
+  return pallas_tpu.route(*arguments)
+
+
+def _pallas_gpu(*arguments):
+  from moe.ops.router import pallas_gpu
+
+  return pallas_gpu.route(*arguments)
+
+
+# Pallas is imported where its kernels run.
+IMPLEMENTATIONS = {
+  'reference': reference.route,
+  'xla': xla.route,
+  'pallas_tpu': _pallas_tpu,
+  'pallas_gpu': _pallas_gpu,
+}
 
 
 def route(
@@ -22,4 +44,4 @@ def route(
 
   Differentiable in the logits, through the gates and through every float sum.
   """
-  return module('router', implementation).route(logits_BLE, is_token_BL, experts_per_token)
+  return run('router', IMPLEMENTATIONS, implementation, logits_BLE, is_token_BL, experts_per_token)

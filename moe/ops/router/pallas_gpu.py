@@ -13,11 +13,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from moe.ops.gpu.kernels import Span, call, load, power_of_two, span, store
+from moe.ops.kernels import Kernel
 from moe.ops.router.types import Routing, RoutingStats
 
-_ELEMENTS = (
-  2048  # of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays
-)
+_ROUTER = Kernel('router')
+_D_LOGITS = Kernel('router_backward', backward=True)
+KERNELS = (_ROUTER, _D_LOGITS)
+# Of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays.
+_ELEMENTS = 2048
 _CHOSEN, _PADDING = -2.0, -1.0  # below every affinity
 
 
@@ -77,7 +80,7 @@ def _route(logits_BLE, is_token_BL, k):
     entropy_ref[program] = (s.entropy * real).sum()
     z_ref[program] = (s.log_sum * s.log_sum * real).sum()
 
-  results = blocks.call('router', kernel, outputs, logits_BLE, is_token_BL)
+  results = blocks.call(_ROUTER.name, kernel, outputs, logits_BLE, is_token_BL)
   gates, probability, entropy, z, experts, counts = results
   over_blocks = lambda x: x.reshape(sequences, blocks.per_sequence, *x.shape[1:]).sum(axis=1)
   choices = lambda x: x.reshape(sequences, length, k)
@@ -126,7 +129,7 @@ def _backward(k, residuals, cotangents):
   d_gates_BLK, d_sums_BE, d_entropy_B, d_z_B, *_ = cotangents
   output = jax.ShapeDtypeStruct((logits_BLE.size // num_experts, num_experts), jnp.float32)
   operands = flat(experts_BLK), flat(d_gates_BLK), d_sums_BE, d_entropy_B, d_z_B
-  [d_logits] = blocks.call('router_backward', kernel, [output], logits_BLE, is_token_BL, *operands)
+  [d_logits] = blocks.call(_D_LOGITS.name, kernel, [output], logits_BLE, is_token_BL, *operands)
   return d_logits.reshape(logits_BLE.shape), None
 
 

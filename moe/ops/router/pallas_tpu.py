@@ -12,10 +12,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from moe.ops.implementation import interpret
+from moe.ops.kernels import Kernel
 from moe.ops.router import reference
 from moe.ops.router.types import Routing, RoutingStats
 
-TOKENS = 512  # of a step; l in suffixes
+_ROUTER = Kernel('router')
+_D_LOGITS = Kernel('router_d_logits', backward=True)
+KERNELS = (_ROUTER, _D_LOGITS)
+# Of a step; l in suffixes.
+TOKENS = 512
 
 
 def route(logits_BLE: jax.Array, is_token_BL: jax.Array, experts_per_token: int) -> Routing:
@@ -40,7 +45,7 @@ def _route(logits_BLE, is_token_BL, k):
   shape = lambda *dims, of=jnp.float32: jax.ShapeDtypeStruct((batch, *dims), of)
   gates, experts, counts, *sums = pl.pallas_call(
     functools.partial(_route_kernel, length=length, k=k),
-    name='router',
+    name=_ROUTER.name,
     grid=grid,
     in_specs=[by_token(num_experts), by_token(1)],
     out_specs=[
@@ -121,7 +126,7 @@ def _backward(k, residuals, cotangents):
   by_token, by_sequence, grid = _specs(batch, length)
   d_logits_BLE = pl.pallas_call(
     functools.partial(_backward_kernel, length=length, k=k),
-    name='router_d_logits',
+    name=_D_LOGITS.name,
     grid=grid,
     in_specs=[
       *(by_token(width) for width in (num_experts, 1, k, k)),

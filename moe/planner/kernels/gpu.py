@@ -21,7 +21,9 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from moe.ops.implementation import compiling_for
+from moe.ops.kernels import find
 from moe.planner.kernels.gpu_costs import itemise
+from moe.planner.kernels.names import GPU, of_direction
 from moe.planner.kernels.programs import Program, Shape
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
 
@@ -52,21 +54,6 @@ gpu_device_info {
 }
 """
 _TARGETS = {'h100': (H100, 'sm_90a')}
-# The kernels of each op: forward, and what backward adds. bfloat16 attention's are JAX's own.
-EXPECTED = {
-  'dispatch': (('dispatch',), ('dispatch_backward',)),
-  'combine': (('combine',), ('combine_backward',)),
-  'grouped_matmul': (('grouped_matmul',), ('grouped_matmul_d_rows', 'grouped_matmul_d_weights')),
-  'routed_ffn': (
-    ('routed_ffn_up', 'routed_ffn_down', 'routed_ffn_combine'),
-    (
-      *('routed_ffn_d_hidden', 'routed_ffn_d_rows', 'routed_ffn_d_tokens'),
-      *('routed_ffn_d_up_weights', 'routed_ffn_d_down_weights'),
-    ),
-  ),
-  'router': (('router',), ('router_backward',)),
-  'attention': (('mha_forward',), ('mha_preprocess_backward', 'mha_backward')),
-}
 
 
 def targets() -> tuple[str, ...]:
@@ -86,10 +73,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
     with compiling_for('gpu'):
-      # A function of its own: the platform is no part of jit's cache key.
-      lowered = jax.jit(lambda *a: program.function(*a)).lower(
-        *jax.tree.map(place, program.arguments)
-      )
+      lowered = jax.jit(program.function).lower(*jax.tree.map(place, program.arguments))
     compiled = lowered.compile(
       {
         'xla_dump_to': folder,
@@ -103,11 +87,9 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
     **program.described(),
     'target': target,
     'compile_seconds': round(seconds, 1),
-    'kernels': [kernel for kernel in kernels if kernel['kernel'] in sum(EXPECTED[program.op], ())],
+    'kernels': [kernel for kernel in kernels if find(GPU[program.op], kernel['kernel'])],
     'left_to_xla': [
-      kernel['kernel']
-      for kernel in kernels
-      if kernel['kernel'] not in sum(EXPECTED[program.op], ())
+      kernel['kernel'] for kernel in kernels if not find(GPU[program.op], kernel['kernel'])
     ],
     'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
   }
@@ -168,14 +150,14 @@ def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
 def _check(program: Program, kernels: list[dict], text: str, dtype: jnp.dtype) -> None:
   name = f'{program.op} {program.direction} {dtype}'
   empty = any(math.prod(a.shape) == 0 for a in jax.tree.leaves(program.arguments))
-  forward, backward = EXPECTED[program.op]
-  wanted = () if empty else forward + (backward if program.direction == 'backward' else ())
+  wanted = [] if empty else of_direction(GPU[program.op], program.direction)
+  wanted = [kernel.name for kernel in wanted]
   found = [kernel['kernel'] for kernel in kernels]
-  assert sorted(found) == sorted(wanted), f'{name}: kernels {found}, expected {list(wanted)}'
+  assert sorted(found) == sorted(wanted), f'{name}: kernels {found}, expected {wanted}'
   for kernel in kernels:
     assert kernel['spill_bytes'] == 0, f'{name}: {kernel["kernel"]} spills'
     assert not kernel['tf32'], f'{name}: {kernel["kernel"]} rounds to TF32'
-    if dtype == jnp.bfloat16 and _multiplies(kernel['kernel']):
+    if dtype == jnp.bfloat16 and find(GPU[program.op], kernel['kernel']).products:
       assert kernel['tensor_core'], f'{name}: {kernel["kernel"]} misses the tensor cores'
   # XLA may gather and scatter one number an assignment (a plan's arrays, gates by row and back) or a table of E.
   most = max(
@@ -191,11 +173,6 @@ def _check(program: Program, kernels: list[dict], text: str, dtype: jnp.dtype) -
     assert op in ('gather', 'scatter'), f'{name}: XLA computes {op}[{dims}]'
     assert elements <= most, f'{name}: XLA moves rows, {op}[{dims}]'
   assert '__cublas' not in text, f'{name}: XLA multiplies with cuBLAS'
-
-
-def _multiplies(kernel: str) -> bool:
-  moves = ('dispatch', 'combine', 'router', 'preprocess', 'd_tokens')
-  return not any(word in kernel for word in moves)
 
 
 def toolkit() -> Path:

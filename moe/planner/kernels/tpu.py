@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe.ops.implementation import compiling_for
+from moe.planner.kernels.names import TPU, of_direction
 from moe.planner.kernels.programs import Program, Shape
 from moe.planner.kernels.tpu_costs import itemise, traced_kernels
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
@@ -32,18 +33,6 @@ ENVIRONMENT = {
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
-# The kernels of each op: forward, and what backward adds. Attention's are JAX's own splash attention.
-EXPECTED = {
-  'dispatch': (('dispatch',), ('dispatch_d_tokens',)),
-  'combine': (('combine',), ('combine_d_rows',)),
-  'grouped_matmul': (('grouped_matmul',), ('grouped_matmul_d_rows', 'grouped_matmul_d_weights')),
-  'routed_ffn': (
-    ('routed_ffn_gate_up', 'routed_ffn_down', 'routed_ffn_combine'),
-    ('routed_ffn_d_down', 'routed_ffn_d_rows', 'routed_ffn_d_tokens', 'routed_ffn_d_gate_up'),
-  ),
-  'router': (('router',), ('router_d_logits',)),
-  'attention': (('splash_mha_fwd',), ('splash_mha_dq', 'splash_mha_dkv')),
 }
 # Work that belongs into kernels. XLA may gather and scatter one number an assignment (a plan's row_TK and token_R,
 # gates by row and back), look up the tiles' tables, and convert, pad or cut arrays.
@@ -62,8 +51,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
   arguments = jax.tree.map(place, program.arguments)
   start = time.perf_counter()
   with compiling_for('tpu'):
-    # A function of its own: the platform is no part of jit's cache key.
-    lowered = jax.jit(lambda *a: program.function(*a)).lower(*arguments)
+    lowered = jax.jit(program.function).lower(*arguments)
   compiled = lowered.compile()
   seconds = time.perf_counter() - start
   instructions = parse_entry(compiled.as_text())
@@ -91,13 +79,9 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
 def check_kernels(program: Program, calls: list[dict], text: str) -> list[str]:
   """The gathers and scatters that are allowed to XLA; raises on a missing kernel and on anything bigger."""
   empty = any(math.prod(a.shape) == 0 for a in jax.tree.leaves(program.arguments))
-  forward, backward = EXPECTED[program.op]
-  wanted = () if empty else forward + (backward if program.direction == 'backward' else ())
+  wanted = [] if empty else of_direction(TPU[program.op], program.direction)
   found = [call['kernel'] for call in calls]
-  same = lambda name, kernel: (
-    kernel == name or (program.op == 'attention' and kernel.startswith(name))
-  )
-  missing = [name for name in wanted if not any(same(name, kernel) for kernel in found)]
+  missing = [kernel.name for kernel in wanted if not any(map(kernel.is_called, found))]
   assert not missing, f'{program.op} {program.direction}: no kernel {missing} among {found}'
   most = _assignments(program)
   left = []

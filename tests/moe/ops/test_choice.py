@@ -8,34 +8,51 @@ import numpy as np
 import pytest
 
 from moe.config import OpsConfig
+from moe.ops.attention import api as attention_api
 from moe.ops.attention import attention
+from moe.ops.combine import api as combine_api
 from moe.ops.combine import combine
+from moe.ops.dispatch import api as dispatch_api
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
+from moe.ops.grouped_matmul import api as grouped_matmul_api
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.implementation import Implementation, WrongPlatform, compiling_for
-from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+from moe.ops.implementation import Implementation, Unsupported, compiling_for
+from moe.ops.routed_ffn import ExpertWeights, grouped, routed_ffn, tiled
+from moe.ops.routed_ffn import api as routed_ffn_api
+from moe.ops.router import api as router_api
 from moe.ops.router import route
-from tests.moe.ops.modules import module
 
 TOKENS_TD, GATES_TK, PLAN = jnp.ones((2, 3)), jnp.ones((2, 1)), make_plan(jnp.array([[1], [0]]), 2)
 WEIGHTS = ExpertWeights(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 3)))
 HEADS, ROW = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
 
-# The function of each op's module that does the work, and a call of its api.
+# The implementations of each op, and a call of its api.
 CALLS = {
-  'dispatch': ('dispatch', lambda i: dispatch(TOKENS_TD, PLAN, implementation=i)),
-  'combine': ('combine', lambda i: combine(TOKENS_TD, GATES_TK, PLAN, implementation=i)),
+  'dispatch': (
+    dispatch_api.IMPLEMENTATIONS,
+    lambda i: dispatch(TOKENS_TD, PLAN, implementation=i),
+  ),
+  'combine': (
+    combine_api.IMPLEMENTATIONS,
+    lambda i: combine(TOKENS_TD, GATES_TK, PLAN, implementation=i),
+  ),
   'grouped_matmul': (
-    'grouped_matmul',
+    grouped_matmul_api.IMPLEMENTATIONS,
     lambda i: grouped_matmul(TOKENS_TD, WEIGHTS.gate_EDF, PLAN.group_sizes_E, implementation=i),
   ),
   'routed_ffn': (
-    'routed_ffn',
+    routed_ffn_api.IMPLEMENTATIONS,
     lambda i: routed_ffn(TOKENS_TD, GATES_TK, PLAN, WEIGHTS, dtype=jnp.float32, implementation=i),
   ),
-  'router': ('route', lambda i: route(TOKENS_TD[None], ROW > 0, 1, implementation=i)),
-  'attention': ('attention', lambda i: attention(HEADS, HEADS, HEADS, ROW, implementation=i)),
+  'router': (
+    router_api.IMPLEMENTATIONS,
+    lambda i: route(TOKENS_TD[None], ROW > 0, 1, implementation=i),
+  ),
+  'attention': (
+    attention_api.IMPLEMENTATIONS,
+    lambda i: attention(HEADS, HEADS, HEADS, ROW, implementation=i),
+  ),
 }
 # asked for, platform → the module that runs, or None where that platform has none. Of routed_ffn's XLA, see below.
 RUNS = {
@@ -51,34 +68,86 @@ RUNS = {
 } | {(name, platform): name for name in ('reference', 'xla') for platform in ('cpu', 'tpu', 'gpu')}
 
 
+class Ran(Exception):
+  """Raised by what stands in for an implementation."""
+
+
+def run(*arguments):
+  raise Ran
+
+
+def refuse(*arguments):
+  raise Unsupported('not for these widths')
+
+
 @pytest.mark.parametrize(('asked', 'platform'), RUNS)
 @pytest.mark.parametrize('op', CALLS)
 def test_the_implementation_asked_for_runs_and_never_falls_back(monkeypatch, op, asked, platform):
-  class Ran(Exception):
-    pass
-
-  def run(*arguments):
-    raise Ran
-
-  function, call = CALLS[op]
+  implementations, call = CALLS[op]
   expected = RUNS[asked, platform]
   if expected:
-    monkeypatch.setattr(module(op, expected), function, run)
-  with pytest.raises(Ran if expected else WrongPlatform), compiling_for(platform):
+    monkeypatch.setitem(implementations, expected, run)
+  with pytest.raises(Ran if expected else Unsupported), compiling_for(platform):
     call(asked)
 
 
+@pytest.mark.parametrize('kernels', ['pallas_tpu', 'pallas_gpu'])
+@pytest.mark.parametrize('op', CALLS)
+def test_where_kernels_refuse_auto_takes_the_next_and_an_explicit_choice_fails(
+  monkeypatch, caplog, op, kernels
+):
+  implementations, call = CALLS[op]
+  monkeypatch.setitem(implementations, kernels, refuse)
+  monkeypatch.setitem(implementations, 'xla', run)
+  with compiling_for(kernels.removeprefix('pallas_')), caplog.at_level('INFO', 'moe.ops'):
+    with pytest.raises(Unsupported, match='not for these widths'):
+      call(kernels)
+    with pytest.raises(Ran):
+      call('auto')
+  assert f'{op}: not {kernels} (not for these widths) on' in caplog.text
+  assert f'{op}: xla on' in caplog.text
+
+
+def test_an_error_of_a_kernel_that_is_no_refusal_is_not_hidden(monkeypatch):
+  implementations, call = CALLS['dispatch']
+
+  def fail(*arguments):
+    raise NotImplementedError('a fault')
+
+  monkeypatch.setitem(implementations, 'pallas_tpu', fail)
+  with compiling_for('tpu'), pytest.raises(NotImplementedError, match='a fault'):
+    call('auto')
+
+
+def test_a_jitted_function_is_traced_again_for_another_platform(monkeypatch):
+  """One function, one shape: what it was traced for at first must not answer for another platform."""
+  implementations, traced = dispatch_api.IMPLEMENTATIONS, []
+
+  def standing_in(name):
+    def record(tokens_TD, plan):
+      traced.append(name)
+      return tokens_TD[plan.token_R]
+
+    return record
+
+  for name in ('xla', 'pallas_tpu', 'pallas_gpu'):
+    monkeypatch.setitem(implementations, name, standing_in(name))
+  step = jax.jit(jax.grad(jax.checkpoint(lambda x: dispatch(x, PLAN).sum())))
+  step(TOKENS_TD)
+  for platform in ('tpu', 'gpu', 'tpu'):
+    with compiling_for(platform):
+      step(TOKENS_TD)
+  step(TOKENS_TD)
+  assert list(dict.fromkeys(traced)) == ['xla', 'pallas_tpu', 'pallas_gpu']
+
+
 @pytest.mark.parametrize(
-  ('platform', 'arrangement'), [('cpu', 'tiled'), ('gpu', 'grouped'), ('tpu', 'grouped')]
+  ('platform', 'arrangement'), [('cpu', tiled), ('gpu', grouped), ('tpu', grouped)]
 )
 def test_plain_xla_tiles_experts_on_cpu_only(monkeypatch, platform, arrangement):
-  called = []
-  monkeypatch.setattr(
-    module('routed_ffn', arrangement), 'routed_ffn', lambda *arguments: called.append(arrangement)
-  )
-  with compiling_for(platform):
+  monkeypatch.setattr(arrangement, 'routed_ffn', run)
+  with pytest.raises(Ran), compiling_for(platform):
     CALLS['routed_ffn'][1]('xla')
-  assert called == [arrangement]
 
 
 @pytest.mark.parametrize('op', CALLS)
@@ -89,7 +158,7 @@ def test_an_unknown_implementation_raises(op):
 
 def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
   with pytest.raises(
-    WrongPlatform,
+    Unsupported,
     match=r'ops\.implementation=pallas_gpu needs a gpu, this is a cpu: use auto, xla or reference',
   ):
     dispatch(TOKENS_TD, PLAN, implementation='pallas_gpu')
@@ -97,11 +166,12 @@ def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
 
 @pytest.mark.parametrize('op', CALLS)
 def test_implementations_are_not_the_same_function(op):
-  function, _ = CALLS[op]
-  names = set(Implementation) - {'auto'}
-  # Its readable reference is what XLA does best.
-  names -= {'xla'} if op == 'router' else set()
-  assert len({id(getattr(module(op, name), function)) for name in names}) == len(names)
+  implementations, _ = CALLS[op]
+  assert set(implementations) == set(Implementation) - {'auto'}
+  # The router's readable reference is what XLA does best.
+  same = {'xla'} if op == 'router' else set()
+  names = set(implementations) - same
+  assert len({id(implementations[name]) for name in names}) == len(names)
 
 
 def test_the_calls_work_at_all():

@@ -16,7 +16,7 @@ from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.implementation import compiling_for
+from moe.ops.implementation import Unsupported, compiling_for
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
 from moe.ops.router import route
 from tests import oracles
@@ -164,8 +164,9 @@ def test_attention():
 
   double = [x.astype(jnp.float32) for x in (query, keys, values, d_attended)]
   assert_close(run(query, keys, values, d_attended, NAME), run(*double, 'reference'), 2e-2)
-  # float32 takes XLA's route.
-  assert_close(run(*double, NAME), run(*double, 'reference'), 1e-6)
+  with pytest.raises(Unsupported, match='would round float32 to TF32'):
+    run(*double, NAME)
+  assert_close(run(*double, 'auto'), run(*double, 'reference'), 1e-6)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)

@@ -21,7 +21,7 @@ from moe.ops.routed_ffn import ExpertWeights
 from moe.ops.routed_ffn import pallas_tpu as routed_kernels
 from moe.ops.routed_ffn import routed_ffn as routed_ffn_op
 from moe.ops.router import pallas_tpu as router_kernel
-from moe.ops.tpu import rows, visits
+from moe.ops.tpu import row_moves, visits
 from moe.planner.kernels.tpu_costs import traced_kernels
 from tests.moe.ops import test_dispatch_combine as pair_tests
 from tests.moe.ops import test_grouped_matmul as grouped_tests
@@ -36,9 +36,9 @@ INTERPRET = pltpu.InterpretParams(detect_races=True)
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch, capfd):
   """Everything is traced for TPU and interpreted; the interpreter prints the races that it sees."""
-  for module, name in ((visits, 'LEAST_ROWS'), (visits, 'MOST_ROWS'), (rows, 'LEAST_ROWS')):
+  for module, name in ((visits, 'LEAST_ROWS'), (visits, 'MOST_ROWS'), (row_moves, 'LEAST_ROWS')):
     monkeypatch.setattr(module, name, 16)
-  jax.clear_caches()  # neither platform nor block sizes are part of jit's cache key
+  jax.clear_caches()  # block sizes are no part of jit's cache key
   with compiling_for('tpu', interpret=INTERPRET):
     yield
   assert 'RACE' not in capfd.readouterr().out
