@@ -18,6 +18,14 @@ from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
 
+# Beyond these a temperature only moves float32 out of its range: 0/0 and ∞/∞ would let in what is not allowed.
+# At 1e-30 the likeliest token is drawn for certain, at 1e30 every allowed one alike.
+_COLDEST, _HOTTEST = 1e-30, 1e30
+_LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at any
+_SEEDS = (
+  2**32
+)  # JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones
+
 
 class Sampling(NamedTuple):
   """How the next token is chosen; the restrictions apply one after the other."""
@@ -57,6 +65,10 @@ def generate(
     return []
   if max_new_tokens < 1:
     raise UserError(f'max_new_tokens={max_new_tokens} must be at least 1')
+  if not 0 <= seed < _SEEDS:
+    raise UserError(f'seed={seed} must be at least 0 and at most {_SEEDS - 1}')
+  for prompt in prompts:
+    _check_unicode(prompt)
   tokenizer, context = run.tokenizer, run.config.data.seq_len
   prompt_ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
   for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -71,10 +83,26 @@ def generate(
     ids = ids[:count].tolist()
     ended = bool(ids) and ids[-1] == tokenizer.eos_id
     stopped_by = 'end' if ended else 'length' if count == max_new_tokens else 'context'
-    completions.append(
-      Completion(prompt, tokenizer.decode(ids[:-1] if ended else ids), ids, stopped_by)
-    )
+    text = _text_after(tokenizer, prompt, ids[:-1] if ended else ids)
+    completions.append(Completion(prompt, text, ids, stopped_by))
   return completions
+
+
+def _check_unicode(prompt):
+  """A command line's bytes that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+  try:
+    prompt.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'the prompt {prompt[:30]!a} is not UTF-8 at character {error.start + 1}: give text in UTF-8'
+    ) from error
+
+
+def _text_after(tokenizer, prompt, new_ids):
+  """The text of new tokens as it goes on from the prompt: decoded by itself it may lose a leading space."""
+  prompt_ids = tokenizer.encode(prompt)
+  before, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *new_ids])
+  return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new_ids)
 
 
 def generate_tokens(
@@ -88,7 +116,9 @@ def generate_tokens(
 
   A context of S positions yields up to S + 1 − length new tokens: the last one needs no position of its own.
   """
-  longest = max(map(len, prompt_ids))
+  longest, shortest = max(map(len, prompt_ids)), min(map(len, prompt_ids))
+  # No row can have more: memory is for what can come, not for what was asked.
+  max_new_tokens = min(max_new_tokens, run.config.data.seq_len + 1 - shortest)
   padded = -(-longest // 32) * 32  # few shapes, few compilations
   prompts_BP = np.zeros((len(prompt_ids), min(padded, run.config.data.seq_len)), np.int32)
   for row, ids in zip(prompts_BP, prompt_ids, strict=True):
@@ -116,7 +146,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
   """
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = logits_BV / sampling.temperature
+  logits_BV = logits_BV / min(max(sampling.temperature, _COLDEST), _HOTTEST)
   descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
   if 0 < sampling.top_k < logits_BV.shape[1]:
     logits_BV = jnp.where(
@@ -127,9 +157,8 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
     probabilities_BV = jax.nn.softmax(descending_BV)
     # A token stays while those more likely than it have not reached top_p: the most likely one always does.
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    least_B1 = jnp.where(before_BV < sampling.top_p, descending_BV, jnp.inf).min(
-      axis=-1, keepdims=True
-    )
+    top_p = max(sampling.top_p, _LEAST_TOP_P)
+    least_B1 = jnp.where(before_BV < top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 

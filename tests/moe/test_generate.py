@@ -191,7 +191,17 @@ def test_choose_samples_the_distribution(sampling):
 
 
 @pytest.mark.parametrize(
-  'sampling', [GREEDY, Sampling(3.0, top_k=1), Sampling(3.0, top_p=1e-6)], ids=str
+  'sampling',
+  [
+    GREEDY,
+    Sampling(3.0, top_k=1),
+    Sampling(3.0, top_p=1e-6),
+    Sampling(3.0, top_p=1e-300),
+    Sampling(1e-20),
+    Sampling(1e-45, top_p=0.5),
+    Sampling(1e-300, top_k=7),
+  ],
+  ids=str,
 )
 def test_greedy_and_what_equals_it(sampling):
   assert (draw(sampling, LOGITS_BV, jax.random.key(0)) == LOGITS_BV.argmax(axis=1)[None]).all()
@@ -203,10 +213,44 @@ def test_greedy_ties_go_to_the_lower_id():
   ).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize('sampling', [Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.9)], ids=str)
-def test_a_token_that_is_not_allowed_is_never_drawn(sampling):
-  logits_BV = jnp.array([[-jnp.inf, 0.0, -jnp.inf, -jnp.inf]])
-  assert (draw(sampling, logits_BV, jax.random.key(0)) == 1).all()
+@pytest.mark.parametrize('top_k', [0, 2, 2**70])
+@pytest.mark.parametrize('top_p', [5e-324, 1e-45, 0.9, 1 - 1e-16, 1.0])
+@pytest.mark.parametrize('temperature', [5e-324, 1e-45, 1e-30, 1.0, 1e30, 3.5e38, 1.7e308])
+def test_a_token_that_is_not_allowed_is_never_drawn(temperature, top_p, top_k):
+  logits_BV = jnp.array([[-jnp.inf, 0.0, -jnp.inf, -1e4, -jnp.inf, 1e4]])
+  keys_B = jax.random.split(jax.random.key(0), 64)
+  sampling = Sampling(temperature, top_k, top_p)
+  drawn_B = choose(jnp.broadcast_to(logits_BV, (64, 6)), sampling, keys_B)
+  assert set(drawn_B.tolist()) <= {1, 3, 5}
+  hot = temperature >= 1e30 and top_p > 0.5 and top_k != 2
+  assert len(set(drawn_B.tolist())) == (3 if hot else 1 if temperature < 1e30 or top_p < 0.5 else 2)
+
+
+class Words:
+  """A tokenizer as spm_train makes it by default: a leading space belongs to a piece, and decoding drops the first."""
+
+  bos_id, eos_id, vocab_size = 26, 27, 28
+  is_text = np.arange(28) < 26
+
+  def encode(self, text):
+    return [ord(word[0]) - ord('a') for word in text.split()]
+
+  def decode(self, ids):
+    return ' '.join(chr(ord('a') + i) for i in ids)
+
+
+def test_prompt_and_completion_are_the_text_of_all_tokens():
+  run = _run(seed=1, tokenizer=Words())
+  for completion in generate(run, ['', 'a', 'b c d'], 4, Sampling(5.0), seed=3):
+    tokens = [token for token in completion.tokens if token != Words.eos_id]
+    whole = run.tokenizer.decode([*run.tokenizer.encode(completion.prompt), *tokens])
+    assert completion.prompt + completion.text == whole
+
+
+def test_more_new_tokens_than_any_context_cost_no_memory():
+  assert generate(_run(seed=1), ['abc'], 10**12, GREEDY) == generate(
+    _run(seed=1), ['abc'], 20, GREEDY
+  )
 
 
 @pytest.mark.parametrize(
@@ -219,6 +263,10 @@ def test_a_token_that_is_not_allowed_is_never_drawn(sampling):
     ({'sampling': Sampling(1.0, top_p=1.5)}, 'top_p=1.5'),
     ({'sampling': Sampling(1.0, top_p=float('nan'))}, 'top_p=nan'),
     ({'max_new_tokens': 0}, 'max_new_tokens=0'),
+    ({'seed': -1}, 'seed=-1 must be at least 0 and at most 4294967295'),
+    ({'seed': 2**32}, 'seed=4294967296'),
+    ({'seed': 2**63}, 'seed=9223372036854775808'),
+    ({'prompts': ['ok', 'caf\udce9']}, r"prompt 'caf.udce9' is not UTF-8 at character 4"),
     ({'prompts': ['a' * 12]}, '13 tokens.*context is 12'),
   ],
 )
