@@ -1,19 +1,26 @@
-# Everything runs in .venv, made here; PYTHON chooses the interpreter it is made from (3.11 or newer).
-PYTHON ?= python3
-VENV := .venv
+# Everything runs in .venv, made here. PYTHON chooses the interpreter it is made from (3.11 or newer):
+# an environment of another version is made anew. Without PYTHON one that is there stays.
+VENV ?= .venv
 BIN := $(VENV)/bin
+ifeq ($(origin PYTHON),undefined)
+  PYTHON := $(or $(wildcard $(BIN)/python),python3)
+endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF = $(BIN)/python -m ruff
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test soak lint report aot-tpu aot-gpu setup-aot plan clean
+.PHONY: setup quickstart test check soak lint report aot-tpu aot-gpu setup-aot setup-test plan clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt
-	@echo 'installing what requirements.txt lists into $(VENV) (about a minute)'
+%/.python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $*
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python-$(VERSION) requirements.txt
+	@echo 'installing what requirements.txt lists into $(VENV) (about a minute)'
 	@$(PIP) install -r requirements.txt
 	@touch $@
 
@@ -28,8 +35,22 @@ quickstart: setup
 report: setup
 	@$(BIN)/python -m launch.report
 
-test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+# The whole suite.
+test: lint setup-test
+	$(BIN)/python -m pytest $(WORKERS)
+
+# What most changes can break, in under 2 minutes.
+check: lint
+	$(BIN)/python -m pytest $(WORKERS) $(CHECKED)
+
+# A file a worker at a time, longest files first (tests/conftest.py).
+WORKERS = -n auto --dist loadfile --no-loadscope-reorder
+CHECKED = tests/test_oracles.py tests/test_import_direction.py \
+  $(addprefix tests/moe/,ops layers losses routers) $(wildcard tests/moe/test_*config*.py)
+
+# Debian's packages that tests need: with root on Debian; elsewhere it says what will be skipped.
+setup-test: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.debian
 
 # kill -9 of one of two processes, 20 times at random steps; about 10 minutes on 2 idle cores.
 soak: $(VENV)/.installed-dev
@@ -66,9 +87,8 @@ setup-aot: .venv-tpu/.installed .venv-gpu/.installed
 
 .venv-tpu/.installed: EXTRA = tpu
 .venv-gpu/.installed: EXTRA = aot-gpu
-.venv-tpu/.installed .venv-gpu/.installed: setup.cfg requirements.txt pyproject.toml
+.venv-tpu/.installed .venv-gpu/.installed: %/.installed: %/.python-$(VERSION) setup.cfg requirements.txt pyproject.toml
 	@echo 'installing the extra $(EXTRA) into $(@D) (a few minutes)'
-	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -e '.[$(EXTRA)]'
 	@touch $@
 
@@ -77,4 +97,4 @@ lint: $(VENV)/.installed-dev
 	$(RUFF) format --check .
 
 clean:
-	rm -rf $(VENV) .venv-tpu .venv-gpu build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,23 +1,53 @@
-"""The suite's own settings: CPU, strict shapes, reproducible examples."""
+"""The suite's own settings: CPU, eight devices, strict shapes, reproducible examples, compiled programs shared."""
 
 import os
+import tempfile
 
 # Before jax is imported; by environment, so that programs the tests start see it too.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Half the compile time, which is most of the suite's; programs are optimised less, and otherwise the same.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-# No persistent compilation cache: reading back XLA:CPU executables can crash the process (seen with jax 0.10.2).
+# What one test has compiled the others take, in this process, the other workers' and the programs
+# that tests start. The folder is new for each session: nothing survives a change of code or of jax.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _COMPILED = tempfile.TemporaryDirectory(prefix='tests-compiled-', ignore_cleanup_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+  # Programs that differ in nothing but names of scopes differ: tests read them back.
+  os.environ['JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY'] = 'true'
 
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+# Meshes are tested on eight simulated devices, of this process alone: programs that tests start have
+# one, as on most machines. A test of what takes every device there is says `with small.one_device()`.
+jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 hypothesis.settings.register_profile(
   'suite', derandomize=True, deadline=None, database=None, max_examples=50
 )
 hypothesis.settings.load_profile('suite')
+
+# Folders and files that take longest, first: two workers then end at about the same time.
+_LONGEST_FIRST = (
+  'tests/moe/processes/test_runs.py',
+  'tests/experiments/sweeps/',
+  'tests/moe/parallel/',
+  'tests/moe/ops/',
+  'tests/launch/',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  def rank(item):
+    starts = (item.nodeid.startswith(prefix) for prefix in _LONGEST_FIRST)
+    return next((place for place, is_it in enumerate(starts) if is_it), len(_LONGEST_FIRST))
+
+  items.sort(key=rank)
 
 
 @pytest.fixture(scope='module')
@@ -26,3 +56,13 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def compiled_anew():
+  """For a test of compiling itself: what it compiles is taken from no other test."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+  compilation_cache.reset_cache()

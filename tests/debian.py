@@ -1,58 +1,94 @@
-"""Programs that tests need, from Debian's packages."""
+"""Debian's packages that some tests need. Tests look for them; this program installs them.
 
-import fcntl
+python -m tests.debian    # make setup-test: what is missing, where that can be done
+"""
+
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 
 class CannotRun(Exception):
   """This machine cannot run something; the message says what is missing."""
 
 
-def install(packages: Sequence[str], programs: Sequence[str], timeout: float = 120) -> None:
-  """The packages, unless their programs are there. Starts no service. CannotRun where that cannot be done."""
-  if all(map(shutil.which, programs)):
-    return
+class Needed(NamedTuple):
+  """Packages, and what they bring: of each tuple of programs one must be there."""
+
+  name: str
+  packages: tuple[str, ...]
+  programs: tuple[tuple[str, ...], ...]
+
+
+SLURM = Needed(
+  'Slurm',
+  packages=('munge', 'slurmctld', 'slurmd', 'slurm-client'),
+  programs=(('munged',), ('slurmctld',), ('slurmd',), ('sbatch',)),
+)
+CHROMIUM = Needed(
+  'Chromium',
+  packages=('chromium',),
+  programs=(('chromium', 'chromium-browser', 'google-chrome'),),
+)
+_LONGEST = 600  # seconds that apt-get may take
+
+
+def find(needed: Needed) -> list[str]:
+  """Paths of its programs. CannotRun where one is missing, which names it and how to get it."""
+  paths = []
+  for names in needed.programs:
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found:
+      raise CannotRun(
+        f'no {names[0]} on PATH: make setup-test installs {needed.name} (Debian, root)'
+      )
+    paths.append(found)
+  return paths
+
+
+def missing(needed: Needed) -> bool:
+  try:
+    find(needed)
+  except CannotRun:
+    return True
+  return False
+
+
+def install(packages: list[str]) -> None:
+  """Starts no service. CannotRun where they cannot be installed."""
   if os.geteuid() != 0:
-    raise CannotRun(f'{", ".join(packages)} are not installed, and installing them needs root')
+    raise CannotRun('installing needs root')
   if not shutil.which('apt-get'):
-    raise CannotRun(f'{", ".join(packages)} are not installed, and there is no apt-get')
-  # Tests in other processes may want packages too: one at a time, however long the other takes.
-  with open(Path(tempfile.gettempdir()) / 'tests-apt-get.lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    _install(packages, timeout)
-
-
-def _install(packages, timeout):
+    raise CannotRun('there is no apt-get')
   # RUNLEVEL=1: Debian's init scripts then start nothing after the installation.
   environment = os.environ | {'RUNLEVEL': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
-  options = (
-    '-qq',
-    '-o',
-    'DPkg::Lock::Timeout=30',
-    '-o',
-    'Acquire::http::Timeout=15',
-    '-o',
-    'Acquire::Retries=1',
-  )
-  wanted = ('install', '--yes', '--no-install-recommends', *packages)
-  for arguments in (wanted, ('update',), wanted):  # `update` only if the lists are missing or old
+  limits = ('DPkg::Lock::Timeout=30', 'Acquire::http::Timeout=15', 'Acquire::Retries=1')
+  command = ['apt-get', '-qq', *(f'-o{limit}' for limit in limits)]
+  wanted = ['install', '--yes', '--no-install-recommends', *packages]
+  # `update` only if the lists are missing or old.
+  for arguments in (wanted, ['update'], wanted):
     try:
       done = subprocess.run(
-        ['apt-get', *options, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=_LONGEST
       )
     except subprocess.TimeoutExpired as error:
       raise CannotRun(f'apt-get {arguments[0]} took more than {error.timeout} s') from error
     if done.returncode == 0 and arguments is wanted:
       return
-  raise CannotRun(
-    f'apt-get {" ".join(wanted)} failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}'
-  )
+  last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+  raise CannotRun(f'apt-get {" ".join(wanted)} failed: {last}')
+
+
+def main() -> None:
+  for needed in filter(missing, (SLURM, CHROMIUM)):
+    print(f'{needed.name}, for the tests: installing {", ".join(needed.packages)}', flush=True)
+    try:
+      install(list(needed.packages))
+      find(needed)
+    except CannotRun as error:
+      print(f'{needed.name}: {error}; tests of it will be skipped', flush=True)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,6 +1,9 @@
 """Tiny configs and data that the tests share."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import numpy as np
@@ -36,6 +39,20 @@ def small_config(**overrides) -> Config:
   config = base.get_config()
   config.update_from_flattened_dict(_SMALL | overrides)
   return from_config_dict(config)
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+  """What is called inside finds one device, as on most machines, not the suite's eight.
+
+  For what takes every device there is: `train` on a mesh with −1.
+  """
+  first = jax.devices()[0]
+  with (
+    mock.patch.object(jax, 'devices', lambda *backend: [first]),
+    mock.patch.object(jax, 'device_count', lambda *backend: 1),
+  ):
+    yield
 
 
 @functools.cache

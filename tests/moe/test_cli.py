@@ -1,4 +1,4 @@
-"""The command line as users meet it: real subprocesses of launch.describe and of small programs on moe.cli."""
+"""The command line as users meet it: launch.describe, and small programs on moe.cli."""
 
 import json
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import describe
+from tests import in_process
 
 ROOT = Path(__file__).parents[2]
 VALIDATION = '--config=experiments/validation.py:deepseek_moe'
@@ -21,7 +22,7 @@ def run(*arguments):
 
 
 def describe_json(*arguments):
-  done = run('-m', 'launch.describe', *arguments, '--format=json')
+  done = in_process.run('describe', *arguments, '--format=json')
   assert (done.returncode, done.stderr) == (0, '')
   return json.loads(done.stdout)
 
@@ -66,7 +67,20 @@ def fails(done, *words):
   ],
 )
 def test_a_bad_value_is_one_line_that_names_it(flag, words):
-  fails(run('-m', 'launch.describe', VALIDATION, flag), *words)
+  fails(in_process.run('describe', VALIDATION, flag), *words)
+
+
+def test_a_process_of_its_own_says_the_same():
+  flag = '--config.model.d_modle=64'
+  done, here = (
+    run('-m', 'launch.describe', VALIDATION, flag),
+    in_process.run('describe', VALIDATION, flag),
+  )
+  fails(done, "'model.d_modle'")
+  assert (done.returncode, done.stdout, done.stderr) == (here.returncode, here.stdout, here.stderr)
+  done = run('-m', 'launch.describe', VALIDATION, '--format=json')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert json.loads(done.stdout) == describe_json(VALIDATION)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +99,7 @@ def test_a_bad_value_is_one_line_that_names_it(flag, words):
   ],
 )
 def test_a_wrong_config_is_one_line(arguments, words):
-  fails(run('-m', 'launch.describe', *arguments), *words)
+  fails(in_process.run('describe', *arguments), *words)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,7 @@ def test_a_wrong_config_is_one_line(arguments, words):
 def test_a_broken_config_file_is_one_line_with_its_place(tmp_path, source, words):
   file = tmp_path / 'broken.py'
   file.write_text(source, encoding='utf-8')
-  fails(run('-m', 'launch.describe', f'--config={file}'), *words)
+  fails(in_process.run('describe', f'--config={file}'), *words)
 
 
 def test_overrides_take_every_kind_of_value():
@@ -122,9 +136,8 @@ def test_overrides_take_every_kind_of_value():
     '  print([c.optimizer.peak_lr, c.optimizer.decay_at, c.data.dir, c.data.reset_at_documents, c.train.num_steps])\n'
     'cli.run(main)\n'
   )
-  done = run(
+  done = in_process.run_source(
     *(
-      '-c',
       program,
       VALIDATION,
       '--config.optimizer.peak_lr=1',
@@ -207,10 +220,10 @@ def test_describe_one_is_the_same_object_and_follows_overrides():
 
 
 def test_describe_text_is_aligned_and_has_units():
-  lines = run('-m', 'launch.describe', '--all').stdout.splitlines()
+  lines = in_process.run('describe', '--all').stdout.splitlines()
   assert len({len(line) for line in lines}) == 1
   assert any('16.38B' in line and '75.90T' in line for line in lines)
-  card = run('-m', 'launch.describe', '--config=experiments/scaling.py:deepseek_moe_16b').stdout
+  card = in_process.run('describe', '--config=experiments/scaling.py:deepseek_moe_16b').stdout
   assert '16.38B' in card
   assert '75.90T' in card
 

@@ -25,7 +25,7 @@ from tests.experiments.notebooks import bucket
 from tests.launch.runs import config as runs_config
 from tests.launch.runs import programs
 from tests.moe.data.helpers import write_corpus
-from tests.small import small_params
+from tests.small import one_device, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -54,7 +54,8 @@ def workdir(tmp_path_factory):
   for domain in ('prose', 'code'):
     write_corpus(sources, domain, 40, words=(20, 80))
   spec = f'prose={sources}/prose-*.txt;code={sources}/code-*.txt'
-  assert train(tiny_config(**{'data.sources': spec}), folder / 'run').finished
+  with one_device():
+    assert train(tiny_config(**{'data.sources': spec}), folder / 'run').finished
   return folder / 'run'
 
 

@@ -1,14 +1,11 @@
 """The page in headless Chromium, offline, light and dark."""
 
-import shutil
-
 import pytest
 
 from experiments.studies import STUDIES
-from tests import debian
+from tests import debian, in_process
 from tests.launch.runs import programs
 
-_NAMES = ('chromium', 'chromium-browser', 'google-chrome')
 _FIGURES = """
 figures => figures.map(figure => {
   const box = figure.getBoundingClientRect();
@@ -33,12 +30,10 @@ def browser():
   sync_api = pytest.importorskip(
     'playwright.sync_api', reason='no Chromium here: playwright is not installed'
   )
-  if not any(map(shutil.which, _NAMES)):
-    try:
-      debian.install(['chromium'], ['chromium'], timeout=400)
-    except debian.CannotRun as error:
-      pytest.skip(f'no Chromium here: {error}')
-  path = next(filter(None, map(shutil.which, _NAMES)))
+  try:
+    [path] = debian.find(debian.CHROMIUM)
+  except debian.CannotRun as error:
+    pytest.skip(f'no Chromium here: {error}')
   with sync_api.sync_playwright() as playwright:
     # No sandbox: as root, which CI is, Chromium has none; the page is our own.
     started = playwright.chromium.launch(
@@ -66,7 +61,7 @@ def _open(browser, file, scheme='light', width=1000):
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_every_figure_is_there_and_nothing_goes_wrong(scheme, browser, results):
-  programs.check('report', f'--results={results}')
+  in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'index.html', scheme)
   figures = page.eval_on_selector_all('figure > svg', _FIGURES)
   assert [figure['id'] for figure in figures] == [f'figure-{name}' for name in STUDIES]
@@ -83,13 +78,13 @@ def test_every_figure_is_there_and_nothing_goes_wrong(scheme, browser, results):
 
 
 def test_a_phone_scrolls_no_further_than_down(browser, results):
-  programs.check('report', f'--results={results}')
+  in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'index.html', width=390)
   assert page.evaluate('document.documentElement.scrollWidth') <= 390 and faults == []
 
 
 def test_a_page_without_runs_has_no_figure(browser, tmp_path):
-  programs.check('report', f'--results={tmp_path}')
+  in_process.check('report', f'--results={tmp_path}')
   page, faults = _open(browser, tmp_path / 'index.html')
   assert page.locator('svg').count() == 0 and faults == []
   assert page.get_by_text('0 of 15 runs finished').count() == 2
@@ -97,7 +92,7 @@ def test_a_page_without_runs_has_no_figure(browser, tmp_path):
 
 def test_a_figure_by_itself(browser, results):
   """As the README shows it."""
-  programs.check('report', f'--results={results}')
+  in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'table1' / 'figure.svg', 'dark')
   assert page.locator('rect.bar').count() == 10 and faults == []
 

@@ -14,6 +14,7 @@ from experiments.studies import STUDIES, scaling
 from experiments.studies.analysis import Panel, Results, Series
 from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval, Role
 from experiments.sweeps import ledger
+from tests import in_process
 from tests.experiments.reports import synthetic
 from tests.launch.runs import programs
 
@@ -329,10 +330,10 @@ def test_the_readme_has_the_verdicts():
 
 
 def test_a_figure_that_is_no_longer_drawn_goes(results):
-  programs.check('report', f'--results={results}')
+  in_process.check('report', f'--results={results}')
   assert (results / 'table1' / 'figure.svg').is_file()
   ledger.path(results, 'table1').unlink()
-  programs.check('report', f'--results={results}')
+  in_process.check('report', f'--results={results}')
   assert not (results / 'table1' / 'figure.svg').exists()
 
 
@@ -340,7 +341,7 @@ def test_a_damaged_line_is_one_line(tmp_path):
   file = ledger.path(tmp_path, 'table1')
   file.parent.mkdir()
   file.write_text('{"run"\n')
-  assert 'line 1 is damaged' in programs.error_line('report', f'--results={tmp_path}')
+  assert 'line 1 is damaged' in in_process.error_line('report', f'--results={tmp_path}')
 
 
 def test_figures_have_a_bar_or_point_for_each_value(results):
@@ -407,5 +408,5 @@ def test_make_report_is_the_program():
 
 
 def test_results_that_are_nowhere_are_not_made_up(tmp_path):
-  line = programs.error_line('report', f'--results={tmp_path}/nowhere')
+  line = in_process.error_line('report', f'--results={tmp_path}/nowhere')
   assert str(tmp_path / 'nowhere') in line and not (tmp_path / 'nowhere').exists()

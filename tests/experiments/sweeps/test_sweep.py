@@ -10,6 +10,7 @@ import time
 import pytest
 
 from experiments.sweeps import plan
+from tests import in_process
 from tests.launch.runs import programs
 
 STUDY = '--sweep=tests/experiments/sweeps/tiny_study.py'
@@ -269,7 +270,7 @@ def test_bad_input_is_one_line(content, flags, words, tmp_path):
   study = tmp_path / 'study.py'
   if content is not None:
     study.write_text(content)
-  line = programs.error_line('sweep', f'--sweep={study}', f'--workdir={tmp_path}/runs', *flags)
+  line = in_process.error_line('sweep', f'--sweep={study}', f'--workdir={tmp_path}/runs', *flags)
   assert all(word in line for word in words), line
   assert not (tmp_path / 'runs').exists()
 

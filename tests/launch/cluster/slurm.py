@@ -17,18 +17,11 @@ from pathlib import Path
 from tests import debian
 from tests.debian import CannotRun
 
-PACKAGES = ('munge', 'slurmctld', 'slurmd', 'slurm-client')
-_PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch')
 _HOST = socket.gethostname().split('.')[0]
 # JAX connects to the first node in the order of their names, so only that one must resolve: this machine's own name
 # does, and the other needs no line in /etc/hosts. (Slurm treats the name localhost in a way of its own.)
 NODES = (_HOST, f'{_HOST}x')
 _JAX_PORTS = range(65536 - 4096, 65536)  # of JAX's coordinator: the first + job id modulo 4096
-
-
-def install() -> None:
-  """Debian's packages, unless they are there. Starts no service. CannotRun where that cannot be done."""
-  debian.install(PACKAGES, _PROGRAMS)
 
 
 class Cluster:
@@ -40,7 +33,8 @@ class Cluster:
     self._daemons: list[subprocess.Popen] = []
 
   def start(self) -> None:
-    """Returns when both nodes are idle. CannotRun, with the daemons' last words, if they are not within 60 s."""
+    """Returns when both nodes are idle. CannotRun without Slurm, or, with the daemons' last words, after 60 s."""
+    debian.find(debian.SLURM)
     try:
       socket.gethostbyname(_HOST)
     except OSError as error:

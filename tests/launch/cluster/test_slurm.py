@@ -13,6 +13,7 @@ from moe.train import train
 from tests.launch.cluster import slurm
 from tests.launch.cluster.scripts import FOLDER, PYTHON_BIN, ROOT, fake
 from tests.launch.runs import config as tests_config
+from tests.small import one_device
 
 _NUM_STEPS = 40  # of the run on two nodes, and of the one process it is compared with
 _BATCH_FILE = str(FOLDER / 'slurm.sbatch')
@@ -22,7 +23,6 @@ _BATCH_FILE = str(FOLDER / 'slurm.sbatch')
 def cluster(tmp_path_factory):
   cluster = slurm.Cluster(tmp_path_factory.mktemp('slurm'))
   try:
-    slurm.install()
     cluster.start()
     yield cluster
   except slurm.CannotRun as error:
@@ -122,7 +122,8 @@ def test_two_nodes_stop_queue_again_and_compute_what_one_process_does(cluster, f
 
   alone = tests_config.get_config()  # computed while the job waits in the queue
   alone.update_from_flattened_dict(_config(folder))
-  train(from_config_dict(alone), folder / 'alone')
+  with one_device():
+    train(from_config_dict(alone), folder / 'alone')
 
   assert job.end() == ('COMPLETED', '0:0', '1'), job.output()
 

@@ -15,6 +15,7 @@ from moe.train import open_workdir, train
 from tests.launch.runs import config as tiny
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
+from tests.small import one_device
 
 
 def _config(data_flags, **overrides):
@@ -103,7 +104,8 @@ def test_steps_that_are_not_logged_do_not_wait_for_the_device(data_flags, tmp_pa
   monkeypatch.setattr(jax, 'device_get', lambda tree: fetched.append(tree) or device_get(tree))
   off = {'evaluation.every_steps': 0, 'checkpoint.keep_best': 0, 'checkpoint.every_steps': 100}
   quiet = _config(data_flags, **off, **{'train.log_every': 7, 'train.num_steps': 15})
-  train(quiet, tmp_path)
+  with one_device():
+    train(quiet, tmp_path)
   of_steps = [tree for tree in fetched if isinstance(tree, dict) and 'gradient_norm' in tree]
   assert [line['step'] for line in programs.lines(tmp_path)] == [7, 14, 15]
   assert len(of_steps) == 3
@@ -210,7 +212,8 @@ def test_microbatches_and_remat_do_not_change_a_run(data_flags, finished, tmp_pa
   for number, overrides in enumerate(
     ({'train.microbatches': 2}, {'model.remat': 'full'}, {'train.loss_chunk': 48})
   ):
-    train(_config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number))
+    with one_device():
+      train(_config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number))
     compared = zip(programs.lines(tmp_path / str(number)), programs.lines(finished), strict=True)
     assert all(a['loss'] == pytest.approx(b['loss'], rel=1e-4) for a, b in compared), overrides
 

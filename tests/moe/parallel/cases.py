@@ -1,14 +1,18 @@
-"""Twenty training steps of the proxy DeepSeekMoE on one mesh after another; run by test_invariance.py in a process of
-its own, since the number of devices is fixed once JAX has started.
+"""Twenty training steps of the proxy DeepSeekMoE on eight devices, beside one device.
 
-  python -m tests.moe.parallel.cases GROUP [--whole]   # one JSON line a case: how far it is from one device, relative
+The model is proxy.py:deepseek_moe made narrower. As a program it measures a group of cases at the
+proxy's own width with --whole (8 GB, a minute a case):
 
-The model is proxy.py:deepseek_moe made narrower; --whole takes it as it is (8 GB, a minute a case).
+  python -m tests.moe.parallel.cases GROUP [--whole]   # one JSON line a case: how far it is, relative
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -174,10 +178,14 @@ def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
   return output
 
 
-def emulate_ragged() -> None:
-  """The ragged transport on CPUs, from here on."""
-  lax.ragged_all_to_all = _emulated_ragged
-  expert_parallel.platform = lambda: 'tpu'  # which has it
+@contextlib.contextmanager
+def ragged_emulated() -> Iterator[None]:
+  """What is traced inside may take the ragged transport, on CPUs too."""
+  with (
+    mock.patch.object(lax, 'ragged_all_to_all', _emulated_ragged),
+    mock.patch.object(expert_parallel, 'platform', lambda: 'tpu'),
+  ):
+    yield
 
 
 def made_of(group: str, name: str, whole: bool) -> str:
@@ -199,44 +207,54 @@ def _seed(shared, whole):
   return shared.get('seed_whole', _SEED_WHOLE) if whole else _SEED
 
 
+def measure(group: str, name: str, whole: bool = False) -> dict:
+  """How far a case is from one device: gradients, the first step, losses, all metrics; and what it took."""
+  changed, shared = GROUPS[group][name]
+  with ragged_emulated():
+    gradients, history = _trained(shared, {'mesh.transport': 'padded', **changed}, whole)
+  true_gradients, true_history = _truth(json.dumps(shared), whole)
+  common = [{k: step[k] for k in truth} for step, truth in zip(history, true_history, strict=True)]
+  rounds = history[0].get('exchange_rounds_N')
+  losses, true_losses = ([step['loss'] for step in steps] for steps in (common, true_history))
+  return {
+    'case': name,
+    'gradients': distance(gradients, true_gradients),
+    'first_step': distance(common[0], true_history[0]),
+    'loss': distance(losses, true_losses),
+    'trajectory': distance(common, true_history),
+    'rounds': None if rounds is None else [int(r) for r in rounds],
+    'loss_fell': float(true_losses[0] - true_losses[-1]),
+    'of': made_of(group, name, whole),
+  }
+
+
+def check(group: str, name: str) -> dict:
+  """What `measure` says of a case, which must be one device's training to within 1e-5."""
+  record = measure(group, name)
+  assert record['loss_fell'] > 0.1  # the steps do train
+  for what in ('gradients', 'first_step', 'loss', 'trajectory'):
+    assert record[what][0] <= 1e-5, (what, record)
+  return record
+
+
+@functools.cache
+def _truth(shared: str, whole: bool):
+  """One device's trajectory, of what a case has in common with it, as JSON."""
+  return _trained(json.loads(shared), {}, whole)
+
+
+def _trained(shared, changed, whole):
+  config = proxy.get_config('deepseek_moe')
+  config.update_from_flattened_dict(_settings(shared, whole))
+  config.update_from_flattened_dict(changed)
+  return trajectory(from_config_dict(config), 'skewed' in shared, _seed(shared, whole))
+
+
 def main(group: str, *options: str) -> None:
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8)
-  emulate_ragged()
-  whole = '--whole' in options
-  truths = {}
-  for name, (changed, shared) in GROUPS[group].items():
-    config = proxy.get_config('deepseek_moe')
-    config.update_from_flattened_dict(_settings(shared, whole))
-    key = json.dumps(shared)
-    if key not in truths:
-      truths[key] = trajectory(from_config_dict(config), 'skewed' in shared, _seed(shared, whole))
-    config.update_from_flattened_dict({'mesh.transport': 'padded', **changed})
-    gradients, history = trajectory(
-      from_config_dict(config), 'skewed' in shared, _seed(shared, whole)
-    )
-    true_gradients, true_history = truths[key]
-    common = [
-      {k: step[k] for k in truth} for step, truth in zip(history, true_history, strict=True)
-    ]
-    rounds = history[0].get('exchange_rounds_N')
-    print(
-      json.dumps(
-        {
-          'case': name,
-          'gradients': distance(gradients, true_gradients),
-          'first_step': distance(common[0], true_history[0]),
-          'loss': distance(
-            [step['loss'] for step in common], [step['loss'] for step in true_history]
-          ),
-          'trajectory': distance(common, true_history),
-          'rounds': None if rounds is None else [int(r) for r in rounds],
-          'loss_fell': float(true_history[0]['loss'] - true_history[-1]['loss']),
-          'of': made_of(group, name, whole),
-        }
-      ),
-      flush=True,
-    )
+  for name in GROUPS[group]:
+    print(json.dumps(measure(group, name, whole='--whole' in options)), flush=True)
 
 
 if __name__ == '__main__':

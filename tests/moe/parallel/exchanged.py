@@ -1,10 +1,6 @@
-"""The exchange of a routed FFN alone, on eight devices, with padding full of NaN; run by test_expert_parallel.py in a
-process of its own, since the number of devices is fixed once JAX has started.
+"""The exchange of a routed FFN alone, on eight devices, with padding full of NaN."""
 
-  python -m tests.moe.parallel.exchanged   # one JSON line a case
-"""
-
-import json
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +10,7 @@ import numpy as np
 from moe.ops.routed_ffn import ExpertWeights
 from moe.parallel import expert_parallel
 from moe.parallel import mesh as mesh_lib
-from tests.moe.parallel.cases import distance, emulate_ragged
+from tests.moe.parallel.cases import distance, ragged_emulated
 from tests.small import small_config
 
 SEQUENCES, LENGTH, K, D, F, DEVICES = 16, 10, 2, 16, 4, 8
@@ -91,6 +87,7 @@ def every_expert(x_BLD, gates_BLK, weights, experts_BLK):
   return jnp.einsum('blef,efd,ble->bld', hidden_BLEF, weights.down_EFD, gates_BLE)
 
 
+@functools.cache
 def measure(case: Case) -> dict:
   """The telemetry; how far output and gradients are from `every_expert`; the largest of them in padding."""
   config = small_config(
@@ -119,8 +116,7 @@ def measure(case: Case) -> dict:
     y_BLD, pull, exchange = jax.vjp(exchanged, *operands, has_aux=True)
     return y_BLD, *pull(dy_BLD), exchange
 
-  mesh = mesh_lib.make_mesh(config)
-  with mesh_lib.use(mesh, config.mesh.zero):
+  with mesh_lib.use(mesh_lib.make_mesh(config), config.mesh.zero), ragged_emulated():
     *results, exchange = jax.device_get(jax.jit(run)(given.x_BLD, given.gates_BLK, w))
   x_BLD = np.where(mask_BL1, given.x_BLD, 0)
   y_BLD, pull = jax.vjp(lambda *o: every_expert(*o, given.experts_BLK), x_BLD, given.gates_BLK, w)
@@ -131,16 +127,3 @@ def measure(case: Case) -> dict:
     'in_padding': float(max(np.abs(np.where(mask_BL1, 0, a)).max() for a in results[:3])),
     **{name: float(value) for name, value in exchange._asdict().items()},
   }
-
-
-def main() -> None:
-  jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_num_cpu_devices', DEVICES)
-  jax.config.update('jax_disable_most_optimizations', True)
-  emulate_ragged()
-  for name, case in CASES.items():
-    print(json.dumps({'case': name, **measure(case)}), flush=True)
-
-
-if __name__ == '__main__':
-  main()

@@ -1,10 +1,5 @@
 """Experts on different devices: the same training on every transport and number of experts, and what a round takes."""
 
-import functools
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +8,7 @@ import pytest
 from moe.parallel import expert_parallel
 from moe.parallel.expert_parallel import Capacity, expected_fill
 from tests.moe.parallel import exchanged
-from tests.moe.parallel.cases import GROUPS
-from tests.moe.parallel.test_invariance import ROOT, check
+from tests.moe.parallel.cases import GROUPS, check
 
 
 @pytest.mark.parametrize('case', GROUPS['experts'])
@@ -24,23 +18,10 @@ def test_training(case):
     assert max(record['rounds']) > 1  # or the case would not test what it says
 
 
-@functools.cache
-def exchanges():
-  done = subprocess.run(
-    [sys.executable, '-m', 'tests.moe.parallel.exchanged'],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
-
-
 @pytest.mark.parametrize('case', exchanged.CASES)
 def test_padding_goes_nowhere(case):
   """It is NaN, and would show; outputs and gradients are those of computing every expert for real tokens alone."""
-  record = exchanges()[case]
+  record = exchanged.measure(exchanged.CASES[case])
   assert record['distance'][0] <= 1e-6, record
   assert record['in_padding'] == 0
 
@@ -72,7 +53,7 @@ def count_exchange(case):
 
 @pytest.mark.parametrize('name', exchanged.CASES)
 def test_telemetry_is_a_count_of_real_tokens(name):
-  case, record = exchanged.CASES[name], exchanges()[name]
+  case, record = exchanged.CASES[name], exchanged.measure(exchanged.CASES[name])
   rounds, (tokens, assignments), load = count_exchange(case)
   assert record['rounds'] == rounds
   assert record['buffer_share'] == pytest.approx(max(tokens, assignments), rel=1e-6)

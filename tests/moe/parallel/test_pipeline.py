@@ -3,8 +3,7 @@
 import pytest
 
 from moe.pipeline_parallel import partners, turn
-from tests.moe.parallel.cases import GROUPS
-from tests.moe.parallel.test_invariance import check
+from tests.moe.parallel.cases import GROUPS, check
 
 
 @pytest.mark.parametrize('case', GROUPS['stages'])

@@ -8,6 +8,7 @@ import pytest
 from moe.errors import UserError
 from moe.planner.compile_step import asked_for
 from moe.planner.machine import parse
+from tests import in_process
 from tests.launch.runs import programs
 
 CONFIG = '--config=experiments/scaling.py:deepseek_moe_16b'
@@ -43,9 +44,9 @@ def test_wrong_names_say_what_is_wrong(topology, words):
 
 def test_the_program_fails_in_one_line():
   assert '--topology=CHIP:SIZE is required' in programs.error_line('plan', CONFIG)
-  assert "'v9' is none of" in programs.error_line('plan', CONFIG, '--topology=v9:2x2')
+  assert "'v9' is none of" in in_process.error_line('plan', CONFIG, '--topology=v9:2x2')
   if not importlib.util.find_spec('libtpu'):
-    line = programs.error_line('plan', CONFIG, '--topology=v5e:2x4')
+    line = in_process.error_line('plan', CONFIG, '--topology=v5e:2x4')
     assert 'make setup-aot, then .venv-tpu/bin/python' in line
 
 

@@ -1,32 +1,54 @@
 """A tiny dense training step compiled for eight devices of the CPU, its FLOPs and collectives checked by hand."""
 
-import json
-import os
-import subprocess
-import sys
-
+import jax
 import pytest
 
-from tests.launch.runs.programs import ROOT
+from moe.chips import Chip
+from moe.planner import planner
+from moe.planner.compile_step import compile_for_devices
+from moe.planner.machine import Machine
+from tests.small import small_config
 
 V, D, F, LAYERS, B, L, X = 32, 16, 32, 3, 16, 16, 16  # X: heads · head width
 PARAMETERS = 2 * V * D + LAYERS * (4 * D * X + 3 * D * F + 2 * D) + D
+CPUS = Machine('cpu:8', Chip('cpu', 'cpu', 2**30, 1e12, 1e11, 1e10, 0), (8,))
+DENSE = {
+  'moe.num_experts': 0,
+  'moe.experts_per_token': 0,
+  'moe.num_shared_experts': 0,
+  'moe.expert_balance_loss': 0.0,
+  'model.num_dense_layers': 3,
+  'model.num_layers': 3,
+  'model.d_ff': 32,
+  'data.batch_size': 16,
+  'data.seq_len': 16,
+  'train.loss_chunk': 16,
+  'ops.implementation': 'reference',
+}
+CASES = {
+  'data': {},
+  'fsdp': {'mesh.data': 1, 'mesh.fsdp': 8, 'train.microbatches': 2, 'model.remat': 'full'},
+  'tensor': {'mesh.data': 4, 'mesh.tensor': 2},
+  'expert': {
+    'mesh.data': 2,
+    'mesh.expert': 4,
+    'model.num_dense_layers': 0,
+    'moe.num_experts': 8,
+    'moe.experts_per_token': 2,
+    'moe.d_expert': 8,
+  },
+  'stage': {'mesh.data': 4, 'mesh.stage': 2, 'train.microbatches': 4},  # 2 layers, and 1
+}
 
 
 @pytest.fixture(scope='module')
 def plans():
-  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
-  done = subprocess.run(
-    [sys.executable, '-m', 'tests.moe.planner.cases'],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return {record['case']: record for record in map(json.loads, done.stdout.splitlines())}
+  """Case → its plan."""
+  configs = {name: small_config(**DENSE | overrides) for name, overrides in CASES.items()}
+  return {
+    name: planner.describe(config, CPUS, compile_for_devices(config, jax.devices(), 'cpu'))
+    for name, config in configs.items()
+  }
 
 
 def test_flops_are_those_of_the_products(plans):

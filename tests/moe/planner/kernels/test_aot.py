@@ -10,6 +10,7 @@ import pytest
 
 from moe.ops.tpu import visits
 from moe.planner.kernels import gpu, programs, tpu
+from tests import in_process
 from tests.launch.runs import programs as programs_of_launch
 
 ROOT = Path(__file__).parents[4]
@@ -87,4 +88,8 @@ def test_flops_are_close_to_the_least(module, shape):
   ],
 )
 def test_wrong_targets_are_named_in_one_line(options, words):
-  assert words in programs_of_launch.error_line('aot', *options)
+  assert words in in_process.error_line('aot', *options)
+
+
+def test_a_process_of_its_own_says_so_too():
+  assert "'h200' is none of" in programs_of_launch.error_line('aot', '--targets=h200')

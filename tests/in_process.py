@@ -1,0 +1,111 @@
+"""Programs of launch/ run in this process, as the command line would run them: for tables of bad input.
+
+A process of its own, which a program has at least one test with, costs seconds to import jax.
+"""
+
+import contextlib
+import io
+import logging as std_logging
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from absl import flags, logging
+
+from tests.small import one_device
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
+  """What `python -m launch.PROGRAM` exits with and writes."""
+  path = str(ROOT / f'launch/{program}.py')
+  if program == 'train':
+    arguments = ('--num_processes=1', *arguments)  # a cluster can be joined only before jax starts
+  return _run([path, *arguments], lambda: runpy.run_path(path, run_name='__main__'))
+
+
+def run_source(source: str, *arguments: str) -> subprocess.CompletedProcess:
+  """What `python -c SOURCE` exits with and writes."""
+  return _run(
+    ['-c', *arguments], lambda: exec(compile(source, '-c', 'exec'), {'__name__': '__main__'})
+  )
+
+
+def check(program: str, *arguments: str) -> str:
+  """stdout of a run that must succeed."""
+  done = run(program, *arguments)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+def error_line(program: str, *arguments: str) -> str:
+  """The one line that a run on bad input leaves on stderr."""
+  done = run(program, *arguments)
+  assert done.returncode == 2, done
+  assert 'Traceback' not in done.stderr, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ')
+  return line
+
+
+def _run(argv, start):
+  code, out, errors = 0, io.StringIO(), io.StringIO()
+  with (
+    _no_flags_of_programs(),
+    one_device(),
+    mock.patch.object(sys, 'argv', argv),
+    mock.patch.dict(os.environ),
+    mock.patch('os._exit', sys.exit),  # cli.run, after bad input
+    _same_logging(),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(errors),
+  ):
+    try:
+      start()
+    except SystemExit as ended:
+      code = ended.code or 0
+  return subprocess.CompletedProcess(argv, code, out.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def _no_flags_of_programs() -> Iterator[None]:
+  """absl has one set of flags a process; a program's are defined anew inside, and what there was is put back."""
+  known = flags.FLAGS
+  ours = [
+    (module, flag)
+    for module, defined in known.flags_by_module_dict().items()
+    if module.startswith('launch.')
+    for flag in defined
+  ]
+  for _, flag in ours:
+    delattr(known, flag.name)
+  before = set(known)
+  for name in before:
+    known[name].unparse()
+  try:
+    yield
+  finally:
+    for name in set(known) - before:
+      delattr(known, name)
+    known.unparse_flags()
+    for module, flag in ours:
+      known[flag.name] = flag
+      known.register_flag_by_module(module, flag)
+
+
+@contextlib.contextmanager
+def _same_logging() -> Iterator[None]:
+  """absl takes the root logger's handlers and level for its own; they are put back."""
+  loggers = std_logging.getLogger(), logging.get_absl_logger()
+  before = [(list(logger.handlers), logger.level) for logger in loggers]
+  try:
+    yield
+  finally:
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+      logger.handlers[:] = handlers
+      logger.setLevel(level)
