@@ -31,7 +31,7 @@ from etils import epath
 from jax import lax
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.config import CheckpointConfig, Config, OpsConfig, from_config_dict
+from moe.config import CheckpointConfig, Config, OpsConfig, from_stored
 from moe.data.tokenizer import Tokenizer
 from moe.errors import (
   OF_A_SHARED_FOLDER,
@@ -311,7 +311,8 @@ def _read(path, **items):
 
 def _load(directory, step):
   restore = lambda **items: _read(directory / str(step), **items)
-  config = from_config_dict(restore(config=ocp.args.JsonRestore())['config'])
+  stored = restore(config=ocp.args.JsonRestore())['config']
+  config = from_stored(stored, f'{directory / str(step)}/config')
   config = dataclasses.replace(
     config, ops=OpsConfig('auto')
   )  # the run's kernels need not exist on this machine

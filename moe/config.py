@@ -1,144 +1,311 @@
-"""Frozen dataclasses of a run, made once from an ml_collections ConfigDict and checked here, at the edge.
+"""Every configuration key, once: type, default, meaning, unit and range, as frozen dataclasses.
 
-`experiments/base.py` documents every key; field names are the same. No jax import.
+The defaults are the paper's 2B DeepSeekMoE (Table 7). `experiments/base.py` hands them out as a ConfigDict; what comes
+back is turned into a `Config` here, at the edge, and checked. docs/configuration.md is made from this file:
+
+  python -m launch.describe --keys > docs/configuration.md
+
+A new key is one line, its default or `before=` what a run did before the key existed: old runs are read with that. A
+key that gets another name leaves its old one in ALIASES. No jax import.
 """
 
 import dataclasses
-import difflib
-import typing
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
 from ml_collections import ConfigDict
 
+from moe.contradictions import contradictions
 from moe.errors import UserError
+
+# `differences` and `flatten` are for whoever compares configs.
+from moe.keys import (
+  LARGEST_SEED,
+  NOTHING,
+  RESULTS,
+  ROUNDING,
+  Key,
+  checked,
+  declared,
+  flatten,
+  key,
+  nearest,
+  section,
+  unflatten,
+)
+from moe.keys import (
+  differences as differences,
+)
+
+# {old dotted name: its name now}. Old names are understood in stored configs and on the command line.
+ALIASES: dict[str, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  vocab_size: int
-  num_layers: int
-  d_model: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  num_dense_layers: int
-  d_ff: int
-  rope_base: float
-  norm_eps: float
-  init_std: float
-  dtype: Literal['bfloat16', 'float32']
-  remat: Literal['none', 'full', 'dots', 'moe']
+  vocab_size: int = key(
+    8000, 'rows of the embedding and of the output head', at_least=1, at_most=2**24
+  )
+  num_layers: int = key(9, 'Transformer blocks', at_least=1, at_most=10_000)
+  d_model: int = key(1280, 'width of the residual stream', at_least=1, at_most=2**20)
+  num_heads: int = key(10, 'query heads', at_least=1, at_most=2**16)
+  num_kv_heads: int = key(
+    10,
+    'key and value heads; fewer than num_heads is grouped-query attention; must divide num_heads',
+    at_least=1,
+    at_most=2**16,
+  )
+  head_dim: int = key(
+    128, 'width of a head; even, since rotary embedding turns pairs', at_least=1, at_most=2**16
+  )
+  num_dense_layers: int = key(
+    0, 'the first so many layers have one dense FFN instead of experts', at_least=0, at_most=10_000
+  )
+  d_ff: int = key(0, 'hidden width of those dense FFNs', at_least=0, at_most=2**24)
+  rope_base: float = key(10_000.0, 'base of the rotary frequencies', at_least=1, at_most=1e12)
+  norm_eps: float = key(1e-6, 'added to the mean square in RMSNorm', above=0, at_most=1)
+  init_std: float = key(
+    0.006, 'every matrix starts from N(0, init_std²) (4.1.3)', at_least=0, at_most=100
+  )
+  dtype: Literal['bfloat16', 'float32'] = key(
+    'bfloat16', 'compute type; parameters, routing, norms and loss are float32'
+  )
+  remat: Literal['none', 'full', 'dots', 'moe'] = key(
+    'none',
+    'what backward recomputes: nothing, everything, all but matmul outputs, only MoE layers',
+    effect=ROUNDING,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-  num_experts: int
-  experts_per_token: int
-  num_shared_experts: int
-  d_expert: int
-  router: Literal['softmax', 'hash']
-  hash_seed: int
-  expert_balance_loss: float
-  device_balance_loss: float
-  device_groups: int
-  balance_scope: Literal['sequence', 'batch']
-  router_z_loss: float
+  num_experts: int = key(
+    63, 'routed experts, mN − K_s in the paper; 0: shared experts only', at_least=0, at_most=2**16
+  )
+  experts_per_token: int = key(7, 'routed experts a token, mK − K_s', at_least=0, at_most=2**16)
+  num_shared_experts: int = key(
+    1, 'K_s: experts that see every token, ungated', at_least=0, at_most=2**16
+  )
+  d_expert: int = key(
+    856, 'hidden width of one expert, routed or shared', at_least=0, at_most=2**24
+  )
+  router: Literal['softmax', 'hash'] = key(
+    'softmax',
+    'softmax: top-k of the raw affinities, Eq. 7–11; hash: fixed, by token id, gates are 1',
+  )
+  hash_seed: int = key(0, "of the hash router's table", at_least=0, at_most=LARGEST_SEED)
+  expert_balance_loss: float = key(0.01, 'α1 of Eq. 12', at_least=0, at_most=1e6)
+  device_balance_loss: float = key(0.0, 'α2 of Eq. 15', at_least=0, at_most=1e6)
+  device_groups: int = key(
+    1,
+    'D of Eq. 15: groups of consecutive experts; independent of the mesh',
+    at_least=1,
+    at_most=2**16,
+  )
+  balance_scope: Literal['sequence', 'batch'] = key(
+    'sequence', 'the T of Eq. 13–14: each row of the batch, then averaged, or the whole batch'
+  )
+  router_z_loss: float = key(
+    0.0, 'weight of mean(logsumexp(router logits)²)', at_least=0, at_most=1e6
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class OpsConfig:
-  implementation: Literal['auto', 'reference', 'xla', 'pallas_tpu', 'pallas_gpu']
+  implementation: Literal['auto', 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'] = key(
+    'auto', 'of every op in moe/ops; auto: by platform', effect=ROUNDING
+  )
 
 
 MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')
+_axis = functools.partial(key, at_least=1, at_most=2**20, fill=-1, unit='devices')
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  data: int
-  fsdp: int
-  expert: int
-  tensor: int
-  stage: int
-  zero: int
-  transport: Literal['auto', 'ragged', 'padded', 'all_gather']
-  receive_buffer: float
+  data: int = _axis(-1, 'copies of the model')
+  fsdp: int = _axis(1, 'parameters and optimizer state are split over these (ZeRO), as batches are')
+  expert: int = _axis(
+    1, 'routed experts live on different ones; all else treats this as one more data axis'
+  )
+  tensor: int = _axis(1, 'heads, FFN widths and vocabulary are split over these')
+  stage: int = _axis(1, 'layers are split over these: a pipeline of train.microbatches')
+  zero: Literal[1, 3] = key(
+    3, 'what fsdp splits: 3 parameters and optimizer state, 1 optimizer state only'
+  )
+  transport: Literal['auto', 'ragged', 'padded', 'all_gather'] = key(
+    'auto', 'of tokens to experts; ragged: TPU and GPU; all_gather: few devices'
+  )
+  receive_buffer: float = key(
+    1.5,
+    "a device's room for tokens, over its share when balanced; more come in further rounds",
+    at_least=1,
+    at_most=2**16,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  sources: str
-  validation_sources: str
-  holdout: float
-  text_key: str
-  dir: str
-  tokenizer: str
-  vocab_size: int
-  tokenizer_sample_mb: float
-  seq_len: int
-  batch_size: int
-  reset_at_documents: bool
-  seed: int
-  num_threads: int
-  prefetch: int
+  sources: str = key(
+    'builtin',
+    "'builtin', or DOMAIN[@WEIGHT]=GLOB, several separated by ';' (.txt and code, .jsonl, .parquet; .gz too)",
+  )
+  validation_sources: str = key(
+    '', "the same for held-out text; '': hold out whole documents of `sources`"
+  )
+  holdout: float = key(
+    0.02,
+    "share of documents held out, chosen by a hash of their text (builtin: of their file's path)",
+    at_least=0,
+    below=1,
+  )
+  text_key: str = key('text', 'field of a JSONL row, or column of a Parquet file, with the text')
+  dir: str = key(
+    '',
+    "where prepared data lies or will be written, for several runs to share; '': WORKDIR/data",
+    effect=NOTHING,
+  )
+  tokenizer: str = key('', "an existing SentencePiece .model; '': train one on the corpus")
+  vocab_size: int = key(
+    0,
+    'pieces of the tokenizer; 0: model.vocab_size (which may be padded above it)',
+    at_least=0,
+    at_most=2**24,
+  )
+  tokenizer_sample_mb: float = key(
+    10.0,
+    'training text that a new tokenizer is trained on',
+    unit='MB, 10⁶ bytes',
+    above=0,
+    at_most=100_000,
+  )
+  seq_len: int = key(2048, 'length of a sequence', unit='tokens', at_least=1, at_most=2**24)
+  batch_size: int = key(
+    2048,
+    'sequences a step, over all devices and microbatches',
+    at_least=1,
+    at_most=2**24,
+  )
+  reset_at_documents: bool = key(
+    True, 'attention and rotary positions restart at document boundaries'
+  )
+  seed: int = key(
+    0, 'of the order of documents, sequences and domains', at_least=0, at_most=LARGEST_SEED
+  )
+  num_threads: int = key(
+    2,
+    'threads that read and pack; never changes what a step sees',
+    at_least=1,
+    at_most=1024,
+    effect=NOTHING,
+  )
+  prefetch: int = key(8, 'batches kept ready', at_least=1, at_most=4096, effect=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  peak_lr: float
-  schedule: Literal['step_decay', 'constant', 'cosine']
-  warmup_steps: int
-  decay_at: tuple[float, ...]
-  decay_factor: float
-  final_lr_fraction: float
-  b1: float
-  b2: float
-  eps: float
-  weight_decay: float
-  clip_norm: float
+  peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
+  schedule: Literal['step_decay', 'constant', 'cosine'] = key('step_decay', 'after warm-up')
+  warmup_steps: int = key(2000, 'linear, from 0', unit='steps', at_least=0)
+  decay_at: tuple[float, ...] = key(
+    (0.8, 0.9),
+    'step_decay: shares of num_steps at which the rate is multiplied by decay_factor',
+    above=0,
+    at_most=1,
+  )
+  decay_factor: float = key(0.316, 'see decay_at', at_least=0, at_most=1)
+  final_lr_fraction: float = key(
+    0.1, 'cosine: where it ends, as a share of peak_lr', at_least=0, at_most=1
+  )
+  b1: float = key(0.9, "Adam's decay of the mean gradient", at_least=0, below=1)
+  b2: float = key(0.95, "Adam's decay of the mean squared gradient", at_least=0, below=1)
+  eps: float = key(1e-8, "Adam's, added to the root of the mean square", above=0, at_most=1)
+  weight_decay: float = key(0.1, 'on matrices, not on norm scales', at_least=0, at_most=1000)
+  clip_norm: float = key(1.0, 'largest global gradient norm; 0: no clipping', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  num_steps: int
-  seed: int
-  microbatches: int
-  log_every: int
-  heatmap_every: int
-  loss_chunk: int
-  max_bad_steps: int
+  num_steps: int = key(25_000, 'length of the run', unit='steps', at_least=1)
+  seed: int = key(0, 'of the initial parameters', at_least=0, at_most=LARGEST_SEED)
+  microbatches: int = key(
+    1,
+    'gradient accumulation: parts that a batch is computed in; never changes the loss',
+    at_least=1,
+    effect=ROUNDING,
+  )
+  log_every: int = key(
+    10,
+    'between metrics, the only steps that wait for the device',
+    unit='steps',
+    at_least=1,
+    effect=NOTHING,
+  )
+  heatmap_every: int = key(
+    500,
+    'between expert-load heatmaps in TensorBoard; 0: none',
+    unit='steps',
+    at_least=0,
+    effect=NOTHING,
+  )
+  loss_chunk: int = key(
+    2048,
+    'tokens whose logits exist at once',
+    at_least=1,
+    effect=ROUNDING,
+  )
+  max_bad_steps: int = key(
+    10, 'more non-finite steps than this in a row stop the run', at_least=0, effect=NOTHING
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  every_steps: int
-  batch_size: int
-  max_batches: int
-  context: float
+  every_steps: int = key(
+    1000, 'between held-out losses while training; 0: only at the end', unit='steps', at_least=0
+  )
+  batch_size: int = key(16, 'sequences at once', at_least=1, at_most=2**24)
+  max_batches: int = key(
+    32, 'batches a domain while training; launch.evaluate scores everything', at_least=1
+  )
+  context: float = key(
+    0.5,
+    'share of a window that is context only when a document is longer than a sequence',
+    at_least=0,
+    below=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  every_steps: int
-  keep_last: int
-  keep_best: int
+  every_steps: int = key(1000, 'between checkpoints', unit='steps', at_least=1)
+  keep_last: int = key(2, 'the newest so many stay', at_least=1)
+  keep_best: int = key(
+    1,
+    'so many stay by held-out loss, which is then measured at every checkpoint; 0: none',
+    at_least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One run. Sections and keys are those of `experiments/base.py`."""
+  """One run."""
 
-  name: str
-  model: ModelConfig
-  moe: MoEConfig
-  ops: OpsConfig
-  mesh: MeshConfig
-  data: DataConfig
-  optimizer: OptimizerConfig
-  train: TrainConfig
-  evaluation: EvaluationConfig
-  checkpoint: CheckpointConfig
+  name: str = key('base', 'shown in logs and reports', effect=NOTHING)
+  model: ModelConfig = section(ModelConfig, 'The Transformer')
+  moe: MoEConfig = section(MoEConfig, 'Experts, router and what keeps them balanced')
+  ops: OpsConfig = section(OpsConfig, 'Implementations of the operations')
+  mesh: MeshConfig = section(
+    MeshConfig,
+    'Devices along each axis: their product is the number of devices, and -1 is filled with what is left',
+    NOTHING,
+  )
+  data: DataConfig = section(DataConfig, 'Text, tokenizer and batches')
+  optimizer: OptimizerConfig = section(OptimizerConfig, 'AdamW and its learning rate')
+  train: TrainConfig = section(TrainConfig, 'The training loop')
+  evaluation: EvaluationConfig = section(EvaluationConfig, 'Held-out losses', NOTHING)
+  checkpoint: CheckpointConfig = section(CheckpointConfig, 'What is kept of a run', NOTHING)
 
   @property
   def tokenizer_vocab_size(self) -> int:
@@ -149,259 +316,93 @@ class Config:
     return dataclasses.asdict(self)
 
 
+KEYS: dict[str, Key] = declared(Config)
+
+
+def defaults() -> ConfigDict:
+  """Every key with its default, locked: no key can be added."""
+  return ConfigDict(unflatten({name: each.default for name, each in KEYS.items()})).lock()
+
+
 def from_config_dict(config: ConfigDict | Mapping) -> Config:
   """ConfigDict or nested dict → Config. UserError on an unknown, missing, mistyped or contradictory key."""
-  made = _build(Config, config.to_dict() if isinstance(config, ConfigDict) else config, prefix='')
-  _validate(made)
-  return made
+  config = config.to_dict() if isinstance(config, ConfigDict) else config
+  flat = flatten(_mapping(config, 'config'), leaves=KEYS)
+  for name, value in flat.items():
+    if any(known.startswith(f'{name}.') for known in KEYS):
+      raise UserError(f'config.{name} must be a section of keys, not {value!r}')
+    if name not in KEYS:
+      raise unknown_key(name)
+  for name in KEYS:
+    if name not in flat:
+      raise UserError(f'config key {name!r} is missing: start from experiments/base.py')
+  return _made(flat)
 
 
-def flatten(config: Mapping, prefix: str = '') -> dict[str, object]:
-  """{'model': {'d_model': 8}} → {'model.d_model': 8}."""
-  flat = {}
-  for key, value in config.items():
-    flat |= (
-      flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+def from_stored(stored: Mapping, where: str) -> Config:
+  """The config that some version of this code has written: a run's config.json, a checkpoint's own.
+
+  Renamed keys are taken by ALIASES, and keys that did not exist yet mean what the code did then. `where`: the file, for
+  the UserError about keys that are unknown here, or values that are wrong.
+  """
+  flat = flatten(_mapping(stored, where), leaves=KEYS)
+  renamed = {ALIASES.get(name, name): value for name, value in flat.items()}
+  if unknown := [repr(name) for name in renamed if name not in KEYS]:
+    raise UserError(
+      f'{where} has config keys that are unknown here, of another version of the code: {", ".join(unknown)}'
     )
-  return flat
+  try:
+    return _made({name: each.stored_default for name, each in KEYS.items()} | renamed)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from error
 
 
-def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
-  """Dotted keys whose values differ between two nested dicts, with both values (None where a key is absent)."""
-  old, new = flatten(old), flatten(new)
-  comparable = lambda value: list(value) if isinstance(value, tuple) else value
-  return {
-    key: (old.get(key), new.get(key))
-    for key in sorted(old.keys() | new.keys())
-    if comparable(old.get(key)) != comparable(new.get(key))
-  }
+def first_name(name: str) -> str:
+  """What a key was called at first: names what is told apart by it, such as a hash of settings, for ever."""
+  return next((old for old, now in ALIASES.items() if now == name), name)
 
 
-# None of these changes what a step computes.
-_FREE_SECTIONS = ('evaluation', 'checkpoint', 'mesh')
-_FREE_KEYS = (
-  'name',
-  'train.log_every',
-  'train.heatmap_every',
-  'train.max_bad_steps',
-  'data.dir',
-  'data.num_threads',
-  'data.prefetch',
-)
-
-
-# These change in which order floats are added up, and no more: a run that goes on on another machine may need others.
-_ROUNDING_KEYS = ('train.microbatches', 'train.loss_chunk', 'model.remat', 'ops.implementation')
-
-
-def decides(key: str) -> bool:
+def decides(name: str) -> bool:
   """Whether a dotted key has a part in what training computes, rounding included."""
-  return key not in _FREE_KEYS and key.split('.')[0] not in _FREE_SECTIONS
+  return name not in KEYS or KEYS[name].effect != NOTHING
 
 
-def must_stay(key: str) -> bool:
+def must_stay(name: str) -> bool:
   """Whether a dotted key may not differ when a run goes on: what decides its results but for rounding."""
-  return decides(key) and key not in _ROUNDING_KEYS
+  return name not in KEYS or KEYS[name].effect == RESULTS
 
 
 def keys() -> list[str]:
   """Every dotted key, e.g. 'model.d_model'."""
-  return [
-    key
-    for section, kind in typing.get_type_hints(Config).items()
-    for key in (
-      [f'{section}.{field.name}' for field in dataclasses.fields(kind)]
-      if dataclasses.is_dataclass(kind)
-      else [section]
-    )
-  ]
+  return list(KEYS)
 
 
-def unknown_key(key: str) -> UserError:
-  """The error for a key that does not exist, naming the nearest that does."""
-
-  def nearness(valid):
-    whole, leaf = (
-      difflib.SequenceMatcher(None, a, b).ratio()
-      for a, b in ((key, valid), (key.rpartition('.')[2], valid.rpartition('.')[2]))
-    )
-    return max(whole, leaf - 0.05)  # a right name in the wrong section is still near
-
-  return UserError(
-    f'unknown config key {key!r}: the nearest valid key is {max(keys(), key=nearness)!r}'
-  )
+def unknown_key(name: str) -> UserError:
+  """The error for a key that does not exist, naming its new name, or the nearest that does if one is near."""
+  if name in ALIASES:
+    return UserError(f'config key {name!r} is now called {ALIASES[name]!r}')
+  near = nearest(name, KEYS)
+  hint = f'the nearest valid key is {near!r}' if near else 'docs/configuration.md lists the keys'
+  return UserError(f'unknown config key {name!r}: {hint}')
 
 
-def _build(kind, values, prefix):
-  if not isinstance(values, Mapping):
-    raise UserError(f'config.{prefix.rstrip(".")} must be a section of keys, not {values!r}')
-  hints = typing.get_type_hints(kind)
-  for key in values:
-    if key not in hints:
-      raise unknown_key(prefix + key)
-  made = {}
-  for key, hint in hints.items():
-    if key not in values:
-      raise UserError(f'config key {prefix + key!r} is missing: see experiments/base.py')
-    value = values[key]
-    made[key] = (
-      _build(hint, value, f'{prefix}{key}.')
-      if dataclasses.is_dataclass(hint)
-      else _typed(prefix + key, hint, value)
-    )
-  return kind(**made)
+def _mapping(config, where):
+  if not isinstance(config, Mapping):
+    raise UserError(f'{where} must be sections of keys, not {str(config)[:50]!r}')
+  return config
 
 
-def _typed(key, hint, value):
-  """`value` as the field's type, or an error that names the key. An int is a float; a bool is never a number."""
-  wrong = lambda wanted: UserError(f'config.{key} must be {wanted}, not {value!r}')
-  if typing.get_origin(hint) is Literal:
-    if value not in typing.get_args(hint):
-      raise wrong('one of ' + ' | '.join(typing.get_args(hint)))
-    return value
-  if typing.get_origin(hint) is tuple:
-    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-    if not isinstance(value, (tuple, list)) or not all(map(number, value)):
-      raise wrong('a tuple of numbers')
-    return tuple(float(item) for item in value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-    raise wrong(
-      {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}[hint]
-    )
-  return value
-
-
-def _validate(c: Config):
-  flat = flatten(c.to_dict())
-
-  def require(condition, message):
-    if not condition:
-      raise UserError(message)
-
-  def at_least(minimum, *names):
-    for name in names:
-      require(flat[name] >= minimum, f'config.{name} must be at least {minimum}, not {flat[name]}')
-
-  def above_zero(*names):
-    for name in names:
-      require(flat[name] > 0, f'config.{name} must be greater than 0, not {flat[name]}')
-
-  def share(*names):
-    for name in names:
-      require(
-        0 <= flat[name] < 1, f'config.{name} must be at least 0 and below 1, not {flat[name]}'
-      )
-
-  at_least(
-    1,
-    'model.vocab_size',
-    'model.num_layers',
-    'model.d_model',
-    'model.num_heads',
-    'model.num_kv_heads',
-    'model.head_dim',
+def _made(flat):
+  """The Config of a value for every key."""
+  values = unflatten({name: checked(name, each, flat[name]) for name, each in KEYS.items()})
+  made = Config(
+    **{
+      field.name: field.metadata['section'](**values[field.name])
+      if field.metadata.get('section')
+      else values[field.name]
+      for field in dataclasses.fields(Config)
+    }
   )
-  at_least(0, 'model.num_dense_layers', 'model.d_ff', 'moe.d_expert')
-  at_least(0, 'moe.num_experts', 'moe.experts_per_token', 'moe.num_shared_experts')
-  at_least(
-    0, 'moe.expert_balance_loss', 'moe.device_balance_loss', 'moe.router_z_loss', 'model.init_std'
-  )
-  at_least(
-    1, 'moe.device_groups', 'data.seq_len', 'data.batch_size', 'data.num_threads', 'data.prefetch'
-  )
-  at_least(1, 'train.num_steps', 'train.microbatches', 'train.log_every', 'train.loss_chunk')
-  at_least(
-    1,
-    'evaluation.batch_size',
-    'evaluation.max_batches',
-    'checkpoint.every_steps',
-    'checkpoint.keep_last',
-  )
-  at_least(
-    0,
-    'train.heatmap_every',
-    'train.max_bad_steps',
-    'evaluation.every_steps',
-    'checkpoint.keep_best',
-  )
-  at_least(
-    0, 'data.vocab_size', 'optimizer.warmup_steps', 'optimizer.weight_decay', 'optimizer.clip_norm'
-  )
-  above_zero(
-    'model.rope_base',
-    'model.norm_eps',
-    'optimizer.peak_lr',
-    'optimizer.eps',
-    'data.tokenizer_sample_mb',
-  )
-  share('data.holdout', 'evaluation.context', 'optimizer.b1', 'optimizer.b2')
-
-  for axis in MESH_AXES:
-    require(
-      flat[f'mesh.{axis}'] >= 1 or flat[f'mesh.{axis}'] == -1,
-      f'config.mesh.{axis} must be at least 1, or -1',
-    )
-  require(
-    sum(flat[f'mesh.{axis}'] == -1 for axis in MESH_AXES) <= 1,
-    'only one of '
-    + ', '.join(f'mesh.{axis}' for axis in MESH_AXES)
-    + ' may be -1, which is filled with what is left',
-  )
-  require(c.mesh.zero in (1, 3), f'config.mesh.zero must be 1 or 3, not {c.mesh.zero}')
-  require(
-    c.mesh.receive_buffer >= 1,
-    f'config.mesh.receive_buffer must be at least 1, not {c.mesh.receive_buffer}',
-  )
-
-  m, e, d = c.model, c.moe, c.data
-  require(
-    m.d_model % m.num_heads == 0,
-    f'model.d_model={m.d_model} is not divisible by model.num_heads={m.num_heads}',
-  )
-  require(
-    m.num_heads % m.num_kv_heads == 0,
-    f'model.num_heads={m.num_heads} is not divisible by model.num_kv_heads={m.num_kv_heads}',
-  )
-  require(
-    m.head_dim % 2 == 0, f'model.head_dim={m.head_dim} must be even: rotary embedding turns pairs'
-  )
-  require(
-    m.num_dense_layers <= m.num_layers,
-    f'model.num_dense_layers={m.num_dense_layers} is more than model.num_layers={m.num_layers}',
-  )
-  require(
-    m.num_dense_layers == 0 or m.d_ff > 0,
-    f'model.num_dense_layers={m.num_dense_layers} needs model.d_ff, the width of their FFN, above 0',
-  )
-  if m.num_dense_layers < m.num_layers:
-    require(
-      e.num_experts + e.num_shared_experts > 0,
-      'moe.num_experts and moe.num_shared_experts are both 0: the layers after model.num_dense_layers have no FFN',
-    )
-    require(e.d_expert > 0, f'moe.d_expert={e.d_expert} must be greater than 0')
-  require(
-    e.experts_per_token <= e.num_experts,
-    f'moe.experts_per_token={e.experts_per_token} is more than moe.num_experts={e.num_experts}',
-  )
-  require(
-    e.num_experts == 0 or e.experts_per_token >= 1,
-    f'moe.experts_per_token={e.experts_per_token} must be at least 1 when moe.num_experts={e.num_experts}',
-  )
-  require(
-    e.num_experts % e.device_groups == 0,
-    f'moe.device_groups={e.device_groups} does not divide moe.num_experts={e.num_experts}',
-  )
-  require(
-    c.tokenizer_vocab_size <= m.vocab_size,
-    f'data.vocab_size={d.vocab_size} is more than model.vocab_size={m.vocab_size}',
-  )
-  require(
-    d.batch_size % c.train.microbatches == 0,
-    f'train.microbatches={c.train.microbatches} does not divide data.batch_size={d.batch_size}',
-  )
-  require(
-    all(0 < at <= 1 for at in c.optimizer.decay_at),
-    f'optimizer.decay_at={c.optimizer.decay_at} must be shares of train.num_steps between 0 and 1',
-  )
+  if found := contradictions(made):
+    raise UserError(found[0])
+  return made

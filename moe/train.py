@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from moe import accounting
 from moe.checkpoint import Checkpointer
-from moe.config import Config, differences, must_stay
+from moe.config import Config, differences, from_stored, must_stay
 from moe.data.batches import train_iterator
 from moe.data.packing import Batch
 from moe.data.prepare import prepare
@@ -188,7 +188,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
       raise UserError(
         f'{path} is not JSON ({error}): restore it, or use another --workdir'
       ) from error
-    changed = differences(old, config.to_dict())
+    changed = differences(from_stored(old, str(path)).to_dict(), config.to_dict())
     fixed = list(filter(must_stay, changed))
     if fixed:
       listed = ', '.join(

@@ -18,7 +18,6 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from experiments import base
 from experiments.studies import common
 from experiments.studies.common import Run, Scale
 from experiments.sweeps import jsonl
@@ -189,12 +188,16 @@ def config_hash(config: Config) -> str:
 
 
 def settings(config: Config) -> dict[str, object]:
-  """The keys that decide a run's final loss, seeds apart, where they are not those of experiments/base.py.
+  """The keys that decide a run's final loss, seeds apart, where they are not what runs did before there were keys.
 
-  Relative to base.py, so that a key added there renames no run that came before it.
+  By their first names, and relative to that, so that neither a new key nor a new name renames a run that came before.
   """
-  changed = moe_config.differences(_base(), config.to_dict())
-  return {key: new for key, (_, new) in changed.items() if decides(key) and key not in SEEDS}
+  changed = moe_config.differences(_before(), config.to_dict())
+  return {
+    moe_config.first_name(key): new
+    for key, (_, new) in changed.items()
+    if decides(key) and key not in SEEDS
+  }
 
 
 def _job(run, seed, overrides, runs_folder, earlier):
@@ -281,8 +284,8 @@ def digest(values: Mapping) -> str:
 
 
 @functools.cache
-def _base() -> dict:
-  return base.get_config().to_dict()
+def _before() -> dict:
+  return moe_config.from_stored({}, 'a config of no keys').to_dict()
 
 
 def _config_dict(spec: str) -> ConfigDict:

@@ -59,7 +59,7 @@ def fails(done, *words):
     ('--config.model.dtype=float16', ['config.model.dtype must be one of bfloat16 | float32']),
     ('--config.moe.experts_per_token=64', ['moe.experts_per_token=64', 'moe.num_experts=63']),
     ('--config.moe.experts_per_token=-1', ['moe.experts_per_token', '-1']),
-    ('--config.model.num_heads=7', ['model.d_model=1280', 'model.num_heads=7']),
+    ('--config.model.num_heads=7', ['model.num_heads=7', 'model.num_kv_heads=10']),
     ('--config.moe.device_groups=4', ['moe.device_groups=4', 'moe.num_experts=63']),
     ('--unknown_flag=1', ['unknown_flag']),
     ('--format=xml', ['--format', 'text|json']),

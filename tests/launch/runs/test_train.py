@@ -183,8 +183,8 @@ def test_a_config_may_be_mended_until_a_step_is_logged(data_flags, tmp_path):
       'moe.experts_per_token=5 is more than moe.num_experts=4',
     ),
     (
-      ('--config.model.num_heads=3', '--config.model.num_kv_heads=3'),
-      'model.d_model=32 is not divisible by',
+      ('--config.model.num_heads=3', '--config.model.num_kv_heads=2'),
+      'model.num_heads=3 is not divisible by model.num_kv_heads=2',
     ),
     (('--config.moe.device_groups=3',), 'moe.device_groups=3 does not divide moe.num_experts=4'),
     (('--config.data.sources=a=/nowhere/*.txt',), '/nowhere/*.txt'),

@@ -1,0 +1,82 @@
+"""What keys of a config may not say together; what one may be by itself is declared beside it.
+
+`moe/config.py` asks. A check takes the whole Config (`c`) and yields a line for each contradiction.
+"""
+
+from collections.abc import Iterator
+
+
+def contradictions(c) -> list[str]:
+  """Every contradiction in a `moe.config.Config`, a line each that names the keys and their values."""
+  return [message for check in _CHECKS for message in check(c)]
+
+
+def _of_the_mesh(c) -> Iterator[str]:
+  axes = ('data', 'fsdp', 'expert', 'tensor', 'stage')
+  if sum(getattr(c.mesh, axis) == -1 for axis in axes) > 1:
+    listed = ', '.join(f'mesh.{axis}' for axis in axes)
+    yield f'only one of {listed} may be -1, which is filled with what is left'
+
+
+def _of_the_heads(c) -> Iterator[str]:
+  m = c.model
+  if m.num_heads % m.num_kv_heads:
+    yield (f'model.num_heads={m.num_heads} is not divisible by model.num_kv_heads={m.num_kv_heads}')
+  if m.head_dim % 2:
+    yield f'model.head_dim={m.head_dim} must be even: rotary embedding turns pairs'
+
+
+def _of_the_dense_layers(c) -> Iterator[str]:
+  m = c.model
+  if m.num_dense_layers > m.num_layers:
+    yield f'model.num_dense_layers={m.num_dense_layers} is more than model.num_layers={m.num_layers}'
+  if m.num_dense_layers and not m.d_ff:
+    yield f'model.num_dense_layers={m.num_dense_layers} needs model.d_ff, the width of their FFN, above 0'
+
+
+def _of_the_moe_layers(c) -> Iterator[str]:
+  if c.model.num_dense_layers == c.model.num_layers:
+    return
+  if not c.moe.num_experts + c.moe.num_shared_experts:
+    yield (
+      'moe.num_experts and moe.num_shared_experts are both 0: '
+      'the layers after model.num_dense_layers have no FFN'
+    )
+  if not c.moe.d_expert:
+    yield f'moe.d_expert={c.moe.d_expert} must be greater than 0'
+
+
+def _of_the_experts(c) -> Iterator[str]:
+  e = c.moe
+  if e.experts_per_token > e.num_experts:
+    yield f'moe.experts_per_token={e.experts_per_token} is more than moe.num_experts={e.num_experts}'
+  if e.num_experts and not e.experts_per_token:
+    yield (
+      f'moe.experts_per_token={e.experts_per_token} must be at least 1 '
+      f'when moe.num_experts={e.num_experts}'
+    )
+  if e.num_experts % e.device_groups:
+    yield f'moe.device_groups={e.device_groups} does not divide moe.num_experts={e.num_experts}'
+
+
+def _of_the_batch(c) -> Iterator[str]:
+  d = c.data
+  if c.tokenizer_vocab_size > c.model.vocab_size:
+    yield f'data.vocab_size={d.vocab_size} is more than model.vocab_size={c.model.vocab_size}'
+  if d.batch_size % c.train.microbatches:
+    yield f'train.microbatches={c.train.microbatches} does not divide data.batch_size={d.batch_size}'
+  if d.batch_size * d.seq_len >= 2**31:
+    yield (
+      f'data.batch_size={d.batch_size} × data.seq_len={d.seq_len} tokens a step are more than '
+      'the 2³¹ that can be counted'
+    )
+
+
+_CHECKS = (
+  _of_the_mesh,
+  _of_the_heads,
+  _of_the_dense_layers,
+  _of_the_moe_layers,
+  _of_the_experts,
+  _of_the_batch,
+)

@@ -1,0 +1,261 @@
+"""What a configuration key is: its default, range, meaning and unit, declared once beside its field.
+
+  peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
+
+`moe/config.py` has the keys. Here is what follows from a declaration: the check of a value, the words of its error,
+and the page that lists them.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+import unicodedata
+from collections.abc import Container, Iterable, Mapping
+from typing import Literal
+
+from moe.errors import UserError
+
+# What a key has a part in. A run that goes on may change all but RESULTS.
+RESULTS = 'results'
+# Only the order in which floats are added up: another machine may need another value.
+ROUNDING = 'rounding'
+NOTHING = 'nothing'
+
+LARGEST_INT = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
+# Floats are used as float32: what it rounds to 0 or to infinity is another number there.
+_SMALLEST_FLOAT, _LARGEST_FLOAT = 2.0**-126, 2.0**127
+
+_SAME = object()
+_WANTED = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """A declared key. `type` and `effect` are known once its dataclass has been read."""
+
+  default: object
+  meaning: str
+  unit: str = ''
+  at_least: float | None = None
+  above: float | None = None
+  at_most: float | None = None
+  below: float | None = None
+  # One more value that is allowed, outside of the range.
+  fill: int | None = None
+  effect: str | None = None
+  # What a config means that was stored before the key existed.
+  before: object = _SAME
+  type: object = None
+
+  @property
+  def stored_default(self) -> object:
+    return self.default if self.before is _SAME else self.before
+
+  @property
+  def range(self) -> str:
+    """The range in words, '' where the type says all."""
+    if typing.get_origin(self.type) is Literal:
+      return ''
+    lower = _words(at_least=self.at_least, above=self.above)
+    upper = _words(at_most=self.at_most, below=self.below)
+    words = ' and '.join(filter(None, (lower, upper)))
+    return f'{words}, or {self.fill}' if self.fill is not None else words
+
+
+def key(default: object, meaning: str, **declared) -> typing.Any:
+  """The field of a key; see `Key` for what else can be declared."""
+  return dataclasses.field(default=default, metadata={'key': Key(default, meaning, **declared)})
+
+
+def section(kind: type, meaning: str, effect: str = RESULTS) -> typing.Any:
+  """The field of a section of keys. `effect`: of those that declare none themselves."""
+  metadata = {'section': kind, 'meaning': meaning, 'effect': effect}
+  return dataclasses.field(default_factory=kind, metadata=metadata)
+
+
+def declared(config: type) -> dict[str, Key]:
+  """Every key of a dataclass of sections, by its dotted name: {'model.d_model': Key(…), …}."""
+  found = {}
+  for field in dataclasses.fields(config):
+    if kind := field.metadata.get('section'):
+      for name, each in declared(kind).items():
+        effect = each.effect or field.metadata['effect']
+        found[f'{field.name}.{name}'] = dataclasses.replace(each, effect=effect)
+    else:
+      hint = typing.get_type_hints(config)[field.name]
+      found[field.name] = dataclasses.replace(field.metadata['key'], type=hint)
+  return found
+
+
+def wanted(hint: object) -> str:
+  """What kind of value a type takes, in words."""
+  if typing.get_origin(hint) is Literal:
+    return 'one of ' + ' | '.join(map(str, typing.get_args(hint)))
+  return _WANTED.get(hint, 'a tuple of numbers')
+
+
+def checked(name: str, declaration: Key, value: object) -> object:
+  """`value` as the key's type. UserError that names the key for another type or a value out of range.
+
+  An int is a float; a bool is never a number.
+  """
+  hint = declaration.type
+  if not _is_of(hint, value):
+    raise _wrong(name, wanted(hint), value)
+  if typing.get_origin(hint) is Literal:
+    return value
+  if typing.get_origin(hint) is tuple:
+    for item in value:
+      _check_number(name, declaration, float, item, value)
+    return tuple(map(float, value))
+  if hint is str:
+    _check_text(name, value)
+  elif hint is not bool:
+    _check_number(name, declaration, hint, value, value)
+  return float(value) if hint is float else value
+
+
+def flatten(config: Mapping, prefix: str = '', leaves: Container[str] = ()) -> dict[str, object]:
+  """{'model': {'d_model': 8}} → {'model.d_model': 8}. What is named by `leaves` stays as it is."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping) and f'{prefix}{name}' not in leaves:
+      flat |= flatten(value, f'{prefix}{name}.', leaves)
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, object]) -> dict:
+  """{'model.d_model': 8} → {'model': {'d_model': 8}}."""
+  nested = {}
+  for name, value in flat.items():
+    *sections, leaf = name.split('.')
+    place = nested
+    for each in sections:
+      place = place.setdefault(each, {})
+    place[leaf] = value
+  return nested
+
+
+def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
+  """Dotted keys whose values differ between two nested dicts, with both values.
+
+  None stands where a key is absent. A list is the tuple of its items: JSON has no tuples.
+  """
+  old, new = _comparable(old), _comparable(new)
+  return {
+    name: (old.get(name), new.get(name))
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  }
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+  """The name that a mistyped dotted key was probably meant to be, or '' if none is near."""
+  best = max(valid, key=lambda other: _nearness(name, other))
+  return best if _nearness(name, best) >= 0.75 else ''
+
+
+def markdown(config: type) -> str:
+  """A table of every key, a section at a time."""
+  keys = declared(config)
+  lines = []
+  for field in dataclasses.fields(config):
+    names = [name for name in keys if name.partition('.')[0] == field.name]
+    title = field.name if field.metadata.get('section') else 'the whole'
+    lines += ['', f'## {title}', '']
+    if 'meaning' in field.metadata:
+      lines += [f'{field.metadata["meaning"]}.', '']
+    lines += ['| key | default | values | meaning |', '|---|---|---|---|']
+    lines += [_row(name, keys[name]) for name in names]
+  return '\n'.join(lines) + '\n'
+
+
+def _is_of(hint, value):
+  if isinstance(value, bool) or hint is bool:
+    return isinstance(value, bool) and hint is bool
+  if typing.get_origin(hint) is Literal:
+    return value in typing.get_args(hint) and type(value) in map(type, typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    return isinstance(value, (tuple, list)) and all(_is_of(float, item) for item in value)
+  return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _check_text(name, value):
+  """A line break or another control character would break the commands and lines that a value goes into."""
+  if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in value):
+    raise _wrong(name, 'text without line breaks and control characters', value)
+
+
+def _check_number(name, declaration, kind, number, value):
+  """Whether `number` is in range; `value` is what the error shows, the whole tuple of an item."""
+  d = declaration
+  if number == d.fill and d.fill is not None:
+    return
+  if isinstance(number, float) and not math.isfinite(number):
+    raise _wrong(name, 'finite', value)
+  lower = _words(at_least=d.at_least, above=d.above)
+  too_low = (d.at_least is not None and number < d.at_least) or (
+    d.above is not None and number <= d.above
+  )
+  if too_low or (d.below is not None and number >= d.below):
+    words = ' and '.join(filter(None, (lower, _words(below=d.below))))
+    raise _wrong(name, words + (f', or {d.fill}' if d.fill is not None else ''), value)
+  most = d.at_most if d.at_most is not None else LARGEST_INT if kind is int else _LARGEST_FLOAT
+  if number > most:
+    raise _wrong(name, f'at most {most:,}' if kind is int else f'at most {most:g}', value)
+  if kind is int:
+    if number < -LARGEST_INT:
+      raise _wrong(name, f'at least -{LARGEST_INT:,}', value)
+  elif number and not _SMALLEST_FLOAT <= abs(number) <= _LARGEST_FLOAT:
+    raise _wrong(name, '0 or a number that float32 can hold', value)
+
+
+def _wrong(name, words, value):
+  # Python refuses to write out integers of thousands of digits.
+  huge = isinstance(value, int) and value.bit_length() > 1000
+  shown = f'an integer of {value.bit_length()} bits' if huge else repr(value)
+  shown = shown if len(shown) <= 100 else f'{shown[:100]}…'
+  return UserError(f'config.{name} must be {words}, not {shown}')
+
+
+def _words(at_least=None, above=None, at_most=None, below=None):
+  number = lambda bound: f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'
+  for words, bound in (
+    ('at least', at_least),
+    ('greater than', above),
+    ('at most', at_most),
+    ('below', below),
+  ):
+    if bound is not None:
+      return f'{words} {number(bound)}'
+  return ''
+
+
+def _comparable(config):
+  return {
+    name: list(value) if isinstance(value, tuple) else value
+    for name, value in flatten(config).items()
+  }
+
+
+def _nearness(name, other):
+  (section, _, leaf), (other_section, _, other_leaf) = name.rpartition('.'), other.rpartition('.')
+  ratio = difflib.SequenceMatcher(None, leaf, other_leaf).ratio()
+  if leaf and other_leaf.endswith(f'_{leaf}'):
+    ratio = max(ratio, 0.9)
+  # A right name in the wrong section is still near.
+  return ratio if section == other_section else ratio - 0.05
+
+
+def _row(name, declaration):
+  d = declaration
+  kind = ' \\| '.join(map(str, typing.get_args(d.type)))
+  if typing.get_origin(d.type) is not Literal:
+    kind = ', '.join(filter(None, (wanted(d.type), d.range)))
+  meaning = d.meaning + (f' ({d.unit})' if d.unit else '')
+  cells = (f'`{name}`', f'`{d.default!r}`', kind, meaning.replace('|', '\\|'))
+  return '| ' + ' | '.join(cells) + ' |'
