@@ -64,16 +64,7 @@ aot-gpu: .venv-gpu/.installed
 	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100 --out=experiments/results/aot_gpu.jsonl
 
 # Will it fit, and how fast? The published models' training steps, compiled for machines that are not here: CONFIG@MACHINE.
-PLANS = \
-  $(addsuffix @v5e:2x4, \
-    $(addprefix validation:,deepseek_moe deepseek_moe_half dense hash switch) \
-    $(addprefix validation:,gshard gshard_x1_2 gshard_x1_5 dense_x4 dense_x16) \
-    $(addprefix ablations:,granularity_1_1_15 granularity_1_3_31 shared_2 shared_4)) \
-  $(addsuffix @v5p:4x4x4, \
-    $(addprefix scaling:,deepseek_moe_16b deepseek_7b llama2_7b deepseek_moe_13b gshard_13b_x1_2 gshard_13b_x1_5)) \
-  scaling:deepseek_moe_16b@v5e:8x8 scaling:deepseek_moe_16b@h100:8 \
-  $(addsuffix @v5p:8x8x8, \
-    $(addprefix scaling:,deepseek_moe_145b deepseek_moe_142b_half gshard_137b deepseek_67b))
+PLANS = $(shell $(PYTHON) -m experiments.plans)
 plan: .venv-tpu/.installed .venv-gpu/.installed
 	@set -e; for each in $(PLANS); do \
 	  config=$${each%@*} machine=$${each#*@}; \

@@ -9,13 +9,7 @@ take the same names from `proxy.py`. Expected:
   0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the downstream tasks, mostly monotone.
 - shared_S isolates S of 64 experts of a quarter size and activates 8 in all. Pile loss 1.808, 1.806, 1.811 for 1, 2, 4.
 
-Planned for v5e:2x4: `make plan` compiles the training step. Memory reserved a device, roofline step time, MFU with all
-and with no overlap (granularity_1_7_63 and shared_1 are `validation.py:deepseek_moe`, granularity_0_2_16 its gshard):
-
-  v5e:2x4     granularity_1_1_15      11.5 of 15.8 GiB    9.7 s    433,955 tokens/s   MFU 58% to 26%
-  v5e:2x4     granularity_1_3_31      11.2 of 15.8 GiB    9.8 s    429,864 tokens/s   MFU 58% to 26%
-  v5e:2x4     shared_2                11.6 of 15.8 GiB   10.1 s    415,701 tokens/s   MFU 56% to 25%
-  v5e:2x4     shared_4                11.2 of 15.8 GiB    9.3 s    451,303 tokens/s   MFU 61% to 26%
+Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 """
 
 from ml_collections import ConfigDict
@@ -42,5 +36,5 @@ VARIANTS = {
 
 def get_config(name: str = 'granularity_0_2_16') -> ConfigDict:
   return variants.build(
-    'ablations', {key: validation.TRAINING | own for key, own in VARIANTS.items()}, name
+    __file__, {key: validation.TRAINING | own for key, own in VARIANTS.items()}, name
   )

@@ -49,7 +49,7 @@ _SCALE = {
 
 def original(name: str) -> ConfigDict:
   """The full-size config of a variant."""
-  variants.check('proxy', VARIANTS, name)
+  variants.check(__file__, VARIANTS, name)
   return VARIANTS[name].get_config(name)
 
 

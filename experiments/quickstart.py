@@ -40,4 +40,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
-  return variants.build('quickstart', VARIANTS, name)
+  return variants.build(__file__, VARIANTS, name)

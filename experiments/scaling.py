@@ -17,21 +17,7 @@ On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddi
   gshard_137b             136.5B / 21.6B          572.7T    Pile loss 1.961
   deepseek_67b            67.4B                   2057.5T   Pile loss 1.905
 
-Planned for the machines below: `make plan` compiles the training step. Memory reserved a device, roofline step time,
-MFU with all and with no overlap:
-
-  v5p:8x8x8   deepseek_67b            29.2 of 95.7 GiB   43.1 s    438,300 tokens/s   MFU 82% to 44%
-  v5p:4x4x4   deepseek_7b             11.5 of 95.7 GiB   35.1 s    537,923 tokens/s   MFU 82% to 46%
-  v5p:4x4x4   deepseek_moe_13b        12.0 of 95.7 GiB   21.5 s    878,208 tokens/s   MFU 47% to 22%
-  v5p:8x8x8   deepseek_moe_142b_half  24.4 of 95.7 GiB   12.6 s  1,493,337 tokens/s   MFU 58% to 24%
-  v5p:8x8x8   deepseek_moe_145b       26.4 of 95.7 GiB   16.9 s  1,117,145 tokens/s   MFU 68% to 28%
-  h100:8      deepseek_moe_16b        52.7 of 59.4 GiB   56.9 s    331,494 tokens/s   MFU 78% to 36%
-  v5e:8x8     deepseek_moe_16b        12.8 of 15.8 GiB   71.2 s    265,181 tokens/s   MFU 39% to 17%
-  v5p:4x4x4   deepseek_moe_16b        13.0 of 95.7 GiB   21.5 s    879,791 tokens/s   MFU 56% to 25%
-  v5p:8x8x8   gshard_137b             26.1 of 95.7 GiB   14.9 s  1,270,297 tokens/s   MFU 76% to 32%
-  v5p:4x4x4   gshard_13b_x1_2         11.7 of 95.7 GiB   14.6 s  1,295,912 tokens/s   MFU 78% to 34%
-  v5p:4x4x4   gshard_13b_x1_5         14.0 of 95.7 GiB   17.0 s  1,112,502 tokens/s   MFU 78% to 35%
-  v5p:4x4x4   llama2_7b                8.0 of 95.7 GiB   36.2 s    521,287 tokens/s   MFU 82% to 45%
+Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
 1793T with its 8 key/value heads (2067T if all 64 heads had their own).
@@ -136,4 +122,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'deepseek_moe_16b') -> ConfigDict:
-  return variants.build('scaling', VARIANTS, name)
+  return variants.build(__file__, VARIANTS, name)

@@ -17,19 +17,7 @@ Table 7). On a CPU take the same names from `proxy.py`. Expected:
   deepseek_moe       2.0B / 0.3B             4.3T                  1.808
   deepseek_moe_half  –                       –                     – (beats gshard on six tasks, Figure 6)
 
-Planned for v5e:2x4: `make plan` compiles the training step. Memory reserved a device, roofline step time, MFU with all
-and with no overlap:
-
-  v5e:2x4     deepseek_moe            11.6 of 15.8 GiB   10.7 s    390,445 tokens/s   MFU 53% to 24%
-  v5e:2x4     deepseek_moe_half       10.7 of 15.8 GiB    9.9 s    421,680 tokens/s   MFU 38% to 19%
-  v5e:2x4     dense                    2.5 of 15.8 GiB    4.6 s    914,431 tokens/s   MFU 82% to 40%
-  v5e:2x4     dense_x16               12.0 of 15.8 GiB   39.1 s    107,140 tokens/s   MFU 82% to 45%
-  v5e:2x4     dense_x4                 5.0 of 15.8 GiB   11.5 s    364,753 tokens/s   MFU 82% to 48%
-  v5e:2x4     gshard                  10.5 of 15.8 GiB   10.4 s    401,590 tokens/s   MFU 54% to 25%
-  v5e:2x4     gshard_x1_2             12.1 of 15.8 GiB   12.5 s    335,432 tokens/s   MFU 51% to 24%
-  v5e:2x4     gshard_x1_5             14.6 of 15.8 GiB   14.4 s    291,189 tokens/s   MFU 52% to 24%
-  v5e:2x4     hash                    10.8 of 15.8 GiB    9.0 s    464,711 tokens/s   MFU 41% to 20%
-  v5e:2x4     switch                  10.8 of 15.8 GiB    8.9 s    470,496 tokens/s   MFU 42% to 21%
+Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 """
 
 from ml_collections import ConfigDict
@@ -68,4 +56,4 @@ VARIANTS = {
 
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
-  return variants.build('validation', {key: TRAINING | own for key, own in VARIANTS.items()}, name)
+  return variants.build(__file__, {key: TRAINING | own for key, own in VARIANTS.items()}, name)

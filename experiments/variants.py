@@ -5,6 +5,7 @@ A file's VARIANTS maps a name to its overrides; nothing is computed until one is
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -64,17 +65,21 @@ def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) ->
 
 
 def build(file: str, variants: Mapping[str, Mapping], name: str) -> ConfigDict:
-  """The config of one variant: `base.py` with its overrides, named `FILE:NAME`, locked. UserError on a name unknown."""
+  """The config of one variant: `base.py` with its overrides, named `FILE:NAME`, locked.
+
+  `file`: `__file__` of the config file. UserError on a name unknown.
+  """
   check(file, variants, name)
   config = base.get_config()
-  config.update_from_flattened_dict({'name': f'{file}:{name}', **variants[name]})
+  config.update_from_flattened_dict({'name': f'{Path(file).stem}:{name}', **variants[name]})
   return config
 
 
 def check(file: str, names: Iterable[str], name: str) -> None:
-  """UserError where `name` is no variant of experiments/FILE.py; it lists those that are, the nearest first."""
+  """UserError where `name` is no variant of a file; it lists those that are, the nearest first."""
   if name not in names:
     nearest = sorted(names, key=lambda valid: -difflib.SequenceMatcher(None, name, valid).ratio())
-    raise UserError(
-      f'experiments/{file}.py has no variant {name!r}: choose one of {", ".join(nearest)}'
-    )
+    path = Path(file)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+      path = path.relative_to(Path.cwd())
+    raise UserError(f'{path} has no variant {name!r}: choose one of {", ".join(nearest)}')

@@ -159,21 +159,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
   return best if _nearness(name, best) >= 0.75 else ''
 
 
-def markdown(config: type) -> str:
-  """A table of every key, a section at a time."""
-  keys = declared(config)
-  lines = []
-  for field in dataclasses.fields(config):
-    names = [name for name in keys if name.partition('.')[0] == field.name]
-    title = field.name if field.metadata.get('section') else 'the whole'
-    lines += ['', f'## {title}', '']
-    if 'meaning' in field.metadata:
-      lines += [f'{field.metadata["meaning"]}.', '']
-    lines += ['| key | default | values | meaning |', '|---|---|---|---|']
-    lines += [_row(name, keys[name]) for name in names]
-  return '\n'.join(lines) + '\n'
-
-
 def _is_of(hint, value):
   if isinstance(value, bool) or hint is bool:
     return isinstance(value, bool) and hint is bool
@@ -249,13 +234,3 @@ def _nearness(name, other):
     ratio = max(ratio, 0.9)
   # A right name in the wrong section is still near.
   return ratio if section == other_section else ratio - 0.05
-
-
-def _row(name, declaration):
-  d = declaration
-  kind = ' \\| '.join(map(str, typing.get_args(d.type)))
-  if typing.get_origin(d.type) is not Literal:
-    kind = ', '.join(filter(None, (wanted(d.type), d.range)))
-  meaning = d.meaning + (f' ({d.unit})' if d.unit else '')
-  cells = (f'`{name}`', f'`{d.default!r}`', kind, meaning.replace('|', '\\|'))
-  return '| ' + ' | '.join(cells) + ' |'

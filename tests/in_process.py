@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from tests.small import one_device
 
 ROOT = Path(__file__).parents[1]
+
+# absl defines its own flags once a process: before the first program, whose flags go with it.
+app.define_help_flags()
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -41,16 +41,6 @@ def text(record: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def summary(record: dict[str, Any]) -> str:
-  """A plan in one line, as config files quote it."""
-  gib = lambda key: f'{record[f"{key}_bytes_per_device"] / GIB:.1f}'
-  name = record['config'].partition(':')[2]
-  return (
-    f'{record["topology"]:<12}{name:<23}{gib("reserved"):>5} of {gib("capacity")} GiB{record["step_seconds"]:>7.1f} s'
-    f'{record["tokens_per_second"]:>11,} tokens/s   MFU {record["mfu"]:.0%} to {record["mfu_without_overlap"]:.0%}'
-  )
-
-
 def record_plan(path: Path, record: dict[str, Any]) -> None:
   """Puts a plan into FILE.jsonl, in the place of an older one of its config and machine, and writes FILE.md anew."""
   old = (

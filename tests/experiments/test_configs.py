@@ -1,51 +1,84 @@
 """Every published config: frozen as golden text, valid, and kept in its proportions by proxy.py.
 
-After an intended change, write the golden files anew and review their diff:
+golden/base.txt has what every config starts from, golden/FILE.txt where the variants of a file differ from that: what
+all of them change, then what each changes beside. A key that is new and that no variant sets changes no golden text.
+After an intended change, write them anew and review their diff:
 
   python -m tests.experiments.test_configs
 """
 
-import difflib
-import importlib
+import ast
+import functools
 from pathlib import Path
 
 import pytest
 
-from experiments import ablations, proxy, scaling, validation
-from launch.describe import FILES
+from experiments import ablations, base, proxy, scaling, validation, variants
+from experiments.shipped import FILES as MODULES
 from moe import config as moe_config
 from moe.errors import UserError
 
 GOLDEN = Path(__file__).parent / 'golden'
 REGENERATE = 'python -m tests.experiments.test_configs'
-MODULES = {file: importlib.import_module(f'experiments.{file}') for file in FILES}
+FILES = tuple(MODULES)
 VARIANTS = [(file, name) for file, module in MODULES.items() for name in module.VARIANTS]
+COMMON = 'in all'
 
 
-def golden_text(file: str, name: str) -> str:
-  config = moe_config.from_config_dict(MODULES[file].get_config(name)).to_dict()
-  return ''.join(
-    f'{key} = {value!r}\n' for key, value in sorted(moe_config.flatten(config).items())
-  )
+def values(config) -> dict[str, object]:
+  return moe_config.flatten(moe_config.from_config_dict(config).to_dict())
+
+
+BASE = values(base.get_config())
+
+
+def own(file: str, name: str) -> dict[str, object]:
+  """The keys, and their values, in which a variant differs from base.py."""
+  return {
+    key: value
+    for key, value in values(MODULES[file].get_config(name)).items()
+    if key != 'name' and value != BASE[key]
+  }
+
+
+@functools.cache
+def golden(file: str) -> dict[str, dict[str, object]]:
+  """What a golden file says: {heading: {key: value}}."""
+  found, heading = {}, COMMON
+  for line in (GOLDEN / f'{file}.txt').read_text(encoding='utf-8').splitlines():
+    if line.startswith('['):
+      heading = line.strip('[]')
+      found[heading] = {}
+    elif line:
+      key, _, value = line.partition(' = ')
+      found[heading][key] = ast.literal_eval(value)
+  return found
 
 
 @pytest.mark.parametrize(('file', 'name'), VARIANTS)
 def test_golden_text(file, name):
-  path = GOLDEN / f'{file}_{name}.txt'
-  assert path.exists(), f'{path} is missing: {REGENERATE}'
-  golden, now = path.read_text(encoding='utf-8'), golden_text(file, name)
-  changes = difflib.unified_diff(
-    golden.splitlines(), now.splitlines(), 'golden', 'now', n=0, lineterm=''
-  )
-  assert golden == now, '\n'.join(
-    [f'{file}:{name} changed; if that is meant: {REGENERATE}', *changes]
-  )
+  frozen = golden(file)
+  if name not in frozen:
+    pytest.skip(f'{file}:{name} is not frozen yet: {REGENERATE}')
+  expected, now = frozen[COMMON] | frozen[name], own(file, name)
+  changed = {
+    key: (expected.get(key, BASE.get(key)), now.get(key, BASE.get(key)))
+    for key in expected.keys() | now.keys()
+    if expected.get(key, BASE.get(key)) != now.get(key, BASE.get(key))
+  }
+  assert not changed, f'{file}:{name} changed; if that is meant: {REGENERATE}: {changed}'
+  assert all(type(now[key]) is type(expected[key]) for key in now.keys() & expected.keys())
+
+
+def test_what_every_config_starts_from():
+  frozen = golden('base')[COMMON]
+  assert {key: BASE.get(key) for key in frozen} == frozen, f'if that is meant: {REGENERATE}'
 
 
 def test_no_golden_text_without_its_config():
-  assert {path.name for path in GOLDEN.iterdir()} == {
-    f'{file}_{name}.txt' for file, name in VARIANTS
-  }
+  assert {path.stem for path in GOLDEN.iterdir()} == {'base', *FILES}
+  for file in FILES:
+    assert golden(file).keys() <= {COMMON, *MODULES[file].VARIANTS}
 
 
 @pytest.mark.parametrize(('file', 'name'), VARIANTS)
@@ -64,10 +97,25 @@ def test_without_a_name_a_file_gives_its_main_variant(file):
 
 
 @pytest.mark.parametrize('file', FILES)
-def test_an_unknown_variant_names_the_valid_ones_nearest_first(file):
+def test_an_unknown_variant_names_the_valid_ones_nearest_first(file, monkeypatch):
+  monkeypatch.chdir(Path(__file__).parents[2])
   for name in MODULES[file].VARIANTS:
-    with pytest.raises(UserError, match=f'no variant .*: choose one of {name}(,|$)'):
+    with pytest.raises(
+      UserError, match=f'^experiments/{file}.py has no variant .*: choose one of {name}(,|$)'
+    ):
       MODULES[file].get_config(f'{name}x')
+
+
+def test_a_file_of_ones_own_is_named_where_it_lies(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for file, shown in (
+    (tmp_path / 'mine' / 'my_moe.py', 'mine/my_moe.py'),
+    ('mine/my_moe.py', 'mine/my_moe.py'),
+    ('/elsewhere/my_moe.py', '/elsewhere/my_moe.py'),
+  ):
+    with pytest.raises(UserError, match=f"^{shown} has no variant 'x': choose one of small$"):
+      variants.build(str(file), {'small': {}}, 'x')
+    assert variants.build(str(file), {'small': {}}, 'small').name == 'my_moe:small'
 
 
 @pytest.mark.parametrize('name', proxy.VARIANTS)
@@ -147,13 +195,32 @@ def test_ablations_split_the_same_experts(name, shared, active, routed):
   assert (shared + routed) * moe.d_expert == pytest.approx(16 * 3416, rel=0.003)
 
 
+def _text(frozen: dict[str, dict[str, object]]) -> str:
+  parts = [
+    f'[{heading}]\n' + ''.join(f'{key} = {found[key]!r}\n' for key in sorted(found))
+    for heading, found in frozen.items()
+  ]
+  return '\n'.join(parts)
+
+
 def regenerate() -> None:
   GOLDEN.mkdir(exist_ok=True)
-  for path in GOLDEN.glob('*.txt'):
-    path.unlink()
-  for file, name in VARIANTS:
-    (GOLDEN / f'{file}_{name}.txt').write_text(golden_text(file, name), encoding='utf-8')
-  print(f'{len(VARIANTS)} files written to {GOLDEN}')
+  texts = {'base': {COMMON: BASE}}
+  for file, module in MODULES.items():
+    each = {name: own(file, name) for name in module.VARIANTS}
+    first, *others = each.values()
+    common = {
+      key: value
+      for key, value in first.items()
+      if all(key in other and other[key] == value for other in others)
+    }
+    texts[file] = {COMMON: common} | {
+      name: {key: value for key, value in found.items() if key not in common}
+      for name, found in each.items()
+    }
+  for file, frozen in texts.items():
+    (GOLDEN / f'{file}.txt').write_text(_text(frozen), encoding='utf-8')
+  print(f'{len(texts)} files written to {GOLDEN}')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import describe
+from experiments import shipped
+from moe import accounting_tables
 from tests import in_process
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +199,7 @@ def test_help_is_no_error_and_shows_the_flags():
 
 def test_describe_all_has_every_variant():
   output = describe_json('--all')
-  assert output.keys() == describe.everything().keys()
+  assert output.keys() == shipped.configs().keys()
   assert {'validation:deepseek_moe', 'scaling:deepseek_moe_145b', 'proxy:shared_4'} <= output.keys()
   promised = (
     'total_params',
@@ -233,4 +234,4 @@ def test_describe_text_is_aligned_and_has_units():
   [(7, '7'), (2048, '2.048K'), (1_234_567, '1.235M'), (16.4e9, '16.40B'), (585.6e12, '585.6T')],
 )
 def test_quantity(number, text):
-  assert describe.quantity(number) == text
+  assert accounting_tables.quantity(number) == text

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from moe import config as moe_config
+from moe import config_page
 from moe.config import KEYS
 from moe.errors import UserError
-from moe.keys import flatten, markdown, unflatten
+from moe.keys import flatten, unflatten
 
 ROOT = Path(__file__).parents[2]
 
@@ -277,8 +278,10 @@ def test_what_a_run_that_goes_on_may_change():
   }
 
 
-def test_every_key_is_in_the_page():
-  page = markdown(moe_config.Config)
+def test_the_page_of_keys_is_the_one_made_from_them():
+  made, file = config_page.page(), ROOT / 'docs/configuration.md'
   for name, each in KEYS.items():
-    assert f'| `{name}` | `{each.default!r}` |' in page
-    assert each.meaning.replace('|', '\\|') in page
+    assert f'`{name}`' in made and f'| `{each.default!r}` |' in made
+    assert each.meaning.replace('|', '\\|') in made
+  written = file.read_text(encoding='utf-8')
+  assert made == written, 'python -m launch.describe --keys > docs/configuration.md'

@@ -1,0 +1,22 @@
+"""The config files that come with the package, and every variant of theirs by its name, FILE:VARIANT."""
+
+from ml_collections import ConfigDict
+
+from experiments import ablations, proxy, quickstart, scaling, validation
+
+FILES = {
+  'validation': validation,
+  'scaling': scaling,
+  'ablations': ablations,
+  'proxy': proxy,
+  'quickstart': quickstart,
+}
+
+
+def configs() -> dict[str, ConfigDict]:
+  """Every variant of every file: {'validation:deepseek_moe': …, …}."""
+  return {
+    f'{file}:{variant}': module.get_config(variant)
+    for file, module in FILES.items()
+    for variant in module.VARIANTS
+  }
