@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from unittest import mock
 
@@ -53,6 +54,11 @@ def one_device() -> Iterator[None]:
     mock.patch.object(jax, 'device_count', lambda *backend: 1),
   ):
     yield
+
+
+def plain_environment() -> dict[str, str]:
+  """os.environ without what conftest.py sets: for interpreters that have compilers of their own."""
+  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
 
 
 @functools.cache

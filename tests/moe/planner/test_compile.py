@@ -1,12 +1,12 @@
 """A small config planned for real machines: in the compilers' own environments, where they are installed."""
 
 import json
-import os
 import subprocess
 
 import pytest
 
 from tests.launch.runs.programs import ROOT
+from tests.small import plain_environment
 
 # A step small enough to compile in seconds, with layers, loss and optimizer of the published models.
 SMALL = (
@@ -24,13 +24,10 @@ def plan(environment: str, *options: str) -> subprocess.CompletedProcess:
   python = ROOT / f'.venv-{environment}/bin/python'
   if not (python.parent.parent / '.installed').exists():
     pytest.skip(f'the {environment} compiler is not installed: make setup-aot')
-  variables = {
-    key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'JAX_PLATFORMS')
-  }
   return subprocess.run(
     [python, '-m', 'launch.plan', *options],
     cwd=ROOT,
-    env=variables,
+    env=plain_environment(),
     capture_output=True,
     text=True,
     timeout=300,

@@ -1,7 +1,6 @@
 """Kernels compiled for machines that are not here: a few in the compilers' own environments, and what they cost."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from moe.ops.tpu import visits
 from moe.planner.kernels import gpu, programs, tpu
 from tests import in_process
 from tests.launch.runs import programs as programs_of_launch
+from tests.small import plain_environment
 
 ROOT = Path(__file__).parents[4]
 OPS = {'dispatch', 'combine', 'grouped_matmul', 'routed_ffn', 'router', 'attention'}
@@ -31,9 +31,8 @@ def test_every_op_compiles_forward_and_backward(tmp_path, environment, target):
     f'--out={out}',
   ]
   command = [python, '-m', 'launch.aot', *options]
-  variables = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
   done = subprocess.run(
-    command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stdout + done.stderr
   records = [json.loads(line) for line in out.read_text().splitlines()]

@@ -1,11 +1,12 @@
 """Shared experts compute while tokens travel: read off the schedule that the TPU compiler makes of a layer."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.small import plain_environment
 
 ROOT = Path(__file__).parents[4]
 
@@ -14,7 +15,7 @@ def test_shared_experts_run_between_start_and_end_of_the_exchange():
   python = ROOT / '.venv-tpu/bin/python'
   if not (ROOT / '.venv-tpu/.installed').exists():
     pytest.skip('the tpu compiler is not installed: make setup-aot')
-  variables = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+  variables = plain_environment() | {'JAX_PLATFORMS': 'cpu'}
   command = [python, '-m', 'tests.moe.planner.kernels.overlap']
   done = subprocess.run(
     command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
