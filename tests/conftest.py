@@ -9,18 +9,17 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 # What one test has compiled the others take, in this process, the other workers' and the programs
 # that tests start. The folder is new for each session: nothing survives a change of code or of jax.
+# Names of scopes do not tell programs apart there: a test that reads them, or tests compiling itself,
+# says `with small.compiled_anew()`. tests/test_compiled.py holds the rest.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _COMPILED = tempfile.TemporaryDirectory(prefix='tests-compiled-', ignore_cleanup_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-  # Programs that differ in nothing but names of scopes differ: tests read them back.
-  os.environ['JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY'] = 'true'
 
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 # Meshes are tested on eight simulated devices, of this process alone: programs that tests start have
 # one, as on most machines. A test of what takes every device there is says `with small.one_device()`.
@@ -56,13 +55,3 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture
-def compiled_anew():
-  """For a test of compiling itself: what it compiles is taken from no other test."""
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()
-  yield
-  jax.config.update('jax_enable_compilation_cache', True)
-  compilation_cache.reset_cache()

@@ -8,6 +8,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import base
 from moe.config import Config, from_config_dict
@@ -54,6 +55,18 @@ def one_device() -> Iterator[None]:
     mock.patch.object(jax, 'device_count', lambda *backend: 1),
   ):
     yield
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+  """What is compiled inside is taken from no other test: for a test of compiling itself."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
+    compilation_cache.reset_cache()
 
 
 def plain_environment() -> dict[str, str]:

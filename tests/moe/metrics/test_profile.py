@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe.metrics import profile
+from tests.small import compiled_anew
 
 
 def step(x, w):
@@ -22,7 +23,8 @@ def step(x, w):
 
 def test_a_trace_gives_each_scope_its_time(tmp_path):
   x, w = jnp.ones((256, 256)), jnp.full((256, 256), 1e-3)
-  compiled = jax.jit(jax.grad(step, argnums=1)).lower(x, w).compile()
+  with compiled_anew():
+    compiled = jax.jit(jax.grad(step, argnums=1)).lower(x, w).compile()
   profile.start(tmp_path)
   for _ in range(3):
     jax.block_until_ready(compiled(x, w))

@@ -7,7 +7,7 @@ from moe.chips import Chip
 from moe.planner import planner
 from moe.planner.compile_step import compile_for_devices
 from moe.planner.machine import Machine
-from tests.small import small_config
+from tests.small import compiled_anew, small_config
 
 V, D, F, LAYERS, B, L, X = 32, 16, 32, 3, 16, 16, 16  # X: heads · head width
 PARAMETERS = 2 * V * D + LAYERS * (4 * D * X + 3 * D * F + 2 * D) + D
@@ -45,10 +45,11 @@ CASES = {
 def plans():
   """Case → its plan."""
   configs = {name: small_config(**DENSE | overrides) for name, overrides in CASES.items()}
-  return {
-    name: planner.describe(config, CPUS, compile_for_devices(config, jax.devices(), 'cpu'))
-    for name, config in configs.items()
-  }
+  with compiled_anew():
+    return {
+      name: planner.describe(config, CPUS, compile_for_devices(config, jax.devices(), 'cpu'))
+      for name, config in configs.items()
+    }
 
 
 def test_flops_are_those_of_the_products(plans):
