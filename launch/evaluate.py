@@ -2,10 +2,9 @@
 
   python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
 
-Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes.
+Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON has the rows in
+'domains', the last of which is over all of them; that one is in 'total', too.
 """
-
-import json
 
 from absl import flags
 
@@ -17,16 +16,16 @@ FORMAT = cli.format_flag()
 
 
 def main(_):
-  from moe import evaluate
-  from moe.checkpoint import load_for_notebook
+  from moe import evaluate, files
   from moe.data.store import open_held_out
-  from moe.train import data_directory
+  from moe.run import data_directory, load_run
 
-  run = load_for_notebook(WORKDIR.value, STEP.value)
+  run = load_run(WORKDIR.value, STEP.value)
   data = open_held_out(data_directory(run.config, WORKDIR.value), run.tokenizer)
   rows = evaluate.report(evaluate.Evaluator(run.config, data)(run.params), data)
   if FORMAT.value == 'json':
-    print(json.dumps({'step': run.step, 'domains': rows}, indent=2))
+    total = list(rows.values())[-1]
+    print(files.to_json({'step': run.step, 'domains': rows, 'total': total}, indent=2))
   else:
     print(f'{run.config.name}, step {run.step}\n{evaluate.table(rows)}')
 

@@ -22,12 +22,12 @@ FORMAT = cli.format_flag()
 
 
 def main(_):
-  from moe.checkpoint import load_for_notebook
   from moe.generate import Sampling, generate
+  from moe.run import load_run
 
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   sampling.check()
-  run = load_for_notebook(WORKDIR.value, STEP.value)
+  run = load_run(WORKDIR.value, STEP.value)
   completions = generate(run, PROMPTS.value, MAX_NEW_TOKENS.value, sampling, SEED.value)
   if FORMAT.value == 'json':
     print(json.dumps([completion._asdict() for completion in completions], indent=2))

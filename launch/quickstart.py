@@ -5,6 +5,7 @@
 Run it again and it goes on where it stopped, or reports again.
 """
 
+import shlex
 import time
 from pathlib import Path
 
@@ -18,50 +19,62 @@ PROMPT = flags.DEFINE_string('prompt', 'def read_', 'What the sample goes on fro
 
 _REPORT = """
 {scores}
-
-experts        {experts} routed, {active} a token, over {layers} MoE layers; on the held-out text the busiest expert of
-               a layer has {worst:.2f} times the mean load at most, {idle} of {all_experts} experts are idle
+{experts}
 checkpoint     {checkpoint}
-               from moe.checkpoint import load_for_notebook; run = load_for_notebook('{workdir}')
-curves         {workdir}/metrics.jsonl, or: pip install tensorboard; tensorboard --logdir {workdir}
+               from moe.run import load_run; run = load_run({workdir!r})
+curves         {metrics}, or: pip install tensorboard; tensorboard --logdir {quoted}
 this run       {seconds:.0f} s from start to report
 
 sample, at temperature 0.8:
 {sample}
 """
+_EXPERTS = """
+experts        {experts} routed, {active} a token, over {layers} MoE layers; on the held-out text the busiest expert of
+               a layer has {worst:.2f} times the mean load at most, {idle} of {all_experts} experts are idle"""
 
 
 def main(_):
   began = time.perf_counter()
   config = cli.config(CONFIG)
   from moe import evaluate
-  from moe.checkpoint import load_for_notebook
   from moe.data.prepare import prepare
   from moe.generate import Sampling, generate
-  from moe.train import data_directory, train
+  from moe.run import data_directory, load_run
+  from moe.train import train
 
   workdir = Path(WORKDIR.value)
-  if not train(config, workdir).finished:
-    return 1
-  run = load_for_notebook(workdir)
+  outcome = train(config, workdir)
+  if not outcome.finished:
+    return outcome.exit_code or 1
+  run = load_run(workdir)
   data = prepare(config, data_directory(config, workdir))
   evaluation = evaluate.Evaluator(config, data)(run.params)
   completion = generate(run, [PROMPT.value], 120, Sampling(temperature=0.8, top_p=0.95))[0]
-  load_NE = evaluation.expert_load_NE
   print(
     _REPORT.format(
       scores=evaluate.table(evaluate.report(evaluation, data)),
-      experts=load_NE.shape[1],
-      active=config.moe.experts_per_token,
-      layers=load_NE.shape[0],
-      worst=load_NE.max(),
-      idle=(load_NE == 0).sum(),
-      all_experts=load_NE.size,
+      experts=_experts(evaluation.expert_load_NE, config.moe.experts_per_token),
       checkpoint=workdir / 'checkpoints' / str(run.step),
-      workdir=workdir,
+      workdir=str(workdir),
+      metrics=workdir / 'metrics.jsonl',
+      quoted=shlex.quote(str(workdir)),
       seconds=time.perf_counter() - began,
       sample=completion.prompt + completion.text,
     )
+  )
+
+
+def _experts(load_NE, active):
+  """A paragraph on the routed experts; '' of a model without."""
+  if load_NE is None:
+    return ''
+  return _EXPERTS.format(
+    experts=load_NE.shape[1],
+    active=active,
+    layers=load_NE.shape[0],
+    worst=load_NE.max(),
+    idle=(load_NE == 0).sum(),
+    all_experts=load_NE.size,
   )
 
 

@@ -1,51 +1,40 @@
 """Checkpoints: Orbax step folders that hold all a run needs to go on, or a notebook to open it.
 
-DIR/checkpoints/STEP/ has the items params, training (optimizer state and counters), data (iterator state), config,
-tokenizer, and checksums of every array. A folder appears by one rename, when it is complete.
+DIR/checkpoints/STEP/ has the items params, training (every other field of the state), data (iterator state), config,
+tokenizer, text (what identifies the prepared data) and checksums of them all. A folder appears by one rename, when it
+is complete.
 
 With several processes all call the same methods in the same order: each writes and reads the parts of arrays that its
 devices hold, process 0 the rest. Nothing in a checkpoint depends on their number or on the mesh.
 """
 
-import contextlib
 import dataclasses
 import errno
-import gc
-import json
-import os
 import shutil
-import sys
-import tempfile
-import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax import lax
-from orbax.checkpoint import checkpoint_managers as managers
 
-from moe.config import CheckpointConfig, Config, OpsConfig, from_stored
+from moe import run
+from moe.config import Config, from_stored
 from moe.data.tokenizer import Tokenizer
 from moe.errors import (
   OF_A_SHARED_FOLDER,
   PEER_LOST,
-  TryAgain,
   UserError,
   chain,
-  is_transient,
   names,
   of_system,
   one_line,
 )
-from moe.model import Transformer, init_params
 from moe.parallel import processes
+from moe.storage import checksums, must_stay, reading, retention, small_items
+from moe.storage.reading import attempt, read_items
 from moe.train_step import TrainState, init_state
 
 
@@ -60,10 +49,12 @@ class Restored(NamedTuple):
 class Checkpointer:
   """Writes a run's checkpoints in the background, and finds the newest that is whole."""
 
-  def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer):
+  def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer, text: dict | None = None):
+    """`text`: `must_stay.text_of` the prepared data; None where the run's text is not to be compared."""
     self._directory = workdir / 'checkpoints'
-    self._config = config
-    self._tokenizer = np.frombuffer(tokenizer.to_bytes(), np.uint8)
+    self._config, self._tokenizer, self._text = config, tokenizer.to_bytes(), text
+    self._losses = retention.HeldOutLosses(workdir, writes=processes.is_main())
+    self._kept = retention.Kept(config.checkpoint, self._losses)
     self._manager = self._open()
 
   def save(
@@ -72,24 +63,24 @@ class Checkpointer:
     """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
     params, training = _split(state)
     processes.together(lambda: self._check_space(step, state))
+    sums = {
+      'params': checksums.of_arrays(params),
+      'training': checksums.of_arrays(training),
+      'data': checksums.of_json(data_state),
+    }
     items = {
       'params': ocp.args.StandardSave(params),
       'training': ocp.args.StandardSave(training),
       'data': ocp.args.JsonSave(data_state),
-      'config': ocp.args.JsonSave(self._config.to_dict()),
-      'tokenizer': ocp.args.StandardSave({'model': self._tokenizer}),
-      'checksums': ocp.args.JsonSave(
-        {
-          'params': _checksums(params),
-          'training': _checksums(training),
-          'data': _checksum_of_json(data_state),
-        }
-      ),
+      **small_items.to_save(self._config.to_dict(), self._tokenizer, self._text, sums),
     }
-    metrics = {'held_out_loss': held_out_loss} if held_out_loss is not None else None
-    self._guarded(
-      step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
-    )
+    note = lambda: self.note_held_out_loss(step, held_out_loss)
+    processes.together(lambda: self._guarded(step, note))
+    self._guarded(step, lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+
+  def note_held_out_loss(self, step: int, loss: float | None) -> None:
+    """What `checkpoint.keep_best` judges a checkpoint by, saved or about to be."""
+    self._losses.note(step, loss, {*self._manager.all_steps(), step})
 
   def wait(self, step: int) -> None:
     """Returns when everything started is on disk. UserError if it could not be written."""
@@ -101,7 +92,8 @@ class Checkpointer:
     `shardings`: TrainState of shapes → TrainState of shardings, whatever mesh wrote it; without it, the default device.
 
     Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach their step again.
-    UserError if there are checkpoints but none can be read: never silently from scratch.
+    UserError if there are checkpoints but none can be read (never silently from scratch), and if the newest readable
+    one is of another config, tokenizer or text. Those that `checkpoint` does not keep are deleted.
     """
     bad = []
     while (
@@ -115,6 +107,7 @@ class Checkpointer:
       if bad:
         _log_error(f'going on from step {step}, the newest readable one')
         self._set_aside(bad)
+      self._delete_others()
       return restored
     if bad:
       raise UserError(
@@ -130,44 +123,66 @@ class Checkpointer:
     return ocp.CheckpointManager(
       self._directory.absolute(),
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_preserved(self._config.checkpoint),
+        preservation_policy=self._kept,
         cleanup_tmp_directories=True,  # what a killed process left half written
       ),
     )
 
   def _restore(self, step, shardings):
     """(Restored, '') or (None, why it cannot be read), the same in every process."""
+    path = epath.Path(self._directory / str(step))
+    small, fault = processes.together(lambda: attempt(lambda: small_items.read(path)))
+    if fault := processes.first_told(fault):
+      return None, fault
+    # Before the arrays, which those of another config would seem to be damaged.
+    processes.together(lambda: self._compare(step, small))
     shapes = jax.eval_shape(lambda: init_state(self._config))
     if shardings:
       placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
       shapes = jax.tree.map(placed, shapes, shardings(shapes))
     params, training = _split(shapes)
-    read, fault = processes.together(lambda: _attempt(lambda: self._read(step, params, training)))
+    items = {
+      'params': ocp.args.StandardRestore(params),
+      'training': ocp.args.StandardRestore(training),
+      'data': ocp.args.JsonRestore(),
+    }
+    read, fault = processes.together(lambda: attempt(lambda: _read(path, small, items)))
     if fault := processes.first_told(fault):
       return None, fault
     # All have read their parts: checksums, which need every process, can be taken.
-    items, expected = read
-    fault = _difference(items['params'], expected['params']) or _difference(
-      items['training'], expected['training']
-    )
-    if not fault and _checksum_of_json(items['data']) != expected['data']:
-      fault = 'the state of the data iterator is not the one that was saved'
+    fault = checksums.difference(read['params'], small.checksums['params'])
+    fault = fault or checksums.difference(read['training'], small.checksums['training'])
     if fault := processes.first_told(fault):
       return None, fault
-    return Restored(
-      step, TrainState(params=items['params'], **items['training']), items['data']
-    ), ''
+    state = shapes.replace(params=read['params'], **read['training'])
+    return Restored(step, state, read['data']), ''
 
-  def _read(self, step, params, training):
-    """(items, their checksums as they were saved): what this process can tell of a checkpoint by itself."""
-    items = _read(
-      self._directory / str(step),
-      params=ocp.args.StandardRestore(params),
-      training=ocp.args.StandardRestore(training),
-      data=ocp.args.JsonRestore(),
-      checksums=ocp.args.JsonRestore(),
-    )
-    return items, {name: items['checksums'][name] for name in ('params', 'training', 'data')}
+  def _compare(self, step, small):
+    """UserError if a checkpoint is of another config, tokenizer or text than the run that is to go on."""
+    where = f'checkpoint step {step} in {self._directory}'
+    compared = small.text is not None and self._text is not None
+    stored = from_stored(small.config, f'{self._directory / str(step)}/config')
+    if changed := must_stay.config_changes(stored, self._config, compared):
+      raise UserError(
+        f'{where} is of another config: {changed}; use another --workdir, or those values'
+      )
+    if small.tokenizer != self._tokenizer:
+      raise UserError(
+        f'{where} was trained with another tokenizer than the prepared data has: every id would mean '
+        'something else; bring that data back, or use another --workdir'
+      )
+    if compared and (changed := must_stay.text_changes(small.text, self._text)):
+      raise UserError(
+        f'{where} was trained on other text: {changed}; bring that text back, or use another --workdir'
+      )
+    if not small.checked:
+      _log_error(f'{where} is of an older version: its config and tokenizer have no checksums')
+
+  def _delete_others(self):
+    """Checkpoints that only a kill between a save and its tidying up has left."""
+    steps = self._manager.all_steps()
+    for step in sorted(set(steps) - self._kept.of(steps)):
+      self._guarded(step, lambda step=step: self._manager.delete(step))
 
   def _set_aside(self, steps):
     self._manager.close()
@@ -208,50 +223,9 @@ class Checkpointer:
       raise of_system(error, message) from error
 
 
-class NotebookRun(NamedTuple):
-  """A trained model opened for use: `model.apply({'params': params}, …)`."""
-
-  model: Transformer
-  params: dict
-  tokenizer: Tokenizer
-  config: Config
-  step: int
-
-
-def load_for_notebook(workdir: str | os.PathLike, step: int | None = None) -> NotebookRun:
-  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
-
-  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir` may be in a bucket
-  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint, or not of the step, or unreadable.
-  """
-  directory = epath.Path(workdir) / 'checkpoints'
-  steps, fault = _attempt(lambda: available_steps(workdir))
-  if fault:
-    raise UserError(f'cannot list {directory}: {fault}')
-  if not steps:
-    raise UserError(f'no checkpoint in {directory}: train with --workdir={workdir} first')
-  if step is not None and step not in steps:
-    raise UserError(
-      f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}'
-    )
-  for candidate in [step] if step is not None else reversed(steps):
-    run, fault = _attempt(lambda candidate=candidate: _load(directory, candidate))
-    if not fault:
-      return run
-    message = f'checkpoint step {candidate} in {directory} is unreadable: {fault}'
-    if step is not None:
-      raise UserError(message)
-    logging.error('%s', message)
-  raise UserError(f'no checkpoint in {directory} can be read (steps {", ".join(map(str, steps))})')
-
-
-def available_steps(workdir: str | os.PathLike) -> list[int]:
-  """Steps with a complete checkpoint folder, ascending."""
-  return sorted(
-    int(f.name)
-    for f in (epath.Path(workdir) / 'checkpoints').glob('*')
-    if f.name.isdigit() and f.is_dir()
-  )
+# The names of before moe/run.py was: notebooks and scripts that people have written use them.
+load_for_notebook = run.load_run
+available_steps = reading.available_steps
 
 
 def _kept(steps):
@@ -260,124 +234,11 @@ def _kept(steps):
   )
 
 
-def _attempt(read: Callable) -> tuple[object, str]:
-  """(what `read` returns, '') or (None, why it failed); TryAgain if that says nothing of what was to be read.
-
-  After one failure, the reads still under way print a traceback each, straight to the process's stderr: what is
-  written there meanwhile is dropped with the failure, which is told in one line instead.
-  """
-  sys.stderr.flush()
-  stderr = os.dup(2)
-  result, fault, transient = None, '', False
-  with tempfile.TemporaryFile() as printed:
-    os.dup2(printed.fileno(), 2)
-    try:
-      result = read()
-    except (
-      Exception
-    ) as error:  # Orbax raises a different type for each way in which files can be damaged.
-      fault = one_line(error)
-      # A failing disk says EIO as long as it lives: what it cannot read is as good as damaged.
-      transient = is_transient(error, OF_A_SHARED_FOLDER - {errno.EIO})
-    finally:
-      if fault:
-        gc.collect()  # coroutines that nobody awaits any more complain when they are collected
-        time.sleep(0.3)  # and reads when they end
-      os.dup2(stderr, 2)
-      os.close(stderr)
-    if not fault:
-      printed.seek(0)
-      sys.stderr.write(printed.read().decode(errors='replace'))
-  if transient:
-    raise TryAgain(f'a checkpoint cannot be read now: {fault}')
-  return result, fault
-
-
-def _read(path, **items):
-  """Items of a checkpoint, without any other process: one that fails then leaves none waiting."""
-  own = ocp.options.MultiprocessingOptions(
-    primary_host=jax.process_index(),
-    active_processes={jax.process_index()},
-    barrier_sync_key_prefix=f'process{jax.process_index()}',
-  )
-  handler = ocp.CompositeCheckpointHandler(
-    composite_options=ocp.CompositeOptions(multiprocessing_options=own)
-  )
-  with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as checkpointer:
-    # epath would put the current directory before a bucket's address.
-    path = path if '://' in os.fspath(path) else path.absolute()
-    return checkpointer.restore(path, ocp.args.Composite(**items))
-
-
-def _load(directory, step):
-  restore = lambda **items: _read(directory / str(step), **items)
-  stored = restore(config=ocp.args.JsonRestore())['config']
-  config = from_stored(stored, f'{directory / str(step)}/config')
-  config = dataclasses.replace(
-    config, ops=OpsConfig('auto')
-  )  # the run's kernels need not exist on this machine
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-  items = restore(
-    params=ocp.args.StandardRestore(params),
-    tokenizer=ocp.args.StandardRestore(),
-    checksums=ocp.args.JsonRestore(),
-  )
-  if fault := _difference(items['params'], items['checksums']['params']):
-    raise ValueError(fault)
-  tokenizer = Tokenizer.from_bytes(np.asarray(items['tokenizer']['model']).tobytes())
-  return NotebookRun(Transformer(config), items['params'], tokenizer, config, step)
-
-
 def _split(state):
-  """(params, the rest as a dict): a notebook then reads a third of the bytes."""
-  rest = {
-    name: getattr(state, name) for name in ('step', 'optimizer_state', 'bad_steps', 'bad_streak')
-  }
-  return state.params, rest
-
-
-def _preserved(config: CheckpointConfig):
-  policies = [managers.LatestN(config.keep_last)]
-  if config.keep_best:
-    better = lambda metrics: -metrics['held_out_loss'] if metrics else float('-inf')
-    policies.append(managers.BestN(get_metric_fn=better, n=config.keep_best))
-  return managers.AnyPreservationPolicy(policies)
-
-
-def _checksums(tree) -> dict[str, int]:
-  """{path: checksum}: the sum over elements of bits · an odd number for their index, modulo 2³².
-
-  Computed where the arrays lie. Integer sums do not depend on order, hence not on devices either.
-  """
-  flat = {
-    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  return {name: int(value) for name, value in jax.device_get(_checksum_leaves(flat)).items()}
-
-
-def _checksum_of_json(value) -> int:
-  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-@jax.jit
-def _checksum_leaves(leaves):
-  def checksum(x):
-    bits, index = lax.bitcast_convert_type(x, jnp.uint32), jnp.uint32(0)
-    for axis, size in enumerate(
-      x.shape
-    ):  # in place of a flat array, which would gather what devices share
-      index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return (bits * (2 * index + 1)).sum(dtype=jnp.uint32)
-
-  return {name: checksum(leaf) for name, leaf in leaves.items()}
-
-
-def _difference(tree, expected) -> str:
-  """'', or which array is not the one whose checksum is expected."""
-  different = [name for name, value in _checksums(tree).items() if expected.get(name) != value]
-  return f'the bytes of {different[0]} are not those that were saved' if different else ''
+  """(params, every other field that holds an array, as a dict): to open a run reads a third of the bytes."""
+  fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+  params = fields.pop('params')
+  return params, {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _of_the_disk(error: BaseException | None) -> bool:
@@ -387,6 +248,14 @@ def _of_the_disk(error: BaseException | None) -> bool:
     names(cause, numbers) or (isinstance(cause, OSError) and not isinstance(cause, PEER_LOST))
     for cause in chain(error)
   )
+
+
+def _read(path, small, items):
+  """What this process can tell of a checkpoint by itself."""
+  found = read_items(path, **items)
+  if checksums.of_json(found['data']) != small.checksums['data']:
+    raise ValueError('the state of the data iterator is not the one that was saved')
+  return found
 
 
 def _log_error(message):

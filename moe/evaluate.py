@@ -41,6 +41,7 @@ class Evaluation(NamedTuple):
   domains: dict[str, Score]
   total: Score
   expert_load_NE: np.ndarray | None  # load over the layer's mean
+  is_sample: bool = False  # not all held-out text was scored
 
 
 class Evaluator:
@@ -55,7 +56,10 @@ class Evaluator:
     self._score = jax.jit(score, out_shardings=whole(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
-    """Scores all held-out documents, or at most `max_batches` batches a domain."""
+    """Scores all held-out documents, or at most `max_batches` batches a domain: then a sample of each.
+
+    The total weighs the domains by all their held-out tokens, however many of each were scored.
+    """
     sums, counts_NE = {}, 0
     for domain in self._data.held_out_domains:
       loss, tokens = 0.0, 0
@@ -68,9 +72,21 @@ class Evaluator:
       sums[domain] = loss, tokens, size
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
-    loss, tokens, sizes = zip(*sums.values(), strict=True)
-    total = _make_score(sum(loss), sum(tokens), sum(sizes) if max_batches is None else None)
-    return Evaluation(domains, total, load_NE)
+    total, is_sample = self._total(sums)
+    return Evaluation(domains, total, load_NE, is_sample)
+
+  def _total(self, sums):
+    """(Score over domains of {domain: (Σ loss, tokens scored, bytes or None)}, whether it is one of a sample)."""
+    loss, scored, whole = 0.0, 0, 0
+    for domain, (domain_loss, tokens, size) in sums.items():
+      sampled = size is None
+      held_out = pipeline.held_out_targets(self._data, domain) if sampled else tokens
+      # Exactly 1 where all of them were scored.
+      loss += domain_loss * (held_out / max(tokens, 1))
+      scored, whole = scored + tokens, whole + held_out
+    sizes = [size for _, _, size in sums.values()]
+    score = _make_score(loss, whole, None if None in sizes else sum(sizes))
+    return score._replace(tokens=scored), scored != whole
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
@@ -85,7 +101,10 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
 
 
 def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
-  """JSON-able rows by domain, and 'total': the score beside gzip and xz on the same bytes, each domain on its own."""
+  """JSON-able rows by domain and, last, of all: the score beside gzip and xz on the same bytes, each domain on its own.
+
+  The last one is called 'total', or '(total)' beside a domain of that name: no domain's name has brackets.
+  """
   texts = {domain: pipeline.held_out_text(data, domain) for domain in data.held_out_domains}
   rows = {
     domain: score._asdict() | compressed_bits_per_byte(texts[domain])
@@ -96,7 +115,8 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
     name: sum(rows[domain][name] * len(text) for domain, text in texts.items()) / max(whole, 1)
     for name in compressed_bits_per_byte(b'')
   }
-  return rows | {'total': evaluation.total._asdict() | compressed}
+  total = '(total)' if 'total' in rows else 'total'
+  return rows | {total: evaluation.total._asdict() | compressed}
 
 
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
@@ -105,8 +125,9 @@ def table(rows: Mapping[str, Mapping[str, object]]) -> str:
     f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}'
   ]
   for name, row in rows.items():
+    bits = '-' if row['bits_per_byte'] is None else f'{row["bits_per_byte"]:.3f}'
     lines.append(
-      f'{name:<16}{row["tokens"]:>10,}{row["bytes"]:>12,}{row["loss"]:>9.4f}{row["bits_per_byte"]:>11.3f}'
+      f'{name:<16}{row["tokens"]:>10,}{row["bytes"]:>12,}{row["loss"]:>9.4f}{bits:>11}'
       f'{row["gzip -9"]:>9.3f}{row["xz -9"]:>8.3f}'
     )
   return '\n'.join(lines)

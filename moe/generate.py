@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from moe.checkpoint import NotebookRun
 from moe.config import Config
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
+from moe.run import Run
 
 # Beyond these a temperature only moves float32 out of its range: 0/0 and ∞/∞ would let in what is not allowed.
 # At 1e-30 the likeliest token is drawn for certain, at 1e30 every allowed one alike.
@@ -54,7 +54,7 @@ class Completion(NamedTuple):
 
 
 def generate(
-  run: NotebookRun, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
+  run: Run, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
 ) -> list[Completion]:
   """A completion of every prompt, at most `max_new_tokens` long; a document's end or a full context stops earlier.
 
@@ -106,7 +106,7 @@ def _text_after(tokenizer, prompt, new_ids):
 
 
 def generate_tokens(
-  run: NotebookRun,
+  run: Run,
   prompt_ids: Sequence[Sequence[int]],
   max_new_tokens: int,
   sampling: Sampling,

@@ -1,31 +1,37 @@
 """The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
 
 import contextlib
+import errno
 import functools
-import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
-from moe import accounting
+from moe import accounting, files
 from moe.checkpoint import Checkpointer
-from moe.config import Config, differences, from_stored, must_stay
+from moe.config import Config
 from moe.data.batches import train_iterator
 from moe.data.packing import Batch
 from moe.data.prepare import prepare
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
+from moe.metrics import lines
 from moe.metrics.writers import MetricWriter, Progress
 from moe.ops.implementation import check as check_implementation
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
+from moe.run import check_workdir, data_directory, folder, open_workdir
+from moe.storage import lock, must_stay, provenance
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
+
+# What a shell says of a program that a signal has ended. SIGTERM is how clusters ask for a place: 0.
+_EXIT_CODES = {'SIGINT': 130, 'SIGHUP': 129}
 
 
 class Outcome(NamedTuple):
@@ -34,17 +40,23 @@ class Outcome(NamedTuple):
   step: int
   finished: bool  # False: stopped by a signal, to be gone on with
   metrics: dict[str, object] | None  # of the last logged step of this call
+  stopped_by: str = ''  # the signal's name
+
+  @property
+  def exit_code(self) -> int:
+    """0 when finished and after SIGTERM, 130 after Ctrl-C, 129 after SIGHUP."""
+    return 0 if self.finished else _EXIT_CODES.get(self.stopped_by, 0)
 
 
 def train(config: Config, workdir: str | Path) -> Outcome:
   """Trains to config.train.num_steps, going on from the newest checkpoint in `workdir`.
 
-  Writes config.json, data/ (unless data.dir says where), tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/.
-  SIGTERM or Ctrl-C saves and returns. UserError where something the user can mend is in the way. With several processes
-  (`processes.join`) all call this with a workdir that all see; process 0 writes what is not an array, and prints.
+  Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError where something the user can mend
+  is in the way. With several processes (`processes.join`) all call this with a workdir that all see; process 0 writes
+  what is not an array, and prints.
   """
   try:
-    return _train(config, Path(workdir))
+    return _train(config, Path(folder(workdir)))
   except OSError as error:  # a file that cannot be written, read or made
     raise of_file(error, workdir) from error
 
@@ -52,37 +64,48 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
   mesh = mesh_lib.make_mesh(config)
-  processes.together(lambda: open_workdir(config, workdir))
-  data = processes.main_first('data', lambda: prepare(config, data_directory(config, workdir)))
-  processes.together(lambda: _write_tokenizer(data, workdir))
-  batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
-  where = lambda tree: mesh_lib.shardings(mesh, tree, config.mesh.zero)
+  processes.together(lambda: check_workdir(workdir))
+  with processes.together(lambda: _lock(workdir)) as hold:
+    processes.together(lambda: open_workdir(config, workdir))
+    data = processes.main_first('data', lambda: prepare(config, data_directory(config, workdir)))
+    text = processes.together(lambda: must_stay.text_of(data))
+    batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
+    with (
+      processes.stop_on_signal(mesh) as stop,
+      contextlib.closing(Checkpointer(workdir, config, data.tokenizer, text)) as checkpointer,
+      mesh_lib.use(mesh, config.mesh.zero),
+    ):
+      evaluator = Evaluator(config, data, mesh)
+      run = _Run(config, workdir, mesh, batches, checkpointer, None, evaluator, stop, hold)
+      return _from_where_it_stopped(run, data.tokenizer)
 
-  with (
-    processes.stop_on_signal(mesh) as stop,
-    contextlib.closing(Checkpointer(workdir, config, data.tokenizer)) as checkpointer,
-    mesh_lib.use(mesh, config.mesh.zero),
-  ):
-    restored = checkpointer.restore_newest(where)
-    if restored:
-      start, state = restored.step, restored.state
-      batches.set_state(restored.data_state)
-      _say(f'going on from step {start} in {workdir}')
-    else:
-      shapes = jax.eval_shape(lambda: init_state(config))
-      start, state = 0, jax.jit(lambda: init_state(config), out_shardings=where(shapes))()
-    if start >= config.train.num_steps:
-      _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
-      return Outcome(start, True, None)
-    if stop.before_the_first_step():
-      _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
-      return Outcome(start, False, None)
-    _say(describe_run(config, workdir))
-    with processes.together(lambda: _open_writer(workdir, start)) as writer:
-      run = _Run(
-        config, workdir, mesh, batches, checkpointer, writer, Evaluator(config, data, mesh), stop
-      )
-      return _steps(run, start, state)
+
+def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
+  """Restores or starts, and takes the steps that are left."""
+  config, workdir = run.config, run.workdir
+  where = lambda tree: mesh_lib.shardings(run.mesh, tree, config.mesh.zero)
+  restored = run.checkpointer.restore_newest(where)
+  if restored:
+    start, state = restored.step, restored.state
+    run.batches.set_state(restored.data_state)
+    _say(f'going on from step {start} in {workdir}')
+  else:
+    shapes = jax.eval_shape(lambda: init_state(config))
+    start, state = 0, jax.jit(lambda: init_state(config), out_shardings=where(shapes))()
+  finished, owed = start >= config.train.num_steps, _is_owed(run, start)
+  if finished and not owed:
+    _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
+    return Outcome(start, True, None)
+  if run.stop.before_the_first_step():
+    _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
+    return Outcome(start, finished, None, run.stop.name)
+  _say(describe_run(config, workdir))
+  processes.together(lambda: _write_beginning(workdir, tokenizer))
+  with processes.together(lambda: _open_writer(workdir, start)) as writer:
+    run = run._replace(writer=writer)
+    if owed:
+      _pay(run, start, state)
+    return Outcome(start, True, None) if finished else _steps(run, start, state)
 
 
 class _Run(NamedTuple):
@@ -96,6 +119,7 @@ class _Run(NamedTuple):
   writer: MetricWriter | None  # of process 0
   evaluator: Evaluator
   stop: processes.Stop
+  hold: lock.Hold | None  # of process 0
 
 
 def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
@@ -114,20 +138,20 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       step == num_steps,
       run.stop.agreed(metrics),
     )  # read once: a later signal counts for the next step
-    due = lambda every, step=step: every > 0 and step % every == 0
-    saving = last or stopping or due(config.checkpoint.every_steps)
-    evaluating = (
-      last or due(config.evaluation.every_steps) or (saving and config.checkpoint.keep_best > 0)
-    )
-    if saving or evaluating or due(config.train.log_every):
+    saving = last or stopping or _due(config.checkpoint.every_steps, step)
+    # A process that is asked to stop has little time: `_pay` does it when the run goes on.
+    evaluating = _evaluates(config, step) and not stopping
+    if saving or evaluating or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
       logged |= progress.rates()
       paused = time.perf_counter()
-      if evaluating and not stopping:
-        logged |= _held_out(run.evaluator, state.params, config)
-      heatmap = last or due(config.train.heatmap_every)
-      processes.together(functools.partial(_write, run.writer, step, logged, heatmap))
-      _say(progress.line(step, logged))
+      is_sample = False
+      if evaluating:
+        held_out, is_sample = _held_out(run.evaluator, state.params, config)
+        logged |= held_out
+      heatmap = last or _due(config.train.heatmap_every, step)
+      processes.together(functools.partial(_write, run, step, logged, heatmap))
+      _say(progress.line(step, logged, is_sample))
       _stop_if_bad(logged, config, step, saved)
       if saving:
         run.checkpointer.save(step, state, run.batches.get_state(), logged.get('held_out_loss'))
@@ -141,7 +165,7 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     _say(
       f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on'
     )
-  return Outcome(step, last, logged)
+  return Outcome(step, last, logged, '' if last else run.stop.name)
 
 
 def _compile(config, mesh, state, batch, *wish):
@@ -152,62 +176,89 @@ def _compile(config, mesh, state, batch, *wish):
   return train_step
 
 
+def _due(every: int, step: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _evaluates(config: Config, step: int) -> bool:
+  """Whether an undisturbed run scores held-out text at a step."""
+  last = step == config.train.num_steps
+  saves = last or _due(config.checkpoint.every_steps, step)
+  return (
+    last or _due(config.evaluation.every_steps, step) or (saves and config.checkpoint.keep_best > 0)
+  )
+
+
+def _is_owed(run: _Run, start: int) -> bool:
+  """Whether the step where a signal stopped the run was due for a held-out loss that it had no time for."""
+  if start == 0 or not _evaluates(run.config, start):
+    return False
+  owed = False
+  if processes.is_main():
+    line = lines.last_up_to(run.workdir / 'metrics.jsonl', start)
+    owed = line is not None and line['step'] == start and 'held_out_loss' not in line
+  return bool(processes.from_main(int(owed)))
+
+
+def _pay(run: _Run, start: int, state: TrainState) -> None:
+  """Scores the step that the run goes on from, adds that to its line, and tells `checkpoint.keep_best`."""
+  held_out, _ = _held_out(run.evaluator, state.params, run.config)
+  loss = held_out['held_out_loss']
+  _say(f'step {start}, where the run was stopped: held-out {loss:.4f}')
+
+  def add():
+    if run.writer:
+      run.writer.amend(start, held_out)
+    run.checkpointer.note_held_out_loss(start, loss)
+
+  processes.together(add)
+
+
 def _say(line):
-  if processes.is_main():
+  if not processes.is_main():
+    return
+  try:
     print(line, flush=True)
+  except OSError as error:
+    # Nobody reads any more (`| head`, a terminal that was closed): no reason to end a run of weeks.
+    if error.errno not in (errno.EPIPE, errno.EIO):
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write_tokenizer(data, workdir):
-  if processes.is_main():
-    (workdir / 'tokenizer.model').write_bytes(data.tokenizer.to_bytes())
+def _lock(workdir):
+  if not processes.is_main():
+    return contextlib.nullcontext()
+  hold = lock.acquire(workdir)
+  if hold.taken_over:
+    _say(hold.taken_over)
+  return contextlib.closing(hold)
 
 
-def _write(writer, step, logged, heatmap):
-  if writer:
-    writer.write(step, logged)
+def _write_beginning(workdir, tokenizer):
+  """What is written once a start: a start that is refused has changed nothing."""
+  if not processes.is_main():
+    return
+  files.replace(workdir / 'tokenizer.model', tokenizer.to_bytes())
+  if changed := provenance.note(workdir, provenance.describe()):
+    print(f'warning: {changed}', file=sys.stderr, flush=True)
+
+
+def _write(run, step, logged, heatmap):
+  if run.hold:
+    run.hold.check()
+  if run.writer:
+    run.writer.write(step, logged)
     if heatmap and 'expert_load_NE' in logged:
-      writer.write_expert_load(step, logged['expert_load_NE'])
+      run.writer.write_expert_load(step, logged['expert_load_NE'])
 
 
 def _open_writer(workdir, start):
   if not processes.is_main():
     return contextlib.nullcontext()
+  if told := lines.take_back(workdir / 'metrics.jsonl', start):
+    _say(told)
   return contextlib.closing(MetricWriter(workdir, resumed_from=start))
-
-
-def open_workdir(config: Config, workdir: Path) -> None:
-  """Makes the folder and its config.json; UserError with the differing keys if it holds a run of another config.
-
-  A run that never logged a step, because its corpus was not found, say, is no run yet: its config may be mended.
-  """
-  path = workdir / 'config.json'
-  if path.exists() and (workdir / 'metrics.jsonl').exists():
-    try:
-      old = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-      raise UserError(
-        f'{path} is not JSON ({error}): restore it, or use another --workdir'
-      ) from error
-    changed = differences(from_stored(old, str(path)).to_dict(), config.to_dict())
-    fixed = list(filter(must_stay, changed))
-    if fixed:
-      listed = ', '.join(
-        f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed
-      )
-      raise UserError(
-        f'{workdir} holds a run of another config: {listed}; use another --workdir, or those values'
-      )
-  workdir.mkdir(parents=True, exist_ok=True)
-  if not processes.is_main():
-    return
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n', encoding='utf-8')
-  os.replace(temporary, path)
-
-
-def data_directory(config: Config, workdir: str | os.PathLike) -> epath.Path:
-  """Where a run's prepared data lies. `workdir` may be in a bucket, to be read: gs://BUCKET/DIR."""
-  return epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / 'data'
 
 
 def describe_run(config: Config, workdir: Path) -> str:
@@ -236,8 +287,10 @@ def _stop_if_bad(metrics, config, step, saved):
 
 
 def _held_out(evaluator, params, config):
+  """(what the log says of held-out text, whether it is of a sample)."""
   evaluation = evaluator(params, config.evaluation.max_batches)
-  return {
+  values = {
     'held_out_loss': evaluation.total.loss,
     'held_out_loss_by_domain': {domain: score.loss for domain, score in evaluation.domains.items()},
   }
+  return values, evaluation.is_sample

@@ -19,6 +19,7 @@ ORDER = [
     'moe.config',
     'moe.config_page',
     'moe.chips',
+    'moe.files',
     'moe.host_memory',
     'moe.cli',
   ],
@@ -34,6 +35,8 @@ ORDER = [
   ['moe.model'],
   ['moe.data', 'moe.losses', 'moe.optimizer', 'moe.metrics'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
+  ['moe.storage'],
+  ['moe.run'],
   ['moe.checkpoint'],
   ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.analysis', 'moe.planner'],
   ['experiments'],  # the config files, right in it

@@ -5,11 +5,10 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from moe.analysis import Intervention, Survey, evaluator, survey
-from moe.checkpoint import NotebookRun
 from moe.data.store import PreparedData, open_held_out
 from moe.errors import UserError
 from moe.evaluate import Evaluation
-from moe.train import data_directory
+from moe.run import Run, data_directory
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -19,16 +18,14 @@ def workdir(default: str = 'runs/quickstart') -> str:
   return _from_root(os.environ.get('WORKDIR') or default)
 
 
-def held_out(run: NotebookRun, workdir: str) -> PreparedData:
+def held_out(run: Run, workdir: str) -> PreparedData:
   """The run's held-out text: in $DATA, else where training read it, which is WORKDIR/data unless data.dir says more."""
   return open_held_out(
     _from_root(os.environ.get('DATA') or data_directory(run.config, workdir)), run.tokenizer
   )
 
 
-def survey_of(
-  run: NotebookRun, data: PreparedData, max_batches: int | None = None
-) -> Survey | None:
+def survey_of(run: Run, data: PreparedData, max_batches: int | None = None) -> Survey | None:
   """What the tokens of the held-out text choose; None, after a sentence, for a model without routed experts."""
   try:
     return survey(run.config, run.params, data, max_batches=max_batches)
@@ -37,7 +34,7 @@ def survey_of(
 
 
 def under(
-  run: NotebookRun,
+  run: Run,
   data: PreparedData,
   interventions: Mapping[Hashable, Intervention],
   max_batches: int | None = None,

@@ -21,12 +21,12 @@ INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects
 
 def main(_):
   from experiments.sweeps import machine
-  from moe.checkpoint import available_steps, load_for_notebook
   from moe.data.store import open_held_out
-  from moe.train import data_directory
+  from moe.run import data_directory, load_run
+  from moe.storage.reading import available_steps
 
   workdir = Path(WORKDIR.value)
-  run = load_for_notebook(workdir)
+  run = load_run(workdir)
   data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
   best = best_step(workdir, available_steps(workdir))
   path = workdir / line.SCORES
@@ -43,7 +43,7 @@ def main(_):
     machine.note_commit(workdir, machine.commit())
   for step, intervention in missing:
     if run.step != step:
-      run = load_for_notebook(workdir, step)
+      run = load_run(workdir, step)
     scores.append({'step': step, 'intervention': intervention, **evaluate(run, data, intervention)})
     content = {
       'final_step': wanted[0][0],

@@ -135,6 +135,12 @@ def held_out_bytes(prepared: PreparedData, domain: str) -> int:
   return prepared.totals(HELD_OUT, domain)['bytes']
 
 
+def held_out_targets(prepared: PreparedData, domain: str) -> int:
+  """How many targets `evaluation_batches` scores in full: every token, and the end of every document."""
+  totals = prepared.totals(HELD_OUT, domain)
+  return totals['tokens'] + totals['documents']
+
+
 def held_out_text(prepared: PreparedData, domain: str) -> bytes:
   """Those bytes, documents end to end."""
   return prepared.held_out_text(domain)

@@ -1,32 +1,41 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and a progress line."""
 
-import json
 import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from moe import files
+from moe.metrics import lines
+
 
 class MetricWriter:
   """Appends to a run's metrics. One open at a time a workdir.
 
-  A resumed run takes back the lines of steps after its checkpoint: it will write them again, the same.
+  A resumed run has taken back the lines of steps after its checkpoint (`lines.take_back`): it writes them again.
   """
 
   def __init__(self, workdir: Path, resumed_from: int):
     self._path = workdir / 'metrics.jsonl'
-    _drop_after(self._path, resumed_from)
     self._file = self._path.open('a', encoding='utf-8')
     self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_from + 1)
 
   def write(self, step: int, metrics: dict[str, object]) -> None:
     """One logged step. Values are numbers, lists by layer, or dicts by domain; arrays of two axes are left out."""
-    plain = {key: _plain(value) for key, value in metrics.items() if np.ndim(value) < 2}
-    self._file.write(json.dumps({'step': step, **plain}) + '\n')
+    plain = files.plain({key: value for key, value in metrics.items() if np.ndim(value) < 2})
+    self._file.write(files.to_json({'step': step, **plain}) + '\n')
     self._file.flush()
+    self._to_board(step, plain)
+
+  def amend(self, step: int, metrics: dict[str, object]) -> None:
+    """Adds to the last line, which is of `step`."""
+    plain = files.plain(metrics)
+    lines.amend_last(self._path, plain)
+    self._to_board(step, plain)
+
+  def _to_board(self, step, plain):
     for key, value in plain.items():
       members = {'': value}
       if isinstance(value, list):
@@ -80,13 +89,13 @@ class Progress:
     self._since, self._steps, self._paused = now, 0, 0.0
     return {'tokens_per_second': rate, 'model_flops_per_second': rate * self._flops}
 
-  def line(self, step: int, metrics: dict[str, object]) -> str:
-    """step 120/600 | loss 4.312 | … | 1:31 left."""
+  def line(self, step: int, metrics: dict[str, object], is_sample: bool = False) -> str:
+    """step 120/600 | loss 4.312 | … | 1:31 left. `is_sample`: the held-out loss is of a part of that text."""
     rate = metrics['tokens_per_second']
     left = (self._num_steps - step) * self._tokens / rate
     parts = [f'step {step}/{self._num_steps}', f'loss {metrics["loss"]:.4f}']
     if 'held_out_loss' in metrics:
-      parts.append(f'held-out {metrics["held_out_loss"]:.4f}')
+      parts.append(f'held-out {metrics["held_out_loss"]:.4f}' + ' (of a sample)' * is_sample)
     if 'max_vio_N' in metrics:
       parts.append(f'MaxVio {np.max(metrics["max_vio_N"]):.2f}')
     if metrics['bad_steps']:
@@ -99,25 +108,3 @@ def _duration(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
-
-
-def _plain(value):
-  """JSON types; a float keeps every bit. A number that JSON lacks becomes None."""
-  if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
-  if np.ndim(value) == 1:
-    return [_plain(item) for item in value]
-  value = np.asarray(value).item()
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _drop_after(path, step):
-  """Removes lines of later steps, and a last line cut short by a kill; the file is replaced whole or not at all."""
-  if not path.exists():
-    return
-  lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
-  kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
-  if kept != lines:
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept), encoding='utf-8')
-    os.replace(temporary, path)

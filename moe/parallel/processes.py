@@ -129,7 +129,7 @@ def from_main(value: int) -> int:
 
 
 class Stop:
-  """A wish to stop, by the first SIGTERM or Ctrl-C in any process; a second Ctrl-C interrupts at once.
+  """A wish to stop, by the first SIGTERM, SIGHUP or Ctrl-C in any process; a second Ctrl-C interrupts at once.
 
   Alone, a run stops after the step at hand. With others, each hands its wish to every step (`asked`), the compiled step
   joins them among its other collectives, and all read the answer (`agreed`) when the next step has been started: one
@@ -182,8 +182,11 @@ def with_stop(train_step: Callable) -> Callable:
 def stop_on_signal(mesh: Mesh) -> Iterator[Stop]:
   """A Stop that hears this process's signals."""
   stop = Stop(mesh)
+  heard = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup has asked for
+    heard.append(signal.SIGHUP)
   try:
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, stop) for number in heard}
   except (
     ValueError
   ):  # not in the main thread, as in a notebook's worker: signals are someone else's

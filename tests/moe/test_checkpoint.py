@@ -57,7 +57,7 @@ def test_a_restore_sets_nothing_aside_for_a_fault_that_goes_away(
       f'Error reading "params/embedding": {os.strerror(number)} [OS error {number}]'
     )
     with monkeypatch.context() as patched, pytest.raises(UserError, match=message) as error:
-      patched.setattr(checkpoint, '_read', failing(fault))
+      patched.setattr(checkpoint, 'read_items', failing(fault))
       checkpointer.restore_newest()
     assert type(error.value) is kind
     assert checkpointer.restore_newest().step == 2

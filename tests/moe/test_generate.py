@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.checkpoint import NotebookRun
 from moe.errors import UserError
 from moe.generate import Sampling, choose, generate, generate_tokens
 from moe.model import Transformer
+from moe.run import Run
 from tests import oracles
 from tests.oracles import exact
 from tests.small import small_config, small_params
@@ -52,7 +52,7 @@ class EndsOn(Letters):
 
 def _run(name='dense_first_gqa', seed=0, tokenizer=None):
   config = small_config(**CONFIGS[name])
-  return NotebookRun(
+  return Run(
     Transformer(config), small_params(config, seed, std=0.5), tokenizer or Letters(), config, step=0
   )
 

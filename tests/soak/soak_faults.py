@@ -8,7 +8,7 @@ import random
 import signal
 import time
 
-from moe.checkpoint import available_steps
+from moe.storage.reading import available_steps
 from tests.launch.runs import conftest as of_runs
 from tests.launch.runs import programs
 from tests.moe.processes import group as groups

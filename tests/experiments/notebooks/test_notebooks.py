@@ -14,13 +14,13 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-from moe import checkpoint
-from moe.checkpoint import NotebookRun, load_for_notebook
+from moe import run as moe_run
 from moe.config import from_config_dict
 from moe.data.store import open_held_out
 from moe.errors import UserError
 from moe.model import Transformer
-from moe.train import data_directory, train
+from moe.run import Run, data_directory, load_run
+from moe.train import train
 from tests.experiments.notebooks import bucket
 from tests.launch.runs import config as runs_config
 from tests.launch.runs import programs
@@ -147,12 +147,12 @@ def test_specialization_from_a_folder(workdir, tmp_path, monkeypatch):
 @pytest.fixture
 def run_cells(workdir, monkeypatch, capsys):
   """Runs a notebook's cells in this process with a model that is not trained; returns (what it prints, figures)."""
-  trained = load_for_notebook(workdir)
+  trained = load_run(workdir)
 
   def run(name, overrides):
     config = tiny_config(**overrides)
-    run = NotebookRun(Transformer(config), small_params(config), trained.tokenizer, config, 0)
-    monkeypatch.setattr(checkpoint, 'load_for_notebook', lambda workdir: run)
+    run = Run(Transformer(config), small_params(config), trained.tokenizer, config, 0)
+    monkeypatch.setattr(moe_run, 'load_run', lambda workdir: run)
     monkeypatch.setenv('WORKDIR', str(workdir))
     plt.switch_backend('agg')
     capsys.readouterr()
@@ -199,17 +199,17 @@ def test_a_dense_model_is_restored_without_experts_to_look_at(run_cells):
 
 
 def test_parameters_from_a_bucket_are_those_of_the_folder(workdir, in_bucket):
-  ours, theirs = load_for_notebook(workdir), load_for_notebook(in_bucket)
+  ours, theirs = load_run(workdir), load_run(in_bucket)
   assert (ours.config, ours.step) == (theirs.config, theirs.step)
   jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
   with pytest.raises(
     UserError, match='no checkpoint of step 3 in gs://pod/run/checkpoints; there are 4'
   ):
-    load_for_notebook(in_bucket, step=3)
+    load_run(in_bucket, step=3)
   with pytest.raises(UserError, match='no checkpoint in gs://pod/nothing/checkpoints'):
-    load_for_notebook('gs://pod/nothing')
+    load_run('gs://pod/nothing')
   with pytest.raises(UserError, match='cannot list gs://other/run/checkpoints'):
-    load_for_notebook('gs://other/run')
+    load_run('gs://other/run')
 
 
 def test_programs_read_buckets_too(in_bucket):
@@ -218,7 +218,7 @@ def test_programs_read_buckets_too(in_bucket):
 
 
 def test_held_out_text_from_a_bucket_is_copied_for_as_long_as_it_is_used(workdir, in_bucket):
-  run = load_for_notebook(workdir)
+  run = load_run(workdir)
   folder = data_directory(run.config, workdir)
   ours, theirs = (
     open_held_out(place, run.tokenizer) for place in (folder, data_directory(run.config, in_bucket))
@@ -236,7 +236,7 @@ def test_held_out_text_from_a_bucket_is_copied_for_as_long_as_it_is_used(workdir
 
 
 def test_held_out_text_that_is_not_the_runs(workdir, in_bucket, tmp_path):
-  run, folder = load_for_notebook(workdir), workdir / 'data'
+  run, folder = load_run(workdir), workdir / 'data'
   with pytest.raises(UserError, match='there is no prepared data in'):
     open_held_out(tmp_path / 'nothing', run.tokenizer)
   with pytest.raises(UserError, match='there is no prepared data in gs://pod/nothing'):

@@ -1,4 +1,4 @@
-"""launch.evaluate, launch.generate and load_for_notebook on a trained run."""
+"""launch.evaluate, launch.generate and load_run on a trained run."""
 
 import json
 import math
@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.checkpoint import load_for_notebook
 from moe.data.prepare import prepare
 from moe.data.store import HELD_OUT
 from moe.evaluate import compressed_bits_per_byte
 from moe.generate import Sampling, generate
-from moe.train import data_directory
+from moe.run import data_directory, load_run
 from tests.launch.runs import programs
 
 
 @pytest.fixture(scope='module')
 def run(finished):
-  return load_for_notebook(finished)
+  return load_run(finished)
 
 
 @pytest.fixture(scope='module')
@@ -138,7 +137,7 @@ def test_a_step_that_is_not_there_names_those_that_are(finished):
 def test_notebook_gets_the_same_parameters_on_any_device_count(finished, run):
   """Opened by a process with four devices, after a run on one."""
   code = (
-    'import sys, jax, numpy as np; from moe.checkpoint import load_for_notebook; run = load_for_notebook(sys.argv[1]);'
+    'import sys, jax, numpy as np; from moe.run import load_run; run = load_run(sys.argv[1]);'
     'print(jax.device_count(), run.step, repr(float(sum(np.abs(np.asarray(x, np.float64)).sum()'
     ' for x in jax.tree.leaves(run.params)))), run.tokenizer.decode(run.tokenizer.encode("the expert")))'
   )

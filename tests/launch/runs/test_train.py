@@ -11,7 +11,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from moe.config import from_config_dict
 from moe.errors import UserError
-from moe.train import open_workdir, train
+from moe.run import open_workdir
+from moe.train import train
 from tests.launch.runs import config as tiny
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
@@ -114,7 +115,8 @@ def test_steps_that_are_not_logged_do_not_wait_for_the_device(data_flags, tmp_pa
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(data_flags, tmp_path):
   flags = (CONFIG, *data_flags, f'--workdir={tmp_path}', '--config.optimizer.warmup_steps=0')
   huge = (
-    '--config.optimizer.peak_lr=1e30',
+    '--config.optimizer.peak_lr=1000',
+    '--config.optimizer.weight_decay=1000',
     '--config.optimizer.clip_norm=0',
     '--config.train.max_bad_steps=3',
   )

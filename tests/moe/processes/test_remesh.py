@@ -14,7 +14,7 @@ from moe.config import from_config_dict
 from moe.data.batches import train_iterator
 from moe.data.prepare import prepare
 from moe.parallel import mesh as mesh_lib
-from moe.train import open_workdir
+from moe.run import open_workdir
 from moe.train_step import init_state
 from tests.launch.runs import config as tiny
 

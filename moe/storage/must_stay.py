@@ -1,0 +1,74 @@
+"""What may not differ when a run goes on: config, tokenizer, text. Each fault is a sentence that names it."""
+
+import hashlib
+from collections.abc import Mapping
+
+from moe import config as moe_config
+from moe.config import Config
+from moe.data import corpus
+from moe.data.store import HELD_OUT, TRAIN, PreparedData
+from moe.errors import UserError
+
+# Where text and tokenizer lie: the bytes themselves are compared.
+_PLACES = ('data.sources', 'data.validation_sources', 'data.tokenizer')
+
+
+def config_changes(stored: Config, config: Config, text_is_compared: bool) -> str:
+  """'', or the keys that differ though they decide a run's results, with both values.
+
+  `stored`: the run's. `text_is_compared`: by `text_changes` and by the tokenizer's bytes, so that the
+  same text may have moved; the weights of its domains must stay all the same.
+  """
+  changed = moe_config.differences(stored.to_dict(), config.to_dict())
+  fixed = [key for key in changed if moe_config.must_stay(key)]
+  if text_is_compared:
+    moved = [key for key in _PLACES if key in fixed and _same_weights(key, *changed[key])]
+    fixed = [key for key in fixed if key not in moved]
+  return ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
+
+
+def text_of(data: PreparedData) -> dict:
+  """What identifies prepared data, as JSON: where it lies and which version prepared it have no part in it."""
+  entries = {
+    split: {domain: _of_domain(data, split, domain) for domain in domains}
+    for split, domains in ((TRAIN, data.domains), (HELD_OUT, data.held_out_domains))
+  }
+  # Rows are drawn from the domains in this order.
+  return {'order': list(data.domains), 'splits': entries}
+
+
+def text_changes(stored: Mapping, text: Mapping) -> str:
+  """'', or what differs between two results of `text_of`. What only one of them has is not compared."""
+  if stored['order'] != text['order']:
+    return f'its domains are {", ".join(stored["order"])} there, {", ".join(text["order"])} now'
+  there, now = stored['splits'], text['splits']
+  for split in (TRAIN, HELD_OUT):
+    if there[split].keys() != now[split].keys():
+      return f'{split} has the domains {", ".join(there[split])} there, {", ".join(now[split])} now'
+    for domain, entry in there[split].items():
+      for name in entry.keys() & now[split][domain].keys():
+        if entry[name] != now[split][domain][name]:
+          return f'{split} {name} of domain {domain!r}: {entry[name]} there, {now[split][domain][name]} now'
+  return ''
+
+
+def _of_domain(data, split, domain):
+  totals = data.totals(split, domain)
+  entry = {name: totals[name] for name in ('documents', 'bytes', 'tokens')}
+  entry |= {name: totals[name] for name in ('text_sha256',) if name in totals}
+  if split == TRAIN:
+    documents = data.documents(split, domain)
+    lengths = hashlib.blake2b(digest_size=16)
+    for array_N in (documents.record_tokens, documents.document_bytes):
+      lengths.update(array_N.tobytes())
+    entry['lengths'] = lengths.hexdigest()
+  return entry
+
+
+def _same_weights(key, old, new):
+  if key != 'data.sources':
+    return True
+  try:
+    return corpus.weights(old) == corpus.weights(new)
+  except (UserError, TypeError, AttributeError):
+    return False

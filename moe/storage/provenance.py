@@ -1,0 +1,130 @@
+"""DIR/provenance.json: with which code, versions and command, and where, each part of a run was made."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from moe import files
+
+FILE = 'provenance.json'
+_ROOT = Path(__file__).parent.parent.parent
+# What no run depends on.
+_NO_CODE = (':!experiments/results', ':!tests', ':!docs', ':!*.md')
+_PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain'),
+  *('sentencepiece', 'array-record', 'ml-collections'),
+)
+_VECTOR_UNITS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
+# A difference in one of these may change results.
+_COMPARED = ('commit', 'dirty', 'versions', 'machine')
+
+
+def describe() -> dict:
+  """Of this process, now. Starts the device."""
+  import jax
+
+  device = jax.devices()[0]
+  revision, dirty = commit()
+  return {
+    'commit': revision,
+    'dirty': dirty,
+    'versions': {'python': platform.python_version(), **_versions()},
+    'command': shlex.join([os.path.basename(sys.executable), *sys.orig_argv[1:]]),
+    'machine': {
+      'cpu': cpu(),
+      'devices': f'{jax.device_count()} × {device.platform} ({device.device_kind})',
+      'processes': jax.process_count(),
+    },
+    'host': socket.gethostname(),
+  }
+
+
+def note(workdir: Path, now: Mapping) -> str:
+  """Adds this start to the file; '' or one line on what differs from the last one, which may change results."""
+  path = workdir / FILE
+  parts, damage = _read(path)
+  time = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+  last = parts[-1] if parts else None
+  if last and all(last.get(name) == value for name, value in now.items()):
+    last |= {'last_start': time, 'starts': last.get('starts', 1) + 1}
+  else:
+    parts.append({**now, 'first_start': time, 'last_start': time, 'starts': 1})
+  files.replace(path, files.to_json(parts, indent=2) + '\n')
+  return damage or (_changes(last, now) if last else '')
+
+
+def commit() -> tuple[str | None, bool | None]:
+  """(the repository's commit, whether files that a run depends on differ from it); None outside of a repository."""
+  git = lambda *arguments: subprocess.run(
+    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    if not os.path.samefile(git('rev-parse', '--show-toplevel'), _ROOT):
+      return None, None  # installed below a repository of somebody else's
+    return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.', *_NO_CODE))
+  except (OSError, subprocess.CalledProcessError):
+    return None, None
+
+
+def cpu() -> str:
+  """This process's cores, their model and vector units: what decides how fast, and with which rounding, it computes."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+  except OSError:
+    return platform.processor() or platform.machine()
+  first = {
+    name.strip(): value.strip()
+    for name, _, value in (line.partition(':') for line in reversed(lines))
+  }
+  features = first.get('flags', first.get('Features', '')).split()  # x86, ARM
+  units = ', '.join(unit for unit in _VECTOR_UNITS if unit in features)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{cores} × {first.get("model name") or platform.machine()}' + (
+    f' ({units})' if units else ''
+  )
+
+
+def _versions():
+  versions = {}
+  for name in _PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
+  return versions
+
+
+def _read(path):
+  """(the parts of the run so far, '' or that they cannot be read): a damaged file is set aside."""
+  try:
+    parts = files.read_json_list(path)
+  except FileNotFoundError:
+    return [], ''
+  except ValueError as error:
+    aside = path.with_name(f'{FILE}.damaged')
+    os.replace(path, aside)
+    return [], f'{path} is damaged ({error}): moved to {aside}, and begun again'
+  return parts, ''
+
+
+def _changes(last, now):
+  changed = []
+  for name in _COMPARED:
+    old, new = last.get(name), now[name]
+    if isinstance(new, Mapping):
+      old = old if isinstance(old, Mapping) else {}
+      changed += [
+        f'{key} {old.get(key)} then, {value} now'
+        for key, value in new.items()
+        if old.get(key) != value
+      ]
+    elif old != new:
+      changed.append(f'{name} {old} then, {new} now')
+  return f'this run was begun otherwise: {"; ".join(changed)}' if changed else ''

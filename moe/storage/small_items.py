@@ -1,0 +1,66 @@
+"""What a checkpoint holds beside its arrays: config, tokenizer, which text it was trained on, and their checksums."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from moe.storage import checksums
+from moe.storage.reading import read_items
+
+
+class SmallItems(NamedTuple):
+  """As they were saved. `text` is None, and `checked` False, of checkpoints from before these were kept."""
+
+  config: dict
+  tokenizer: bytes
+  text: dict | None
+  checksums: dict
+  checked: bool
+
+
+def to_save(config: dict, tokenizer: bytes, text: dict | None, of_rest: Mapping) -> dict:
+  """Orbax's arguments that save them. `of_rest`: checksums of the other items, by name."""
+  sums = {
+    **of_rest,
+    'config': checksums.of_json(config),
+    'tokenizer': checksums.of_bytes(tokenizer),
+    'text': checksums.of_json(text),
+  }
+  return {
+    'config': ocp.args.JsonSave(config),
+    'tokenizer': ocp.args.StandardSave({'model': np.frombuffer(tokenizer, np.uint8)}),
+    'text': ocp.args.JsonSave({'identity': text}),
+    'checksums': ocp.args.JsonSave(sums),
+  }
+
+
+def read(path: epath.Path) -> SmallItems:
+  """Of the checkpoint in `path`. ValueError if one is not what was saved; what Orbax raises if it cannot be read."""
+  names = ['config', 'checksums'] + ['text'] * (path / 'text').is_dir()
+  found = read_items(
+    path,
+    tokenizer=ocp.args.StandardRestore(),
+    **{name: ocp.args.JsonRestore() for name in names},
+  )
+  sums = found['checksums']
+  items = SmallItems(
+    found['config'],
+    np.asarray(found['tokenizer']['model']).tobytes(),
+    found['text']['identity'] if 'text' in found else None,
+    sums,
+    'config' in sums,
+  )
+  if not items.checked:
+    return items
+  actual = {
+    'config': checksums.of_json(items.config),
+    'tokenizer': checksums.of_bytes(items.tokenizer),
+    'text': checksums.of_json(items.text),
+  }
+  for name, value in actual.items():
+    if sums[name] != value:
+      raise ValueError(f'its {name} is not the one that was saved')
+  return items
