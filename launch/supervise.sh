@@ -3,8 +3,8 @@
 #
 #   sh launch/supervise.sh [-n RESTARTS] [-p SECONDS] python -m launch.train …
 #
-# Ends with the command's exit code when that is 0 (done, or stopped by a signal) or 2 (bad input: trying again helps
-# nobody), after RESTARTS restarts (100), and when it has been asked to stop itself: SIGTERM and Ctrl-C go on to the
+# Ends with the command's exit code when that is 0 (done, or stopped by SIGTERM), 130 or 129 (stopped by Ctrl-C, or by a
+# closed terminal) or 2 (bad input: trying again helps nobody), after RESTARTS restarts (100), and when it has been asked to stop itself: SIGTERM and Ctrl-C go on to the
 # command. It waits SECONDS (5) before a restart, in which the other processes of the run notice and end too.
 
 usage() {
@@ -46,9 +46,8 @@ while :; do
   wait "$child"
   code=$?
   child=
-  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ -n "$stopping" ]; then
-    exit "$code"
-  fi
+  case $code in 0 | 2 | 129 | 130) exit "$code" ;; esac
+  [ -z "$stopping" ] || exit "$code"
   if [ "$count" -ge "$restarts" ]; then
     echo "supervise: exit code $code, no restarts left of $restarts" >&2
     exit "$code"
