@@ -140,7 +140,8 @@ def _make_score(loss, tokens, size):
 
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
-  hidden_BLD, stats = forward(config, params, batch)
+  hidden_BLD, aside = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
-  counts_NE = stats.counts_BE.sum(axis=1) if stats is not None else jnp.zeros((), jnp.int32)
+  counts = aside.telemetry.get('expert_counts')
+  counts_NE = counts.value if counts else jnp.zeros((), jnp.int32)
   return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), counts_NE

@@ -3,8 +3,6 @@
 B batch, L sequence, D model width, V vocabulary, N MoE layers.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,9 +12,10 @@ from moe.config import Config, ModelConfig
 from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block
+from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
+from moe.metrics import telemetry
 from moe.ops.matmul import matmul
-from moe.ops.router import RoutingStats
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
 
@@ -53,8 +52,8 @@ class Transformer(nn.Module):
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
     cache: dict[str, KVCache] | None = None,
-  ) -> tuple[jax.Array, RoutingStats | None, dict[str, KVCache] | None]:
-    """The final hidden states, routing statistics stacked over the MoE layers, and the cache.
+  ) -> tuple[jax.Array, Aside, dict[str, KVCache] | None]:
+    """The final hidden states, what the layers measured, and the cache.
 
     Args:
       tokens_BL: int32 ids in [0, V).
@@ -65,19 +64,42 @@ class Transformer(nn.Module):
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
-      RoutingStats with a leading axis N, or None where nothing is routed.
+      Aside: its statistics those of the MoE layers, with a leading axis N, or None where nothing is routed.
       The updated cache, or None.
     """
-    with jax.named_scope('embed'):
-      x_BLD = embed(self.config, self.embedding_VD, tokens_BL)
-    stats, new_cache = None, {}
+    x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
     for name in stack_names(self.config.model):
-      stack_cache = cache[name] if cache is not None else None
-      x_BLD, (stack_stats, new_cache[name]) = getattr(self, name)(
-        x_BLD, stack_cache, tokens_BL, positions_BL, segment_ids_BL
+      x_BLD, aside, new_cache[name] = self.run_stack(
+        name, x_BLD, tokens_BL, positions_BL, segment_ids_BL, cache and cache[name]
       )
-      stats = stack_stats if stack_stats is not None else stats
-    return self.final_norm(x_BLD), stats, new_cache if cache is not None else None
+      asides.append(aside)
+    measured = telemetry.by_layer(*(aside.telemetry for aside in asides))
+    return self.finish(x_BLD), Aside(asides[-1].stats, measured), new_cache if cache else None
+
+  def embed(self, tokens_BL: jax.Array) -> jax.Array:
+    """x_BLD in the compute type."""
+    with jax.named_scope('embed'):
+      return _embed(self.config, self.embedding_VD, tokens_BL)
+
+  def run_stack(
+    self,
+    name: str,
+    x_BLD: jax.Array,
+    tokens_BL: jax.Array,
+    positions_BL: jax.Array,
+    segment_ids_BL: jax.Array,
+    cache: KVCache | None = None,
+    is_used_N: jax.Array | None = None,
+  ) -> tuple[jax.Array, Aside, KVCache | None]:
+    """x_BLD after one of `stack_names`, what its layers measured, and its cache. is_used_N: see `Block`."""
+    x_BLD, (aside, cache) = getattr(self, name)(
+      x_BLD, cache, is_used_N, tokens_BL, positions_BL, segment_ids_BL
+    )
+    return x_BLD, aside, cache
+
+  def finish(self, x_BLD: jax.Array) -> jax.Array:
+    """hidden_BLD, in the compute type."""
+    return self.final_norm(x_BLD)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden (..., D) → float32 logits (..., V). For a few positions; training never holds all logits at once."""
@@ -103,7 +125,7 @@ def init_params(config: Config, key: jax.Array) -> dict:
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
 
 
-def embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   """Rows of the embedding, in the compute type.
 
   On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all tokens of those that
@@ -136,23 +158,6 @@ def stack_names(model: ModelConfig) -> list[str]:
   return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
 
 
-def block_step(config: Config, stack: str, *batch: jax.Array) -> Callable:
-  """step(x_BLD, one block's parameters) → (x_BLD, (statistics, telemetry of the exchange)), for `lax.scan`.
-
-  batch: tokens, positions and segment ids. For those who run a stack's blocks themselves; rematerialised by config.
-  """
-
-  def step(x_BLD, params):
-    (x_BLD, (stats, _)), sown = Block(config, stack == 'dense_blocks').apply(
-      {'params': params}, x_BLD, None, *batch, mutable=['exchange']
-    )
-    return x_BLD, (stats, sown.get('exchange', {}).get('moe', {}).get('experts', {}))
-
-  if config.model.remat in _REMAT_POLICIES:
-    return jax.checkpoint(step, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
-  return step
-
-
 def _stack(config, dense, length):
   """`length` blocks as one scanned module, so that compile time does not grow with depth."""
   block = Block
@@ -160,13 +165,9 @@ def _stack(config, dense, length):
     block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
   scanned = nn.scan(
     block,
-    variable_axes={
-      'params': 0,
-      'exchange': 0,
-      'routing': 0,
-    },  # the last two where somebody asks for them
+    variable_axes={'params': 0, 'routing': 0},  # the latter where somebody asks for it
     split_rngs={'params': True},
-    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+    in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
     length=length,
   )
   return scanned(config, dense)

@@ -4,7 +4,7 @@ N MoE layers, E routed experts.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from moe.config import Config
 from moe.data.packing import Batch
 from moe.losses import LOSSES, Statistics, Totals, weight
 from moe.losses.cross_entropy import cross_entropy
-from moe.metrics.routing import sum_over_sequences
+from moe.metrics import telemetry as telemetry_lib
 from moe.ops.router import RoutingStats
 
 
@@ -23,21 +23,27 @@ class Sums(NamedTuple):
 
   loss: jax.Array  # cross-entropy, nats a target token of the whole batch
   terms: dict[str, jax.Array]  # weighted, by their names in LOSSES
-  routing: RoutingStats | None  # (N, E) or (N,)
-  exchange: dict[str, jax.Array]  # name → (N,), see `expert_parallel.Exchange`
+  telemetry: Any  # a tree of Readings, with one row a layer
 
 
 def add(a: Sums, b: Sums) -> Sums:
-  """Of two parts of a batch: the sums, and of each exchange the worst."""
-  summed = jax.tree.map(jnp.add, a[:-1], b[:-1])
-  return Sums(*summed, jax.tree.map(jnp.maximum, a.exchange, b.exchange))
+  """Of two parts of a batch as one."""
+  loss, terms = jax.tree.map(jnp.add, a[:2], b[:2])
+  return Sums(loss, terms, telemetry_lib.combine(a.telemetry, b.telemetry))
+
+
+def nothing(shapes: Sums) -> Sums:
+  """Sums of these shapes to begin with."""
+  loss, terms = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
+  return Sums(loss, terms, telemetry_lib.nothing(shapes.telemetry))
 
 
 def objective(
   config: Config,
   loss: jax.Array,
   stats: RoutingStats | None,
-  exchange: dict[str, jax.Array],
+  telemetry: Any,
+  part: Batch,
   totals: Totals,
   counts_NE: jax.Array | None,
 ) -> tuple[jax.Array, Sums]:
@@ -46,18 +52,20 @@ def objective(
   Args:
     loss: the part's share of the cross-entropy, see `token_loss`.
     stats: of this part's sequences, in some layers; None where nothing is routed.
+    telemetry: of these layers.
+    part: the part, a microbatch.
     totals: of the whole batch.
     counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.
   """
-  terms, routing = {name: jnp.zeros(()) for name in LOSSES}, None
+  terms = {name: jnp.zeros(()) for name in LOSSES}
   if stats is not None:
     statistics = Statistics.of(stats, config.moe, totals, counts_NE)
     terms = {
       name: weight(config, name) * term(statistics, config, totals) for name, term in LOSSES.items()
     }
-    routing = sum_over_sequences(stats)
-  sums = jax.tree.map(lax.stop_gradient, Sums(loss, terms, routing, exchange))
-  return total(loss, terms), sums
+  share = (part.segment_ids_BL > 0).sum() / totals.tokens
+  sums = Sums(loss, terms, telemetry_lib.weighed(telemetry, share))
+  return total(loss, terms), jax.tree.map(lax.stop_gradient, sums)
 
 
 def total(loss: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:

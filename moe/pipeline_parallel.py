@@ -13,6 +13,7 @@ leading dense layers, the last has the head. Where S does not divide the layers 
 B sequences of a microbatch, L tokens each, D model width, N layers of the stack that is dealt out.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -23,10 +24,10 @@ from jax.sharding import PartitionSpec
 
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.layers.norm import RMSNorm
 from moe.losses import Totals
-from moe.model import block_step, embed, stack_names
-from moe.objective import Sums, add, objective, token_loss
+from moe.metrics import telemetry
+from moe.model import Transformer, stack_names
+from moe.objective import Sums, add, nothing, objective, token_loss
 from moe.parallel import mesh
 
 _AXIS = 'stage'
@@ -61,11 +62,13 @@ def gradients(
     check_vma=False,
   )
   rest = {key: value for key, value in params.items() if key != name}
-  d_stack, d_rest, summed, by_layer = run(
+  d_stack, d_rest, summed, measured = run(
     deal(params[name]), rest, batches, totals, deal(counts_NE)
   )
-  d_stack, by_layer = jax.tree.map(lambda x: x[:layers], (d_stack, by_layer))
-  return {**d_rest, name: d_stack}, Sums(*summed, *by_layer)
+  loss, terms, measured_before = summed
+  d_stack, measured = jax.tree.map(lambda x: x[:layers], (d_stack, measured))
+  sums = Sums(loss, terms, telemetry.by_layer(*measured_before, measured))
+  return {**d_rest, name: d_stack}, sums
 
 
 def partners(parity: int, stages: int) -> list[tuple[int, int]]:
@@ -130,55 +133,66 @@ class _Schedule(NamedTuple):
       with _runs(0.5, 0.5):
         return lax.switch(t % 2, swaps, send), state
 
-    nothing = jnp.zeros(
+    no_input = jnp.zeros(
       (*batches.tokens_BL.shape[1:], self.config.model.d_model), self.config.model.dtype
     )
-    nothing = mesh.constrain(nothing, 'batch', None, None)
+    no_input = mesh.constrain(no_input, 'batch', None, None)
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-    sums = zeros(jax.eval_shape(lambda: work(stack, rest, nothing, part(0))[1]))
+    sums = nothing(jax.eval_shape(lambda: work(stack, rest, no_input, part(0))[1]))
     inputs = mesh.constrain(
-      jnp.zeros((stages, *nothing.shape), nothing.dtype), None, 'batch', None, None
+      jnp.zeros((stages, *no_input.shape), no_input.dtype), None, 'batch', None, None
     )
     state = inputs, (zeros(stack), zeros(rest)), sums
     ticks = 2 * (microbatches + stages - 1)
-    _, (_, (d_stack, d_rest), sums) = lax.fori_loop(0, ticks, tick, (nothing, state))
-    loss, terms, *by_layer = sums
-    d_rest, loss, terms = lax.psum((d_rest, loss, terms), _AXIS)
-    return d_stack, d_rest, (loss, terms), tuple(by_layer)
+    _, (_, (d_stack, d_rest), sums) = lax.fori_loop(0, ticks, tick, (no_input, state))
+    before, measured = sums.telemetry
+    d_rest, loss, terms = lax.psum((d_rest, sums.loss, sums.terms), _AXIS)
+    return d_stack, d_rest, (loss, terms, telemetry.over_axis(before, _AXIS)), measured
 
   def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
     """((the stage's result, its share of the objective), Sums) of one microbatch."""
     config, stage = self.config, lax.axis_index(_AXIS)
+    model = Transformer(self.of_one_stage())
+    apply = functools.partial(model.apply, {'params': {**rest, self.name: stack}})
     arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
 
     def begin():
-      x_BLD = embed(config, rest['embedding'], batch.tokens_BL)
+      x_BLD, measured = apply(batch.tokens_BL, method='embed'), []
       for name in self.before:
-        x_BLD, _ = lax.scan(block_step(config, name, *arguments), x_BLD, rest[name])
-      return x_BLD
+        x_BLD, aside, _ = apply(name, x_BLD, *arguments, method='run_stack')
+        measured.append(aside.telemetry)
+      return x_BLD, measured
 
+    shapes = jax.eval_shape(begin)[1]
     with _runs(1 - 1 / self.stages, 1 / self.stages):
-      x_BLD = lax.cond(stage == 0, begin, lambda: x_BLD)
-    step = block_step(config, self.name, *arguments)
-    shapes = jax.eval_shape(step, x_BLD, jax.tree.map(lambda w: w[0], stack))[1]
+      x_BLD, before = lax.cond(stage == 0, begin, lambda: (x_BLD, telemetry.nothing(shapes)))
 
-    def layer(x_BLD, inputs):
-      weights, number = inputs
-      skip = lambda x_BLD, _: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-      used = self.layers / (self.stages * self.per_stage)
-      with _runs(1 - used, used):
-        return lax.cond(stage * self.per_stage + number < self.layers, step, skip, x_BLD, weights)
-
-    x_BLD, (stats, exchange) = lax.scan(layer, x_BLD, (stack, jnp.arange(self.per_stage)))
+    used = self.layers / (self.stages * self.per_stage)
+    is_used_N = stage * self.per_stage + jnp.arange(self.per_stage) < self.layers
+    with _runs(1 - used, used):
+      x_BLD, aside, _ = apply(
+        *(self.name, x_BLD, *arguments),
+        is_used_N=is_used_N if used < 1 else None,
+        method='run_stack',
+      )
 
     def finish():
-      hidden_BLD = RMSNorm(config).apply({'params': rest['final_norm']}, x_BLD)
+      hidden_BLD = apply(x_BLD, method='finish')
       return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
     with _runs(1 - 1 / self.stages, 1 / self.stages):
       loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
-    share, sums = objective(config, loss, stats, exchange, totals, counts_nE)
+    measured = before, aside.telemetry
+    share, sums = objective(config, loss, aside.stats, measured, batch, totals, counts_nE)
     return (x_BLD, share), sums
+
+  def of_one_stage(self) -> Config:
+    """The config of a model with as many layers as a stage holds."""
+    model, per_stage = self.config.model, self.per_stage
+    dense = model.num_dense_layers if self.before else per_stage * (self.name == 'dense_blocks')
+    layers = dense + per_stage * (self.name == 'moe_blocks')
+    model = dataclasses.replace(model, num_layers=layers, num_dense_layers=dense)
+    return dataclasses.replace(self.config, model=model)
 
 
 def _swap(x, pairs):

@@ -16,12 +16,11 @@ from jax.sharding import Mesh
 from moe import pipeline_parallel as pipeline
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.layers.moe_layer import Aside
 from moe.losses import Totals
-from moe.metrics import routing as metrics_lib
+from moe.metrics import routing
 from moe.model import Transformer, init_params
-from moe.objective import add as add_sums
-from moe.objective import objective, token_loss, total
-from moe.ops.router import RoutingStats
+from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import clip, make_optimizer, schedule
 from moe.parallel import mesh as mesh_lib
 
@@ -102,8 +101,8 @@ def loss_and_gradients(
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
   metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), `loss/NAME` of
-  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), and where anything is
-  routed those of `metrics.routing_metrics`.
+  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), and those of
+  `moe.metrics.routing.metrics`: all that the layers measured.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches
@@ -112,60 +111,43 @@ def loss_and_gradients(
   counts_NE = None
   if config.moe.balance_scope == 'batch' and parts > 1 and config.moe.num_experts:
     # f of Eq. 13 needs the counts of all parts before the first part's gradient: one more forward pass gets them.
-    add = lambda total, part: (total + forward(config, params, part)[1].counts_BE.sum(axis=1), None)
-    counts_NE = lax.scan(add, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
+    counts = lambda part: forward(config, params, part)[1].telemetry['expert_counts'].value
+    add_counts = lambda counted, part: (counted + counts(part), None)
+    counts_NE = lax.scan(add_counts, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
   def of_part(params, part):
-    hidden_BLD, stats, exchange = forward_with_exchange(config, params, part)
+    hidden_BLD, (stats, telemetry) = forward(config, params, part)
     loss = token_loss(config, params['head'], hidden_BLD, part, totals)
-    return objective(config, loss, stats, exchange, totals, counts_NE)
+    return objective(config, loss, stats, telemetry, part, totals, counts_NE)
 
   gradient = jax.grad(of_part, has_aux=True)
   if mesh_lib.size('stage') > 1:
-    gradients, summed = pipeline.gradients(config, params, batches, totals, counts_NE)
+    gradients, sums = pipeline.gradients(config, params, batches, totals, counts_NE)
   elif parts == 1:
-    gradients, summed = gradient(params, batch)
+    gradients, sums = gradient(params, batch)
   else:
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batches))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
 
-    def add(carry, part):
-      (gradients, summed), (more, new) = carry, gradient(params, part)
-      return (jax.tree.map(jnp.add, gradients, more), add_sums(summed, new)), None
+    def add_part(carry, part):
+      (gradients, sums), (more, new) = carry, gradient(params, part)
+      return (jax.tree.map(jnp.add, gradients, more), add(sums, new)), None
 
-    (gradients, summed), _ = lax.scan(add, zeros, batches)
+    (gradients, sums), _ = lax.scan(add_part, (zeros, nothing(shapes[1])), batches)
 
-  loss, terms, routing, exchange = summed
-  metrics = {
-    'loss': loss,
-    'objective': total(loss, terms),
-    **{f'loss/{name}': term for name, term in terms.items()},
+  return gradients, {
+    'loss': sums.loss,
+    'objective': total(sums.loss, sums.terms),
+    **{f'loss/{name}': term for name, term in sums.terms.items()},
     'tokens': totals.tokens,
+    **routing.metrics(sums.telemetry, totals.tokens),
   }
-  if routing is not None:
-    metrics |= metrics_lib.routing_metrics(routing, totals.tokens)
-  metrics |= {
-    f'exchange_{name}_N': values for name, values in exchange.items()
-  }  # the worst of the microbatches
-  return gradients, metrics
 
 
-def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, RoutingStats | None]:
-  """hidden_BLD in the compute type and the routing statistics of a batch (None where nothing is routed)."""
-  return forward_with_exchange(config, params, batch)[:2]
-
-
-def forward_with_exchange(config: Config, params: dict, batch: Batch):
-  """As `forward`, and {name: (N,)} of `expert_parallel.Exchange`; empty where experts are not split."""
-  (hidden_BLD, stats, _), sown = Transformer(config).apply(
-    {'params': params},
-    batch.tokens_BL,
-    batch.positions_BL,
-    batch.segment_ids_BL,
-    mutable=['exchange'],
-  )
-  exchange = sown.get('exchange', {}).get('moe_blocks', {}).get('moe', {}).get('experts', {})
-  return hidden_BLD, stats, exchange
+def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:
+  """hidden_BLD in the compute type, and what the layers measured of a batch."""
+  inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+  return Transformer(config).apply({'params': params}, *inputs)[:2]
 
 
 def _parts(x_BN, parts):

@@ -30,7 +30,7 @@ ORDER = [
     'moe.parallel.processes',
     'moe.ops',
   ],
-  ['moe.parallel'],
+  ['moe.parallel', 'moe.metrics.telemetry', 'moe.metrics.routing'],
   ['moe.layers'],
   ['moe.model'],
   ['moe.data', 'moe.losses', 'moe.optimizer', 'moe.metrics'],

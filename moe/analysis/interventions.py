@@ -20,9 +20,9 @@ from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.errors import UserError
 from moe.evaluate import Evaluator
+from moe.layers.moe_layer import Aside
 from moe.layers.router import HashRouter, SoftmaxRouter
 from moe.model import Transformer
-from moe.ops.router import RoutingStats
 from moe.ops.router.reference import count_choices
 from moe.parallel import mesh as mesh_lib
 
@@ -80,8 +80,8 @@ def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Con
 
 def forward(
   config: Config, params: dict, batch: Batch, intervention: Intervention
-) -> tuple[jax.Array, RoutingStats | None]:
-  """As `train_step.forward`: hidden_BLD in the compute type, and the statistics of what was chosen after all."""
+) -> tuple[jax.Array, Aside]:
+  """As `train_step.forward`: hidden_BLD in the compute type, and what was measured of the changed routing."""
   return _run(config, params, batch, intervention, record=False)[:2]
 
 
@@ -112,14 +112,14 @@ def _run(config, params, batch, intervention, record):
   moe = dataclasses.replace(config.moe, experts_per_token=config.moe.experts_per_token + masked)
   model = Transformer(dataclasses.replace(config, moe=moe))
   with nn.intercept_methods(functools.partial(_rechoose, masked)):
-    (hidden_BLD, stats, _), sown = model.apply(
+    (hidden_BLD, aside, _), sown = model.apply(
       {'params': params},
       batch.tokens_BL,
       batch.positions_BL,
       batch.segment_ids_BL,
       mutable=['routing'] if record else [],
     )
-  return hidden_BLD, stats, sown
+  return hidden_BLD, aside, sown
 
 
 def _rechoose(masked, call, args, kwargs, context):

@@ -1,14 +1,15 @@
 """One pre-norm Transformer block: x + attention(norm x), then x + FFN(norm x)."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from moe.config import Config
 from moe.layers.attention import Attention, KVCache
 from moe.layers.mlp import MLP
-from moe.layers.moe_layer import MoELayer
+from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
-from moe.ops.router import RoutingStats
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
 
@@ -24,11 +25,17 @@ class Block(nn.Module):
     self,
     x_BLD: jax.Array,
     cache: KVCache | None,
+    is_used: jax.Array | None,
     token_ids_BL: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
-  ) -> tuple[jax.Array, tuple[RoutingStats | None, KVCache | None]]:
-    """Shaped for `nn.scan`: x is the carry, the cache is scanned, statistics and cache are stacked."""
+  ) -> tuple[jax.Array, tuple[Aside, KVCache | None]]:
+    """Shaped for `nn.scan`: x is the carry, cache and is_used are scanned, what is measured and the cache stacked.
+
+    is_used: None, or whether this block is one: of a pipeline's stages the last may have fewer than the others.
+    """
+    if is_used is not None:
+      return self._if_used(is_used, x_BLD, token_ids_BL, positions_BL, segment_ids_BL)
     x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
     config, model = self.config, self.config.model
     norm = lambda name: RMSNorm(config, name=name)
@@ -38,9 +45,17 @@ class Block(nn.Module):
     x_BLD += attended_BLD
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
-      return x_BLD + MLP(config, model.d_ff, name='mlp')(u_BLD), (None, cache)
+      return x_BLD + MLP(config, model.d_ff, name='mlp')(u_BLD), (Aside(None, {}), cache)
     layer = (
       nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
-    y_BLD, stats = layer(config, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
-    return x_BLD + y_BLD, (stats, cache)
+    y_BLD, aside = layer(config, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
+    return x_BLD + y_BLD, (aside, cache)
+
+  def _if_used(self, is_used, x_BLD, *batch):
+    """The block, or x as it is and zeros measured. For parameters that are there: not while they are made."""
+    params, block = self.variables['params'], Block(self.config, self.dense, parent=None)
+    run = lambda x_BLD: block.apply({'params': params}, x_BLD, None, None, *batch)
+    shapes = jax.eval_shape(run, x_BLD)[1]
+    skip = lambda x_BLD: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    return lax.cond(is_used, run, skip, x_BLD)

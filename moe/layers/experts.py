@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from moe.config import Config
 from moe.layers import initializers
+from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.routed_ffn import ExpertWeights
 from moe.parallel.expert_parallel import expert_parallel_ffn
 
@@ -17,8 +18,8 @@ class Experts(nn.Module):
   @nn.compact
   def __call__(
     self, x_BLD: jax.Array, gates_BLK: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
-  ) -> jax.Array:
-    """Σ_k gates[k] · FFN_experts[k](x), in x's type. On a mesh that splits the experts it sows 'exchange'."""
+  ) -> tuple[jax.Array, Telemetry]:
+    """Σ_k gates[k] · FFN_experts[k](x), in x's type; the exchange's worst, on a mesh that splits the experts."""
     moe, d = self.config.moe, self.config.model.d_model
     e, f = moe.num_experts, moe.d_expert
     matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
@@ -26,7 +27,5 @@ class Experts(nn.Module):
     y_BLD, exchange = expert_parallel_ffn(
       x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.config
     )
-    if exchange is not None:
-      for name, value in exchange._asdict().items():
-        self.sow('exchange', name, value, init_fn=lambda: None, reduce_fn=lambda _, value: value)
-    return y_BLD
+    measured = exchange._asdict() if exchange is not None else {}
+    return y_BLD, {f'exchange_{name}': Reading(value, 'max') for name, value in measured.items()}

@@ -1,17 +1,19 @@
-"""What a training step tells about itself: routing telemetry on the device, and the rates that follow from time.
-
-N MoE layers, B sequences, E routed experts.
-"""
+"""A step's routing metrics, from what its MoE layers measured. N MoE layers, B sequences, E routed experts."""
 
 import jax
 import jax.numpy as jnp
 
+from moe.metrics import telemetry as telemetry_lib
+from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.router import RoutingStats
 
 
-def sum_over_sequences(stats: RoutingStats) -> RoutingStats:
-  """The statistics with their sequence axis summed out: (N, E) or (N,) each. Parts of a batch add up."""
-  return jax.tree.map(lambda x: x.sum(axis=1), stats)
+def routing_telemetry(stats: RoutingStats) -> Telemetry:
+  """What one MoE layer measures of its router: sums over the real tokens of all sequences."""
+  return {
+    'expert_counts': Reading(stats.counts_BE.sum(axis=0), 'sum'),  # (E,) int32
+    'router_entropy': Reading(stats.entropy_sums_B.sum(axis=0), 'sum'),  # nats, summed over tokens
+  }
 
 
 def load_over_mean(counts_NE: jax.Array) -> jax.Array:
@@ -20,19 +22,23 @@ def load_over_mean(counts_NE: jax.Array) -> jax.Array:
   return counts_NE / jnp.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30)
 
 
-def routing_metrics(stats: RoutingStats, num_tokens: jax.Array) -> dict[str, jax.Array]:
-  """Per-layer telemetry of a batch's real tokens, from statistics summed over its sequences.
+def metrics(telemetry: Telemetry, num_tokens: jax.Array) -> dict[str, jax.Array]:
+  """Of a batch with `num_tokens` real tokens: NAME_N of every reading, and from those of `routing_telemetry`
 
-  Returns:
-    max_vio_N: the busiest expert's load over the mean load; 1 is perfect balance, E/K one expert taking every token.
-    router_entropy_N: mean entropy of the affinities, nats.
-    dead_experts_N: experts that got no token, int32.
-    expert_load_NE: every expert's load over the mean load.
+  max_vio_N: the busiest expert's load over the mean load; 1 is perfect balance, E/K one expert taking every token.
+  router_entropy_N: mean entropy of the affinities, nats.
+  dead_experts_N: experts that got no token, int32.
+  expert_load_NE: every expert's load over the mean load.
   """
-  load_NE = load_over_mean(stats.counts_BE)
+  others = dict(telemetry)
+  counts, entropy = others.pop('expert_counts', None), others.pop('router_entropy', None)
+  if counts is None:
+    return telemetry_lib.values(others)
+  load_NE = load_over_mean(counts.value)
   return {
     'max_vio_N': load_NE.max(axis=1),
-    'router_entropy_N': stats.entropy_sums_B / num_tokens,
-    'dead_experts_N': (stats.counts_BE == 0).sum(axis=1),
+    'router_entropy_N': entropy.value / num_tokens,
+    'dead_experts_N': (counts.value == 0).sum(axis=1),
     'expert_load_NE': load_NE,
+    **telemetry_lib.values(others),
   }

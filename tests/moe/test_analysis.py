@@ -105,7 +105,7 @@ def by_loops(config, params, row, masked, k, with_shared):
 def test_against_the_loops(overrides, intervention, masked, k, with_shared):
   config = small_config(**overrides, **{'data.batch_size': 2})
   params, batch = small_params(config), packed_batch(config)
-  hidden_BLD, stats = run(specialization.forward, config, params, batch, intervention)
+  hidden_BLD, (stats, _) = run(specialization.forward, config, params, batch, intervention)
   choices = run(specialization.routing, config, params, batch, intervention)
   assert (choices.experts_NBLK.dtype, choices.gates_NBLK.dtype) == (np.int32, np.float32)
   assert (choices.is_token_BL == (batch.segment_ids_BL > 0)).all()

@@ -158,12 +158,12 @@ def test_notebook_gets_the_same_parameters_on_any_device_count(finished, run):
 
 def test_notebook_run_can_be_applied(run):
   ids = np.array([[run.tokenizer.bos_id, *run.tokenizer.encode('the expert router')]])
-  hidden, stats, _ = run.model.apply(
+  hidden, aside, _ = run.model.apply(
     {'params': run.params}, ids, np.arange(ids.size)[None], np.ones_like(ids)
   )
   logits = run.model.apply({'params': run.params}, hidden, method='logits')
   assert logits.shape == (1, ids.size, run.config.model.vocab_size) and logits.dtype == jnp.float32
   assert (
-    stats.counts_BE.sum()
+    aside.stats.counts_BE.sum()
     == ids.size * run.config.moe.experts_per_token * run.config.model.num_layers
   )
