@@ -15,6 +15,7 @@ from moe.layers.block import Block
 from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
 from moe.metrics import telemetry
+from moe.metrics.routing import routing_telemetry
 from moe.ops.matmul import matmul
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
@@ -95,6 +96,8 @@ class Transformer(nn.Module):
     x_BLD, (aside, cache) = getattr(self, name)(
       x_BLD, cache, is_used_N, tokens_BL, positions_BL, segment_ids_BL
     )
+    if aside.stats is not None:
+      aside = aside._replace(telemetry=routing_telemetry(aside.stats) | aside.telemetry)
     return x_BLD, aside, cache
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ from moe.config import Config
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
 from moe.layers.router import HashRouter, SoftmaxRouter
-from moe.metrics.routing import routing_telemetry
 from moe.metrics.telemetry import Telemetry
 from moe.ops.router import RoutingStats
 
@@ -43,7 +42,7 @@ class MoELayer(nn.Module):
         u_BLD, gates_BLK, experts_BLK, is_token_BL
       )
       y_BLD += routed_BLD
-      aside = Aside(stats, routing_telemetry(stats) | exchange)
+      aside = Aside(stats, exchange)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
       y_BLD += MLP(self.config, width, name='shared')(u_BLD)

@@ -9,10 +9,10 @@ from moe.ops.router import RoutingStats
 
 
 def routing_telemetry(stats: RoutingStats) -> Telemetry:
-  """What one MoE layer measures of its router: sums over the real tokens of all sequences."""
+  """Of N routers, whose statistics have a leading axis N: sums over the real tokens of all sequences."""
   return {
-    'expert_counts': Reading(stats.counts_BE.sum(axis=0), 'sum'),  # (E,) int32
-    'router_entropy': Reading(stats.entropy_sums_B.sum(axis=0), 'sum'),  # nats, summed over tokens
+    'expert_counts': Reading(stats.counts_BE.sum(axis=1), 'sum'),  # (N, E) int32
+    'router_entropy': Reading(stats.entropy_sums_B.sum(axis=1), 'sum'),  # (N,) nats, over tokens
   }
 
 
