@@ -1,12 +1,15 @@
-"""Parameters, activated parameters and FLOPs of a Config, in plain Python: no jax, no device.
+"""Parameters, activated parameters and FLOPs of a Config: layers and routers are asked for their own. No device.
 
 The tables of the paper follow from these counts: Tables 1–3, 6, 9 and 10 (see
 tests/moe/test_accounting.py). A matrix is counted whole, with its widths as the config has them, rounding included.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
-from moe.config import Config, ModelConfig, MoEConfig
+from moe.config import Config
+from moe.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,12 @@ def account(config: Config) -> Accounting:
   6 = 2 for a multiply-add × 3 for the forward and two backward products. The second term is the attention scores and
   the weighted sum of values, counted over all T² pairs although the mask leaves half.
   """
-  model, moe, seq_len = config.model, config.moe, config.data.seq_len
+  model, seq_len = config.model, config.data.seq_len
   embedding = model.vocab_size * model.d_model  # the output head is as large
-  experts, active_experts = _experts(model, moe)
-  matmuls_beside_experts = model.num_layers * _attention(model) + _routers(model, moe)
-  norms = (2 * model.num_layers + 1) * model.d_model
+  counted = count_params(config)
+  experts, active_experts = counted['experts'], counted['experts'] - counted['idle experts']
+  matmuls_beside_experts = counted['attention'] + counted['routers']
+  norms = counted['norms']
   non_embedding = matmuls_beside_experts + norms + experts
   active_non_embedding = matmuls_beside_experts + norms + active_experts
 
@@ -66,23 +70,60 @@ def account(config: Config) -> Accounting:
   )
 
 
-def _attention(model: ModelConfig) -> int:
-  """Query, key, value and output matrices of one layer."""
-  return 2 * model.d_model * model.head_dim * (model.num_heads + model.num_kv_heads)
+def count_params(config: Config) -> dict[str, int]:
+  """Parameters by what they belong to, as the layers themselves count them; 'idle experts' is a part of 'experts'."""
+  # Asked here, not when this module is imported: layers load jax. No device is started.
+  from moe.layers.attention import Attention
+  from moe.layers.mlp import MLP
+  from moe.layers.moe_layer import MoELayer
+  from moe.layers.norm import RMSNorm
 
-
-def _experts(model: ModelConfig, moe: MoEConfig) -> tuple[int, int]:
-  """All FFNs of all layers, and what a token uses of them. Each is SwiGLU: three matrices."""
+  model, norm = config.model, RMSNorm.num_params(config)
   moe_layers = model.num_layers - model.num_dense_layers
-  dense = model.num_dense_layers * 3 * model.d_model * model.d_ff
-  one = moe_layers * 3 * model.d_model * moe.d_expert
-  return (
-    dense + one * (moe.num_shared_experts + moe.num_experts),
-    dense + one * (moe.num_shared_experts + moe.experts_per_token),
-  )
+  of_layer = MoELayer.num_params(config)
+  dense = model.num_dense_layers * MLP.num_params(config, model.d_ff)
+  return {
+    'embedding': model.vocab_size * model.d_model,
+    'head': model.vocab_size * model.d_model,
+    'attention': model.num_layers * Attention.num_params(config),
+    'norms': (2 * model.num_layers + 1) * norm,
+    'routers': moe_layers * of_layer.router,
+    'experts': dense + moe_layers * of_layer.experts,
+    'idle experts': moe_layers * of_layer.idle_experts,
+  }
 
 
-def _routers(model: ModelConfig, moe: MoEConfig) -> int:
-  """The centroids e_i of Eq. 8; a hash router has none."""
-  moe_layers = model.num_layers - model.num_dense_layers
-  return moe_layers * model.d_model * moe.num_experts if moe.router == 'softmax' else 0
+def check(config: Config, params: Mapping) -> None:
+  """UserError unless a tree of parameters, or of their shapes, is as large as it is counted here."""
+  counted = count_params(config)
+  sizes = dict.fromkeys(counted, 0)
+  for path, leaf in _leaves(params):
+    sizes[_owner(path)] += math.prod(leaf.shape)
+  for name, size in sizes.items():
+    if name != 'idle experts' and size != counted[name]:
+      raise UserError(
+        f'{name} of {config.name} has {size:,} parameters, and its num_params counts '
+        f'{counted[name]:,}: mend num_params in moe/layers or moe/routers'
+      )
+
+
+def _leaves(tree, path=()):
+  if not isinstance(tree, Mapping):
+    yield path, tree
+    return
+  for name, branch in tree.items():
+    yield from _leaves(branch, (*path, name))
+
+
+def _owner(path):
+  """The entry of `count_params` that a parameter belongs to."""
+  owners = {
+    'attention': 'attention',
+    'router': 'routers',
+    'experts': 'experts',
+    'shared': 'experts',
+    'mlp': 'experts',
+    'embedding': 'embedding',
+    'head': 'head',
+  }
+  return next((owners[name] for name in path if name in owners), 'norms')

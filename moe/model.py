@@ -19,6 +19,7 @@ from moe.metrics.routing import routing_telemetry
 from moe.ops.matmul import matmul
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
+from moe.routers import ROUTERS, Probe
 
 # What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
 _REMAT_POLICIES = {
@@ -33,6 +34,7 @@ class Transformer(nn.Module):
   """DeepSeekMoE and, by config, its dense and MoE baselines. Parameters are float32."""
 
   config: Config
+  probe: Probe = Probe()
 
   def setup(self):
     model = self.config.model
@@ -41,11 +43,10 @@ class Transformer(nn.Module):
     self.head_DV = self.param('head', matrix, (model.d_model, model.vocab_size))
     self.final_norm = RMSNorm(self.config)
     if model.num_dense_layers:
-      self.dense_blocks = _stack(self.config, dense=True, length=model.num_dense_layers)
+      self.dense_blocks = self._stack(dense=True, length=model.num_dense_layers)
     if model.num_layers > model.num_dense_layers:
-      self.moe_blocks = _stack(
-        self.config, dense=False, length=model.num_layers - model.num_dense_layers
-      )
+      length = model.num_layers - model.num_dense_layers
+      self.moe_blocks = self._stack(dense=False, length=length)
 
   def __call__(
     self,
@@ -65,7 +66,7 @@ class Transformer(nn.Module):
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
-      Aside: its statistics those of the MoE layers, with a leading axis N, or None where nothing is routed.
+      Aside: its statistics and choices those of the MoE layers, with a leading axis N, or None where nothing is routed.
       The updated cache, or None.
     """
     x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
       )
       asides.append(aside)
     measured = telemetry.by_layer(*(aside.telemetry for aside in asides))
-    return self.finish(x_BLD), Aside(asides[-1].stats, measured), new_cache if cache else None
+    return self.finish(x_BLD), asides[-1]._replace(telemetry=measured), new_cache if cache else None
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
     """x_BLD in the compute type."""
@@ -107,6 +108,20 @@ class Transformer(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden (..., D) → float32 logits (..., V). For a few positions; training never holds all logits at once."""
     return matmul(hidden, self.head_DV.astype(hidden.dtype))
+
+  def _stack(self, dense, length):
+    """`length` blocks as one scanned module, so that compile time does not grow with depth."""
+    block, remat = Block, self.config.model.remat
+    if remat in _REMAT_POLICIES:
+      block = nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=False)
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=length,
+    )
+    return scanned(self.config, dense, self.probe)
 
 
 def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache]:
@@ -161,16 +176,10 @@ def stack_names(model: ModelConfig) -> list[str]:
   return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
 
 
-def _stack(config, dense, length):
-  """`length` blocks as one scanned module, so that compile time does not grow with depth."""
-  block = Block
-  if config.model.remat in _REMAT_POLICIES:
-    block = nn.remat(Block, policy=_REMAT_POLICIES[config.model.remat], prevent_cse=False)
-  scanned = nn.scan(
-    block,
-    variable_axes={'params': 0, 'routing': 0},  # the latter where somebody asks for it
-    split_rngs={'params': True},
-    in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-    length=length,
-  )
-  return scanned(config, dense)
+def after_step(config: Config, params: dict, counts_NE: jax.Array) -> dict:
+  """The parameters, those of routers moved on by what a step's tokens chose: see `Router.after_step`."""
+  layer = params['moe_blocks']['moe']
+  if 'router' not in layer:
+    return params
+  router = ROUTERS[config.moe.router].after_step(layer['router'], counts_NE, config)
+  return params | {'moe_blocks': params['moe_blocks'] | {'moe': layer | {'router': router}}}

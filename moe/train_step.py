@@ -19,7 +19,7 @@ from moe.data.packing import Batch
 from moe.layers.moe_layer import Aside
 from moe.losses import Totals
 from moe.metrics import routing
-from moe.model import Transformer, init_params
+from moe.model import Transformer, after_step, init_params
 from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import clip, make_optimizer, schedule
 from moe.parallel import mesh as mesh_lib
@@ -64,6 +64,8 @@ def make_train_step(
       )
       rate = learning_rate(state.step)
       params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+      if 'expert_counts_NE' in metrics:
+        params = after_step(config, params, metrics['expert_counts_NE'])
 
     halted = state.bad_streak > config.train.max_bad_steps
     good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted
@@ -116,9 +118,9 @@ def loss_and_gradients(
     counts_NE = lax.scan(add_counts, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
   def of_part(params, part):
-    hidden_BLD, (stats, telemetry) = forward(config, params, part)
+    hidden_BLD, aside = forward(config, params, part)
     loss = token_loss(config, params['head'], hidden_BLD, part, totals)
-    return objective(config, loss, stats, telemetry, part, totals, counts_NE)
+    return objective(config, loss, aside.stats, aside.telemetry, part, totals, counts_NE)
 
   gradient = jax.grad(of_part, has_aux=True)
   if mesh_lib.size('stage') > 1:

@@ -5,7 +5,7 @@
 DeepSeekMoE with α1 (expert-level, Eq. 12) of 0, 0.001, 0.01, 0.1, and with α2 = 0.05 (device-level, Eq. 15) over 7
 groups of 9 experts, alone and beside α1 = 0.001. The paper gives no numbers for this, but what it chose: α1 = 0.01 at
 2B, 0.001 at 16B, and at 145B α1 = 0.003 with α2 = 0.05 over 4 groups: small where only collapse is to be prevented,
-larger across devices, whose load is what compute waits for. Measured: MaxVio (the busiest expert's load over the mean),
+larger across devices, whose load is what compute waits for. Measured: MaxVio (the busiest expert's load ÷ mean − 1),
 experts without any token of a batch, both over the last tenth of training, the groups' load on held-out text, held-out
 loss. What has to hold: without the loss MaxVio is higher and more experts are idle than with α1 = 0.001, which costs no
 more than 0.02 of loss; with α1 = 0.1 the loss is above that. Beside the claim: α1 = 0.01, which all other studies take,
@@ -135,7 +135,9 @@ def analyse(results: Results) -> Analysis:
     rows,
     comparisons,
     (
-      panel('MaxVio, last tenth of training', max_vio, "busiest expert's load ÷ mean", digits=2),
+      panel(
+        'MaxVio, last tenth of training', max_vio, "busiest expert's load ÷ mean − 1", digits=2
+      ),
       panel(
         'Experts without a token, last tenth of training', idle, 'experts, all layers', digits=1
       ),

@@ -4,7 +4,8 @@ A line's key is (run, seed, config_hash): put again, it replaces the old one. Li
 stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
 
 `format` tells what a line's fields mean. FORMAT is what is written now; whoever changes the meaning of a field raises
-it by one. A line without it is of format 1.
+it by one. A line without it is of format 1. A line of an older format is read as one of today's:
+2: max_vio is max load ÷ mean load − 1, 0 at balance; before it was max ÷ mean, 1 at balance.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from experiments.sweeps import jsonl, plan
 from moe.errors import UserError
 
 Key = tuple[str, int, str]
-FORMAT = 1
+FORMAT = 2
 FIELDS = (
   *('format', 'study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
   *(
@@ -77,8 +78,15 @@ def read(file: Path) -> dict[Key, dict]:
         f'{file}, line {number} has format {line["format"]}, and this version knows those up to {FORMAT}: '
         f'update it, or use another --results'
       )
-    lines[line['run'], line['seed'], line['config_hash']] = line
+    lines[line['run'], line['seed'], line['config_hash']] = _of_today(line)
   return lines
+
+
+def _of_today(line):
+  if line.get('format', 1) == 1 and line.get('max_vio'):
+    less_one = lambda value: None if value is None else value - 1
+    line = line | {'max_vio': {name: less_one(value) for name, value in line['max_vio'].items()}}
+  return line | {'format': FORMAT}
 
 
 def put(file: Path, line: Mapping[str, object]) -> None:
@@ -155,7 +163,7 @@ def current(
     for run in job.runs
   }
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
-  found = [dict.fromkeys(FIELDS) | {'format': 1} | lines[key] for key in keys if key in lines]
+  found = [dict.fromkeys(FIELDS) | lines[key] for key in keys if key in lines]
   _check_data(file, found)
   return found
 

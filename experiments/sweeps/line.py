@@ -160,7 +160,12 @@ def _max_vio(metrics, num_steps):
   routed = [line for line in metrics if 'max_vio_N' in line]
   if not routed:
     return None
-  of = lambda line: _mean(line['max_vio_N'])
+
+  def of(line):
+    # Steps logged before terms were named loss/NAME have max ÷ mean, without − 1.
+    mean = _mean(line['max_vio_N'])
+    return mean - 1 if mean is not None and 'balance_expert' in line else mean
+
   return {'final': of(routed[-1]), 'last_tenth': _over_last_tenth(of, routed, num_steps)}
 
 

@@ -1,7 +1,7 @@
 """A trained model with its routing changed at evaluation: the paper's Figure 4, Section 4.5 and Figure 5.
 
 Every function is pure in (params, batch), to be jitted with the rest fixed; params may lie on a mesh that is in use.
-Layers know nothing of this: Flax hands their routers' results to `_rechoose` on the way, in the one trace that asks.
+What is to be changed reaches the routers as a `moe.routers.Probe` of the model, which training leaves as it is.
 
 N MoE layers, B sequences, L tokens each, D model width, E routed experts, K chosen by a token, M masked for it.
 """
@@ -12,7 +12,6 @@ import math
 from typing import NamedTuple
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from moe.config import Config
@@ -21,10 +20,9 @@ from moe.data.store import PreparedData
 from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.layers.moe_layer import Aside
-from moe.layers.router import HashRouter, SoftmaxRouter
 from moe.model import Transformer
-from moe.ops.router.reference import count_choices
 from moe.parallel import mesh as mesh_lib
+from moe.routers import ROUTERS, Probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +49,8 @@ class Choices(NamedTuple):
   """What every token chose in every MoE layer, best first."""
 
   experts_NBLK: jax.Array  # int32
-  gates_NBLK: (
-    jax.Array
-  )  # float32: raw affinities over all E experts, never renormalised (Eq. 10); 1 of a hash router
+  # float32, by the router's own convention: raw affinities over all E experts (Eq. 10), 1 of a hash router.
+  gates_NBLK: jax.Array
   is_token_BL: jax.Array  # bool; False: padding, whose choices say nothing
 
 
@@ -82,7 +79,7 @@ def forward(
   config: Config, params: dict, batch: Batch, intervention: Intervention
 ) -> tuple[jax.Array, Aside]:
   """As `train_step.forward`: hidden_BLD in the compute type, and what was measured of the changed routing."""
-  return _run(config, params, batch, intervention, record=False)[:2]
+  return _run(config, params, batch, intervention)
 
 
 def routing(
@@ -91,10 +88,10 @@ def routing(
   """Every token's experts and gates; on a mesh each device has those of its own sequences."""
   if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
-  sown = _run(config, params, batch, intervention or Intervention(), record=True)[2]
+  asked = intervention or Intervention()
+  experts_NBLK, gates_NBLK = _run(config, params, batch, asked, choices=True)[1].choices
   lay_out = lambda x: mesh_lib.constrain(x, None, 'batch', None, None)
-  router = sown['routing']['moe_blocks']['moe']['router']
-  return Choices(lay_out(router['experts']), lay_out(router['gates']), batch.segment_ids_BL > 0)
+  return Choices(lay_out(experts_NBLK), lay_out(gates_NBLK), batch.segment_ids_BL > 0)
 
 
 def evaluator(
@@ -106,39 +103,10 @@ def evaluator(
   )
 
 
-def _run(config, params, batch, intervention, record):
+def _run(config, params, batch, intervention, choices=False):
   config, params, masked = apply(config, params, intervention)
-  # Routers choose the masked ones too, as the first of K + M; everything behind them sees the last K.
-  moe = dataclasses.replace(config.moe, experts_per_token=config.moe.experts_per_token + masked)
-  model = Transformer(dataclasses.replace(config, moe=moe))
-  with nn.intercept_methods(functools.partial(_rechoose, masked)):
-    (hidden_BLD, aside, _), sown = model.apply(
-      {'params': params},
-      batch.tokens_BL,
-      batch.positions_BL,
-      batch.segment_ids_BL,
-      mutable=['routing'] if record else [],
-    )
-  return hidden_BLD, aside, sown
-
-
-def _rechoose(masked, call, args, kwargs, context):
-  """A router's result without its first M choices, sown as 'routing' where that is asked for; all else untouched."""
-  routing, module = call(*args, **kwargs), context.module
-  if not isinstance(module, (SoftmaxRouter, HashRouter)) or context.method_name != '__call__':
-    return routing
-  if masked:
-    _, _, is_token_BL = args
-    gates_BLK, experts_BLK = routing.gates_BLK[..., masked:], routing.experts_BLK[..., masked:]
-    counts_BE = count_choices(experts_BLK, is_token_BL, module.config.moe.num_experts)
-    routing = routing._replace(
-      gates_BLK=gates_BLK,
-      experts_BLK=experts_BLK,
-      stats=routing.stats._replace(counts_BE=counts_BE),
-    )
-  for name, value in (('gates', routing.gates_BLK), ('experts', routing.experts_BLK)):
-    module.sow('routing', name, value, init_fn=lambda: None, reduce_fn=lambda _, value: value)
-  return routing
+  inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
+  return Transformer(config, Probe(masked, choices)).apply({'params': params}, *inputs)[:2]
 
 
 def _check(config, intervention, chosen):
@@ -154,6 +122,15 @@ def _check(config, intervention, chosen):
     intervention == Intervention() or config.model.num_dense_layers < config.model.num_layers,
     f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer whose routing could be changed',
   )
+  if experts:
+    can = ROUTERS[moe.router].interventions
+    for field in dataclasses.fields(intervention):
+      value = getattr(intervention, field.name)
+      require(
+        value == field.default or field.name in can,
+        f"{field.name}={value} needs a router that allows it, and moe.router is '{moe.router}', "
+        f'which allows {", ".join(can)}: leave it {field.default}',
+      )
   if intervention.experts_per_token is not None:
     require(
       isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= experts,
@@ -161,10 +138,6 @@ def _check(config, intervention, chosen):
     )
   if share > 0:
     require(experts > 0, f'masked_share={share} needs routed experts, and moe.num_experts is 0')
-    require(
-      moe.router == 'softmax',
-      f"masked_share={share} needs a router with probabilities, and moe.router is '{moe.router}': leave it 0",
-    )
     require(
       chosen + masked <= experts,
       f'masked_share={share} of moe.num_experts={experts} leaves {experts - masked} to choose from, '

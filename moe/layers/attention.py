@@ -72,6 +72,12 @@ class Attention(nn.Module):
     attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
     return self._product(attended_BLX, 'out', c.d_model), cache
 
+  @classmethod
+  def num_params(cls, config: Config) -> int:
+    """Query, key, value and output matrices."""
+    model = config.model
+    return 2 * model.d_model * model.head_dim * (model.num_heads + model.num_kv_heads)
+
   def _product(self, x_BLK, name, columns):
     w_KN = self.param(name, initializers.matrix(self.config), (x_BLK.shape[-1], columns))
     return linear(x_BLK, w_KN, mesh.parameter_axes('attention', name), self.config)

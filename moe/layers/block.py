@@ -12,6 +12,7 @@ from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
+from moe.routers import Probe
 
 
 class Block(nn.Module):
@@ -19,6 +20,7 @@ class Block(nn.Module):
 
   config: Config
   dense: bool
+  probe: Probe = Probe()
 
   @nn.compact
   def __call__(
@@ -49,12 +51,15 @@ class Block(nn.Module):
     layer = (
       nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
-    y_BLD, aside = layer(config, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
+    y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
     return x_BLD + y_BLD, (aside, cache)
 
   def _if_used(self, is_used, x_BLD, *batch):
     """The block, or x as it is and zeros measured. For parameters that are there: not while they are made."""
-    params, block = self.variables['params'], Block(self.config, self.dense, parent=None)
+    params, block = (
+      self.variables['params'],
+      Block(self.config, self.dense, self.probe, parent=None),
+    )
     run = lambda x_BLD: block.apply({'params': params}, x_BLD, None, None, *batch)
     shapes = jax.eval_shape(run, x_BLD)[1]
     skip = lambda x_BLD: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))

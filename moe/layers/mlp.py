@@ -23,6 +23,11 @@ class MLP(nn.Module):
     gate, up = self._product(x, 'gate', d, f), self._product(x, 'up', d, f)
     return self._product(activation(gate, up), 'down', f, d)
 
+  @classmethod
+  def num_params(cls, config: Config, width: int) -> int:
+    """Three matrices."""
+    return 3 * config.model.d_model * width
+
   def _product(self, x, name, rows, columns):
     w_KN = self.param(name, initializers.matrix(self.config), (rows, columns))
     return linear(x, w_KN, mesh.parameter_axes('mlp', name), self.config)

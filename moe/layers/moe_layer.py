@@ -9,11 +9,16 @@ from flax import linen as nn
 from moe.config import Config
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
-from moe.layers.router import HashRouter, SoftmaxRouter
 from moe.metrics.telemetry import Telemetry
 from moe.ops.router import RoutingStats
+from moe.routers import ROUTERS, Probe
 
-_ROUTERS = {'softmax': SoftmaxRouter, 'hash': HashRouter}
+
+class Choices(NamedTuple):
+  """What every token chose, best first; padding, too, whose choices say nothing."""
+
+  experts_BLK: jax.Array  # int32
+  gates_BLK: jax.Array  # float32
 
 
 class Aside(NamedTuple):
@@ -21,12 +26,22 @@ class Aside(NamedTuple):
 
   stats: RoutingStats | None  # for the balance terms; None where nothing is routed
   telemetry: Telemetry
+  choices: Choices | None = None  # where a probe asks for them
+
+
+class Parameters(NamedTuple):
+  """Of one layer."""
+
+  router: int
+  experts: int  # routed and shared
+  idle_experts: int  # of these, what one token leaves unused
 
 
 class MoELayer(nn.Module):
   """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are ungated and stored as one FFN of their joint width."""
 
   config: Config
+  probe: Probe = Probe()
 
   @nn.compact
   def __call__(
@@ -36,14 +51,24 @@ class MoELayer(nn.Module):
     moe = self.config.moe
     y_BLD, aside = jnp.zeros_like(u_BLD), Aside(None, {})
     if moe.num_experts:
-      router = _ROUTERS[moe.router](self.config, name='router')
+      router = ROUTERS[moe.router](self.config, self.probe, name='router')
       gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
       routed_BLD, exchange = Experts(self.config, name='experts')(
         u_BLD, gates_BLK, experts_BLK, is_token_BL
       )
       y_BLD += routed_BLD
-      aside = Aside(stats, exchange)
+      choices = Choices(experts_BLK, gates_BLK) if self.probe.choices else None
+      aside = Aside(stats, exchange, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
       y_BLD += MLP(self.config, width, name='shared')(u_BLD)
     return y_BLD, aside
+
+  @classmethod
+  def num_params(cls, config: Config) -> Parameters:
+    """A token uses its router, the shared experts, and K of the routed ones."""
+    moe = config.moe
+    one = MLP.num_params(config, moe.d_expert)
+    router = ROUTERS[moe.router].num_params(config) if moe.num_experts else 0
+    experts = one * (moe.num_shared_experts + moe.num_experts)
+    return Parameters(router, experts, one * (moe.num_experts - moe.experts_per_token))

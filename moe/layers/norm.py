@@ -20,3 +20,8 @@ class RMSNorm(nn.Module):
       jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.model.norm_eps
     )
     return (normed * scale_D[None, None]).astype(x_BLD.dtype)
+
+  @classmethod
+  def num_params(cls, config: Config) -> int:
+    """One scale for each feature of the residual stream."""
+    return config.model.d_model

@@ -25,10 +25,12 @@ def load_over_mean(counts_NE: jax.Array) -> jax.Array:
 def metrics(telemetry: Telemetry, num_tokens: jax.Array) -> dict[str, jax.Array]:
   """Of a batch with `num_tokens` real tokens: NAME_N of every reading, and from those of `routing_telemetry`
 
-  max_vio_N: the busiest expert's load over the mean load; 1 is perfect balance, E/K one expert taking every token.
+  max_vio_N: MaxVio = max load ÷ mean load − 1 (arXiv 2408.15664, Eq. 4): 0 is balance, E/K − 1 one expert that takes
+    every token.
   router_entropy_N: mean entropy of the affinities, nats.
   dead_experts_N: experts that got no token, int32.
   expert_load_NE: every expert's load over the mean load.
+  expert_counts_NE: tokens that chose the expert, int32.
   """
   others = dict(telemetry)
   counts, entropy = others.pop('expert_counts', None), others.pop('router_entropy', None)
@@ -36,9 +38,10 @@ def metrics(telemetry: Telemetry, num_tokens: jax.Array) -> dict[str, jax.Array]
     return telemetry_lib.values(others)
   load_NE = load_over_mean(counts.value)
   return {
-    'max_vio_N': load_NE.max(axis=1),
+    'max_vio_N': load_NE.max(axis=1) - 1,
     'router_entropy_N': entropy.value / num_tokens,
     'dead_experts_N': (counts.value == 0).sum(axis=1),
     'expert_load_NE': load_NE,
+    'expert_counts_NE': counts.value,
     **telemetry_lib.values(others),
   }

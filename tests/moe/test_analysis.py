@@ -7,17 +7,16 @@ import math
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from moe import analysis as specialization
-from moe.analysis import TOKEN_CLASSES, Intervention, interventions
+from moe.analysis import TOKEN_CLASSES, Intervention
 from moe.data import batches as pipeline
 from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
-from moe.layers.router import SoftmaxRouter
 from moe.model import Transformer
 from moe.ops.implementation import compiling_for
+from moe.routers import Probe, SoftmaxRouter
 from moe.train_step import forward
 from tests import oracles
 from tests.moe.data.helpers import write_corpus
@@ -105,7 +104,7 @@ def by_loops(config, params, row, masked, k, with_shared):
 def test_against_the_loops(overrides, intervention, masked, k, with_shared):
   config = small_config(**overrides, **{'data.batch_size': 2})
   params, batch = small_params(config), packed_batch(config)
-  hidden_BLD, (stats, _) = run(specialization.forward, config, params, batch, intervention)
+  hidden_BLD, (stats, *_) = run(specialization.forward, config, params, batch, intervention)
   choices = run(specialization.routing, config, params, batch, intervention)
   assert (choices.experts_NBLK.dtype, choices.gates_NBLK.dtype) == (np.int32, np.float32)
   assert (choices.is_token_BL == (batch.segment_ids_BL > 0)).all()
@@ -177,12 +176,11 @@ def test_masking_behind_fused_routers(platform, kernels):
     config = any_config(
       **{'moe.num_experts': 16, 'moe.experts_per_token': 5, 'ops.implementation': implementation}
     )
-    router = SoftmaxRouter(config)
-    with nn.intercept_methods(functools.partial(interventions._rechoose, 3)):
-      call = lambda w, u: router.apply(
-        {'params': {'experts': w}}, u, np.zeros((2, 9), np.int32), is_token_BL
-      )
-      return jax.device_get(jax.jit(call)(experts_DE, u_BLD))
+    router = SoftmaxRouter(config, Probe(masked=3))
+    call = lambda w, u: router.apply(
+      {'params': {'experts': w}}, u, np.zeros((2, 9), np.int32), is_token_BL
+    )
+    return jax.device_get(jax.jit(call)(experts_DE, u_BLD))
 
   truth = choose('reference')
   with compiling_for(platform, interpret=True):

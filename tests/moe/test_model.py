@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moe.data.packing import Batch
-from moe.layers.router import hash_table
 from moe.model import Transformer
+from moe.routers.hash import hash_table
 from moe.train_step import loss_and_gradients
 from tests import oracles
 from tests.oracles import exact

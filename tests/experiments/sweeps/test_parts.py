@@ -152,6 +152,25 @@ def test_a_line_says_its_format_and_that_of_a_newer_version_is_refused(tmp_path)
     ledger.read(file)
 
 
+def test_max_vio_of_old_lines_and_old_logs_is_read_as_one_less(tmp_path):
+  """1 was balance then; 0 is now."""
+  file = tmp_path / 'runs.jsonl'
+  ledger.put(file, _LINE | {'seed': 1, 'format': ledger.FORMAT, 'max_vio': {'final': 0.5}})
+  old = {key: value for key, value in _LINE.items() if key != 'format'}
+  old |= {'seed': 2, 'max_vio': {'final': 1.5, 'last_tenth': None}}
+  with file.open('a') as lines:
+    lines.write(json.dumps(old) + '\n')
+  first, second = ledger.read(file).values()
+  assert first['max_vio'] == {'final': 0.5} and second['format'] == ledger.FORMAT
+  assert second['max_vio'] == {'final': 0.5, 'last_tenth': None}
+  ledger.put(file, first)  # which writes all lines, and changes none
+  assert list(ledger.read(file).values()) == [first, second]
+  old_log = {'step': 1, 'max_vio_N': [1.0, 2.0], 'balance_expert': 0.1}
+  new_log = {'step': 2, 'max_vio_N': [0.0, 1.0], 'loss/expert_balance': 0.1}
+  assert line._max_vio([old_log, new_log], 2) == {'final': 0.5, 'last_tenth': 0.5}
+  assert line._max_vio([old_log], 1) == {'final': 0.5, 'last_tenth': 0.5}
+
+
 def test_a_line_break_of_unicode_in_a_name_does_not_split_its_line(tmp_path):
   file = tmp_path / 'runs.jsonl'
   ledger.put(file, _LINE | {'note': 'one\u2028two\x85three'})

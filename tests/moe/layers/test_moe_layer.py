@@ -29,7 +29,7 @@ def run(config, params, u_BLD, ids_BL, dy_BLD):
     layer = MoELayer(config)
     return layer.apply({'params': params}, u_BLD, ids_BL, is_token_BL)
 
-  y_BLD, pull, (stats, _) = jax.vjp(apply, params, u_BLD, has_aux=True)
+  y_BLD, pull, (stats, *_) = jax.vjp(apply, params, u_BLD, has_aux=True)
   return y_BLD, *pull(dy_BLD), stats
 
 

@@ -20,7 +20,7 @@ INTERVENTION = Intervention(masked_share=1 / 6, experts_per_token=3, without_sha
 def measure(config, params, batch):
   """Losses of the tokens, statistics, choices and counts."""
   class_V = np.arange(config.model.vocab_size, dtype=np.int32) % len(TOKEN_CLASSES)
-  hidden_BLD, (stats, _) = specialization.forward(config, params, batch, INTERVENTION)
+  hidden_BLD, (stats, *_) = specialization.forward(config, params, batch, INTERVENTION)
   choices = specialization.routing(config, params, batch, INTERVENTION)
   # Those of padding say nothing, and differ: where experts are split, they add nothing to it.
   of_tokens = lambda x_NBLK: jnp.where(choices.is_token_BL[None, :, :, None], x_NBLK, 0)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers.router import HashRouter, SoftmaxRouter, hash_table
+from moe.routers.hash import HashRouter, hash_table
+from moe.routers.softmax import SoftmaxRouter
 from tests import oracles
 from tests.oracles import exact
 from tests.small import assert_close, small_config

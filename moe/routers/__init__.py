@@ -1,0 +1,16 @@
+"""Routers: one file a router, and the only list of them.
+
+A router of one's own is a file with a subclass of `Router`, a line in ROUTERS, and its keys: its name among the values
+of moe.router, and what it needs.
+"""
+
+from moe.routers.base import Probe, Router
+from moe.routers.hash import HashRouter
+from moe.routers.softmax import SoftmaxRouter
+
+ROUTERS: dict[str, type[Router]] = {
+  'softmax': SoftmaxRouter,
+  'hash': HashRouter,
+}
+
+__all__ = ['ROUTERS', 'HashRouter', 'Probe', 'Router', 'SoftmaxRouter']

@@ -1,0 +1,74 @@
+"""What a router is to the rest of the house. Everything that others ask of one stands here, and nowhere its name.
+
+B sequences of L tokens, D model width, E routed experts, K chosen by a token, N MoE layers.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from moe.config import Config
+from moe.ops.router import Routing
+from moe.ops.router.reference import count_choices
+
+
+class Probe(NamedTuple):
+  """What an analysis asks of every router of a model. Training asks nothing."""
+
+  masked: int = (
+    0  # of each token's best experts so many are taken from it: it gets the K best of the rest
+  )
+  choices: bool = False  # hand out every token's experts and gates
+
+
+class Router(nn.Module):
+  """Chooses every token's experts and their gates. A subclass has `choose`, and what of the rest is not as here."""
+
+  config: Config
+  probe: Probe = Probe()
+
+  # What a trained model's routing can be changed in at evaluation: keys of `moe.analysis.Intervention`.
+  # 'masked_share' needs a `choose` that ranks all experts.
+  interventions: ClassVar[tuple[str, ...]] = ('experts_per_token', 'without_shared')
+
+  def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
+    """u_BLD in the compute type; is_token_BL False for padding, which is routed but not counted.
+
+    Returns float32 gates_BLK, int32 experts_BLK, best first, and sums over each sequence's real tokens.
+    """
+    moe, masked = self.config.moe, self.probe.masked
+    routing = self.choose(u_BLD, token_ids_BL, is_token_BL, moe.experts_per_token + masked)
+    affinities_BLK, experts_BLK, stats = routing
+    if masked:
+      affinities_BLK, experts_BLK = affinities_BLK[..., masked:], experts_BLK[..., masked:]
+      counts_BE = count_choices(experts_BLK, is_token_BL, moe.num_experts)
+      stats = stats._replace(counts_BE=counts_BE)
+    return Routing(self.gates(affinities_BLK), experts_BLK, stats)
+
+  def choose(
+    self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int
+  ) -> Routing:
+    """Each token's k best experts, best first, their affinities in the place of gates, and the sums."""
+    raise NotImplementedError(f'{type(self).__name__} does not say how it chooses')
+
+  def gates(self, affinities_BLK: jax.Array) -> jax.Array:
+    """The gates of the K experts that a token goes to, from their affinities: as they are (Eq. 10)."""
+    return affinities_BLK
+
+  @classmethod
+  def num_params(cls, config: Config) -> int:
+    """Parameters of one layer's router. Each is multiplied once a token."""
+    del config
+    return 0
+
+  @classmethod
+  def after_step(cls, params: dict, counts_NE: jax.Array, config: Config) -> dict:
+    """The routers' parameters moved on by what a step's tokens chose: what balances without a gradient.
+
+    Args:
+      params: of the routers of all N layers, {name: (N, …)}, as the optimizer left them.
+      counts_NE: int32, over the whole batch.
+    """
+    del counts_NE, config
+    return params
