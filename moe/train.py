@@ -63,6 +63,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 
 def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
+  accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
   mesh = mesh_lib.make_mesh(config)
   processes.together(lambda: check_workdir(workdir))
   with processes.together(lambda: _lock(workdir)) as hold:
