@@ -15,11 +15,12 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     scale_D = self.param('scale', nn.initializers.ones, (x_BLD.shape[-1],))
+    per_feature = scale_D.reshape((1,) * (x_BLD.ndim - 1) + scale_D.shape)
     x = x_BLD.astype(jnp.float32)
     normed = x * jax.lax.rsqrt(
       jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.model.norm_eps
     )
-    return (normed * scale_D[None, None]).astype(x_BLD.dtype)
+    return (normed * per_feature).astype(x_BLD.dtype)
 
   @classmethod
   def num_params(cls, config: Config) -> int:

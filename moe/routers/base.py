@@ -6,10 +6,11 @@ B sequences of L tokens, D model width, E routed experts, K chosen by a token, N
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.config import Config
-from moe.ops.router import Routing
+from moe.ops.router import Routing, RoutingStats
 from moe.ops.router.reference import count_choices
 
 
@@ -72,3 +73,20 @@ class Router(nn.Module):
     """
     del counts_NE, config
     return params
+
+
+def sums_of(
+  logits_BLE: jax.Array, shares_BLE: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
+) -> RoutingStats:
+  """The sums that balance terms and metrics need, for a router that does not come by them otherwise.
+
+  shares_BLE: float32 affinities that add up to one for each token, P of Eq. 14.
+  """
+  entropies_BL = -(shares_BLE * jnp.log(jnp.maximum(shares_BLE, 1e-30))).sum(axis=-1)
+  z_BL = jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1))
+  return RoutingStats(
+    counts_BE=count_choices(experts_BLK, is_token_BL, logits_BLE.shape[-1]),
+    probability_sums_BE=jnp.where(is_token_BL[..., None], shares_BLE, 0).sum(axis=1),
+    entropy_sums_B=jnp.where(is_token_BL, entropies_BL, 0).sum(axis=1),
+    z_sums_B=jnp.where(is_token_BL, z_BL, 0).sum(axis=1),
+  )

@@ -2,12 +2,15 @@
 
 import functools
 import hashlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.config import KEYS
+from moe.routers import ROUTERS
 from moe.routers.hash import HashRouter, hash_table
 from moe.routers.softmax import SoftmaxRouter
 from tests import oracles
@@ -15,6 +18,10 @@ from tests.oracles import exact
 from tests.small import assert_close, small_config
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def test_the_names_that_a_config_takes_are_those_of_the_list():
+  assert KEYS['moe.router'].type == Literal[tuple(ROUTERS)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
