@@ -87,6 +87,7 @@ def _line(study, job, run, of):
     'study': study,
     'run': run.name,
     'seed': job.seed,
+    'format': ledger.FORMAT,
     'config_hash': job.config_hash,
     'commit': '0123456789abcdef',
     'machine': {'cpu': 'a CPU | of a test', 'device': 'cpu (<none>)', 'jax': '0'},
