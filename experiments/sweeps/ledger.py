@@ -85,8 +85,9 @@ def read(file: Path) -> dict[Key, dict]:
 def _of_today(line):
   if line.get('format', 1) == 1 and line.get('max_vio'):
     less_one = lambda value: None if value is None else value - 1
-    line = line | {'max_vio': {name: less_one(value) for name, value in line['max_vio'].items()}}
-  return line | {'format': FORMAT}
+    max_vio = {name: less_one(value) for name, value in line['max_vio'].items()}
+    return line | {'max_vio': max_vio, 'format': FORMAT}
+  return line
 
 
 def put(file: Path, line: Mapping[str, object]) -> None:
@@ -163,7 +164,7 @@ def current(
     for run in job.runs
   }
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
-  found = [dict.fromkeys(FIELDS) | lines[key] for key in keys if key in lines]
+  found = [dict.fromkeys(FIELDS) | {'format': 1} | lines[key] for key in keys if key in lines]
   _check_data(file, found)
   return found
 
