@@ -149,18 +149,36 @@ class MeshConfig:
 class DataConfig:
   sources: str = key(
     'builtin',
-    "'builtin', or DOMAIN[@WEIGHT]=GLOB, several separated by ';' (.txt and code, .jsonl, .parquet; .gz too)",
+    "'builtin', or DOMAIN[@WEIGHT][:TEXT_KEY]=FILES, several separated by ';'; FILES is a file, a folder or a glob "
+    'with *, **, [ab], {a,b}, {00..09} and ~, of plain text, JSON, CSV or Parquet; .gz, .zst, .bz2 and .xz too',
   )
   validation_sources: str = key(
     '', "the same for held-out text; '': hold out whole documents of `sources`"
   )
   holdout: float = key(
     0.02,
-    "share of documents held out, chosen by a hash of their text (builtin: of their file's path)",
+    "share of documents held out, chosen by a hash of their text (builtin: of their file's path); of a domain with "
+    'too few for that, the end of the longest',
     at_least=0,
     below=1,
   )
-  text_key: str = key('text', 'field of a JSONL row, or column of a Parquet file, with the text')
+  text_key: str = key(
+    'text', 'field of a JSON row, or column of a CSV or Parquet file, with the text'
+  )
+  separator: str = key(
+    '', "cuts plain-text files into documents, \\n is a line end; '': a file is one document"
+  )
+  bad_rows: Literal['refuse', 'skip'] = key(
+    'refuse', 'rows that are no text: refuse | skip (leave out, count and tell)'
+  )
+  max_document_mb: float = key(
+    64.0,
+    'longest document, line or row that is read',
+    unit='MB, 10⁶ bytes',
+    above=0,
+    at_most=1000,
+    effect=NOTHING,
+  )
   dir: str = key(
     '',
     "where prepared data lies or will be written, for several runs to share; '': WORKDIR/data",

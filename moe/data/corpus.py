@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import glob
 import hashlib
 import math
-import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from moe.config import DataConfig
-from moe.data import builtin
-from moe.data.readers import read_texts
+from moe.data import builtin, matching
+from moe.data.readers import BadRow, Rules, read_texts
 from moe.errors import UserError
 
 
@@ -30,63 +29,179 @@ class Source:
   domain: str
   weight: float
   files: tuple[Path, ...] = ()  # sorted; empty for a domain of `builtin`
+  text_key: str = ''  # of its rows; '': data.text_key
 
 
-_ENTRY = re.compile(r'(?P<domain>[\w.-]+)(@(?P<weight>[^=]*))?=(?P<glob>.+)', re.DOTALL)
+class MissingFiles(UserError):
+  """Files of a source are not there (any more)."""
+
+
+class End(NamedTuple):
+  """What is held out of a domain with too few documents: the end of one."""
+
+  digest: bytes  # of the whole document; its copies end in the same way
+  begin: int  # the first character that is held out
+
+
+_ENTRY = re.compile(
+  r'(?P<domain>[\w.-]+)(@(?P<weight>[^=:]*))?(:(?P<text_key>[^=]+))?=(?P<files>.+)', re.DOTALL
+)
+_FORM = 'DOMAIN[@WEIGHT][:TEXT_KEY]=FILES'
 
 
 def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
   """`spec` (see data.sources in experiments/base.py) → sources, in the order written.
 
   UserError that names `key` for a malformed entry, a weight that is no positive number, a domain with two weights, and
-  a glob that matches no file.
+  files that are not there.
   """
+  return _parsed(spec, key)[0]
+
+
+def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, ...], list[str]]:
+  """(sources, validation sources, what a user should know of them). UserError for a file that is in both."""
+  sources, notes = _parsed(data.sources, 'data.sources')
+  if not data.validation_sources:
+    return sources, (), notes
+  held_out, more = _parsed(data.validation_sources, 'data.validation_sources')
+  trained_on = {matching.identity(path): path for source in sources for path in source.files}
+  both = [path for s in held_out for path in s.files if matching.identity(path) in trained_on]
+  if both or (any(not s.files for s in held_out) and any(not s.files for s in sources)):
+    named = f'{len(both)} files, such as {both[0]}' if both else "'builtin'"
+    raise UserError(
+      f'data.sources and data.validation_sources both have {named}: text cannot be trained on and held out'
+    )
+  return sources, held_out, notes + more
+
+
+def _parsed(spec, key):
   found: dict[str, Source] = {}
-  for domain, weight, pattern in _entries(spec, key):
-    files = () if pattern is None else _matches(pattern, domain, key)
+  notes, owner = [], {}
+  matching.forget()
+  for domain, weight, pattern, text_key in _entries(spec, key):
+    matched = () if pattern is None else _matches(pattern, domain, key, notes)
     known = found.get(domain)
-    if known and (known.files == () or files == ()):
+    if known and (known.files == () or matched == ()):
       raise UserError(
         f'{key}: domain {domain!r} stands for text of `builtin`: give the other one another name'
       )
-    files = tuple(sorted({*(known.files if known else ()), *files}))
-    found[domain] = Source(domain, weight, files)
-  return tuple(found.values())
+    if known and known.text_key != text_key:
+      raise UserError(f'{key}: domain {domain!r} has two text keys: give one, or two domains')
+    by_identity = {matching.identity(path): path for path in matched}
+    by_identity |= {matching.identity(path): path for path in (known.files if known else ())}
+    found[domain] = Source(domain, weight, tuple(sorted(by_identity.values())), text_key)
+    twice = [path for name, path in by_identity.items() if owner.setdefault(name, domain) != domain]
+    if twice:
+      notes.append(
+        f'{key}: {len(twice)} files of domain {domain!r}, such as {twice[0]}, belong to another domain too'
+      )
+  return tuple(found.values()), notes
 
 
 def weights(spec: str, key: str = 'data.sources') -> dict[str, float]:
   """Weights by domain as written in `spec`; looks at no file."""
-  return {domain: weight for domain, weight, _ in _entries(spec, key)}
+  return {domain: weight for domain, weight, *_ in _entries(spec, key)}
 
 
 def fingerprint(source: Source) -> object:
-  """What identifies a source's text in the settings of prepared data: its files with their sizes in bytes."""
+  """What identifies a source's text in the settings of prepared data: its files' contents, wherever they lie."""
   if not source.files:
     return 'builtin'
-  listed = '\n'.join(f'{path}\t{path.stat().st_size}' for path in source.files)
+  with ThreadPoolExecutor() as pool:
+    digests = sorted(pool.map(_digest_of_file, source.files))
   return {
     'files': len(source.files),
     'bytes': sum(path.stat().st_size for path in source.files),
-    'blake2b': hashlib.blake2b(
-      listed.encode('utf-8', 'surrogateescape'), digest_size=8
-    ).hexdigest(),
+    'sha256': hashlib.sha256(b''.join(digests)).hexdigest()[:32],
+    **({'text_key': source.text_key} if source.text_key else {}),
   }
 
 
-def documents(config: DataConfig) -> Iterator[Document]:
+def stamp(source: Source) -> str:
+  """Changes with any write to a source's files, and costs no reading of them."""
+  listed = hashlib.blake2b(source.text_key.encode(), digest_size=16)
+  for path in source.files:
+    status = path.stat()
+    line = f'{path}\t{status.st_size}\t{status.st_mtime_ns}\t{status.st_ctime_ns}\n'
+    listed.update(line.encode('utf-8', 'surrogateescape'))
+  return listed.hexdigest()
+
+
+def fingerprint_of_format_1(source: Source) -> object:
+  """What prepared data of format 1 has for `fingerprint`: paths and sizes."""
+  if not source.files:
+    return 'builtin'
+  listed = '\n'.join(f'{path}\t{path.stat().st_size}' for path in source.files)
+  raw = listed.encode('utf-8', 'surrogateescape')
+  return {
+    'files': len(source.files),
+    'bytes': sum(path.stat().st_size for path in source.files),
+    'blake2b': hashlib.blake2b(raw, digest_size=8).hexdigest(),
+  }
+
+
+def _digest_of_file(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').digest()
+
+
+def documents(
+  config: DataConfig, ends: dict[str, End] | None = None, bad: list[BadRow] | None = None
+) -> Iterator[Document]:
   """Every document with text, source by source. One file, or a part of it, is in memory at a time.
 
   With validation_sources all of `sources` is training and all of those is held out; else a share `holdout` of the
   documents is, by a hash of their text (so a copy of a held-out document is never trained on), or, for `builtin`, of
-  the file that it comes from. UserError for text that cannot be read.
+  the file that it comes from; or, of a domain in `ends`, the end of one document. UserError for text that cannot be
+  read; rows that data.bad_rows leaves out go to `bad`.
   """
-  chosen = 0.0 if config.validation_sources else config.holdout
-  for source in parse_sources(config.sources):
-    yield from _source_documents(source, chosen, config.text_key)
-  if config.validation_sources:
-    for source in parse_sources(config.validation_sources, 'data.validation_sources'):
-      for document in _source_documents(source, 1.0, config.text_key):
-        yield document._replace(held_out=True)
+  sources, held_out, _ = parse_and_tell(config)
+  share = 0.0 if config.validation_sources else config.holdout
+  bad = [] if bad is None else bad
+  for source in sources:
+    end = (ends or {}).get(source.domain)
+    for document in _source_documents(source, share, config, bad):
+      yield from [document] if end is None else _cut(document, end)
+  for source in held_out:
+    for document in _source_documents(source, 1.0, config, bad):
+      yield document._replace(held_out=True)
+
+
+def find_ends(config: DataConfig) -> dict[str, End]:
+  """Domains whose documents are so few that the hash leaves none to train on, or none held out, and where to cut.
+
+  Reads a domain only until it has both, which takes about 1 / holdout documents.
+  """
+  ends = {}
+  if config.validation_sources or not config.holdout:
+    return ends
+  for source in parse_and_tell(config)[0]:
+    size, longest, sides = 0, '', set()
+    for document in _source_documents(source, config.holdout, config, []):
+      size += len(document.text)
+      longest = max(longest, document.text, key=len)
+      sides.add(document.held_out)
+      if len(sides) == 2:
+        break
+    if len(sides) == 1 and len(longest) > 1:
+      held_out = min(max(1, round(size * config.holdout)), len(longest) // 2)
+      begin = len(longest) - held_out
+      line = longest.rfind('\n', begin // 2, begin) + 1  # a line begins there, if it is near
+      begin = line if begin - line < held_out else begin
+      ends[source.domain] = End(_digest(longest), begin)
+  return ends
+
+
+def _cut(document, end):
+  if _digest(document.text) != end.digest:
+    yield document._replace(held_out=False)
+    return
+  yield document._replace(text=document.text[: end.begin], held_out=False)
+  yield document._replace(text=document.text[end.begin :], held_out=True)
+
+
+def _digest(text):
+  return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def chosen(identity: str, share: float) -> bool:
@@ -95,17 +210,26 @@ def chosen(identity: str, share: float) -> bool:
   return int.from_bytes(digest, 'big') < share * 2**64
 
 
-def _source_documents(source, holdout, text_key):
+def _source_documents(source, holdout, config, bad):
   if not source.files:
     for document in _builtin():
       if document.domain == source.domain:
         held_out = chosen(document.origin, holdout)
         yield Document(document.text, source.domain, held_out)
     return
+  rules = Rules(int(config.max_document_mb * 1e6), _unescaped(config.separator))
+  if config.bad_rows == 'skip':
+    rules = rules._replace(on_bad=bad.append)
   for path in source.files:
-    for text in read_texts(path, text_key):
+    for text in read_texts(path, source.text_key or config.text_key, rules):
       if text:
         yield Document(text, source.domain, chosen(text, holdout))
+
+
+def _unescaped(separator):
+  """A shell's argument holds no line end easily: \\n, \\r, \\t and \\\\ stand for the characters."""
+  named = {'n': '\n', 'r': '\r', 't': '\t', '\\': '\\'}
+  return re.sub(r'\\([nrt\\])', lambda match: named[match[1]], separator)
 
 
 @functools.cache
@@ -115,21 +239,23 @@ def _builtin():
 
 
 def _entries(spec, key):
-  """(domain, weight, glob or None for `builtin`) of each entry; checks everything that needs no file."""
-  entries = [entry.strip() for entry in spec.split(';') if entry.strip()]
+  """(domain, weight, files or None for `builtin`, text key) of each entry; checks everything that needs no file."""
+  parts = (part.replace('\\;', ';').strip() for part in re.split(r'(?<!\\);', spec))
+  entries = [part for part in parts if part]
   if not entries:
-    raise UserError(f"{key} is empty: give 'builtin' or DOMAIN[@WEIGHT]=GLOB")
+    raise UserError(f"{key} is empty: give 'builtin' or {_FORM}")
   weight_of: dict[str, float] = {}
   made = []
   for entry in dict.fromkeys(entries):
     if entry == 'builtin':
-      made += [(domain, weight, None) for domain, weight in builtin.WEIGHTS.items()]
+      made += [(domain, weight, None, '') for domain, weight in builtin.WEIGHTS.items()]
       continue
     match = _ENTRY.fullmatch(entry)
     if not match:
-      raise UserError(f"{key}: {entry!r} is neither 'builtin' nor DOMAIN[@WEIGHT]=GLOB")
-    made.append((match['domain'], _weight(match['weight'], entry, key), match['glob'].strip()))
-  for domain, weight, _ in made:
+      raise UserError(f"{key}: {entry!r} is neither 'builtin' nor {_FORM}")
+    weight = _weight(match['weight'], entry, key)
+    made.append((match['domain'], weight, match['files'].strip(), match['text_key'] or ''))
+  for domain, weight, *_ in made:
     if weight_of.setdefault(domain, weight) != weight:
       raise UserError(
         f'{key}: domain {domain!r} has two weights, {weight_of[domain]:g} and {weight:g}: give one'
@@ -149,9 +275,15 @@ def _weight(written, entry, key):
   return weight
 
 
-def _matches(pattern, domain, key):
-  found = (Path(path) for path in glob.glob(os.path.expanduser(pattern), recursive=True))
-  files = tuple(sorted(path for path in found if path.is_file()))
-  if not files:
-    raise UserError(f'{key}: no file matches {pattern!r} (domain {domain!r})')
-  return files
+def _matches(pattern, domain, key, notes):
+  found = matching.find(pattern)
+  if not found.files:
+    written = f'; {found.outputs[0]} is what a run wrote' if found.outputs else ''
+    raise MissingFiles(f'{key}: no file matches {pattern!r} (domain {domain!r}){written}')
+  for left_out, why in (
+    (found.links, 'are reached again by links, and count once'),
+    (found.outputs, 'were written by a run, and are left out'),
+  ):
+    if left_out:
+      notes.append(f'{key}: {len(left_out)} paths of {pattern!r}, such as {left_out[0]}, {why}')
+  return found.files
