@@ -69,23 +69,24 @@ class Evaluator:
         loss, tokens = loss + float(batch_loss), tokens + int(batch_tokens)
         counts_NE = counts_NE + batch_counts_NE
       size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
-      sums[domain] = loss, tokens, size
+      # No model predicts what its tokens do not say: 8 bits a byte, as without a model.
+      sums[domain] = loss, tokens, size, 8 * pipeline.lost_bytes(self._data, domain)
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     total, is_sample = self._total(sums)
     return Evaluation(domains, total, load_NE, is_sample)
 
   def _total(self, sums):
-    """(Score over domains of {domain: (Σ loss, tokens scored, bytes or None)}, whether it is one of a sample)."""
+    """(Score over domains of {domain: arguments of _make_score}, whether it is one of a sample)."""
     loss, scored, whole = 0.0, 0, 0
-    for domain, (domain_loss, tokens, size) in sums.items():
+    for domain, (domain_loss, tokens, size, _) in sums.items():
       sampled = size is None
       held_out = pipeline.held_out_targets(self._data, domain) if sampled else tokens
       # Exactly 1 where all of them were scored.
       loss += domain_loss * (held_out / max(tokens, 1))
       scored, whole = scored + tokens, whole + held_out
-    sizes = [size for _, _, size in sums.values()]
-    score = _make_score(loss, whole, None if None in sizes else sum(sizes))
+    _, _, sizes, lost = zip(*sums.values(), strict=True)
+    score = _make_score(loss, whole, None if None in sizes else sum(sizes), sum(lost))
     return score._replace(tokens=scored), scored != whole
 
 
@@ -133,8 +134,9 @@ def table(rows: Mapping[str, Mapping[str, object]]) -> str:
   return '\n'.join(lines)
 
 
-def _make_score(loss, tokens, size):
-  bits_per_byte = loss / math.log(2) / size if size else None
+def _make_score(loss, tokens, size, lost_bits):
+  """Of Σ loss over `tokens`, for `size` bytes (None: part of them) of which some took `lost_bits` beside it."""
+  bits_per_byte = (loss / math.log(2) + lost_bits) / size if size else None
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
 
 

@@ -68,7 +68,9 @@ def _train(config: Config, workdir: Path) -> Outcome:
   processes.together(lambda: check_workdir(workdir))
   with processes.together(lambda: _lock(workdir)) as hold:
     processes.together(lambda: open_workdir(config, workdir))
-    data = processes.main_first('data', lambda: prepare(config, data_directory(config, workdir)))
+    data = processes.main_first(
+      'data', lambda: prepare(config, data_directory(config, workdir), processes.is_main())
+    )
     text = processes.together(lambda: must_stay.text_of(data))
     batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
     with (

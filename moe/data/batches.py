@@ -141,6 +141,11 @@ def held_out_targets(prepared: PreparedData, domain: str) -> int:
   return totals['tokens'] + totals['documents']
 
 
+def lost_bytes(prepared: PreparedData, domain: str) -> int:
+  """Bytes of the held-out text that its tokens do not say: a foreign tokenizer lacks pieces for them."""
+  return prepared.totals(HELD_OUT, domain).get('lost', {}).get('bytes', 0)
+
+
 def held_out_text(prepared: PreparedData, domain: str) -> bytes:
   """Those bytes, documents end to end."""
   return prepared.held_out_text(domain)

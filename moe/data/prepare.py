@@ -5,8 +5,8 @@ same directory waits for the first.
 """
 
 import contextlib
-import fcntl
-import json
+import dataclasses
+import hashlib
 import os
 import platform
 import shutil
@@ -17,35 +17,43 @@ from pathlib import Path
 import numpy as np
 
 from moe import config as moe_config
+from moe import files
 from moe.config import Config, DataConfig
 from moe.data import corpus, store
 from moe.data.progress import Progress
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
-from moe.data.tokenizer import Tokenizer, train_tokenizer
+from moe.data.tokenizer import Lost, Tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
 
 
-def prepare(config: Config, directory: str | Path) -> PreparedData:
+def prepare(config: Config, directory: str | Path, is_main: bool = True) -> PreparedData:
   """Opens the prepared data in `directory`, building it first if there is none.
 
+  `is_main`: False for all but one of the processes that open the same: that one checks every byte, and tells.
   UserError for a corpus or tokenizer that cannot be used, a directory that other settings made, damaged files, a full
-  disk, and too little text for one batch.
+  disk, and too little text for one batch. That the directory can be written is tried before the corpus is read.
   """
-  directory = Path(os.path.abspath(directory))
+  # A link leads to where there is room, which its own folder may not have.
+  directory = Path(os.path.realpath(os.path.expanduser(directory)))
   weights = corpus.weights(config.data.sources)
   metadata = store.read_metadata(directory)
-  if metadata is None:
+  built = metadata is None
+  if built:
     with _write_errors(directory), _sole_builder(directory):
       if (
         store.read_metadata(directory) is None
       ):  # else another process built it while this one waited
-        _build_beside(config, directory)
+        _build_in_place(config, directory)
     metadata = store.read_metadata(directory)
   _check_settings(config, metadata, directory)
   prepared = PreparedData(directory, metadata, weights)
+  if is_main and not built:
+    prepared.check_contents()
+  if is_main:
+    _tell(_notes(prepared))
   _check_size(config.data, prepared)
   return prepared
 
@@ -53,8 +61,8 @@ def prepare(config: Config, directory: str | Path) -> PreparedData:
 def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> dict:
   """What decides the contents of prepared data, as JSON. Weights do not, nor how sequences are made.
 
-  Sources whose files are no longer there count as those in `stored`, the settings of a complete directory: prepared
-  data needs no corpus beside it.
+  `stored`: the metadata of a complete directory. Sources whose files are no longer there count as its own: prepared
+  data needs no corpus beside it. Nor are files read whose places, sizes and times are those that it knows.
   """
   held_out = {'holdout': data.holdout}
   if data.validation_sources:
@@ -72,23 +80,49 @@ def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> d
     tokenizer = {
       'tokenizer': f'sha256 {store.sha256(_existing_tokenizer(data, vocab_size).to_bytes())[:16]}'
     }
+  # Only where they are used: prepared data of before has none.
+  reading = {'separator': data.separator} if data.separator else {}
+  if data.bad_rows != 'refuse':
+    reading |= {'bad_rows': data.bad_rows, 'max_document_mb': data.max_document_mb}
   sources = _fingerprints(data.sources, 'data.sources', stored)
-  return {'sources': sources, **held_out, 'text_key': data.text_key, **tokenizer}
+  return {'sources': sources, **held_out, 'text_key': data.text_key, **reading, **tokenizer}
 
 
 def _fingerprints(spec, key, stored):
-  known = (stored or {}).get(key.removeprefix('data.'))
+  name = key.removeprefix('data.')
+  known = ((stored or {}).get('settings') or {}).get(name)
+  stamps = ((stored or {}).get('stamps') or {}).get(name, {})
   domains = corpus.weights(spec, key).keys()  # malformed specs fail here
   try:
-    return {source.domain: corpus.fingerprint(source) for source in corpus.parse_sources(spec, key)}
-  except UserError:
+    sources = corpus.parse_sources(spec, key)
+  except corpus.MissingFiles:
     if known is not None and known.keys() == domains:
       return known
     raise
+  made = {}
+  for source in sources:
+    there = (known or {}).get(source.domain)
+    if there is not None and stamps.get(source.domain) == corpus.stamp(source):
+      made[source.domain] = there
+    elif isinstance(there, dict) and 'blake2b' in there:
+      made[source.domain] = corpus.fingerprint_of_format_1(source)
+    else:
+      made[source.domain] = corpus.fingerprint(source)
+  return made
+
+
+def _stamps(data):
+  """{'sources', 'validation_sources': {domain: stamp}} of the files as they are."""
+  specs = {'sources': data.sources, 'validation_sources': data.validation_sources}
+  return {
+    name: {s.domain: corpus.stamp(s) for s in corpus.parse_sources(spec, f'data.{name}') if s.files}
+    for name, spec in specs.items()
+    if spec
+  }
 
 
 def _check_settings(config, metadata, directory):
-  wanted = settings(config.data, config.tokenizer_vocab_size, metadata['settings'])
+  wanted = settings(config.data, config.tokenizer_vocab_size, metadata)
   if different := moe_config.differences(metadata['settings'], wanted):
     listed = '; '.join(
       f'data.{key}: {old} there, {new} now' for key, (old, new) in different.items()
@@ -96,6 +130,26 @@ def _check_settings(config, metadata, directory):
     raise UserError(
       f'{directory} was prepared with other settings ({listed}): choose another data.dir or delete it'
     )
+
+
+def _tell(notes):
+  for note in notes:
+    print(note, file=sys.stderr, flush=True)
+
+
+def _notes(prepared):
+  """What a user should know of prepared data, a line each."""
+  for domain in prepared.held_out_domains:
+    if prepared.totals(HELD_OUT, domain)['documents'] == 1:
+      yield f'warning: one document alone is held out of domain {domain!r}: its held-out loss says little'
+  for split, entries in prepared.metadata['splits'].items():
+    for domain, entry in entries.items():
+      if lost := entry.get('lost'):
+        yield (
+          f'warning: the tokenizer is lossy: it does not give back {lost["documents"]} of {entry["documents"]} '
+          f'{split} documents of domain {domain!r}; {lost["bytes"]} of their {entry["bytes"]} bytes are unknown to it, '
+          'and count 8 bits each in bits per byte'
+        )
 
 
 def _check_size(data, prepared):
@@ -108,47 +162,72 @@ def _check_size(data, prepared):
     )
 
 
-def _build_beside(config, directory):
-  """Builds in a hidden sibling and renames it. Only one process at a time comes here, so a sibling found is stale."""
-  beside = directory.parent / f'.{directory.name}.partial'
-  shutil.rmtree(beside, ignore_errors=True)
-  beside.mkdir()
+def _build_in_place(config, directory):
+  """Builds in a folder of its own. Only one process at a time comes here, so one that is found is stale.
+
+  It is renamed to `directory`; or, if that is there already, a mount point, say, that nothing can replace, it lies
+  within, and its files are moved up, metadata.json last.
+  """
+  within = directory.is_dir()
+  partial = directory / store.PARTIAL
+  if not within:
+    partial = directory.parent / f'.{directory.name}.partial'
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir()
   try:
-    _build(config, beside)
-    os.rename(beside, directory)
+    _build(config, partial)
+    if within:
+      names = sorted(os.listdir(partial), key=lambda name: (name == 'metadata.json', name))
+      for name in names:
+        os.replace(partial / name, directory / name)
+    else:
+      os.rename(partial, directory)
   finally:
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _build(config, directory):
   data, vocab_size = config.data, config.tokenizer_vocab_size
-  made_with = settings(data, vocab_size)
+  _tell(corpus.parse_and_tell(data)[2])
+  stamps, made_with = _stamps(data), settings(data, vocab_size)
+  ends = corpus.find_ends(data)
+  _tell(
+    f'domain {domain!r} has too few documents to hold out a share of data.holdout={data.holdout:g}: '
+    'the end of the longest is held out'
+    for domain in ends
+  )
   total = None
   if data.tokenizer:
     tokenizer = _existing_tokenizer(data, vocab_size)
   else:
-    sample, total = _sample(data)
+    sample, total = _sample(data, ends)
     tokenizer = train_tokenizer(sample, vocab_size)
   (directory / 'tokenizer.model').write_bytes(tokenizer.to_bytes())
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
+  bad = []
+  splits = _write_documents(data, ends, tokenizer, token_type, directory, total, bad)
+  if bad:
+    _tell([f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'])
   metadata = {
     'format': store.FORMAT,
     'settings': made_with,
+    'stamps': stamps,
     'python': platform.python_version(),  # its standard library is the built-in corpus
     'tokenizer': {'sha256': store.sha256(tokenizer.to_bytes()), 'vocab_size': tokenizer.vocab_size},
     'token_type': token_type.name,
-    'splits': _write_documents(data, tokenizer, token_type, directory, total),
+    **({'skipped_rows': len(bad)} if bad else {}),
+    'splits': splits,
   }
-  (directory / 'metadata.json').write_text(
-    json.dumps(metadata, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
-  )
+  if _stamps(data) != stamps:
+    raise UserError('files of data.sources changed while they were read: start again')
+  store.write_metadata(directory, metadata)
 
 
-def _sample(data):
+def _sample(data, ends):
   """(texts to train a tokenizer on, bytes of the whole corpus), in one pass that also finds faults early."""
   sample, bytes_of = TextSample(int(data.tokenizer_sample_mb * 1e6)), {}
   with Progress('reading', None) as progress:
-    for document in corpus.documents(data):
+    for document in corpus.documents(data, ends):
       size = len(document.text.encode())
       split = HELD_OUT if document.held_out else TRAIN
       bytes_of[split, document.domain] = bytes_of.get((split, document.domain), 0) + size
@@ -159,25 +238,49 @@ def _sample(data):
   return sample.texts(), sum(bytes_of.values())
 
 
-def _write_documents(data, tokenizer, token_type, directory, total):
+def _write_documents(data, ends, tokenizer, token_type, directory, total, bad):
   """Tokenises every document into `directory`; returns {split: {domain: totals}}. `total`: bytes, for the progress."""
   writers: dict[tuple[str, str], store.DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
+  untold, copies, held_out = 0, 0, _held_out_digests(data)
   with Progress('tokenising', total) as progress:
-    for batch in _batches(corpus.documents(data)):
-      encoded = tokenizer.encode_batch([document.text for document in batch], threads)
-      for document, tokens in zip(batch, encoded):
+    for batch in _batches(corpus.documents(data, ends, bad)):
+      encoded = tokenizer.encode_arrays([document.text for document in batch], threads)
+      for document, tokens_N in zip(batch, encoded, strict=True):
         key = (HELD_OUT if document.held_out else TRAIN, document.domain)
+        text = document.text.encode()
+        progress.add(len(text))
+        copies += not document.held_out and _digest(text) in held_out
+        if not len(tokens_N):
+          untold += 1
+          continue
         if key not in writers:
           writers[key] = store.DomainWriter(directory, *key, token_type)
-        text = document.text.encode()
-        writers[key].add(tokens, text)
-        progress.add(len(text))
+        lost = tokenizer.lost(document.text, tokens_N) if data.tokenizer else Lost(0, 0)
+        writers[key].add(tokens_N, text, lost)
+  if untold:
+    _tell([f'{untold} documents are left out: data.tokenizer makes no token of them'])
+  if copies:
+    _tell([f'warning: {copies} training documents are copies of held-out ones'])
   _check_splits(data, writers.keys())
   splits = {TRAIN: {}, HELD_OUT: {}}
   for (split, domain), writer in writers.items():
     splits[split][domain] = writer.close()
   return splits
+
+
+def _held_out_digests(data):
+  """Of data.validation_sources. Without them no copy of a held-out document is trained on."""
+  if not data.validation_sources:
+    return frozenset()
+  alone = dataclasses.replace(
+    data, sources=data.validation_sources, validation_sources='', holdout=0.0
+  )
+  return {_digest(document.text.encode()) for document in corpus.documents(alone, None, [])}
+
+
+def _digest(text):
+  return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _check_splits(data, present):
@@ -218,7 +321,7 @@ def _batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
 
 
 def _existing_tokenizer(data, vocab_size):
-  tokenizer = Tokenizer.from_file(data.tokenizer)
+  tokenizer = Tokenizer.from_file(os.path.expanduser(data.tokenizer))
   pieces = tokenizer.vocab_size
   if pieces != vocab_size:
     key = 'data.vocab_size' if data.vocab_size else 'config.model.vocab_size'
@@ -231,16 +334,13 @@ def _existing_tokenizer(data, vocab_size):
 
 @contextlib.contextmanager
 def _sole_builder(directory):
-  """Holds a lock beside `directory`; it goes with the process, however that ends."""
+  """Holds a lock beside `directory`, or in one that is there; it goes with the process, however that ends."""
   directory.parent.mkdir(parents=True, exist_ok=True)
-  with open(directory.parent / f'.{directory.name}.lock', 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(
-        f'waiting for another process that is preparing {directory}', file=sys.stderr, flush=True
-      )
-      fcntl.flock(lock, fcntl.LOCK_EX)
+  lock = directory.parent / f'.{directory.name}.lock'
+  if directory.is_dir():
+    lock = directory / store.LOCK
+  waiting = f'waiting for another process that is preparing {directory}'
+  with files.locked(lock, lambda _: _tell([waiting])):
     yield
 
 

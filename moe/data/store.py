@@ -1,6 +1,7 @@
 """The format of prepared data: a directory of tokenised documents, written once and read at random.
 
-  metadata.json                     settings, tokenizer, and per split and domain the totals and files with their sizes
+  metadata.json                     settings, tokenizer, per split and domain the totals and files with their sizes and
+                                    checksums, and a checksum of all this
   tokenizer.model                   SentencePiece
   SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS
   SPLIT-DOMAIN.index.npz            tokens of every record, records and UTF-8 bytes of every document
@@ -14,21 +15,25 @@ import array
 import hashlib
 import json
 import os
+import re
 import tempfile
 import threading
 import weakref
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from moe.data.tokenizer import Tokenizer
+from moe import files
+from moe.data.tokenizer import Lost, Tokenizer
 from moe.errors import UserError
 
-FORMAT = 1  # raise it when older directories can no longer be read
+FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
+_READABLE = (1, 2)
 RECORD_TOKENS = 4096
 SHARD_TOKENS = 1 << 28
 TRAIN, HELD_OUT = 'train', 'held_out'
@@ -49,10 +54,12 @@ class DomainWriter:
     self._shards: list[list] = []  # [file name, records]
     self._shard, self._room = None, 0
     self._text = (directory / f'{self._name}.txt').open('wb') if split == HELD_OUT else None
-    self._text_hash = hashlib.sha256()
+    self._text_hash, self._tokens_hash = hashlib.sha256(), hashlib.sha256()
+    self._lost = Lost(0, 0)
 
-  def add(self, tokens: Sequence[int], text: bytes) -> None:
-    """One document: its tokens without BOS and EOS (at least one), and its text in UTF-8."""
+  def add(self, tokens: Sequence[int], text: bytes, lost: Lost = Lost(0, 0)) -> None:  # noqa: B008
+    """One document: its tokens without BOS and EOS (at least one), its text in UTF-8, what of it they do not say."""
+    self._lost = self._lost.plus(lost)
     tokens_N = np.asarray(tokens, self._token_type)
     for begin in range(0, len(tokens_N), RECORD_TOKENS):
       self._write(tokens_N[begin : begin + RECORD_TOKENS])
@@ -77,6 +84,9 @@ class DomainWriter:
       'tokens': int(index['record_tokens'].sum()),
       'shards': self._shards,
       'files': {name: (self._directory / name).stat().st_size for name in files},
+      'sha256': {name: sha256_of(self._directory / name) for name in files},
+      'tokens_sha256': self._tokens_hash.hexdigest(),
+      **({'lost': self._lost._asdict()} if self._lost.documents else {}),
       **({'text_sha256': self._text_hash.hexdigest()} if self._text else {}),
     }
 
@@ -90,6 +100,7 @@ class DomainWriter:
       )
       self._shards.append([name, 0])
     self._shard.write(record_N.tobytes())
+    self._tokens_hash.update(record_N.tobytes())
     self._shards[-1][1] += 1
     self._index['record_tokens'].append(len(record_N))
     self._room -= len(record_N)
@@ -155,7 +166,9 @@ class Documents:
 
   def document(self, number: int) -> np.ndarray:
     """Tokens (N,) of a whole document, without BOS and EOS."""
-    return np.concatenate([self.record(i) for i in range(*self.first_record[number : number + 2])])
+    records = range(*self.first_record[number : number + 2])
+    # Format 1 has documents that a tokenizer made no token of.
+    return np.concatenate([np.zeros(0, self._token_type), *map(self.record, records)])
 
 
 class PreparedData:
@@ -193,6 +206,20 @@ class PreparedData:
       )
     return self._opened[key]
 
+  def check_contents(self) -> None:
+    """Reads every file. UserError that names one whose bytes are not those that were written."""
+    sums = {
+      name: digest
+      for entries in self.metadata['splits'].values()
+      for entry in entries.values()
+      for name, digest in entry.get('sha256', {}).items()
+    }
+    with ThreadPoolExecutor() as pool:
+      found = pool.map(lambda name: sha256_of(self.directory / name), sums)
+      for name, digest in zip(sums, found, strict=True):
+        if digest != sums[name]:
+          raise damaged(self.directory / name)
+
   def totals(self, split: str, domain: str) -> dict:
     """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain."""
     return self.metadata['splits'][split][domain]
@@ -212,7 +239,7 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> Prepare
   `directory` may be in a bucket, gs://BUCKET/DIR: what is read of it is then copied to a temporary folder, which goes
   with the process. UserError if there is no prepared data, it is damaged, or not of `tokenizer`'s tokens.
   """
-  directory = epath.Path(directory)
+  directory = epath.Path(os.path.expanduser(directory))
   metadata = read_metadata(directory)
   if metadata is None:
     raise UserError(f'there is no prepared data in {directory}')
@@ -237,22 +264,73 @@ def read_metadata(directory: Path) -> dict | None:
   """metadata.json of a complete directory; None where there is nothing yet. UserError if it is something else."""
   path = directory / 'metadata.json'
   if not path.is_file():
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or not _is_free(directory)):
       raise UserError(f'{directory} is in use and holds no prepared data: choose another data.dir')
     return None
   try:
     metadata = json.loads(path.read_bytes())
     found = metadata['format']
-    complete = {'settings', 'splits', 'tokenizer', 'token_type'} <= metadata.keys()
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise damaged(path) from error
-  if found != FORMAT:
+  if found not in _READABLE:
     raise UserError(
       f'{directory} was prepared by another version (format {found}, not {FORMAT}): delete it'
     )
-  if not complete:
+  if found > 1 and metadata.get('checksum') != checksum(metadata):
     raise damaged(path)
+  try:
+    _check_metadata(metadata)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise damaged(path) from error
   return metadata
+
+
+PARTIAL, LOCK = '.partial', '.lock'  # in a directory that was there, empty, before it was filled
+_FILE = re.compile(
+  r'tokenizer\.model|(train|held_out)-[\w.-]+(\.array_record|\.index\.npz|\.txt)', re.DOTALL
+)
+
+
+def _is_free(directory):
+  """Whether a directory without metadata holds nothing but what an unfinished preparation left."""
+  names = {path.name for path in directory.iterdir()} - {PARTIAL, LOCK, 'lost+found'}
+  begun = (directory / PARTIAL).is_dir()
+  return not names or (begun and all(map(_FILE.fullmatch, names)))
+
+
+def checksum(metadata: dict) -> str:
+  """Of everything that metadata.json says but this."""
+  told = {key: value for key, value in metadata.items() if key != 'checksum'}
+  return sha256(json.dumps(told, sort_keys=True).encode())
+
+
+def write_metadata(directory: Path, metadata: dict) -> None:
+  text = json.dumps(metadata | {'checksum': checksum(metadata)}, indent=2, ensure_ascii=False)
+  files.replace(directory / 'metadata.json', text + '\n')
+
+
+def _check_metadata(metadata):
+  """ValueError, KeyError, TypeError or AttributeError unless the directory can be read by it, and nothing beside it.
+
+  It may come from somebody else: a name in it becomes a path.
+  """
+  if metadata['token_type'] not in ('uint16', 'uint32') or not isinstance(
+    metadata['settings'], dict
+  ):
+    raise ValueError
+  if not isinstance(metadata['tokenizer']['sha256'], str):
+    raise TypeError
+  for split in (TRAIN, HELD_OUT):
+    for domain, entry in metadata['splits'][split].items():
+      names = [*entry['files'], *(name for name, _ in entry['shards']), *entry.get('sha256', {})]
+      if not re.fullmatch(r'[\w.-]+', domain) or not all(map(_FILE.fullmatch, names)):
+        raise ValueError
+      if not {name for name, _ in entry['shards']} <= entry['files'].keys():
+        raise ValueError
+      counts = [entry[name] for name in ('documents', 'bytes', 'tokens')]
+      counts += [*entry['files'].values(), *(records for _, records in entry['shards'])]
+      if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError
 
 
 def damaged(path: Path) -> UserError:
@@ -264,3 +342,8 @@ def damaged(path: Path) -> UserError:
 
 def sha256(contents: bytes) -> str:
   return hashlib.sha256(contents).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -34,10 +34,7 @@ class Lost(NamedTuple):
   """Sums over documents."""
 
   documents: int  # that decode(encode(text)) does not give back
-  unknown_bytes: int  # UTF-8 bytes of the text under unknown pieces
-  written_bytes: (
-    int  # of the text as its tokens have it, unknown pieces as in the text; at most the text's
-  )
+  bytes: int  # UTF-8 bytes that their tokens do not say: under unknown pieces, or left out by normalisation
 
   def plus(self, other: 'Lost') -> 'Lost':
     return Lost(*map(sum, zip(self, other, strict=True)))
@@ -130,17 +127,15 @@ class Tokenizer:
   def lost(self, text: str, ids_N: np.ndarray) -> 'Lost':
     """What of `text` its ids do not say. A model of `train_tokenizer` loses nothing."""
     if self.decode(ids_N) == text:
-      return Lost(0, 0, len(text.encode()))
+      return Lost(0, 0)
     unknown = 0
     if (ids_N == self.unknown_id).any():
       for part in _cut(_escape(text)):  # an unknown piece is spelt as its text
         spelt = self._processor.encode(part, out_type=str)
         ids = self._processor.encode(part)
         unknown += sum(len(p.encode()) for p, i in zip(spelt, ids) if i == self.unknown_id)
-    known = self.decode(ids_N[ids_N != self.unknown_id])
-    size = len(text.encode())
-    written = min(size, unknown + len(known.encode()))
-    return Lost(1, min(unknown, size), written)
+    size, known = len(text.encode()), self.decode(ids_N[ids_N != self.unknown_id])
+    return Lost(1, max(unknown, size - len(known.encode())))
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of the ids. Control pieces give nothing, nor do ids past the vocabulary, which a padded model can sample."""

@@ -55,7 +55,7 @@ def text_changes(stored: Mapping, text: Mapping) -> str:
 def _of_domain(data, split, domain):
   totals = data.totals(split, domain)
   entry = {name: totals[name] for name in ('documents', 'bytes', 'tokens')}
-  entry |= {name: totals[name] for name in ('text_sha256',) if name in totals}
+  entry |= {name: totals[name] for name in ('text_sha256', 'tokens_sha256') if name in totals}
   if split == TRAIN:
     documents = data.documents(split, domain)
     lengths = hashlib.blake2b(digest_size=16)

@@ -89,7 +89,7 @@ def test_other_corpus_is_refused(corpus_at, tmp_path):
   config = small_config(sources=corpus_at)
   prepare(config, tmp_path / 'data')
   (tmp_path / 'text' / 'a-000.txt').write_text('another text')
-  with pytest.raises(UserError, match=r'data\.sources\.a\.blake2b'):
+  with pytest.raises(UserError, match=r'data\.sources\.a\.sha256'):
     prepare(config, tmp_path / 'data')
 
 
