@@ -145,21 +145,24 @@ def _digest_of_file(path):
     return hashlib.file_digest(file, 'sha256').digest()
 
 
-def documents(
-  config: DataConfig, ends: dict[str, End] | None = None, bad: list[BadRow] | None = None
-) -> Iterator[Document]:
+def documents(config: DataConfig) -> Iterator[Document]:
   """Every document with text, source by source. One file, or a part of it, is in memory at a time.
 
   With validation_sources all of `sources` is training and all of those is held out; else a share `holdout` of the
   documents is, by a hash of their text (so a copy of a held-out document is never trained on), or, for `builtin`, of
-  the file that it comes from; or, of a domain in `ends`, the end of one document. UserError for text that cannot be
-  read; rows that data.bad_rows leaves out go to `bad`.
+  the file that it comes from; or, of a domain with too few for that, the end of its longest (`find_ends`). UserError
+  for text that cannot be read.
   """
+  return read(config, [])
+
+
+def read(config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
+  """The same; what data.bad_rows leaves out goes to `bad`."""
   sources, held_out, _ = parse_and_tell(config)
   share = 0.0 if config.validation_sources else config.holdout
-  bad = [] if bad is None else bad
+  ends = find_ends(config)
   for source in sources:
-    end = (ends or {}).get(source.domain)
+    end = ends.get(source.domain)
     for document in _source_documents(source, share, config, bad):
       yield from [document] if end is None else _cut(document, end)
   for source in held_out:

@@ -190,22 +190,21 @@ def _build(config, directory):
   data, vocab_size = config.data, config.tokenizer_vocab_size
   _tell(corpus.parse_and_tell(data)[2])
   stamps, made_with = _stamps(data), settings(data, vocab_size)
-  ends = corpus.find_ends(data)
   _tell(
     f'domain {domain!r} has too few documents to hold out a share of data.holdout={data.holdout:g}: '
     'the end of the longest is held out'
-    for domain in ends
+    for domain in corpus.find_ends(data)
   )
   total = None
   if data.tokenizer:
     tokenizer = _existing_tokenizer(data, vocab_size)
   else:
-    sample, total = _sample(data, ends)
+    sample, total = _sample(data)
     tokenizer = train_tokenizer(sample, vocab_size)
   (directory / 'tokenizer.model').write_bytes(tokenizer.to_bytes())
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
   bad = []
-  splits = _write_documents(data, ends, tokenizer, token_type, directory, total, bad)
+  splits = _write_documents(data, tokenizer, token_type, directory, total, bad)
   if bad:
     _tell([f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'])
   metadata = {
@@ -223,11 +222,11 @@ def _build(config, directory):
   store.write_metadata(directory, metadata)
 
 
-def _sample(data, ends):
+def _sample(data):
   """(texts to train a tokenizer on, bytes of the whole corpus), in one pass that also finds faults early."""
   sample, bytes_of = TextSample(int(data.tokenizer_sample_mb * 1e6)), {}
   with Progress('reading', None) as progress:
-    for document in corpus.documents(data, ends):
+    for document in corpus.documents(data):
       size = len(document.text.encode())
       split = HELD_OUT if document.held_out else TRAIN
       bytes_of[split, document.domain] = bytes_of.get((split, document.domain), 0) + size
@@ -238,13 +237,13 @@ def _sample(data, ends):
   return sample.texts(), sum(bytes_of.values())
 
 
-def _write_documents(data, ends, tokenizer, token_type, directory, total, bad):
+def _write_documents(data, tokenizer, token_type, directory, total, bad):
   """Tokenises every document into `directory`; returns {split: {domain: totals}}. `total`: bytes, for the progress."""
   writers: dict[tuple[str, str], store.DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
   untold, copies, held_out = 0, 0, _held_out_digests(data)
   with Progress('tokenising', total) as progress:
-    for batch in _batches(corpus.documents(data, ends, bad)):
+    for batch in _batches(corpus.read(data, bad)):
       encoded = tokenizer.encode_arrays([document.text for document in batch], threads)
       for document, tokens_N in zip(batch, encoded, strict=True):
         key = (HELD_OUT if document.held_out else TRAIN, document.domain)
@@ -276,7 +275,7 @@ def _held_out_digests(data):
   alone = dataclasses.replace(
     data, sources=data.validation_sources, validation_sources='', holdout=0.0
   )
-  return {_digest(document.text.encode()) for document in corpus.documents(alone, None, [])}
+  return {_digest(document.text.encode()) for document in corpus.documents(alone)}
 
 
 def _digest(text):
