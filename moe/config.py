@@ -260,9 +260,20 @@ class TrainConfig:
     at_least=1,
     effect=NOTHING,
   )
+  writers: str = key(
+    'tensorboard',
+    'beside metrics.jsonl, separated by commas: tensorboard, wandb; empty: none',
+    effect=NOTHING,
+  )
+  profile_steps: tuple[float, ...] = key(
+    (),
+    'first and last step that are traced into WORKDIR/profile; empty: none',
+    at_least=1,
+    effect=NOTHING,
+  )
   heatmap_every: int = key(
     500,
-    'between expert-load heatmaps in TensorBoard; 0: none',
+    "between the experts' loads in metrics.jsonl, and as a heatmap in the writers; 0: none",
     unit='steps',
     at_least=0,
     effect=NOTHING,

@@ -26,6 +26,12 @@ def _of_the_heads(c) -> Iterator[str]:
     yield f'model.head_dim={m.head_dim} must be even: rotary embedding turns pairs'
 
 
+def _of_the_profile(c) -> Iterator[str]:
+  steps = c.train.profile_steps
+  if steps and (len(steps) != 2 or steps[0] > steps[1] or any(step % 1 for step in steps)):
+    yield f'train.profile_steps={steps} must be the first and the last step to trace, such as (20, 22)'
+
+
 def _of_the_dense_layers(c) -> Iterator[str]:
   m = c.model
   if m.num_dense_layers > m.num_layers:
@@ -75,6 +81,7 @@ def _of_the_batch(c) -> Iterator[str]:
 _CHECKS = (
   _of_the_mesh,
   _of_the_heads,
+  _of_the_profile,
   _of_the_dense_layers,
   _of_the_moe_layers,
   _of_the_experts,

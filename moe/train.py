@@ -16,13 +16,15 @@ from jax.sharding import Mesh
 from moe import accounting, files
 from moe.checkpoint import Checkpointer
 from moe.config import Config
-from moe.data.batches import train_iterator
+from moe.data.batches import epochs_per_step, train_iterator
 from moe.data.packing import Batch
 from moe.data.prepare import prepare
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
-from moe.metrics import lines
-from moe.metrics.writers import MetricWriter, Progress
+from moe.metrics import lines, writers
+from moe.metrics.profile import Profile
+from moe.metrics.progress import Progress
+from moe.metrics.writers import MetricWriter
 from moe.ops.implementation import check as check_implementation
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
@@ -64,6 +66,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
   accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
+  writers.chosen(config.train.writers)
   mesh = mesh_lib.make_mesh(config)
   processes.together(lambda: check_workdir(workdir))
   with processes.together(lambda: _lock(workdir)) as hold:
@@ -79,7 +82,8 @@ def _train(config: Config, workdir: Path) -> Outcome:
       mesh_lib.use(mesh, config.mesh.zero),
     ):
       evaluator = Evaluator(config, data, mesh)
-      run = _Run(config, workdir, mesh, batches, checkpointer, None, evaluator, stop, hold)
+      epochs = epochs_per_step(data, config)
+      run = _Run(config, workdir, mesh, batches, checkpointer, None, evaluator, stop, hold, epochs)
       return _from_where_it_stopped(run, data.tokenizer)
 
 
@@ -104,7 +108,7 @@ def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
     return Outcome(start, finished, None, run.stop.name)
   _say(describe_run(config, workdir))
   processes.together(lambda: _write_beginning(workdir, tokenizer))
-  with processes.together(lambda: _open_writer(workdir, start)) as writer:
+  with processes.together(lambda: _open_writer(config, workdir, start)) as writer:
     run = run._replace(writer=writer)
     if owed:
       _pay(run, start, state)
@@ -123,19 +127,25 @@ class _Run(NamedTuple):
   evaluator: Evaluator
   stop: processes.Stop
   hold: lock.Hold | None  # of process 0
+  epochs: dict[str, float]  # by domain, the share of its text that a step sees
 
 
 def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   """The steps after `start`. Only those that log, evaluate or save wait for the device."""
   config, num_steps = run.config, run.config.train.num_steps
-  feed = lambda: mesh_lib.place(next(run.batches), run.mesh)
-  batch = feed()
+  batch = _feed(run)
   train_step = _compile(config, run.mesh, state, batch, *run.stop.asked())
   flops = accounting.account(config).train_flops_per_token
-  progress = Progress(num_steps, config.data.batch_size * config.data.seq_len, flops)
+  tokens = config.data.batch_size * config.data.seq_len
+  progress = Progress(num_steps, tokens, flops, run.epochs)
+  traced = config.train.profile_steps if processes.is_main() else ()
+  profile = Profile(traced, run.workdir / 'profile', train_step)
   logged, saved = None, start
   for step in range(start + 1, num_steps + 1):
+    profile.before(step)
     state, metrics = train_step(state, batch, *run.stop.asked())
+    if table := profile.after(step, metrics):
+      _say(table)
     progress.step_done()
     last, stopping = (
       step == num_steps,
@@ -146,7 +156,7 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     evaluating = _evaluates(config, step) and not stopping
     if saving or evaluating or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
-      logged |= progress.rates()
+      logged |= progress.rates(step)
       paused = time.perf_counter()
       is_sample = False
       if evaluating:
@@ -162,13 +172,20 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       progress.pause(time.perf_counter() - paused)
     if stopping or last:
       break
-    batch = feed()
+    asked = time.perf_counter()
+    batch = _feed(run)
+    progress.waited_for_data(time.perf_counter() - asked)
+  profile.close()
   run.checkpointer.wait(step)
   if not last:
     _say(
       f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on'
     )
   return Outcome(step, last, logged, '' if last else run.stop.name)
+
+
+def _feed(run):
+  return mesh_lib.place(next(run.batches), run.mesh)
 
 
 def _compile(config, mesh, state, batch, *wish):
@@ -251,17 +268,15 @@ def _write(run, step, logged, heatmap):
   if run.hold:
     run.hold.check()
   if run.writer:
-    run.writer.write(step, logged)
-    if heatmap and 'expert_load_NE' in logged:
-      run.writer.write_expert_load(step, logged['expert_load_NE'])
+    run.writer.write(step, logged, heatmap)
 
 
-def _open_writer(workdir, start):
+def _open_writer(config, workdir, start):
   if not processes.is_main():
     return contextlib.nullcontext()
   if told := lines.take_back(workdir / 'metrics.jsonl', start):
     _say(told)
-  return contextlib.closing(MetricWriter(workdir, resumed_from=start))
+  return contextlib.closing(MetricWriter(config, workdir, resumed_from=start))
 
 
 def describe_run(config: Config, workdir: Path) -> str:

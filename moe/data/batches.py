@@ -48,6 +48,19 @@ def train_iterator(
   return iter(batches[process_index::process_count].to_iter_dataset(options))
 
 
+def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
+  """By domain, the share of its training text that one step sees on the mean."""
+  total = sum(prepared.weights)
+  found = {}
+  for domain, weight in zip(prepared.domains, prepared.weights):
+    text = prepared.totals(TRAIN, domain)
+    # BOS and EOS of every document, too; the very first token is no target.
+    targets = text['tokens'] + 2 * text['documents'] - 1
+    rows = -(-targets // config.data.seq_len)
+    found[domain] = config.data.batch_size * weight / total / rows
+  return found
+
+
 class TrainingRows:
   """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream and the targets after them.
 

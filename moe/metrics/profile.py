@@ -8,7 +8,7 @@ router, routed_ffn, cross_entropy, …
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,42 @@ class Row(NamedTuple):
   direction: str  # 'forward' or 'backward'
   milliseconds: float  # a step
   share: float  # of all that was traced
+
+
+class Profile:
+  """The trace of a run's steps from the first to the last of `steps`; none where that is empty.
+
+  A run that goes on within these steps traces what is left of them.
+  """
+
+  def __init__(self, steps: Sequence[float], directory: Path, compiled: jax.stages.Compiled):
+    self._first, self._last = map(int, steps) if steps else (0, -1)
+    self._directory, self._compiled = directory, compiled
+    self._since: int | None = None
+
+  def before(self, step: int) -> None:
+    """Call it before a step is dispatched."""
+    if self._since is None and self._first <= step <= self._last:
+      start(self._directory)
+      self._since = step
+
+  def after(self, step: int, results: object) -> str:
+    """Call it with a step's results, for which it waits at the last step. The table, or ''."""
+    if self._since is None or step != self._last:
+      return ''
+    jax.block_until_ready(results)
+    return self._end(step)
+
+  def close(self) -> None:
+    """Ends a trace that is still under way, as in a run that is stopped."""
+    if self._since is not None:
+      jax.profiler.stop_trace()
+      self._since = None
+
+  def _end(self, step):
+    first, self._since = self._since, None
+    rows = stop(self._directory, self._compiled.as_text(), step - first + 1)
+    return f'steps {first} to {step} are traced in {self._directory}\n{text(rows)}'
 
 
 def start(directory: Path) -> None:

@@ -1,110 +1,110 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a progress line."""
+"""Where a run's numbers go: metrics.jsonl always, and the writers of `train.writers`.
 
-import math
-import time
+A writer of one's own is a file with a class like TensorBoard, and a line in WRITERS.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from moe import files
+from moe.config import Config
+from moe.errors import UserError
 from moe.metrics import lines
 
 
-class MetricWriter:
-  """Appends to a run's metrics. One open at a time a workdir.
+class Writer(Protocol):
+  """One place that numbers go to. Opened by process 0, with the step that the run goes on from."""
 
-  A resumed run has taken back the lines of steps after its checkpoint (`lines.take_back`): it writes them again.
+  def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    """Scalars by name, such as loss or max_vio_N/layer_0; None where a number was not finite."""
+
+  def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
+    """Every expert's load over its layer's mean."""
+
+  def close(self) -> None: ...
+
+
+def _tensorboard(config: Config, workdir: Path, resumed_from: int) -> Writer:
+  from moe.metrics.tensorboard import TensorBoard
+
+  return TensorBoard(workdir / 'tensorboard', resumed_from)
+
+
+def _wandb(config: Config, workdir: Path, resumed_from: int) -> Writer:
+  from moe.metrics.weights_and_biases import WeightsAndBiases
+
+  return WeightsAndBiases(config, workdir)
+
+
+WRITERS: dict[str, Callable[[Config, Path, int], Writer]] = {
+  'tensorboard': _tensorboard,
+  'wandb': _wandb,
+}
+
+
+def chosen(names: str) -> list[str]:
+  """The writers of a comma-separated `train.writers`. UserError for one that does not exist."""
+  listed = [name.strip() for name in names.split(',') if name.strip()]
+  for name in listed:
+    if name not in WRITERS:
+      raise UserError(f'config.train.writers={names}: {name!r} is none of {", ".join(WRITERS)}')
+  return list(dict.fromkeys(listed))
+
+
+class MetricWriter:
+  """A run's metrics.jsonl and its writers. One open at a time a workdir.
+
+  A resumed run has taken back the lines of steps after its checkpoint (`lines.take_back`): it
+  writes them again.
   """
 
-  def __init__(self, workdir: Path, resumed_from: int):
+  def __init__(self, config: Config, workdir: Path, resumed_from: int):
     self._path = workdir / 'metrics.jsonl'
     self._file = self._path.open('a', encoding='utf-8')
-    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_from + 1)
+    self._writers = [
+      WRITERS[name](config, workdir, resumed_from) for name in chosen(config.train.writers)
+    ]
 
-  def write(self, step: int, metrics: dict[str, object]) -> None:
-    """One logged step. Values are numbers, lists by layer, or dicts by domain; arrays of two axes are left out."""
+  def write(self, step: int, metrics: Mapping[str, object], heatmap: bool = False) -> None:
+    """One logged step. Values are numbers, lists by layer, or dicts by domain.
+
+    Arrays of two axes, such as the experts' load, are written where `heatmap` asks for it: to
+    metrics.jsonl rounded to three decimals, to the writers as a heatmap.
+    """
     plain = files.plain({key: value for key, value in metrics.items() if np.ndim(value) < 2})
-    self._file.write(files.to_json({'step': step, **plain}) + '\n')
+    load_NE = metrics.get('expert_load_NE') if heatmap else None
+    detail = {} if load_NE is None else {'expert_load_NE': np.round(load_NE, 3).tolist()}
+    self._file.write(files.to_json({'step': step, **plain, **detail}) + '\n')
     self._file.flush()
-    self._to_board(step, plain)
+    for writer in self._writers:
+      writer.write(step, scalars(plain))
+      if load_NE is not None:
+        writer.write_expert_load(step, load_NE)
 
-  def amend(self, step: int, metrics: dict[str, object]) -> None:
+  def amend(self, step: int, metrics: Mapping[str, object]) -> None:
     """Adds to the last line, which is of `step`."""
     plain = files.plain(metrics)
     lines.amend_last(self._path, plain)
-    self._to_board(step, plain)
-
-  def _to_board(self, step, plain):
-    for key, value in plain.items():
-      members = {'': value}
-      if isinstance(value, list):
-        members = {f'/layer_{i}': v for i, v in enumerate(value)}
-      elif isinstance(value, dict):
-        members = {f'/{name}': v for name, v in value.items()}
-      for suffix, number in members.items():
-        self._board.add_scalar(f'{key}{suffix}', math.nan if number is None else number, step)
-
-  def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
-    """TensorBoard heatmap: a row a MoE layer, a column an expert, colour the load over the layer's mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    layers, experts = load_NE.shape
-    figure = Figure(
-      figsize=(2 + 0.12 * min(experts, 128), 1.2 + 0.25 * layers), layout='constrained'
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(
-      load_NE, vmin=0, vmax=max(2.0, float(load_NE.max())), aspect='auto', interpolation='nearest'
-    )
-    axes.set(xlabel='expert', ylabel='MoE layer', title=f'expert load over mean, step {step}')
-    figure.colorbar(image)
-    self._board.add_figure('expert_load', figure, step, close=False)
+    for writer in self._writers:
+      writer.write(step, scalars(plain))
 
   def close(self) -> None:
     self._file.close()
-    self._board.close()
+    for writer in self._writers:
+      writer.close()
 
 
-class Progress:
-  """Speed and time left, with pauses (evaluation, saving) taken out of the speed."""
-
-  def __init__(self, num_steps: int, tokens_per_step: int, flops_per_token: float):
-    self._num_steps, self._tokens, self._flops = num_steps, tokens_per_step, flops_per_token
-    self._since, self._steps, self._paused = time.perf_counter(), 0, 0.0
-
-  def step_done(self) -> None:
-    self._steps += 1
-
-  def pause(self, seconds: float) -> None:
-    self._paused += seconds
-
-  def rates(self) -> dict[str, float]:
-    """tokens_per_second and model_flops_per_second since the last call. Call it after waiting for the device."""
-    now = time.perf_counter()
-    seconds = max(now - self._since - self._paused, 1e-9)
-    rate = self._steps * self._tokens / seconds
-    self._since, self._steps, self._paused = now, 0, 0.0
-    return {'tokens_per_second': rate, 'model_flops_per_second': rate * self._flops}
-
-  def line(self, step: int, metrics: dict[str, object], is_sample: bool = False) -> str:
-    """step 120/600 | loss 4.312 | … | 1:31 left. `is_sample`: the held-out loss is of a part of that text."""
-    rate = metrics['tokens_per_second']
-    left = (self._num_steps - step) * self._tokens / rate
-    parts = [f'step {step}/{self._num_steps}', f'loss {metrics["loss"]:.4f}']
-    if 'held_out_loss' in metrics:
-      parts.append(f'held-out {metrics["held_out_loss"]:.4f}' + ' (of a sample)' * is_sample)
-    if 'max_vio_N' in metrics:
-      parts.append(f'MaxVio {np.max(metrics["max_vio_N"]):.2f}')
-    if metrics['bad_steps']:
-      parts.append(f'skipped {metrics["bad_steps"]}')
-    parts += [f'{rate:,.0f} tokens/s', f'{metrics["model_flops_per_second"] / 1e9:,.1f} GFLOP/s']
-    return ' | '.join([*parts, f'{_duration(left)} left'])
-
-
-def _duration(seconds):
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+def scalars(plain: Mapping[str, object]) -> dict[str, float | None]:
+  """{'max_vio_N': [1, 2]} → {'max_vio_N/layer_0': 1, 'max_vio_N/layer_1': 2}; dicts by their keys."""
+  found = {}
+  for key, value in plain.items():
+    if isinstance(value, list):
+      found |= {f'{key}/layer_{number}': each for number, each in enumerate(value)}
+    elif isinstance(value, dict):
+      found |= {f'{key}/{name}': each for name, each in value.items()}
+    else:
+      found[key] = value
+  return found
