@@ -1,8 +1,8 @@
 """A profile of a few training steps: an xplane trace, and the time that it gives each named scope.
 
 `train.profile_steps=(a, b)` traces the steps from a to b. WORKDIR/profile then holds the trace, for
-TensorBoard, XProf or Perfetto, and scopes.json, the table that is printed: device time by
-`jax.named_scope`, forward and backward apart, a step. Scopes are those of the source: attention,
+TensorBoard, XProf or Perfetto, and scopes.json and scopes.svg, the table that is printed: device
+time by `jax.named_scope`, forward and backward apart, a step. Scopes are those of the source: attention,
 router, routed_ffn, cross_entropy, …
 """
 
@@ -14,15 +14,17 @@ from typing import NamedTuple
 
 import jax
 
+from moe.metrics import pictures
+
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # These contain others, whose time would be counted twice.
 _CONTROL_FLOW = ('while', 'conditional', 'call')
-# Parts of a name that say how JAX got there, not where in the model it is.
+# Parts of a name that say how JAX or Flax got there, not where in the model it is.
 _WRAPPED = re.compile(r'^(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)$')
 _STRUCTURE = re.compile(
   r'^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|branch_\d+_fun'
-  r'|custom_jvp_call|custom_vjp_call\w*|p?jit\(.*\)|[A-Z]\w*|)$'
+  r'|custom_jvp_call|custom_vjp_call\w*|p?jit\(.*\)|[A-Z]\w*|.*\..*|)$'
 )
 _DEPTH = 3  # levels of scopes that a row of the table tells apart
 
@@ -93,6 +95,7 @@ def stop(directory: Path, program: str, steps: int) -> list[Row]:
   listed = [row._asdict() for row in rows]
   text = json.dumps({'steps': steps, 'trace': str(newest.relative_to(directory)), 'rows': listed})
   (directory / 'scopes.json').write_text(text + '\n', encoding='utf-8')
+  pictures.write_time_by_scope(rows, directory / 'scopes.svg')
   return rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from moe.metrics import heatmap
+from moe.metrics import pictures
 
 
 class TensorBoard:
@@ -21,7 +21,7 @@ class TensorBoard:
       self._board.add_scalar(name, math.nan if number is None else number, step)
 
   def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
-    self._board.add_figure('expert_load', heatmap.expert_load(load_NE, step), step, close=False)
+    self._board.add_figure('expert_load', pictures.expert_load(load_NE, step), step, close=False)
 
   def close(self) -> None:
     self._board.close()

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe.config import Config
 from moe.errors import UserError
-from moe.metrics import heatmap
+from moe.metrics import pictures
 
 
 class WeightsAndBiases:
@@ -50,7 +50,7 @@ class WeightsAndBiases:
     self._run.log({**numbers, 'step': step})
 
   def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
-    figure = heatmap.expert_load(load_NE, step)
+    figure = pictures.expert_load(load_NE, step)
     # Its pixels: given the figure, wandb would need all of pyplot.
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())

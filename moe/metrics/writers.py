@@ -76,7 +76,10 @@ class MetricWriter:
     """
     plain = files.plain({key: value for key, value in metrics.items() if np.ndim(value) < 2})
     load_NE = metrics.get('expert_load_NE') if heatmap else None
-    detail = {} if load_NE is None else {'expert_load_NE': np.round(load_NE, 3).tolist()}
+    detail = {}
+    if load_NE is not None:
+      # As float64, in which three decimals are three digits of JSON.
+      detail['expert_load_NE'] = np.round(np.asarray(load_NE, np.float64), 3).tolist()
     self._file.write(files.to_json({'step': step, **plain, **detail}) + '\n')
     self._file.flush()
     for writer in self._writers:

@@ -37,6 +37,7 @@ def test_a_trace_gives_each_scope_its_time(tmp_path):
   assert experts > sum(row.milliseconds for row in rows if row.scope.endswith('attention'))
   written = json.loads((tmp_path / 'scopes.json').read_text())
   assert written['steps'] == 3 and (tmp_path / written['trace']).is_file()
+  assert 'experts' in (tmp_path / 'scopes.svg').read_text()
   assert [profile.Row(**row) for row in written['rows']] == rows
 
 
@@ -47,6 +48,7 @@ def test_a_trace_gives_each_scope_its_time(tmp_path):
     ('jit(step)/transpose(jvp(Transformer))/embed/scatter-add', 'embed'),
     ('jit(step)/jvp(Transformer)/checkpoint/rematted_computation/attention/tanh', 'attention'),
     ('jit(step)/optimizer/mul', 'optimizer'),
+    ('jit(step)/jvp(Transformer)/attention/attention._product/dot', 'attention'),
     ('reduce_sum', ''),
   ],
 )  # fmt: skip

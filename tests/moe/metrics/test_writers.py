@@ -96,12 +96,13 @@ def test_a_writer_that_does_not_exist_is_named():
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
-  pytest.importorskip('wandb')
+  wandb = pytest.importorskip('wandb')
   monkeypatch.setenv('WANDB_MODE', 'offline')
   for step in (1, 2):  # opened twice, as by a run that goes on
     writer = MetricWriter(config('wandb'), tmp_path, step - 1)
     writer.write(step, METRICS, heatmap=True)
     writer.close()
+  wandb.teardown()  # its own process has then written everything
   runs = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
   assert len(runs) == 2 and len({path.name for path in runs}) == 1
   for path in runs:

@@ -1,0 +1,44 @@
+"""Pictures of what a run tells: the experts' load, and a step's time by scope."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+_SCOPES = 12  # of a picture of time, the longest
+
+
+def expert_load(load_NE: np.ndarray, step: int) -> Figure:
+  """A row a MoE layer, a column an expert; colour is the load over the layer's mean."""
+  layers, experts = load_NE.shape
+  size = 2 + 0.12 * min(experts, 128), 1.2 + 0.25 * layers
+  figure = Figure(figsize=size, layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  largest = max(2.0, float(load_NE.max()))
+  image = axes.imshow(load_NE, vmin=0, vmax=largest, aspect='auto', interpolation='nearest')
+  axes.set(xlabel='expert', ylabel='MoE layer', title=f'expert load over mean, step {step}')
+  figure.colorbar(image)
+  return figure
+
+
+def write_time_by_scope(rows: Sequence[tuple[str, str, float, float]], path: Path) -> None:
+  """An SVG with a bar a scope, forward and backward. `rows`: those of `profile.table`."""
+  sums: dict[str, dict[str, float]] = {}
+  for scope, direction, milliseconds, _ in rows:
+    sums.setdefault(scope or '(no scope)', {})[direction] = milliseconds
+  longest = sorted(sums, key=lambda name: sum(sums[name].values()))[-_SCOPES:]
+  figure = Figure(figsize=(8, 1 + 0.25 * len(longest)), layout='constrained')
+  axes = figure.add_subplot()
+  left = np.zeros(len(longest))
+  for direction, colour in (('forward', '#4c78a8'), ('backward', '#f58518')):
+    widths = np.array([sums[name].get(direction, 0.0) for name in longest])
+    axes.barh(longest, widths, left=left, label=direction, color=colour)
+    left += widths
+  axes.set_xlabel('ms a step, summed over the cores or devices that computed')
+  axes.legend(frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
+  FigureCanvasSVG(figure).print_svg(str(path))
