@@ -11,7 +11,7 @@ from jax import lax
 from moe.config import Config, ModelConfig
 from moe.layers import initializers
 from moe.layers.attention import KVCache
-from moe.layers.block import Block
+from moe.layers.block import Block, Presence
 from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
 from moe.metrics import telemetry
@@ -91,11 +91,11 @@ class Transformer(nn.Module):
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
     cache: KVCache | None = None,
-    is_used_N: jax.Array | None = None,
+    presence_N: Presence | None = None,
   ) -> tuple[jax.Array, Aside, KVCache | None]:
-    """x_BLD after one of `stack_names`, what its layers measured, and its cache. is_used_N: see `Block`."""
+    """x_BLD after one of `stack_names`, what its layers measured, and its cache. presence_N: see `Block`."""
     x_BLD, (aside, cache) = getattr(self, name)(
-      x_BLD, cache, is_used_N, tokens_BL, positions_BL, segment_ids_BL
+      x_BLD, cache, presence_N, tokens_BL, positions_BL, segment_ids_BL
     )
     if aside.stats is not None:
       aside = aside._replace(telemetry=routing_telemetry(aside.stats) | aside.telemetry)

@@ -12,10 +12,10 @@ from jax import lax
 
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.layers.moe_layer import Aside
 from moe.losses import LOSSES, Statistics, Totals, weight
 from moe.losses.cross_entropy import cross_entropy
 from moe.metrics import telemetry as telemetry_lib
-from moe.ops.router import RoutingStats
 
 
 class Sums(NamedTuple):
@@ -41,8 +41,7 @@ def nothing(shapes: Sums) -> Sums:
 def objective(
   config: Config,
   loss: jax.Array,
-  stats: RoutingStats | None,
-  telemetry: Any,
+  aside: Aside,
   part: Batch,
   totals: Totals,
   counts_NE: jax.Array | None,
@@ -51,20 +50,19 @@ def objective(
 
   Args:
     loss: the part's share of the cross-entropy, see `token_loss`.
-    stats: of this part's sequences, in some layers; None where nothing is routed.
-    telemetry: of these layers.
+    aside: what some layers measured of this part's sequences; its telemetry may be any tree of readings.
     part: the part, a microbatch.
     totals: of the whole batch.
     counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.
   """
   terms = {name: jnp.zeros(()) for name in LOSSES}
-  if stats is not None:
-    statistics = Statistics.of(stats, config.moe, totals, counts_NE)
+  if aside.stats is not None:
+    statistics = Statistics.of(aside.stats, config.moe, totals, counts_NE)
     terms = {
       name: weight(config, name) * term(statistics, config, totals) for name, term in LOSSES.items()
     }
   share = (part.segment_ids_BL > 0).sum() / totals.tokens
-  sums = Sums(loss, terms, telemetry_lib.weighed(telemetry, share))
+  sums = Sums(loss, terms, telemetry_lib.weighed(aside.telemetry, share))
   return total(loss, terms), jax.tree.map(lax.stop_gradient, sums)
 
 

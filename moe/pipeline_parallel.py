@@ -24,11 +24,13 @@ from jax.sharding import PartitionSpec
 
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.layers.block import Presence
 from moe.losses import Totals
 from moe.metrics import telemetry
 from moe.model import Transformer, stack_names
 from moe.objective import Sums, add, nothing, objective, token_loss
 from moe.parallel import mesh
+from moe.parallel.scopes import runs
 
 _AXIS = 'stage'
 
@@ -107,7 +109,7 @@ class _Schedule(NamedTuple):
       inputs, gradients, sums = state
       inputs = lax.dynamic_update_index_in_dim(inputs, received, m % stages, 0)
       # The last stage's result goes nowhere: its backward computes all that is needed.
-      with _runs(1 - 1 / stages, 1 / stages):
+      with runs(1 - 1 / stages, 1 / stages):
         again = jax.named_scope('rematted_computation')(
           lambda: work(stack, rest, received, part(m))[0][0]
         )
@@ -128,9 +130,9 @@ class _Schedule(NamedTuple):
       choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
       rest = lambda m, received, state: (received, state)
       busy = microbatches / (2 * (microbatches + stages - 1))
-      with _runs(1 - 2 * busy, busy, busy):
+      with runs(1 - 2 * busy, busy, busy):
         send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
-      with _runs(0.5, 0.5):
+      with runs(0.5, 0.5):
         return lax.switch(t % 2, swaps, send), state
 
     no_input = jnp.zeros(
@@ -164,26 +166,24 @@ class _Schedule(NamedTuple):
       return x_BLD, measured
 
     shapes = jax.eval_shape(begin)[1]
-    with _runs(1 - 1 / self.stages, 1 / self.stages):
+    with runs(1 - 1 / self.stages, 1 / self.stages):
       x_BLD, before = lax.cond(stage == 0, begin, lambda: (x_BLD, telemetry.nothing(shapes)))
 
     used = self.layers / (self.stages * self.per_stage)
     is_used_N = stage * self.per_stage + jnp.arange(self.per_stage) < self.layers
-    with _runs(1 - used, used):
-      x_BLD, aside, _ = apply(
-        *(self.name, x_BLD, *arguments),
-        is_used_N=is_used_N if used < 1 else None,
-        method='run_stack',
-      )
+    presence_N = Presence(is_used_N, used) if used < 1 else None
+    x_BLD, aside, _ = apply(
+      *(self.name, x_BLD, *arguments), presence_N=presence_N, method='run_stack'
+    )
 
     def finish():
       hidden_BLD = apply(x_BLD, method='finish')
       return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
-    with _runs(1 - 1 / self.stages, 1 / self.stages):
+    with runs(1 - 1 / self.stages, 1 / self.stages):
       loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
-    measured = before, aside.telemetry
-    share, sums = objective(config, loss, aside.stats, measured, batch, totals, counts_nE)
+    aside = aside._replace(telemetry=(before, aside.telemetry))
+    share, sums = objective(config, loss, aside, batch, totals, counts_nE)
     return (x_BLD, share), sums
 
   def of_one_stage(self) -> Config:
@@ -198,11 +198,6 @@ class _Schedule(NamedTuple):
 def _swap(x, pairs):
   """What a stage's partner has for it; zeros where it has none."""
   return lax.ppermute(x, _AXIS, pairs) if pairs else jnp.zeros_like(x)
-
-
-def _runs(*shares):
-  """Names a cond or switch by how often each branch is taken, on the mean of stages and ticks, for planners to read."""
-  return jax.named_scope(f'runs({",".join(f"{share:.6f}" for share in shares)})')
 
 
 def _pad(x_N, size):

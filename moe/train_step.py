@@ -120,7 +120,7 @@ def loss_and_gradients(
   def of_part(params, part):
     hidden_BLD, aside = forward(config, params, part)
     loss = token_loss(config, params['head'], hidden_BLD, part, totals)
-    return objective(config, loss, aside.stats, aside.telemetry, part, totals, counts_NE)
+    return objective(config, loss, aside, part, totals, counts_NE)
 
   gradient = jax.grad(of_part, has_aux=True)
   if mesh_lib.size('stage') > 1:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax import lax
 
 from moe.config import Config
@@ -12,7 +13,16 @@ from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
 from moe.parallel import mesh
 from moe.parallel.expert_parallel import KEEP_PLAN
+from moe.parallel.scopes import runs
 from moe.routers import Probe
+
+
+@struct.dataclass
+class Presence:
+  """Whether a block is there: of a pipeline's stages the last may have fewer than the others."""
+
+  is_there: jax.Array  # bool, by block where blocks are stacked
+  share: float = struct.field(pytree_node=False)  # of all blocks of all stages, those that are
 
 
 class Block(nn.Module):
@@ -27,17 +37,17 @@ class Block(nn.Module):
     self,
     x_BLD: jax.Array,
     cache: KVCache | None,
-    is_used: jax.Array | None,
+    presence: Presence | None,
     token_ids_BL: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
   ) -> tuple[jax.Array, tuple[Aside, KVCache | None]]:
-    """Shaped for `nn.scan`: x is the carry, cache and is_used are scanned, what is measured and the cache stacked.
+    """Shaped for `nn.scan`: x is the carry, cache and presence are scanned, what is measured and the cache stacked.
 
-    is_used: None, or whether this block is one: of a pipeline's stages the last may have fewer than the others.
+    presence: None where every block is there.
     """
-    if is_used is not None:
-      return self._if_used(is_used, x_BLD, token_ids_BL, positions_BL, segment_ids_BL)
+    if presence is not None:
+      return self._if_there(presence, x_BLD, token_ids_BL, positions_BL, segment_ids_BL)
     x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
     config, model = self.config, self.config.model
     norm = lambda name: RMSNorm(config, name=name)
@@ -54,7 +64,7 @@ class Block(nn.Module):
     y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
     return x_BLD + y_BLD, (aside, cache)
 
-  def _if_used(self, is_used, x_BLD, *batch):
+  def _if_there(self, presence, x_BLD, *batch):
     """The block, or x as it is and zeros measured. For parameters that are there: not while they are made."""
     params, block = (
       self.variables['params'],
@@ -63,4 +73,5 @@ class Block(nn.Module):
     run = lambda x_BLD: block.apply({'params': params}, x_BLD, None, None, *batch)
     shapes = jax.eval_shape(run, x_BLD)[1]
     skip = lambda x_BLD: (x_BLD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    return lax.cond(is_used, run, skip, x_BLD)
+    with runs(1 - presence.share, presence.share):
+      return lax.cond(presence.is_there, run, skip, x_BLD)
