@@ -1,23 +1,23 @@
 """Packages of Debian, PyPI and npm: fetched by their own clients into a cache, checked, read without unpacking."""
 
-import bz2
 import fnmatch
-import gzip
 import hashlib
-import io
 import lzma
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import zstandard
+
+from moe.data import compression
 from moe.errors import UserError
 
 
@@ -39,6 +39,7 @@ class Archive(NamedTuple):
 
 _SUFFIX = {'debian': 'deb', 'pypi': 'whl', 'npm': 'tgz'}
 _OLD_LISTS = {'debian': 'apt-get update may help; '}
+_LARGEST = 1 << 29  # bytes of one file; the largest is 50 MB
 _MINUTES = 20  # for one download; the largest is 85 MB
 
 
@@ -53,7 +54,10 @@ def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archiv
     cache / 'other_versions' / f'{package.ecosystem}-{package.name}',
   )
   if other_versions and others.is_dir():
-    (other,) = others.iterdir()
+    found = sorted(others.iterdir())
+    if len(found) != 1:
+      raise UserError(f'{others} must hold one archive, not {len(found)}: delete it')
+    (other,) = found
     return Archive(package, other, _sha256(other), pinned=False)
   if not path.is_file():
     try:
@@ -75,7 +79,7 @@ def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archiv
 def place(package: Package, cache: Path) -> Path:
   """Where the pinned archive lies in `cache` once it is there."""
   name = f'{package.ecosystem}-{package.name}-{package.version}.{_SUFFIX[package.ecosystem]}'
-  return cache / name.replace(':', '_')
+  return cache / re.sub(r'[:/]', '_', name)
 
 
 def members(
@@ -95,11 +99,16 @@ def members(
     OSError,
     EOFError,
     ValueError,
+    # The libraries' own, for what an archive declares and they lack: encryption, a method, a member.
+    RuntimeError,
+    KeyError,
     tarfile.TarError,
     zipfile.BadZipFile,
     lzma.LZMAError,
+    zlib.error,
+    zstandard.ZstdError,
   ) as error:
-    reason = str(error).partition('\n')[0].rstrip(':')
+    reason = str(error).partition('\n')[0].rstrip(':') or type(error).__name__
     raise UserError(
       f'{archive.path}: damaged or no archive of {archive.package.ecosystem}: {reason}'
     ) from error
@@ -185,41 +194,61 @@ def _zip_members(archive, wanted):
   with zipfile.ZipFile(archive.path) as file:
     for entry in file.infolist():
       if not entry.is_dir() and wanted(entry.filename):
+        _check_size(entry.filename, entry.file_size)
         yield entry.filename, file.read(entry)
 
 
 def _tar_members(archive, wanted):
   with open(archive.path, 'rb') as raw:
-    contents = _deb_data(raw) if archive.package.ecosystem == 'debian' else raw
-    with tarfile.open(fileobj=contents, mode='r:*') as file:
+    contents, mode = _deb_data(raw) if archive.package.ecosystem == 'debian' else (raw, 'r:*')
+    with tarfile.open(fileobj=contents, mode=mode) as file:
       for entry in file:  # links are left out: what they point to comes by itself
         path = entry.name.removeprefix('./')
         if entry.isfile() and wanted(path):
+          _check_size(path, entry.size)
           yield path, file.extractfile(entry).read()
 
 
+def _check_size(path, size):
+  if not 0 <= size <= _LARGEST:
+    raise ValueError(f'{path} says it has {size} bytes; at most {_LARGEST} are read')
+
+
 def _deb_data(raw):
-  """The tar of a .deb's files. The container is `ar`: a magic line, then members under headers of 60 bytes."""
+  """(The tar of a .deb's files, tarfile's mode). The container is `ar`: a magic line, then members under headers.
+
+  A header has 60 bytes. The file must lie on: `raw` is read where data.tar begins, and it is the last member.
+  """
   if raw.read(8) != b'!<arch>\n':
     raise ValueError('no .deb')
   while header := raw.read(60):
-    name, size = header[:16].strip().rstrip(b'/'), int(header[48:58])
+    name, size = header[:16].strip().rstrip(b'/'), header[48:58].strip()
+    if len(header) < 60 or not size.isdigit():
+      raise ValueError(f'a member of {size.decode(errors="replace") or "no"} bytes')
     if name.startswith(b'data.tar'):
-      if name.endswith(b'.zst') and sys.version_info < (3, 14):  # as on Ubuntu; Debian 12 has xz
-        return io.BytesIO(_dpkg_tar(raw.name))
-      return io.BytesIO(raw.read(size))
-    raw.seek(size + size % 2, io.SEEK_CUR)
+      part = _Part(raw, int(size))
+      if name.endswith(b'.zst'):  # as on Ubuntu; Debian 12 has xz
+        return compression.open_zstd(part), 'r|'
+      return part, 'r|*'
+    raw.seek(int(size) + int(size) % 2, os.SEEK_CUR)
   raise ValueError('a .deb without data.tar')
 
 
-def _dpkg_tar(path):
-  if not shutil.which('dpkg-deb'):
-    raise ValueError('its data.tar.zst needs dpkg-deb, or Python 3.14')
-  return subprocess.run(
-    ['dpkg-deb', '--fsys-tarfile', path], capture_output=True, check=True
-  ).stdout
+class _Part:
+  """The next `size` bytes of a file."""
+
+  def __init__(self, file, size):
+    self._file, self._left = file, size
+
+  def read(self, size: int = -1) -> bytes:
+    wanted = self._left if size < 0 else min(size, self._left)
+    raw = self._file.read(wanted)
+    if len(raw) < wanted:
+      raise EOFError('the archive is cut short')
+    self._left -= len(raw)
+    return raw
 
 
 def _decompressed(path, contents):
-  opened = {'.gz': gzip.decompress, '.bz2': bz2.decompress}.get(Path(path).suffix)
-  return opened(contents) if opened else contents
+  kind = {'.gz': 'gzip', '.bz2': 'bzip2'}.get(Path(path).suffix)
+  return compression.unpacked(contents, kind, _LARGEST) if kind else contents

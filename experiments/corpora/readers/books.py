@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 _COLOUR = re.compile(r'\x1b\[[0-9;]*m')
 _CHAPTER = re.compile(r'^chapter (?:[ivxlc]+|\d+)\b.*$', re.IGNORECASE | re.MULTILINE)
+_LARGEST = 1 << 29  # bytes of one R object
 _LINES = ('paragraphs', 'content', 'para')
 
 
@@ -55,11 +56,16 @@ def read_r_novels(raw: bytes, without: str = '') -> Iterator[str]:
   while raw:
     inflate = zlib.decompressobj()
     try:
-      value = inflate.decompress(raw[4:])
+      value = inflate.decompress(raw[4:], _LARGEST)
     except zlib.error as error:
       raise ValueError(f'no R data compressed by zlib: {error}') from error
+    if not inflate.eof:
+      raise ValueError(f'R data that is cut short, or unpacks to more than {_LARGEST} bytes')
     raw = inflate.unused_data
-    lines = _character_vector(value)
+    try:
+      lines = _character_vector(value)
+    except struct.error as error:
+      raise ValueError(f'no R object in XDR format: {error}') from error
     title = next((line.strip() for line in lines if line.strip()), '')
     if title and title.casefold() != without.casefold():
       yield from _chapters(title, '\n'.join(lines))

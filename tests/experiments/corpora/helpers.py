@@ -35,11 +35,11 @@ def deb(files: dict[str, bytes]) -> bytes:
   return b'!<arch>\n' + b''.join(parts)
 
 
-def wheel(files: dict[str, bytes]) -> bytes:
+def wheel(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
   written = io.BytesIO()
   with zipfile.ZipFile(written, 'w') as archive:
     for name, contents in files.items():
-      archive.writestr(zipfile.ZipInfo(name), contents)
+      archive.writestr(zipfile.ZipInfo(name), contents, compression)
   return written.getvalue()
 
 

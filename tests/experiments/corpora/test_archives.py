@@ -1,8 +1,10 @@
 import bz2
 import gzip
 import os
+import zipfile
 
 import pytest
+import zstandard
 
 from experiments.corpora import archives
 from moe.errors import UserError
@@ -64,6 +66,61 @@ def test_damaged_archive(tmp_path, ecosystem, contents):
   with pytest.raises(UserError, match=r'novel-1\.0\.\w+: damaged or no archive of') as error:
     list(archives.members(archive, ['*']))
   assert '\n' not in str(error.value)
+
+
+def member(name, data, size=None):
+  written = len(data) if size is None else size
+  return f'{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{written:<10}`\n'.encode() + data
+
+
+def damaged_wheel():
+  """Its first file's deflate stream has a byte that zlib refuses."""
+  whole = helpers.wheel({'a': b'text ' * 400}, zipfile.ZIP_DEFLATED)
+  return whole[:35] + b'\xff' * 8 + whole[43:]
+
+
+@pytest.mark.parametrize(
+  ('ecosystem', 'contents', 'reason'),
+  [
+    ('debian', b'!<arch>\n' + member('data.tar.xz', b'', -60), 'a member of -60 bytes'),
+    ('debian', b'!<arch>\n' + member('control.tar', b'', -60), 'a member of -60 bytes'),
+    ('debian', b'!<arch>\n' + member('data.tar.zst', b'no zstd'), ''),
+    ('debian', b'!<arch>\n' + member('data.tar.xz', b'\xfd7zXZ\0', 999), ''),
+    ('pypi', damaged_wheel(), ''),
+    ('npm', gzip.compress(helpers.tar({'a': b'text'}))[:-30], ''),
+    ('npm', helpers.tar({'p.gz': gzip.compress(b'page' * 99)[:-9]}), ''),
+    ('npm', helpers.tar({'p.gz': b'no gzip'}), ''),
+  ],
+)
+def test_damage_is_one_line(tmp_path, ecosystem, contents, reason):
+  package = helpers.cached(tmp_path, ecosystem, FILES)
+  archives.place(package, tmp_path).write_bytes(contents)
+  archive = archives.fetch(package, tmp_path, other_versions=True)
+  with pytest.raises(UserError, match=f'damaged or no archive of {ecosystem}: .*{reason}') as error:
+    list(archives.members(archive, ['*']))
+  assert '\n' not in str(error.value)
+
+
+def test_files_that_unpack_to_too_much(tmp_path, monkeypatch):
+  monkeypatch.setattr(archives, '_LARGEST', 1000)
+  for files in ({'a': b'0' * 1001}, {'a.gz': gzip.compress(b'0' * 1001)}):
+    for ecosystem in helpers.MAKE:
+      package = helpers.cached(tmp_path, ecosystem, files)
+      with pytest.raises(UserError, match='1000'):
+        texts(tmp_path, package, '*')
+
+
+def test_a_deb_compressed_by_zstd(tmp_path):
+  data = zstandard.ZstdCompressor().compress(helpers.tar(FILES, './'))
+  package = helpers.cached(tmp_path, 'debian', FILES)
+  deb = b'!<arch>\n' + member('debian-binary', b'2.0\n') + member('data.tar.zst', data)
+  archives.place(package, tmp_path).write_bytes(deb)
+  archive = archives.fetch(package, tmp_path, other_versions=True)
+  assert [path for path, _ in archives.members(archive, ['*.txt'])] == [
+    'a/one.txt',
+    'a/x/three.txt',
+    'b/two.txt',
+  ]
 
 
 def fake_apt(tmp_path, monkeypatch, script):
