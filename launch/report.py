@@ -1,9 +1,12 @@
-"""Draws every study from its runs: RESULTS/STUDY/README.md and figure.svg, and one page, RESULTS/index.html.
+"""Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg, and one page, RESULTS/index.html.
 
   python -m launch.report [--results=experiments/results]                                 # or `make report`
+  python -m launch.report --sweep=my_study.py [--results=DIR]                             # one study, by its file
 
-The bytes depend on the studies and on RESULTS/STUDY/runs.jsonl alone: no date, no font, no plotting library. A study
-whose runs are not all there is reported as undecided, with what is missing.
+Reported is what the folder has lines of, whoever's study it is; a folder with a runs.jsonl of its own is one study.
+A study without analyse() gets a table: loss with its interval, beside the first run's seed by seed, MaxVio, parameters.
+The bytes depend on the studies and on their runs.jsonl alone: no date, no font, no plotting library. A study of the
+paper's whose runs are not all there is reported as undecided, with what is missing.
 """
 
 from pathlib import Path
@@ -12,26 +15,20 @@ from absl import flags
 
 from experiments.reports import page
 from moe import cli
-from moe.errors import UserError
 
 RESULTS = flags.DEFINE_string(
   'results', 'experiments/results', 'Where STUDY/runs.jsonl lies, and the report goes.'
+)
+SWEEP = flags.DEFINE_string(
+  'sweep', '', 'Only this study: a file with sweep(), or the name of one of ours.'
 )
 
 
 def main(_):
   results = Path(RESULTS.value)
-  if not results.is_dir():
-    raise UserError(
-      f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it'
-    )
-  for path, content in page.files(results).items():
-    if content is None:
-      path.unlink(missing_ok=True)
-    else:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(content, encoding='utf-8')
-  print(f'drawn: {results / "index.html"}')
+  made = page.of_file(SWEEP.value, results) if SWEEP.value else page.of_folder(results)
+  page.write(made)
+  print(f'drawn: {list(made)[0 if len(made) == 2 else -1]}')
 
 
 if __name__ == '__main__':

@@ -1,20 +1,26 @@
 """All files of the report: a folder a study, and one page that holds everything."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.reports import pilot
+from experiments import studies as shipped
+from experiments.reports import own, pilot, texts
 from experiments.reports import study as studies
 from experiments.reports.blocks import Block, Code, Heading, Table, Text, to_html, to_markdown
+from experiments.reports.svg import identifier
 from experiments.studies import STUDIES
-from experiments.studies.intervals import RULE
+from experiments.sweeps import places
+from moe.errors import UserError
+from moe.errors import of_file as of_system_file
 
 _TITLE = 'DeepSeekMoE in JAX: the studies'
 _INTRODUCTION = (
   'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models. Everything below is '
   'drawn from the runs.jsonl beside it, a line a finished run.'
 )
+_OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'
+_LINES = 'runs.jsonl'
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #656d76; --page: #ffffff; --rule: #d8dee4; --link: #0969da; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --page: #0d1117; --rule: #30363d;
@@ -34,35 +40,89 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 """
 
 
-def files(results: Path) -> dict[Path, str | None]:
-  """What the report consists of, by path; None for a figure that must not be there. Writes nothing."""
-  loaded = [studies.load(name, results) for name in STUDIES]
+def of_folder(results: Path) -> dict[Path, str | None]:
+  """What the report of a folder consists of, by path: of what it has lines of, and of nothing else. None for a figure
+  that must not be there. Writes nothing. UserError where there is nothing to report, or a damaged file."""
+  if not results.is_dir():
+    raise UserError(
+      f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it'
+    )
+  if (results / _LINES).is_file():
+    return _of_study(results, own.of_lines(results / _LINES, results.resolve().name))
+  names = sorted(
+    {path.parent.name for file in (_LINES, 'figure.svg') for path in results.glob(f'*/{file}')}
+  )
+  of_the_paper = [name for name in STUDIES if name in names]
+  others = [name for name in names if name not in STUDIES and name != pilot.NAME]
+  others = [name for name in others if (results / name / _LINES).is_file()]
+  if not names:
+    raise UserError(
+      f'there is no STUDY/{_LINES} in {results} (--results): launch.sweep writes a line a finished run'
+    )
+  loaded = [studies.load(name, results) for name in of_the_paper]
+  loaded += [own.of_lines(results / name / _LINES, name) for name in others]
   made: dict[Path, str | None] = {}
   for study in loaded:
-    made[results / study.name / 'README.md'] = to_markdown(studies.blocks(study))
-    made[results / study.name / 'figure.svg'] = study.figure or None
-  made[results / pilot.NAME / 'README.md'] = to_markdown(pilot.blocks(results, level=1))
-  made[results / 'index.html'] = _page(loaded, pilot.blocks(results, level=2))
+    made |= _of_study(results / study.name, study)
+  of_pilot = []
+  if (results / pilot.NAME / _LINES).is_file():
+    made[results / pilot.NAME / 'README.md'] = to_markdown(pilot.blocks(results, level=1))
+    of_pilot = pilot.blocks(results, level=2)
+  made[results / 'index.html'] = _page(loaded, of_pilot)
   return made
 
 
+def of_file(path: str, results: Path) -> dict[Path, str | None]:
+  """As `of_folder`, of one study, by its file: one of the paper's, or anybody's own."""
+  name, file = Path(path).stem, Path(places.study(path))
+  ours = Path(shipped.__file__).parent / f'{name}.py'
+  if name in STUDIES and file.is_file() and ours.samefile(file):
+    return _of_study(results / name, studies.load(name, results))
+  study = own.of_file(path, results)
+  return _of_study(results / study.name, study)
+
+
+def write(made: Mapping[Path, str | None]) -> None:
+  """Writes, and removes, what `of_folder` or `of_file` has made. UserError where it cannot."""
+  for path, content in made.items():
+    try:
+      if content is None:
+        path.unlink(missing_ok=True)
+      else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding='utf-8')
+    except OSError as error:
+      raise of_system_file(error, path) from error
+
+
+def _of_study(folder, study):
+  return {
+    folder / 'README.md': to_markdown(studies.blocks(study)),
+    folder / 'figure.svg': study.figure or None,
+  }
+
+
 def _page(loaded: Sequence[studies.Study], of_the_pilot: Sequence[Block]) -> str:
-  rows = tuple((study.source, study.claim, study.in_words) for study in loaded)
+  rows = tuple((study.title, study.claim, study.in_words) for study in loaded)
+  links = tuple(f'#{identifier(study.name)}' for study in loaded)
   lines = [line for study in loaded for line in study.lines]
+  of_the_paper = any(study.of_the_paper for study in loaded)
+  table = [Table(('study', 'claim', 'verdict'), rows, links)] if loaded else []
   head: list[Block] = [
     Heading(_TITLE, 1),
-    Text(_INTRODUCTION),
-    Table(('study', 'claim', 'verdict'), rows, tuple(f'#{study.name}' for study in loaded)),
-    Text(RULE),
-    Text(studies.ALL_PROXIES),
+    Text(_INTRODUCTION if of_the_paper else _OF_OTHERS),
+    *table,
+    *([Text(texts.RULE)] if any(study.verdict for study in loaded) else []),
+    *([Text(texts.ALL_PROXIES)] if of_the_paper else []),
     Text(studies.runs_in_words(lines) if lines else 'No run has finished yet.', 'All studies:'),
     Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
   sections = [
-    f'<section id="{study.name}">\n{to_html(studies.blocks(study, alone=False))}\n</section>'
+    f'<section id="{identifier(study.name)}">\n{to_html(studies.blocks(study, alone=False))}\n</section>'
     for study in loaded
   ]
-  sections.append(f'<section id="{pilot.NAME}">\n{to_html(of_the_pilot)}\n</section>')
+  if of_the_pilot:
+    sections.append(f'<section id="{pilot.NAME}">\n{to_html(of_the_pilot)}\n</section>')
   return '\n'.join(
     [
       '<!DOCTYPE html>',

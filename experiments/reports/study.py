@@ -6,29 +6,15 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.reports import svg
+from experiments.reports import svg, texts
 from experiments.reports.blocks import Block, Code, Figure, Heading, Table, Text
-from experiments.studies import common
+from experiments.studies import STUDIES, common
 from experiments.studies.analysis import NONE, Analysis, Results
-from experiments.studies.intervals import RULE, UNDECIDED, Comparison, Verdict, verdict
+from experiments.studies.common import Run
+from experiments.studies.intervals import UNDECIDED, Comparison, Verdict, verdict
 from experiments.sweeps import ledger
+from moe.errors import UserError
 
-ALL_PROXIES = (
-  'These are proxies: a few million parameters, and as many tokens as one machine trains in minutes, '
-  "where the paper's have 2 billion and 100 billion. The loss is of this repository's own held-out text, not of the "
-  "Pile: values do not compare with the paper's, only order and differences do. As compressors all of them are still "
-  'behind `xz -9`, which needs 1.81 bits a byte of the same corpus. Models of this size answer the downstream tasks of '
-  'the paper no better than by chance, so none is run. What holds here is no proof for the large models, and what does '
-  'not hold here may hold there.'
-)
-_CAPTION = (
-  'Means over seeds with 95% intervals. Seeds shift all models alike, which the paired differences of the table '
-  'remove: a difference may be clear there though whiskers overlap here.'
-)
-_OTHER_SEEDS = (
-  'Some runs have more seeds than others: their means are not comparable, which shift with the seeds by more than '
-  'models may differ; the paired differences are, each over the seeds that both have.'
-)
 _COMPARISONS = (
   'paired difference',
   'mean',
@@ -46,80 +32,130 @@ class Study:
   """A study as it stands. `missing`: runs and seeds without a line; `diverged`: those whose loss is not finite."""
 
   name: str
-  source: str  # where in the paper, such as 'Table 1'
-  claim: str
+  source: str  # where in the paper, such as 'Table 1'; '' of a study of somebody's own
+  claim: str  # '' where none is stated
   lines: tuple[Mapping, ...]
   analysis: Analysis
-  verdict: Verdict
+  verdict: Verdict | None  # None without comparisons to decide by
   missing: tuple[str, ...]
   diverged: tuple[str, ...]
   figure: str  # SVG; '' until every run has a seed
+  commands: str  # that make its lines and this report
+
+  @property
+  def of_the_paper(self) -> bool:
+    return self.name in STUDIES
+
+  @property
+  def title(self) -> str:
+    return self.source or self.name
 
   @property
   def in_words(self) -> str:
-    return (
-      f'{self.verdict.outcome}: {self.verdict.reason}'
-      if self.verdict.reason
-      else self.verdict.outcome
-    )
+    if self.verdict is None:
+      return ''
+    reason = self.verdict.reason
+    return f'{self.verdict.outcome}: {reason}' if reason else self.verdict.outcome
 
 
 def load(name: str, results: Path) -> Study:
-  """From RESULTS/NAME/runs.jsonl, if it is there. UserError if it is damaged."""
+  """One of the paper's, from RESULTS/NAME/runs.jsonl, if it is there. UserError if it is damaged."""
   module = importlib.import_module(f'experiments.studies.{name}')
+  file = f'experiments/studies/{name}.py'
   runs = {run.name: run for run in module.sweep(common.PROXY)}
-  lines = [
-    line
-    for line in ledger.current(f'experiments/studies/{name}.py', results)
-    if ledger.has_evaluations(line, runs[line['run']])
-  ]
+  lines = with_evaluations(ledger.current(file, results), runs)
   there = {(line['run'], line['seed']) for line in lines}
-  finite = [line for line in lines if _is_finite(line)]
-  expected = len(runs) * common.SEEDS
   finished = sum((run, seed) in there for run in runs for seed in range(common.SEEDS))
   analysis = module.analyse(Results(lines))
-  source, _, claim = ' '.join(module.__doc__.partition('\n\n')[0].split()).partition(': ')
-  claim = claim[0].upper() + claim[1:]
-  whole = {line['run'] for line in finite} == runs.keys()
+  return made(
+    name,
+    module.SOURCE,
+    module.CLAIM,
+    lines,
+    analysis,
+    verdict(analysis.comparisons, finished, len(runs) * common.SEEDS),
+    runs,
+    range(common.SEEDS),
+    f'python -m launch.sweep --sweep={file}\nmake report',
+  )
+
+
+def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:
+  """The lines that have all that their runs are asked for now. UserError for one without its loss."""
+  kept = [line for line in lines if ledger.has_evaluations(line, runs[line['run']])]
+  for line in kept:
+    check_has_loss(line)
+  return kept
+
+
+def check_has_loss(line: Mapping) -> None:
+  wanted = [line.get('final'), *(line.get('evaluations') or {}).values()]
+  if not all(each and {'loss', 'bits_per_byte'} <= each.get('total', {}).keys() for each in wanted):
+    raise UserError(
+      f'the line of {line["run"]!r}, seed {line["seed"]}, in runs.jsonl lacks a loss: delete it, '
+      'and launch.sweep writes it again'
+    )
+
+
+def made(
+  name: str,
+  source: str,
+  claim: str,
+  lines: Sequence[Mapping],
+  analysis: Analysis,
+  found: Verdict | None,
+  runs: Collection[str],
+  seeds: Collection[int],
+  commands: str,
+) -> Study:
+  """A study of these lines, which should have `runs`, in this order, for all `seeds`."""
+  there = {(line['run'], line['seed']) for line in lines}
+  finite = [line for line in lines if _is_finite(line)]
+  whole = {line['run'] for line in finite} == set(runs)
+  described = f'{source}: {claim}' if source else claim or name
   return Study(
     name=name,
     source=source,
     claim=claim,
     lines=tuple(lines),
     analysis=analysis,
-    verdict=verdict(analysis.comparisons, finished, expected),
-    missing=_listed({(run, seed) for run in runs for seed in range(common.SEEDS)} - there, runs),
+    verdict=found,
+    missing=_listed({(run, seed) for run in runs for seed in seeds} - there, runs),
     diverged=_listed(there - {(line['run'], line['seed']) for line in finite}, runs),
-    figure=svg.figure(name, f'{source}: {claim}', analysis.panels) if whole else '',
+    figure=svg.figure(name, described, analysis.panels) if whole and analysis.panels else '',
+    commands=commands,
   )
 
 
 def blocks(study: Study, alone: bool = True) -> list[Block]:
   """Everything about it. `alone`: with what holds of all studies, under a heading of the highest level."""
-  analysis = study.analysis
-  reason, level = study.verdict.reason, 1 if alone else 2
-  parts: list[Block] = [Heading(f'{study.source} ({study.name})', level), Text(study.claim)]
-  parts += [
-    Text(
-      f'{reason[0].upper()}{reason[1:]}.' if reason else '', f'Verdict: {study.verdict.outcome}.'
-    )
-  ]
+  analysis, level = study.analysis, 1 if alone else 2
+  title = f'{study.source} ({study.name})' if study.source else study.name
+  parts: list[Block] = [Heading(title, level), *([Text(study.claim)] if study.claim else [])]
+  if study.verdict:
+    reason = study.verdict.reason
+    reason = f'{reason[0].upper()}{reason[1:]}.' if reason else ''
+    parts.append(Text(reason, f'Verdict: {study.verdict.outcome}.'))
   if study.missing:
     parts.append(Text(f'{"; ".join(study.missing)}.', 'Missing:'))
   if study.diverged:
     parts.append(Text(f'{"; ".join(study.diverged)}.', 'Diverged:'))
   if study.figure:
-    parts += [Figure(study.figure, 'figure.svg', f'{study.source}: {study.claim}')]
-    parts += [Text(_CAPTION)]
+    parts += [
+      Figure(study.figure, 'figure.svg', f'{study.title}: {study.claim}'.removesuffix(': '))
+    ]
+    parts += [Text(texts.CAPTION)]
   if study.lines:
     parts += [Table(analysis.columns, analysis.rows)]
-    parts += [Text(_OTHER_SEEDS)] if _seeds_differ(study.lines) else []
-    parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons)))]
-    parts += [Text(RULE)] if alone else []
+    parts += [Text(texts.OTHER_SEEDS)] if _seeds_differ(study.lines) else []
+    if analysis.comparisons:
+      parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons)))]
+      parts += [Text(texts.RULE)] if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
-  command = f'python -m launch.sweep --sweep=experiments/studies/{study.name}.py\nmake report'
-  parts += [Code(command), Heading('What a proxy cannot show', level + 1)]
-  return [*parts, Text(analysis.cannot_show), *([Text(ALL_PROXIES)] if alone else [])]
+  parts += [Code(study.commands)] if study.commands else []
+  if analysis.cannot_show:
+    parts += [Heading('What a proxy cannot show', level + 1), Text(analysis.cannot_show)]
+  return [*parts, *([Text(texts.ALL_PROXIES)] if alone and study.of_the_paper else [])]
 
 
 def runs_in_words(lines: Sequence[Mapping]) -> str:

@@ -5,6 +5,7 @@ on fonts, and one file serves light and dark, since its colours are CSS.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
@@ -38,11 +39,11 @@ _STYLE = """
 
 
 def figure(name: str, description: str, panels: Sequence[Panel]) -> str:
-  """The whole file. `name`: its id, of letters; `description`: for those who cannot see it."""
+  """The whole file. `name`: of its id; `description`: for those who cannot see it."""
   columns = min(len(panels), 2)
   width, height = columns * _WIDTH, math.ceil(len(panels) / columns) * _HEIGHT
   parts = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" id="figure-{name}" class="figure" role="img" '
+    f'<svg xmlns="http://www.w3.org/2000/svg" id="figure-{identifier(name)}" class="figure" role="img" '
     f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
     f'<title>{escape(description)}</title>',
     f'<style>{_STYLE}</style>',
@@ -52,6 +53,11 @@ def figure(name: str, description: str, panels: Sequence[Panel]) -> str:
     x, y = number % columns * _WIDTH, number // columns * _HEIGHT
     parts += [f'<g transform="translate({x} {y})">', *_Axes(panel).draw(), '</g>']
   return '\n'.join([*parts, '</svg>', ''])
+
+
+def identifier(name: str) -> str:
+  """A name as an id of HTML and SVG."""
+  return re.sub(r'[^\w-]', '_', name)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

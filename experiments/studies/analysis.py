@@ -158,17 +158,18 @@ def of_losses(
   return Analysis(LOSS_COLUMNS, losses(results, entries), tuple(comparisons), panels, cannot_show)
 
 
-def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, Panel]:
-  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis."""
+def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, ...]:
+  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis. Ours alone where the
+  paper gives none."""
   ours = tuple(
     (x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries)
   )
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
-  return (
-    Panel('This repository', HELD_OUT_LOSS, (Series('', ours),), labels),
-    Panel(of_the_paper, 'Pile loss', (Series('', paper, paper=True),), labels),
-  )
+  panel = Panel('This repository', HELD_OUT_LOSS, (Series('', ours),), labels)
+  if not any(found for _, found in paper):
+    return (panel,)
+  return (panel, Panel(of_the_paper, 'Pile loss', (Series('', paper, paper=True),), labels))
 
 
 def given(value: float | None) -> Interval | None:

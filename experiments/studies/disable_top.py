@@ -1,4 +1,4 @@
-"""Figure 4: DeepSeekMoE depends more on its top routed experts than GShard×1.5: its experts are less redundant.
+"""Figure 4: the loss with the top routed experts masked.
 
   python -m launch.sweep --sweep=experiments/studies/disable_top.py
 
@@ -29,6 +29,11 @@ from experiments.studies.analysis import (
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, Interval, difference, interval
 
+SOURCE = 'Figure 4'
+CLAIM = (
+  'DeepSeekMoE depends more on its top routed experts than GShard×1.5: its experts are less '
+  'redundant.'
+)
 _MASKED = {
   f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)
 }  # 0 is the run's own loss

@@ -1,4 +1,4 @@
-"""Figure 5: with 4 of its 7 routed experts DeepSeekMoE is at least about as good as GShard, on 1.25 FFNs to its 2.
+"""Figure 5: the loss with fewer routed experts a token than in training.
 
   python -m launch.sweep --sweep=experiments/studies/fewer_active.py
 
@@ -37,6 +37,11 @@ from experiments.studies.intervals import (
   interval,
 )
 
+SOURCE = 'Figure 5'
+CLAIM = (
+  'With 4 of its 7 routed experts DeepSeekMoE is at least about as good as GShard, on 1.25 '
+  'FFNs to its 2.'
+)
 _FEWER = {
   f'{active} routed': {'experts_per_token': active} for active in range(3, 7)
 }  # 7 is the run's own loss

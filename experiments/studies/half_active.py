@@ -1,4 +1,4 @@
-"""Figure 6: a DeepSeekMoE trained with half the activated experts still beats GShard.
+"""Figure 6: a DeepSeekMoE trained with half the activated experts.
 
   python -m launch.sweep --sweep=experiments/studies/half_active.py
 
@@ -10,6 +10,9 @@ What has to carry over: its loss is below GShard's. Beside the claim: it is abov
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, Role, difference
+
+SOURCE = 'Figure 6'
+CLAIM = 'A DeepSeekMoE trained with half the activated experts still beats GShard.'
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

@@ -1,5 +1,7 @@
 """The statistics of all studies, and the one rule by which a claim holds, does not hold or is undecided.
 
+experiments/reports/texts.py has the rule in words.
+
 A run's values are by seed: {0: 2.31, 1: 2.29, …}, NaN where it has diverged. Runs of one seed see the same tokens
 in the same order, so a difference of two runs is taken within each seed, which removes what the seeds have in common,
 and its interval is that of the differences. All intervals are Student's, at 95%; none is widened for the number of
@@ -15,19 +17,6 @@ from statistics import mean, stdev
 HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
-RULE = (
-  'A comparison holds if the 95% interval of the paired difference lies wholly where it is expected, does not hold '
-  'if it lies wholly elsewhere, and is undecided otherwise. The verdict is on the claim as it is worded: only the '
-  'comparisons that the table marks with "yes" or "presupposed" count, the others are what else the paper leads one to '
-  'expect. The claim does not hold if a comparison marked "yes" does not, whatever is presupposed; it holds if all of '
-  'these hold, and all that is presupposed does; otherwise it is undecided. "About" allows 0.02 of loss. '
-  'What is known as "at most" so much can be shown to be below a bound, not to be above it; "at least" the other way '
-  'round. A comparison that needs a run which has diverged is undecided; in the study of the balance losses alone '
-  'divergence is an outcome, worse than any number, and must then be on the same side for every seed. No interval is '
-  'widened for the number of comparisons. Seeds that would decide are as many as bring the interval to one side, if '
-  'mean and spread stay as they are: a number to choose before they are run, and for every run of the study, since '
-  'adding seeds until one is decided would decide too much.'
-)
 # What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
 BOUND_MAY_BE_WIDE = (
@@ -178,7 +167,7 @@ class Verdict:
 
 
 def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
-  """By RULE, once all runs are there."""
+  """By the rule, once all runs are there."""
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
   claimed, premises = (

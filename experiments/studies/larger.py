@@ -1,4 +1,4 @@
-"""Tables 2, 8 and 9: DeepSeekMoE is at least about as good as GShard×1.5 and as Dense×16, the MoE's upper bound.
+"""Tables 2, 8 and 9: DeepSeekMoE beside larger GShards and denser models.
 
   python -m launch.sweep --sweep=experiments/studies/larger.py
 
@@ -16,6 +16,11 @@ the loss of DeepSeekMoE is below those of GShard, GShard×1.2 and Dense×4.
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Role
+
+SOURCE = 'Tables 2, 8 and 9'
+CLAIM = (
+  "DeepSeekMoE is at least about as good as GShard×1.5 and as Dense×16, the MoE's upper bound."
+)
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Tables 3 and 6: DeepSeekMoE reaches a dense model's loss with less than half of its compute.
+"""Tables 3 and 6: loss over training compute, Dense and DeepSeekMoE.
 
   python -m launch.sweep --sweep=experiments/studies/scaling.py
 
@@ -32,6 +32,9 @@ from experiments.studies.analysis import (
 )
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Comparison, Role, interval
+
+SOURCE = 'Tables 3 and 6'
+CLAIM = "DeepSeekMoE reaches a dense model's loss with less than half of its compute."
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Section 4.4: how many of 64 fine experts are shared, 1, 2 or 4, matters little.
+"""Section 4.4: how many of 64 fine experts are shared.
 
   python -m launch.sweep --sweep=experiments/studies/shared_ratio.py
 
@@ -15,6 +15,9 @@ import itertools
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE
+
+SOURCE = 'Section 4.4'
+CLAIM = 'How many of 64 fine experts are shared, 1, 2 or 4, matters little.'
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

@@ -1,5 +1,4 @@
-"""Table 1: DeepSeekMoE has a lower loss than GShard at the same parameters and compute, and than Switch, Hash Layer and
-Dense, which activate half of its FFNs.
+"""Table 1: DeepSeekMoE beside GShard, Switch, Hash Layer and Dense.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py
 
@@ -19,6 +18,12 @@ import itertools
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
 from experiments.studies.intervals import Role
+
+SOURCE = 'Table 1'
+CLAIM = (
+  'DeepSeekMoE has a lower loss than GShard at the same parameters and compute, and than '
+  'Switch, Hash Layer and Dense, which activate half of its FFNs.'
+)
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from experiments.sweeps.places import ROOT
 from experiments.sweeps.shares import WHOLE, Share
-from moe.errors import UserError
+from moe.errors import UserError, of_file
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -24,7 +25,11 @@ def sole_sweep(runs_folder: Path) -> Iterator[IO]:
   The lock belongs to the open file, which every child inherits: should the sweep be killed, a run it has started keeps
   the next sweep out until it ends, since two processes must not train in one folder. Nothing is ever left to remove.
   """
-  runs_folder.mkdir(parents=True, exist_ok=True)
+  try:
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    (runs_folder / '.lock').touch()
+  except OSError as error:
+    raise of_file(error, runs_folder) from error
   with open(runs_folder / '.lock', 'a+') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,15 +71,17 @@ class Children:
     """`python ARGUMENTS` on a share of the machine, its output at the end of `log`; in a session of its own, so that
     Ctrl-C reaches only us."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    # -P, with this package first on the path: not what may lie in the folder at hand under the same name.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
     with log.open('a', encoding='utf-8') as output, share.to_children() as environment:
       output.write(f'$ python {shlex.join(arguments)}\n')
       output.flush()
       process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, '-P', *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=environment | {'PYTHONPATH': path},
         start_new_session=True,
         pass_fds=(self._lock.fileno(),),
       )

@@ -13,12 +13,13 @@ import fcntl
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.studies.common import PROXY, Scale
 from experiments.sweeps import jsonl, plan
-from moe.errors import UserError
+from moe.errors import UserError, of_file
 
 Key = tuple[str, int, str]
 FORMAT = 2
@@ -105,6 +106,21 @@ def put(file: Path, line: Mapping[str, object]) -> None:
     os.replace(temporary, file)
 
 
+def try_writing(file: Path) -> None:
+  """UserError if `put` could not write here: told before the training, not after. Leaves nothing behind."""
+  made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent) as probe:
+      probe.write(b'\n')
+  except OSError as error:
+    raise of_file(error, file.parent) from error
+  finally:
+    for folder in made:
+      with contextlib.suppress(OSError):  # it was not made, or another sweep has begun to use it
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
   """Waits until no other process of this machine has the folder locked: two sweeps, each with its own --workdir, may
@@ -165,11 +181,12 @@ def current(
   }
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
   found = [dict.fromkeys(FIELDS) | {'format': 1} | lines[key] for key in keys if key in lines]
-  _check_data(file, found)
+  check_data(file, found)
   return found
 
 
-def _check_data(file, lines):
+def check_data(file: Path, lines: Sequence[Mapping]) -> None:
+  """UserError for lines of different texts, whose losses do not compare."""
   # The first runs of the pilot, from before lines named their data, have none.
   runs_of: dict[str, list[str]] = {}
   for line in lines:

@@ -29,6 +29,7 @@ class Task:
   process: subprocess.Popen | None = None
   share: Share = WHOLE
   new: bool = False  # whether this sweep has done something for it
+  since: float = 0.0  # time.monotonic() when its process was started
 
   @property
   def log(self) -> Path:
@@ -116,7 +117,7 @@ def _advance(task, children, finish, view):
         children.start(score_arguments(job), task.log, task.share),
       )
     else:
-      task.state = 'training'
+      task.state, task.since = 'training', time.monotonic()
       machine.note_commit(job.workdir, machine.commit())
       task.process = children.start(job.arguments('train'), task.log, task.share)
   except (OSError, UserError) as error:

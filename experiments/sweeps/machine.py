@@ -1,28 +1,67 @@
 """Where and with which code a run was made."""
 
+import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
-_ROOT = Path(__file__).parent.parent.parent
-# What no run depends on. Results are what sweeps write: a line more is no change of the code.
-_NO_CODE = (':!experiments/results', ':!tests', ':!*.md')
+from experiments.sweeps.places import ROOT
+
+_ROOT = ROOT
+# What no run depends on. Results are what sweeps write: a line more is no change of the code. What a study asks of a
+# run is in its config.
+_NO_CODE = (
+  *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
+  *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
+)
 
 _VECTOR_UNITS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
 
 
 def commit() -> str:
   """The repository's commit, '-dirty' if files that a run could depend on differ from it; 'unknown' outside of one."""
-  git = lambda *arguments: subprocess.run(
-    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
-  ).stdout.strip()
   try:
-    changed = git('status', '--porcelain', '--', '.', *_NO_CODE)
-    return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+    if Path(_git('rev-parse', '--show-toplevel')) != _ROOT.resolve():
+      return 'unknown'  # installed into an environment that lies in a repository of somebody else's
+    changed = _git('status', '--porcelain', '--', '.', *_NO_CODE)
+    return _git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
+
+
+def is_certain(commit: str) -> bool:
+  """Whether it tells the code exactly: neither changed since nor unknown, and nothing that git takes for an option."""
+  return re.fullmatch(r'[0-9a-f]{7,64}', commit) is not None
+
+
+def is_of(found: Iterable[str], now: str) -> bool:
+  """Whether results of the commits `found` are of the code at `now`: of that commit, or of one that differs from it in
+  nothing a run could depend on. False where it cannot be told."""
+  found = set(found)
+  return bool(found) and is_certain(now) and all(map(_same_code, found, [now] * len(found)))
+
+
+@functools.cache
+def _same_code(one: str, other: str) -> bool:
+  if one == other:
+    return True
+  if not is_certain(one):
+    return False
+  try:
+    _git('diff', '--quiet', one, other, '--', '.', *_NO_CODE)
+  except (OSError, subprocess.CalledProcessError):  # they differ, or one is not in this clone
+    return False
+  return True
+
+
+def _git(*arguments: str) -> str:
+  return subprocess.run(
+    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
 
 
 def note_commit(workdir: Path, commit: str) -> None:

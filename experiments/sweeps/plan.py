@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.studies import common
 from experiments.studies.common import Run, Scale
-from experiments.sweeps import jsonl
+from experiments.sweeps import jsonl, places
 from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
@@ -47,10 +47,13 @@ _LOGGED: jsonl.Shape = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A study module, loaded: its name is the file's."""
+  """A study module, loaded: its name is the file's. What reports it may be absent: analyse(), SOURCE and CLAIM."""
 
   path: str
   sweep: Callable[[Scale], Sequence[Run]]
+  analyse: Callable | None = None
+  source: str = ''
+  claim: str = ''
 
   @property
   def name(self) -> str:
@@ -120,13 +123,39 @@ def logged(workdir: Path) -> list[dict]:
 
 
 def load(path: str) -> Study:
-  """The study in a file. UserError if there is none."""
+  """The study in a file, or of this package by its name. UserError if there is none."""
+  path = places.study(path)
   sweep = getattr(_module(path, '--sweep'), 'sweep', None)
   if not callable(sweep):
     raise UserError(
       f'--sweep={path} has no sweep(): a study is a file like experiments/studies/table1.py'
     )
-  return Study(path, sweep)
+  module = _module(path, '--sweep')
+  source, claim = (getattr(module, name, '') for name in ('SOURCE', 'CLAIM'))
+  if not isinstance(source, str) or not isinstance(claim, str):
+    raise UserError(f'{path}: SOURCE and CLAIM must be strings, not {source!r} and {claim!r}')
+  return Study(path, sweep, getattr(module, 'analyse', None), source, claim)
+
+
+def runs(study: Study, scale: Scale) -> Sequence[Run]:
+  """What sweep() of a study gives. UserError unless these are runs that can be told apart."""
+  made = asked(study.path, lambda: study.sweep(scale))
+  if not isinstance(made, Sequence) or not made or not all(isinstance(run, Run) for run in made):
+    raise UserError(
+      f'sweep() of the study {study.name} must return a list of Run (experiments/studies/common.py)'
+    )
+  for run in made:
+    _check_run(run, study.name)
+  names = [run.name for run in made]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
+  return made
+
+
+def asked(path: str, function: Callable[[], object]) -> object:
+  """What code of a study's file returns. UserError, one line with the file, for whatever it raises."""
+  with _faults_of(path):
+    return function()
 
 
 def jobs(
@@ -142,20 +171,10 @@ def jobs(
   """
   if given := [key for key in SEEDS if key in overrides]:
     raise UserError(f'config.{given[0]} is set for every run by --seeds')
-  with _faults_of(study.path):
-    runs = study.sweep(scale)
-  if not isinstance(runs, Sequence) or not runs or not all(isinstance(run, Run) for run in runs):
-    raise UserError(
-      f'sweep() of the study {study.name} must return a list of Run (experiments/studies/common.py)'
-    )
-  for run in runs:
-    _check_run(run, study.name)
-  names = [run.name for run in runs]
-  if twice := sorted({name for name in names if names.count(name) > 1}):
-    raise UserError(f'the study {study.name} has two runs named {twice[0]!r}')
   merged: dict[Path, Job] = {}
+  every = runs(study, scale)
   for seed in seeds:
-    for run in runs:
+    for run in every:
       try:
         job = _job(run, seed, overrides, runs_folder, merged.values())
       except UserError as error:
@@ -201,7 +220,9 @@ def settings(config: Config) -> dict[str, object]:
 
 
 def _job(run, seed, overrides, runs_folder, earlier):
-  config_dict = _config_dict(run.config)
+  file, colon, named = run.config.partition(':')
+  config_file = f'{places.located(file)}{colon}{named}'
+  config_dict = _config_dict(config_file)
   own = moe_config.flatten(config_dict.to_dict())
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   checked = moe_config.from_config_dict(config_dict)
@@ -214,11 +235,11 @@ def _job(run, seed, overrides, runs_folder, earlier):
     checked.to_dict()
   )  # values as moe.config has made them: 3 for a float is 3.0
   flags = [
-    f'--config={run.config}',
+    f'--config={config_file}',
     *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key]),
   ]
   name = config_hash(checked)
-  variant = re.sub(r'[^\w.-]', '_', run.config.partition(':')[2] or Path(run.config).stem)
+  variant = re.sub(r'[^\w.-]', '_', named or Path(file).stem)
   folders = [job.workdir.parent for job in earlier if job.config_hash == name]
   folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
   workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'

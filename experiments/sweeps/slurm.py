@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.sweeps import machine, plan
+from experiments.sweeps import machine, places, plan
 from moe.errors import UserError
 
 BATCH_FILE = 'launch/cluster/slurm.sbatch'
@@ -19,7 +19,7 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
   for job in jobs:
     machine.note_commit(job.workdir, commit)
   commands.write_text(
-    ''.join(f'python {shlex.join(job.arguments("train"))}\n' for job in jobs), encoding='utf-8'
+    ''.join(f'python {quoted(job.arguments("train"))}\n' for job in jobs), encoding='utf-8'
   )
   array = f'--array=0-{len(jobs) - 1}'
   command = [
@@ -28,7 +28,7 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
     f'--job-name={study}',
     array,
     *options,
-    BATCH_FILE,
+    places.located(BATCH_FILE),
     str(commands),
   ]
   try:
@@ -44,6 +44,23 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
   number = done.stdout.strip().partition(';')[0]
   _job_file(runs_folder, study).write_text(f'{number}\n', encoding='utf-8')
   return number
+
+
+def quoted(arguments: Sequence[str]) -> str:
+  """The arguments for bash, on one line whatever they hold: the batch file takes its command by the line's number."""
+  return ' '.join(map(_quoted, arguments))
+
+
+def _quoted(argument):
+  if argument.isprintable():
+    return shlex.quote(argument)
+  escaped = argument.replace('\\', '\\\\').replace("'", "\\'")
+  return "$'" + ''.join(map(_plain, escaped)) + "'"
+
+
+def _plain(char):
+  """Its bytes by number, for what would end the line or not be seen in it."""
+  return char if char.isprintable() else ''.join(f'\\x{byte:02x}' for byte in char.encode())
 
 
 def refuse_while_queued(runs_folder: Path) -> None:

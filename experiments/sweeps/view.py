@@ -1,6 +1,5 @@
 """What a sweep shows: a live table on a terminal, a line now and then in a log."""
 
-import contextlib
 import json
 import sys
 import time
@@ -9,10 +8,15 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _BETWEEN_LINES = 30.0  # seconds, in a log
 _FRAME = 6  # lines of the table that are no run, and the line below it
 _TAIL = 1 << 16  # bytes: more than a line of metrics.jsonl
+_STARTED = (
+  b'$ python '  # what experiments.sweeps.children writes into a log before a program's own lines
+)
+_COMPILED = b'compiled the training step'  # what moe.train says
 _STYLES = {
   'training': 'cyan',
   'scoring': 'cyan',
@@ -59,7 +63,9 @@ class View:
     elif time.monotonic() >= self._next_line:
       self._next_line = time.monotonic() + _BETWEEN_LINES
       for task in self._tasks:
-        if task.state == 'training':
+        if _is_compiling(task):
+          self.say(f'{task.job.label}: starting and compiling, {_so_far(task)} so far')
+        elif task.state == 'training':
           step, loss, left = _progress(task)
           self.say(
             f'{task.job.label}: step {step}{loss and f", loss {loss}"}{left and f", {left} left"}'
@@ -73,12 +79,25 @@ class View:
     shown = sorted(self._tasks, key=lambda task: order.index(task.state))[:room]
     for task in (task for task in self._tasks if task in shown):
       step, loss, left = _progress(task)
-      names, state = ' = '.join(run.name for run in task.job.runs), task.state
-      table.add_row(
-        names, str(task.job.seed), f'[{_STYLES.get(state, "dim")}]{state}[/]', step, loss, left
-      )
+      step = f'compiling, {_so_far(task)}' if _is_compiling(task) else step
+      # Text, not str: a name may hold brackets, which are no markup of ours.
+      names = Text(' = '.join(run.name for run in task.job.runs))
+      state = Text(task.state, style=_STYLES.get(task.state, 'dim'))
+      table.add_row(names, str(task.job.seed), state, step, loss, left)
     count = {state: sum(task.state == state for task in self._tasks) for state in order}
     return Group(table, ', '.join(f'{number} {state}' for state, number in count.items() if number))
+
+
+def _is_compiling(task) -> bool:
+  """Whether a run that trains has not come to its first step since it was started."""
+  if task.state != 'training':
+    return False
+  _, started, since = _tail(task.log).rpartition(_STARTED)
+  return bool(started) and _COMPILED not in since
+
+
+def _so_far(task) -> str:
+  return duration(time.monotonic() - task.since)
 
 
 def _progress(task) -> tuple[str, str, str]:
@@ -96,12 +115,22 @@ def _progress(task) -> tuple[str, str, str]:
 
 def _last_line(path: Path) -> dict:
   """The last complete line of a file that may be long and just being written; {} if there is none."""
-  with contextlib.suppress(OSError, ValueError):
+  whole, _, _ = _tail(path).rpartition(b'\n')
+  try:
+    logged = json.loads(whole.rpartition(b'\n')[2] or b'{}')
+  except ValueError:
+    return {}
+  return logged if isinstance(logged, dict) and {'step', 'loss'} <= logged.keys() else {}
+
+
+def _tail(path: Path) -> bytes:
+  """The end of a file, all of it if it is short; b'' if it cannot be read."""
+  try:
     with path.open('rb') as file:
       file.seek(max(0, path.stat().st_size - _TAIL))
-      lines = file.read().splitlines(keepends=True)
-    return json.loads(next((line for line in reversed(lines) if line.endswith(b'\n')), '{}'))
-  return {}
+      return file.read()
+  except OSError:
+    return b''
 
 
 def duration(seconds: float) -> str:

@@ -84,6 +84,8 @@ def test_a_phone_scrolls_no_further_than_down(browser, results):
 
 
 def test_a_page_without_runs_has_no_figure(browser, tmp_path):
+  (tmp_path / 'table1').mkdir()
+  (tmp_path / 'table1' / 'runs.jsonl').touch()
   in_process.check('report', f'--results={tmp_path}')
   page, faults = _open(browser, tmp_path / 'index.html')
   assert page.locator('svg').count() == 0 and faults == []

@@ -14,8 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.common import Run
-from experiments.sweeps import children, ledger, line, local, machine, plan, score, shares, slurm
+from experiments.studies.common import PROXY, Run
+from experiments.sweeps import (
+  children,
+  ledger,
+  line,
+  local,
+  machine,
+  places,
+  plan,
+  score,
+  shares,
+  slurm,
+)
 from experiments.sweeps.view import View, duration
 from moe.errors import UserError
 from tests.experiments.reports import synthetic
@@ -400,6 +411,32 @@ def test_damaged_scores_are_named(damaged, tmp_path):
     line.read_scores(tmp_path)
 
 
+def test_files_are_found_here_or_in_the_package(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  shipped = str(places.ROOT / 'experiments/studies/table1.py')
+  assert places.study('table1') == places.study('experiments/studies/table1.py') == shipped
+  assert places.study('mine') == 'mine' and places.study('mine.py') == 'mine.py'
+  assert places.located('absent.py') == 'absent.py'
+  (job,) = plan.jobs(plan.load('shared_off'), PROXY, [0], {}, tmp_path / 'runs')
+  assert f'--config={places.ROOT}/experiments/proxy.py:deepseek_moe' in job.flags
+  Path('experiments').mkdir()
+  Path('experiments/proxy.py').write_text('')
+  with pytest.raises(UserError, match=r'experiments/proxy\.py is a file here and one of the inst'):
+    places.located('experiments/proxy.py')
+  monkeypatch.chdir(places.ROOT)
+  assert places.study('table1') == 'experiments/studies/table1.py'
+
+
+def test_a_child_runs_this_package_whatever_lies_in_the_folder_at_hand(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('experiments', 'launch'):
+    Path(name).mkdir()
+    Path(name, '__init__.py').write_text('raise RuntimeError("not ours")')
+  with children.sole_sweep(tmp_path) as lock, children.Children(lock) as started:
+    process = started.start(['-c', 'import experiments, launch'], tmp_path / 'log')
+    assert process.wait() == 0, (tmp_path / 'log').read_text()
+
+
 def test_the_evaluations_known_to_the_plan_are_the_interventions():
   from moe.analysis import Intervention
 
@@ -414,7 +451,7 @@ def test_a_run_that_went_on_with_other_code_names_both(tmp_path):
   )
 
 
-def test_what_no_run_depends_on_makes_no_commit_dirty(tmp_path, monkeypatch):
+def test_the_same_code_is_known_by_what_differs_between_commits(tmp_path, monkeypatch):
   git = lambda *arguments: subprocess.run(
     ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments],
     cwd=tmp_path,
@@ -422,6 +459,33 @@ def test_what_no_run_depends_on_makes_no_commit_dirty(tmp_path, monkeypatch):
     capture_output=True,
   )
   monkeypatch.setattr(machine, '_ROOT', tmp_path)
+  git('init')
+  commits = []
+  for name in ('moe/a.py', 'README.md', 'experiments/studies/b.py', 'moe/c.py'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    git('add', '.')
+    git('commit', '--message=next')
+    commits.append(machine.commit())
+  first, second, third, last = commits
+  assert machine.is_of([first], third) and machine.is_of([second, first], third)
+  assert not machine.is_of([third], last) and not machine.is_of([last, first], last)
+  for unclear in ([], ['unknown'], [f'{last}-dirty'], ['0' * 40], ['--output=x']):
+    assert not machine.is_of(unclear, last)
+  assert not machine.is_of([f'{last}-dirty'], f'{last}-dirty')
+  # As an installed package, in an environment inside of a repository of somebody else's.
+  monkeypatch.setattr(machine, '_ROOT', tmp_path / 'moe')
+  assert machine.commit() == 'unknown'
+
+
+def test_what_no_run_depends_on_makes_no_commit_dirty(tmp_path, monkeypatch):
+  git = lambda *arguments: subprocess.run(
+    ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments],
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
+  )
+  monkeypatch.setattr(machine, '_ROOT', tmp_path.resolve())
   git('init')
   git('commit', '--allow-empty', '--message=first')
   for name in (
@@ -719,6 +783,29 @@ def test_an_array_has_a_task_for_each_run_not_trained(fake_slurm):
   (fake_slurm / 'queued').write_text('42_1 …\n')
   with pytest.raises(UserError, match=r'job array 42 .*scancel 42'):
     slurm.refuse_while_queued(runs_folder)
+
+
+_ODD = [
+  'a b',
+  "it's",
+  'one\ntwo',
+  '\n',
+  'x\r\t\x85\u2028\\n\'"$(false)`false`!',
+  '\x1b[31m0a',
+  'é 中 \\',
+  '',
+  'a;b|c&d',
+]
+
+
+@pytest.mark.parametrize('argument', _ODD)
+def test_a_task_gets_its_arguments_as_they_are_from_one_line(argument, tmp_path):
+  """As launch/cluster/slurm.sbatch takes them: eval of the line of a task's number."""
+  line = f'printf %s\\\\0 {slurm.quoted([argument, "last"])}'
+  (tmp_path / 'commands').write_text(f'false\n{line}\nfalse\n')
+  script = f'eval "command=($(sed -n "2p" {tmp_path}/commands))"; "${{command[@]}}"'
+  done = subprocess.run(['bash', '-c', script], capture_output=True, check=True)
+  assert done.stdout.split(b'\0') == [argument.encode(), b'last', b'']
 
 
 def test_only_a_job_unknown_to_slurm_has_ended(fake_slurm):

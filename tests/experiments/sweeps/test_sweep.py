@@ -1,7 +1,9 @@
 """launch.sweep as a user runs it: fails, is stopped, goes on, finishes, has nothing left to do."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,8 +11,11 @@ import time
 
 import pytest
 
-from experiments.sweeps import plan
+from experiments.studies.common import PROXY
+from experiments.sweeps import plan, sweep
+from moe.errors import UserError
 from tests import in_process
+from tests.experiments.reports import synthetic
 from tests.launch.runs import programs
 
 STUDY = '--sweep=tests/experiments/sweeps/tiny_study.py'
@@ -211,68 +216,125 @@ def test_dry_run_tells_what_is_finished(swept):
   assert '3 runs, 2 finished, 1 to do' in programs.check('sweep', *flags, '--dry_run')
 
 
+_ONE = 'sweep = lambda scale: [scale.run("dense")]'
+
+
 @pytest.mark.parametrize(
-  ('content', 'flags', 'words'),
+  ('content', 'options', 'words'),
   [
-    (None, [], ['there is no Python file', '--sweep']),
-    ('', [], ['has no sweep()']),
-    ('def sweep(scale):\n  return 3', [], ['must return a list of Run']),
+    (None, {}, ['there is no Python file', '--sweep']),
+    ('', {}, ['has no sweep()']),
+    ('def sweep(scale):\n  return 3', {}, ['must return a list of Run']),
     (
       'sweep = lambda scale: [scale.run("dense"), scale.run("dense")]',
-      [],
+      {},
       ["two runs named 'dense'"],
     ),
-    ('sweep = lambda scale: [scale.run("dens")]', [], ["no variant 'dens'"]),
+    ('sweep = lambda scale: [scale.run("dens")]', {}, ["no variant 'dens'"]),
     (
       'sweep = lambda scale: [scale.run("gshard", overrides={"moe.experts": 1})]',
-      [],
+      {},
       ["'gshard'", "'moe.experts'"],
     ),
-    ('def sweep(:', [], ['line 1']),
-    ('1 / 0', [], ['ZeroDivisionError']),
-    ('sweep = lambda scale: [1, 2][3]', [], ['IndexError']),
-    ('sweep = lambda scale: [scale.run("dense")]', ['--seeds=0'], ['--seeds']),
-    ('sweep = lambda scale: [scale.run("dense")]', ['--parallel=0'], ['--parallel']),
-    (
-      'sweep = lambda scale: [scale.run("dense")]',
-      ['--launcher=ray'],
-      ['--launcher', 'local|slurm'],
-    ),
-    (
-      'sweep = lambda scale: [scale.run("dense")]',
-      ['--config.train.steps=3'],
-      ["'train.steps'", "'train.num_steps'"],
-    ),
-    (
-      'sweep = lambda scale: [scale.run("dense")]',
-      ['--config.train.num_steps=x'],
-      ['must be an integer'],
-    ),
-    ('sweep = lambda scale: [scale.run("dense")]', ['--config.train.seed=3'], ['--seeds']),
-    (
-      'sweep = lambda scale: [scale.run("dense")]',
-      ['--scale=paper'],
-      ['--scale=paper', '--config.data.sources='],
-    ),
+    ('def sweep(:', {}, ['line 1']),
+    ('1 / 0', {}, ['ZeroDivisionError']),
+    ('import sys\nsys.exit("no")', {}, ['study.py', 'SystemExit: no']),
+    ('import sys\nsweep = lambda scale: sys.exit()', {}, ['study.py', 'SystemExit']),
+    ('sweep = lambda scale: [1, 2][3]', {}, ['IndexError']),
+    ('sweep = lambda scale: [scale.run("dense", name=3)]', {}, ['is named 3']),
+    ('sweep = lambda scale: [scale.run("dense", evaluations=["x"])]', {}, ["'dense'", "['x']"]),
+    (_ONE, {'seeds': 0}, ['--seeds']),
+    (_ONE, {'parallel': 0}, ['--parallel']),
+    (_ONE, {'overrides': {'train.seed': 3}}, ['--seeds']),
+    (_ONE, {'scale': 'paper'}, ['--scale=paper', '--config.data.sources=']),
     (
       'sweep = lambda scale: [scale.run("dense", overrides={"train.num_steps": 1e3})]',
-      [],
+      {},
       ["'dense'", 'num_steps'],
-    ),
-    (
-      'sweep = lambda scale: [scale.run("dense")]',
-      ['--config=experiments/proxy.py'],
-      ['no --config'],
     ),
   ],
 )
-def test_bad_input_is_one_line(content, flags, words, tmp_path):
+def test_bad_input_is_told_before_anything_is_written(content, options, words, tmp_path):
   study = tmp_path / 'study.py'
   if content is not None:
     study.write_text(content)
-  line = in_process.error_line('sweep', f'--sweep={study}', f'--workdir={tmp_path}/runs', *flags)
+  with pytest.raises(UserError) as told:
+    sweep.run(sweep.Options(str(study), workdir=tmp_path / 'runs', **options))
+  assert all(word in str(told.value) for word in words), told.value
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--launcher=ray', ['--launcher', 'local|slurm']),
+    ('--config.train.num_steps=x', ['must be an integer']),
+    ('--config=experiments/proxy.py', ['no --config']),
+  ],
+)
+def test_a_bad_flag_is_one_line(flag, words, tmp_path):
+  line = in_process.error_line('sweep', '--sweep=shared_off', f'--workdir={tmp_path}/runs', flag)
   assert all(word in line for word in words), line
   assert not (tmp_path / 'runs').exists()
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+  """(options, its one job) of a study with three finished runs, of a commit that no clone has."""
+  monkeypatch.chdir(programs.ROOT)
+  monkeypatch.setattr(sweep.machine, 'commit', lambda: 'f' * 40)
+  synthetic.write(tmp_path / 'results', 'shared_off', synthetic.lines('shared_off'))
+  options = sweep.Options('shared_off', workdir=tmp_path / 'runs', results=tmp_path / 'results')
+  return options, plan.jobs(plan.load('shared_off'), PROXY, [0], {}, options.workdir)[0]
+
+
+def test_results_of_other_code_are_told_and_retrain_would_train_them_anew(recorded, capsys):
+  options, _ = recorded
+  dry_run = dataclasses.replace(options, dry_run=True)
+  assert sweep.run(dry_run) == 0
+  assert re.search(
+    r'^# 3 of 3 finished runs are of other code \(0123456789ab\) than this \(f{12}\).*--retrain',
+    (told := capsys.readouterr().out),
+  )
+  assert '3 runs, 3 finished, 0 to do' in told
+  sweep.run(dataclasses.replace(dry_run, retrain=True))
+  told = capsys.readouterr().out
+  assert told.count(': to be trained anew') == 3 and '3 runs, 0 finished, 3 to do' in told
+
+
+def test_retrain_sets_aside_what_other_code_has_left(recorded, capsys, monkeypatch):
+  options, job = recorded
+  monkeypatch.setattr(sweep.local, 'prepare', lambda *unused: None)
+  monkeypatch.setattr(sweep.local, 'run', lambda *unused: None)
+  (job.workdir / 'checkpoints' / str(job.num_steps)).mkdir(parents=True)
+  sweep.machine.note_commit(job.workdir, 'a' * 40)
+  assert sweep.run(options) == 0 and job.workdir.is_dir()  # nothing to do
+  retrain = dataclasses.replace(options, retrain=True)
+  sweep.run(dataclasses.replace(retrain, collect=True))
+  assert job.workdir.is_dir() and 'not trained yet' in capsys.readouterr().out
+  sweep.run(retrain)
+  aside = job.workdir.with_name(f'seed0-{"a" * 12}')
+  assert (aside / 'checkpoints').is_dir() and not job.workdir.exists()
+  assert str(aside) in capsys.readouterr().out
+  sweep.machine.note_commit(job.workdir, 'f' * 40)  # what this code has begun goes on
+  sweep.run(retrain)
+  assert job.workdir.is_dir() and f'now in {aside}' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('commit', ['unknown', 'f' * 40 + '-dirty'])
+def test_retrain_needs_to_know_its_own_code(commit, recorded, monkeypatch):
+  options, _ = recorded
+  monkeypatch.setattr(sweep.machine, 'commit', lambda: commit)
+  with pytest.raises(UserError, match=f'--retrain cannot tell .* is {commit}'):
+    sweep.run(dataclasses.replace(options, retrain=True))
+
+
+@pytest.mark.parametrize('which', ['results', 'workdir'])
+def test_what_cannot_be_written_is_told_before_training(which, recorded, tmp_path):
+  (tmp_path / 'file').write_text('')
+  options, _ = recorded
+  with pytest.raises(UserError, match=rf'{tmp_path}/file.*: (Not a directory|File exists)'):
+    sweep.run(dataclasses.replace(options, **{which: tmp_path / 'file' / 'x'}))
 
 
 def test_a_hash_ignores_what_changes_no_step():

@@ -1,0 +1,113 @@
+"""What the report says of a study of somebody's own: by its analyse(), or a table that fits any."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.reports import study as studies
+from experiments.reports.study import Study
+from experiments.studies import common
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  NONE,
+  Analysis,
+  Panel,
+  Results,
+  Series,
+  shown,
+  sizes,
+)
+from experiments.studies.intervals import Comparison, difference, interval, verdict
+from experiments.sweeps import ledger, plan
+from moe.errors import UserError
+
+_MOST_BARS = 12  # of which labels and numbers are still read
+
+
+def of_file(path: str, results: Path) -> Study:
+  """The study of a file, by its lines in RESULTS/STUDY/runs.jsonl. UserError without any."""
+  loaded = plan.load(path)
+  lines = of_last_configs(ledger.path(results, loaded.name))
+  scale = common.SCALES.get(lines[-1].get('scale'), common.PROXY)
+  runs = {run.name: run for run in plan.runs(loaded, scale)}
+  lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
+  seeds = sorted({line['seed'] for line in lines})
+  commands = f'python -m launch.sweep --sweep={path}\npython -m launch.report --sweep={path} --results={results}'
+  found = None
+  if loaded.analyse:
+    analysis = plan.asked(loaded.path, lambda: loaded.analyse(Results(lines)))
+    if not isinstance(analysis, Analysis):
+      raise UserError(
+        f'analyse() of the study {loaded.name} must return an Analysis (experiments/studies/analysis.py)'
+      )
+    if analysis.comparisons:
+      found = verdict(analysis.comparisons, len(lines), len(runs) * max(len(seeds), 1))
+  else:
+    analysis = by_default(lines, list(runs))
+  return studies.made(
+    loaded.name, loaded.source, loaded.claim, lines, analysis, found, runs, seeds, commands
+  )
+
+
+def of_lines(file: Path, name: str) -> Study:
+  """The study that only its lines tell of. UserError without any."""
+  lines = of_last_configs(file)
+  runs = list(dict.fromkeys(line['run'] for line in lines))
+  seeds = sorted({line['seed'] for line in lines})
+  analysis = by_default(lines, runs)
+  return studies.made(name, '', '', lines, analysis, None, runs, seeds, commands='')
+
+
+def of_last_configs(file: Path) -> list[dict]:
+  """A file's lines but for those of a run's earlier configs, which are compared with nothing. UserError without any."""
+  every = list(ledger.read(file).values())
+  if not every:
+    raise UserError(f'there is no line in {file}: launch.sweep writes one a finished run')
+  last = {line['run']: line['config_hash'] for line in every}
+  lines = [line for line in every if line['config_hash'] == last[line['run']]]
+  ledger.check_data(file, lines)
+  complete = [dict.fromkeys(ledger.FIELDS) | line for line in lines]
+  for line in complete:
+    studies.check_has_loss(line)
+  return complete
+
+
+def by_default(lines: Sequence[Mapping], runs: Sequence[str]) -> Analysis:
+  """Loss of every run and evaluation, beside the first run's seed by seed; MaxVio; parameters."""
+  results = Results(lines)
+  entries = [
+    (run, evaluation)
+    for run in runs
+    for evaluation in ('', *(results.of(run, 'evaluations') or ()))
+  ]
+  first = results.loss(runs[0])
+  columns = (
+    *('run', 'parameters', 'activated', 'seeds', HELD_OUT_LOSS, '95% interval', 'bits/byte'),
+    *(f'minus {runs[0]}', '95% interval of it', 'MaxVio'),
+  )
+  rows = tuple(_row(results, run, evaluation, first) for run, evaluation in entries)
+  bars = tuple((x, interval(results.loss(*entry))) for x, entry in enumerate(entries))
+  labels = tuple(map(_label, entries))
+  panel = Panel('Held-out loss', HELD_OUT_LOSS, (Series('', bars),), labels)
+  return Analysis(columns, rows, (), (panel,) if len(entries) <= _MOST_BARS else (), '')
+
+
+def _row(results, run, evaluation, first):
+  loss = results.loss(run, evaluation)
+  beside = Comparison('', difference(loss, first)).interval
+  limits = (
+    NONE if beside is None or beside.half is None else f'{beside.low:.4f} to {beside.high:.4f}'
+  )
+  max_vio = results.values(run, lambda line: (line['max_vio'] or {}).get('last_tenth'))
+  return (
+    _label((run, evaluation)),
+    *(('', '') if evaluation else sizes(results, run)),
+    *shown(loss),
+    shown(results.score(run, 'bits_per_byte', evaluation), 3)[1],
+    NONE if beside is None else f'{beside.mean:.4f}',
+    limits,
+    '' if evaluation else shown(max_vio, 3)[1],
+  )
+
+
+def _label(entry):
+  return ', '.join(filter(None, entry))
