@@ -217,6 +217,16 @@ def read_scores(workdir: Path) -> dict:
   return content
 
 
+def best_step(workdir: Path, steps: list[int]) -> int:
+  """The checkpoint with the lowest held-out loss logged in training; the last one where none was logged."""
+  losses = {
+    logged['step']: logged['held_out_loss']
+    for logged in plan.logged(workdir)
+    if logged.get('held_out_loss') is not None
+  }
+  return min((step for step in steps if step in losses), key=losses.get, default=steps[-1])
+
+
 def _scores(job):
   if not (job.workdir / SCORES).exists():
     raise UserError(f'{job.workdir} was not scored')

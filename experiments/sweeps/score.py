@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.sweeps import line, plan
+from experiments.sweeps import line
 from moe import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -28,7 +28,7 @@ def main(_):
   workdir = Path(WORKDIR.value)
   run = load_run(workdir)
   data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
-  best = best_step(workdir, available_steps(workdir))
+  best = line.best_step(workdir, available_steps(workdir))
   path = workdir / line.SCORES
   scores = line.read_scores(workdir)['scores'] if path.exists() else []
   wanted = [
@@ -58,16 +58,6 @@ def main(_):
       f'step {step} {intervention or ""}: held-out loss {scores[-1]["total"]["loss"]:.4f}',
       flush=True,
     )
-
-
-def best_step(workdir: Path, steps: list[int]) -> int:
-  """The checkpoint with the lowest held-out loss logged in training; the last one where none was logged."""
-  losses = {
-    logged['step']: logged['held_out_loss']
-    for logged in plan.logged(workdir)
-    if logged.get('held_out_loss') is not None
-  }
-  return min((step for step in steps if step in losses), key=losses.get, default=steps[-1])
 
 
 def evaluate(run, data, intervention: dict) -> dict:

@@ -23,7 +23,6 @@ from experiments.sweeps import (
   machine,
   places,
   plan,
-  score,
   shares,
   slurm,
 )
@@ -399,7 +398,7 @@ def test_damaged_metrics_stop_one_run_and_no_study(tmp_path):
     with pytest.raises(UserError, match=r'metrics\.jsonl, line 2 is damaged'):
       job.metrics()
     with pytest.raises(UserError, match=r'metrics\.jsonl, line 2 is damaged'):
-      score.best_step(job.workdir, [1])
+      line.best_step(job.workdir, [1])
   (job.workdir / 'metrics.jsonl').write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "l')
   assert [line['step'] for line in job.metrics()] == [1]  # the second is being written
 
