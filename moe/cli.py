@@ -75,6 +75,8 @@ def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> N
   `config_file`: of a program that takes no --config, the file that has the keys of its --config.SECTION.KEY=VALUE.
   """
   keep_freed_memory()
+  # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
+  sys.stdout.reconfigure(errors='backslashreplace')
   try:
     app.run(main, flags_parser=functools.partial(_parse, config_file=config_file))
   except UserError as error:

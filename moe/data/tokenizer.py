@@ -134,8 +134,10 @@ class Tokenizer:
         spelt = self._processor.encode(part, out_type=str)
         ids = self._processor.encode(part)
         unknown += sum(len(p.encode()) for p, i in zip(spelt, ids) if i == self.unknown_id)
-    size, known = len(text.encode()), self.decode(ids_N[ids_N != self.unknown_id])
-    return Lost(1, max(unknown, size - len(known.encode())))
+    # Decoding shows a sign of its own for each unknown piece.
+    signs = int((ids_N == self.unknown_id).sum()) * len(self.decode([self.unknown_id]).encode())
+    known = len(self.decode(ids_N).encode()) - signs
+    return Lost(1, max(unknown, len(text.encode()) - known))
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of the ids. Control pieces give nothing, nor do ids past the vocabulary, which a padded model can sample."""

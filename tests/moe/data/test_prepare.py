@@ -1,6 +1,8 @@
+import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from moe.data import corpus, store
 from moe.data.prepare import prepare
 from moe.data.tokenizer import train_tokenizer
 from moe.errors import UserError
@@ -154,6 +158,198 @@ def test_what_cannot_be_prepared(corpus_at, tmp_path, change, message):
     prepare(small_config(sources=corpus_at, **change), tmp_path / 'data')
   assert '\n' not in str(error.value)
   assert not (tmp_path / '.data.partial').exists()
+
+
+def filled(tmp_path, name):
+  """Every way in which a place for prepared data can be there already, empty."""
+  place = tmp_path / name
+  if name == 'link':
+    (tmp_path / 'large disk').mkdir()
+    place.symlink_to('large disk')
+  elif name == 'link to nothing':
+    place.symlink_to('far/away')
+  elif name == 'mount point':
+    (place / 'lost+found').mkdir(parents=True)
+  elif name == 'interrupted':
+    (place / '.partial').mkdir(parents=True)
+    (place / 'train-a-00000.array_record').write_text('half')
+  elif name == 'empty':
+    place.mkdir()
+  return place
+
+
+@pytest.mark.parametrize(
+  'name', ['link', 'link to nothing', 'mount point', 'interrupted', 'empty', 'new']
+)
+def test_a_place_that_is_there_is_filled(corpus_at, tmp_path, name):
+  place = filled(tmp_path, name)
+  made = prepare(small_config(sources=corpus_at), place)
+  again = prepare(small_config(sources=corpus_at), place)
+  assert made.metadata == again.metadata
+  assert not (place / '.partial').exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_corpus_is_read(
+  corpus_at, tmp_path, monkeypatch
+):
+  (tmp_path / 'file').write_text('no folder')
+  monkeypatch.setattr('moe.data.corpus.read_texts', lambda *unused: pytest.fail('it was read'))
+  for place in (tmp_path / 'file', tmp_path / 'file/data'):
+    with pytest.raises(UserError, match='file'):
+      prepare(small_config(sources=corpus_at), place)
+
+
+def test_home_in_data_dir(corpus_at, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  made = prepare(small_config(sources=corpus_at), '~/data')
+  assert made.directory == tmp_path / 'data'
+  assert store.open_held_out('~/data', made.tokenizer).held_out_domains == ('a',)
+
+
+def test_a_moved_corpus_is_known_by_its_text(corpus_at, tmp_path):
+  made = prepare(small_config(sources=corpus_at), tmp_path / 'data')
+  (tmp_path / 'text').rename(tmp_path / 'moved')
+  (tmp_path / 'moved/a-000.txt').rename(tmp_path / 'moved/other.txt')
+  moved = prepare(small_config(sources=f'a={tmp_path}/moved'), tmp_path / 'data')
+  assert moved.metadata == made.metadata
+
+
+def test_a_file_corrected_in_place_is_noticed_whatever_its_size_and_time(corpus_at, tmp_path):
+  config = small_config(sources=corpus_at)
+  prepare(config, tmp_path / 'data')
+  path = tmp_path / 'text/a-007.txt'
+  times = path.stat()
+  path.write_text(path.read_text().replace('page', 'PAGE'))
+  os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+  with pytest.raises(UserError, match=r'other settings \(data\.sources\.a\.sha256'):
+    prepare(config, tmp_path / 'data')
+
+
+def test_unread_files_are_not_read_again(corpus_at, tmp_path, monkeypatch):
+  config = small_config(sources=corpus_at)
+  prepare(config, tmp_path / 'data')
+  monkeypatch.setattr('moe.data.corpus.fingerprint', lambda source: pytest.fail('it was read'))
+  prepare(config, tmp_path / 'data')
+
+
+def test_prepared_data_of_format_1_opens(corpus_at, tmp_path):
+  config = small_config(sources=corpus_at)
+  made = prepare(config, tmp_path / 'data')
+  (source,) = corpus.parse_sources(corpus_at)
+  metadata = {
+    key: value for key, value in made.metadata.items() if key not in ('stamps', 'checksum')
+  }
+  metadata['format'] = 1
+  metadata['settings']['sources'] = {'a': corpus.fingerprint_of_format_1(source)}
+  for entries in metadata['splits'].values():
+    for entry in entries.values():
+      del entry['sha256'], entry['tokens_sha256']
+  (tmp_path / 'data/metadata.json').write_text(json.dumps(metadata))
+  assert prepare(config, tmp_path / 'data').metadata == metadata
+  (tmp_path / 'text/a-000.txt').write_text('longer ' * 999)
+  with pytest.raises(UserError, match=r'data\.sources\.a\.blake2b'):
+    prepare(config, tmp_path / 'data')
+
+
+def test_every_flipped_bit_is_found(corpus_at, tmp_path):
+  config = small_config(sources=corpus_at)
+  prepare(config, tmp_path / 'data')
+  for path in sorted((tmp_path / 'data').iterdir()):
+    raw = path.read_bytes()
+    for place in {0, 1, len(raw) // 3, len(raw) - 2}:
+      path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+      with pytest.raises(UserError, match=f'{path.name}|version|other settings'):
+        prepare(config, tmp_path / 'data')
+    path.write_bytes(raw)
+  prepare(config, tmp_path / 'data')
+
+
+@pytest.mark.parametrize(
+  'name', ['../train-a.txt', '/etc/passwd', '', '.', '..', 'train-a.txt/x', 'train-../x.txt', 7]
+)
+@pytest.mark.parametrize('where', ['files', 'sha256', 'shards', 'domain'])
+def test_a_name_in_metadata_leads_nowhere_else(prepared, tmp_path, name, where):
+  metadata = json.loads((prepared.directory / 'metadata.json').read_text())
+  held_out = metadata['splits']['held_out']
+  if where == 'shards':
+    held_out['a']['shards'] = [[name, 1]]
+  elif where == 'domain':
+    held_out[f'../{name}'] = held_out.pop('a')
+  else:
+    held_out['a'][where] = {str(name): 3}
+  (tmp_path / 'data').mkdir()
+  store.write_metadata(tmp_path / 'data', metadata)
+  with pytest.raises(UserError, match=r'damaged: .*metadata\.json'):
+    store.read_metadata(tmp_path / 'data')
+
+
+def foreign(tmp_path):
+  """A model as spm_train makes it by default: no byte fallback, a dummy prefix, spaces normalised."""
+  written = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['alpha beta gamma delta of the and gate'] * 50),
+    model_writer=written,
+    model_type='bpe',
+    vocab_size=40,
+    minloglevel=2,
+  )
+  (tmp_path / 'mine.model').write_bytes(written.getvalue())
+  return {'tokenizer': f'{tmp_path}/mine.model', 'vocab_size': 40, 'batch_size': 1, 'seq_len': 8}
+
+
+def test_what_a_foreign_tokenizer_cannot_say_is_counted_and_told(tmp_path, capfd):
+  rows = ['alpha beta gamma', ' \n', 'gate  gate', '中文 alpha', '中']
+  (tmp_path / 'held.jsonl').write_text(''.join(json.dumps({'text': row}) + '\n' for row in rows))
+  (tmp_path / 'train.txt').write_text('alpha beta gamma delta ' * 20)
+  spec = {'sources': f'd={tmp_path}/train.txt', 'validation_sources': f'd={tmp_path}/held.jsonl'}
+  made = prepare(small_config(**spec, **foreign(tmp_path)), tmp_path / 'data')
+  totals = made.totals('held_out', 'd')
+  assert totals['documents'] == 4  # the blank one has no token
+  assert totals['lost'] == {'documents': 3, 'bytes': 1 + 6 + 3}
+  told = capfd.readouterr().err
+  assert 'lossy: it does not give back 3 of 4 held_out documents' in told
+  assert '1 documents are left out' in told
+
+
+def test_text_of_a_tokenizer_of_ours_loses_nothing(prepared):
+  for entries in prepared.metadata['splits'].values():
+    assert not any('lost' in entry for entry in entries.values())
+
+
+def test_copies_of_held_out_documents_are_told(tmp_path, capfd):
+  write_corpus(tmp_path / 'text', 'a', 30)
+  shutil.copy(tmp_path / 'text/a-003.txt', tmp_path / 'held.txt')
+  spec = {'sources': f'a={tmp_path}/text', 'validation_sources': f'a={tmp_path}/held.txt'}
+  prepare(small_config(**spec), tmp_path / 'data')
+  told = capfd.readouterr().err
+  assert '1 training documents are copies of held-out ones' in told
+  assert "one document alone is held out of domain 'a'" in told
+
+
+def test_one_text_file_trains(tmp_path, capfd):
+  (tmp_path / 'play.txt').write_text('\n'.join(text(i, 90) for i in range(40)))
+  made = prepare(small_config(sources=f'play={tmp_path}/play.txt'), tmp_path / 'data')
+  size = (tmp_path / 'play.txt').stat().st_size
+  assert made.totals('train', 'play')['bytes'] + made.totals('held_out', 'play')['bytes'] == size
+  assert 0.15 < made.totals('held_out', 'play')['bytes'] / size < 0.4
+  assert 'the end of the longest is held out' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('workdir', ['', 'runs/a'])
+def test_what_a_run_wrote_is_no_text(tmp_path, workdir, capfd):
+  texts = write_corpus(tmp_path, 'a', 40)
+  run = tmp_path / workdir
+  run.mkdir(parents=True, exist_ok=True)
+  config = small_config(sources=f'a={tmp_path}/**/*')
+  (run / 'config.json').write_text(json.dumps(config.to_dict()))
+  (run / 'metrics.jsonl').write_text('{"step": 1}\n')
+  (run / 'tensorboard').mkdir()
+  (run / 'tensorboard/events').write_bytes(b'\xff')
+  for _ in range(2):
+    made = prepare(config, run / 'data')
+    totals = [made.totals(split, 'a')['documents'] for split in ('train', 'held_out')]
+    assert sum(totals) == len(texts)
+  assert 'were written by a run, and are left out' in capfd.readouterr().err
 
 
 def test_empty_files(tmp_path):

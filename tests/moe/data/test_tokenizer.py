@@ -68,6 +68,19 @@ def test_training_is_deterministic_and_silent(capfd):
   assert capfd.readouterr() == ('', '')
 
 
+@pytest.mark.parametrize(
+  'mark', ['\u2585', '\0', '\t', '\u2581', '\ufffd', '\u2047', '<unk>', '<s>']
+)
+def test_no_character_keeps_a_text_out_of_training(mark):
+  """Each document has one: the same words must be learnt as with a letter in its place."""
+  learnt = [
+    train_tokenizer([sample.replace(' ', f' {letter} ', 3) for sample in SAMPLE], 400)
+    for letter in (mark, 'é')
+  ]
+  sizes = [sum(map(len, tokenizer.encode_batch(SAMPLE))) for tokenizer in learnt]
+  assert sizes[0] < 1.02 * sizes[1]
+
+
 def test_ids_past_the_vocabulary_and_control_pieces_decode_to_nothing():
   ids = [TOKENIZER.bos_id, *TOKENIZER.encode('x'), TOKENIZER.vocab_size + 7, TOKENIZER.eos_id]
   assert TOKENIZER.decode(ids) == 'x'
