@@ -6,6 +6,8 @@ ifeq ($(origin PYTHON),undefined)
   PYTHON := $(or $(wildcard $(BIN)/python),python3)
 endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# Versions that were tested, of every package; `CONSTRAINTS=` takes the newest that requirements.txt allows.
+CONSTRAINTS ?= $(wildcard .ci/constraints-$(VERSION).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF = $(BIN)/python -m ruff
 
@@ -13,26 +15,27 @@ RUFF = $(BIN)/python -m ruff
 .PHONY: setup quickstart test check soak lint report aot-tpu aot-gpu setup-aot setup-test plan clean
 
 setup: $(VENV)/.installed
+	@echo 'installed into $(VENV): . $(BIN)/activate, and `python -m launch.NAME` or `deepseek-moe NAME` works in any folder'
 
 %/.python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -m venv --clear $*
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.python-$(VERSION) requirements.txt
+$(VENV)/.installed: $(VENV)/.python-$(VERSION) requirements.txt setup.cfg pyproject.toml $(CONSTRAINTS)
 	@echo 'installing what requirements.txt lists into $(VENV) (about a minute)'
-	@$(PIP) install -r requirements.txt
+	@$(PIP) install $(addprefix -c ,$(CONSTRAINTS)) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed setup.cfg pyproject.toml
-	@$(PIP) install -e '.[dev]'
+	@$(PIP) install $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
-quickstart: setup
+quickstart: $(VENV)/.installed
 	@$(BIN)/python -m launch.quickstart --config=experiments/quickstart.py --workdir=runs/quickstart
 
 # Every table and figure of the studies, from experiments/results/STUDY/runs.jsonl.
-report: setup
+report: $(VENV)/.installed
 	@$(BIN)/python -m launch.report
 
 # The whole suite.

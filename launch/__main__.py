@@ -1,0 +1,28 @@
+"""One command for every program: `deepseek-moe NAME FLAGS` is `python -m launch.NAME FLAGS`."""
+
+import runpy
+import sys
+
+PROGRAMS = (
+  *('train', 'evaluate', 'generate', 'quickstart', 'prepare_data', 'describe'),
+  *('sweep', 'report', 'benchmark', 'plan', 'aot'),
+)
+
+
+def main() -> None:
+  """Exits as the program does; 2 without a name, or for one that is none."""
+  name, *flags = sys.argv[1:] or ['']
+  if name not in PROGRAMS:
+    sys.exit(_refused(name))
+  sys.argv = [f'launch.{name}', *flags]
+  runpy.run_module(f'launch.{name}', run_name='__main__', alter_sys=True)
+
+
+def _refused(name):
+  asked = f'there is no program {name!r}' if name else 'which program?'
+  print(f'error: {asked}: deepseek-moe takes one of {", ".join(PROGRAMS)}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  main()
