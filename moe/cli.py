@@ -15,6 +15,7 @@ No jax import: programs that compute nothing start at once.
 """
 
 import functools
+import io
 import logging as std_logging
 import os
 import re
@@ -76,7 +77,8 @@ def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> N
   """
   keep_freed_memory()
   # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
-  sys.stdout.reconfigure(errors='backslashreplace')
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
     app.run(main, flags_parser=functools.partial(_parse, config_file=config_file))
   except UserError as error:
