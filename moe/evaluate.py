@@ -20,7 +20,8 @@ from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.losses.cross_entropy import token_losses
 from moe.metrics.routing import load_over_mean
-from moe.parallel.mesh import place_whole, whole
+from moe.parallel.feeding import place_whole
+from moe.parallel.sharding import replicated
 from moe.train_step import forward
 
 
@@ -53,7 +54,7 @@ class Evaluator:
     """`forward`: as `train_step.forward`, which it is unless the model is to be run in another way."""
     self._config, self._data, self._mesh = config, data, mesh
     score = lambda params, batch: _score_batch(config, forward, params, batch)
-    self._score = jax.jit(score, out_shardings=whole(mesh))
+    self._score = jax.jit(score, out_shardings=replicated(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain: then a sample of each.

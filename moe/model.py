@@ -9,16 +9,17 @@ from flax import linen as nn
 from jax import lax
 
 from moe.config import Config, ModelConfig
-from moe.layers import initializers
 from moe.layers.attention import KVCache
 from moe.layers.block import Block, Presence
 from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
+from moe.losses.cross_entropy import HEAD_AXES
 from moe.metrics import telemetry
 from moe.metrics.routing import routing_telemetry
 from moe.ops.matmul import matmul
-from moe.parallel import mesh
+from moe.parallel import mesh, sharding
 from moe.parallel.expert_parallel import KEEP_PLAN
+from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Probe
 
 # What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
@@ -38,9 +39,9 @@ class Transformer(nn.Module):
 
   def setup(self):
     model = self.config.model
-    matrix = initializers.matrix(self.config)
-    self.embedding_VD = self.param('embedding', matrix, (model.vocab_size, model.d_model))
-    self.head_DV = self.param('head', matrix, (model.d_model, model.vocab_size))
+    v, d = model.vocab_size, model.d_model
+    self.embedding_VD = sharding.param(self, 'embedding', (v, d), axes=('vocab', 'width'))
+    self.head_DV = sharding.param(self, 'head', (d, v), axes=HEAD_AXES)
     self.final_norm = RMSNorm(self.config)
     if model.num_dense_layers:
       self.dense_blocks = self._stack(dense=True, length=model.num_dense_layers)
@@ -118,6 +119,7 @@ class Transformer(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
+      metadata_params=sharding.STACKED,
       in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=length,
     )
@@ -139,7 +141,12 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
 
 def init_params(config: Config, key: jax.Array) -> dict:
   """The parameter tree: float32, N(0, init_std²), norm scales one. Its shapes do not depend on batch or length."""
-  dummy = jnp.zeros((mesh.batch_parts(), 1), jnp.int32)
+  return sharding.unboxed(init_declared(config, key))
+
+
+def init_declared(config: Config, key: jax.Array) -> dict:
+  """As `init_params`, every parameter in a box that says what was declared of it: `sharding.Declared`."""
+  dummy = jnp.zeros((batch_parts(), 1), jnp.int32)
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
 
 
@@ -152,7 +159,7 @@ def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax
   split = mesh.zero_stage() == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
   sharers = 'fsdp', 'expert'
 
-  def of_own_part(embedding_VD, tokens_BL):
+  def on_shard(embedding_VD, tokens_BL):
     if split:
       tokens_BL = lax.all_gather(tokens_BL, sharers, tiled=True)
     if mesh.size('tensor') == 1:
@@ -166,8 +173,8 @@ def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax
       lax.all_to_all(x_BLD, sharers, split_axis=0, concat_axis=2, tiled=True) if split else x_BLD
     )
 
-  table, batch = mesh.spec('vocab', 'width' if split else None), mesh.spec('batch')
-  return mesh.on_shards(of_own_part, (table, batch), batch)(embedding_VD, tokens_BL)
+  table, batch = sharding.spec('vocab', 'width' if split else None), sharding.spec('batch')
+  return sharding.per_shard(on_shard, (table, batch), batch)(embedding_VD, tokens_BL)
 
 
 def stack_names(model: ModelConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """AdamW and the paper's learning-rate schedules (Section 4.1.3)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ import optax
 from moe.config import OptimizerConfig
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
   """AdamW without its learning rate: updates are to be scaled by −`schedule(step)`, clipping comes before.
+
+  decayed: tree of booleans, which parameters weight decay acts on: `parameters.decayed`.
 
   The rate is kept out so that it follows the training step, also when a bad step's update was skipped.
   """
   return optax.chain(
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-    optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
+    optax.add_decayed_weights(config.weight_decay, mask=decayed),
   )
 
 
@@ -50,7 +53,3 @@ def schedule(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Array], j
     return config.peak_lr * warmup * factor
 
   return rate
-
-
-def _is_matrix(params):
-  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != 'scale', params)

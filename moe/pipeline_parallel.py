@@ -31,6 +31,7 @@ from moe.model import Transformer, stack_names
 from moe.objective import Sums, add, nothing, objective, token_loss
 from moe.parallel import mesh
 from moe.parallel.scopes import runs
+from moe.parallel.sharding import constrain
 
 _AXIS = 'stage'
 
@@ -138,10 +139,10 @@ class _Schedule(NamedTuple):
     no_input = jnp.zeros(
       (*batches.tokens_BL.shape[1:], self.config.model.d_model), self.config.model.dtype
     )
-    no_input = mesh.constrain(no_input, 'batch', None, None)
+    no_input = constrain(no_input, 'batch', None, None)
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
     sums = nothing(jax.eval_shape(lambda: work(stack, rest, no_input, part(0))[1]))
-    inputs = mesh.constrain(
+    inputs = constrain(
       jnp.zeros((stages, *no_input.shape), no_input.dtype), None, 'batch', None, None
     )
     state = inputs, (zeros(stack), zeros(rest)), sums

@@ -26,8 +26,10 @@ from moe.metrics.profile import Profile
 from moe.metrics.progress import Progress
 from moe.metrics.writers import MetricWriter
 from moe.ops.implementation import check as check_implementation
+from moe.parallel import feeding, processes
 from moe.parallel import mesh as mesh_lib
-from moe.parallel import processes
+from moe.parallel.compiler import compiler_options
+from moe.parameters import shardings
 from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
@@ -75,7 +77,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
       'data', lambda: prepare(config, data_directory(config, workdir), processes.is_main())
     )
     text = processes.together(lambda: must_stay.text_of(data))
-    batches = train_iterator(data, config, *mesh_lib.batch_share(mesh))
+    batches = train_iterator(data, config, *feeding.batch_share(mesh))
     with (
       processes.stop_on_signal(mesh) as stop,
       contextlib.closing(Checkpointer(workdir, config, data.tokenizer, text)) as checkpointer,
@@ -90,7 +92,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
 def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
   """Restores or starts, and takes the steps that are left."""
   config, workdir = run.config, run.workdir
-  where = lambda tree: mesh_lib.shardings(run.mesh, tree, config.mesh.zero)
+  where = functools.partial(shardings, config, run.mesh)
   restored = run.checkpointer.restore_newest(where)
   if restored:
     start, state = restored.step, restored.state
@@ -185,13 +187,13 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
 
 
 def _feed(run):
-  return mesh_lib.place(next(run.batches), run.mesh)
+  return feeding.place(next(run.batches), run.mesh)
 
 
 def _compile(config, mesh, state, batch, *wish):
   began = time.perf_counter()
   train_step = jit_step(processes.with_stop(make_train_step(config)), mesh, state)
-  train_step = train_step.lower(state, batch, *wish).compile(mesh_lib.compiler_options(mesh))
+  train_step = train_step.lower(state, batch, *wish).compile(compiler_options(mesh))
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
   return train_step
 

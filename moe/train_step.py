@@ -23,6 +23,8 @@ from moe.model import Transformer, after_step, init_params
 from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import clip, make_optimizer, schedule
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.sharding import constrain, replicated
+from moe.parameters import decayed
 
 
 @struct.dataclass
@@ -40,7 +42,8 @@ def init_state(config: Config) -> TrainState:
   """The state before step 0, a pure function of the config. Jit it, or take its shapes with jax.eval_shape."""
   params = init_params(config, jax.random.key(config.train.seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
-  return TrainState(zero(), params, make_optimizer(config.optimizer).init(params), zero(), zero())
+  optimizer = make_optimizer(config.optimizer, decayed(config))
+  return TrainState(zero(), params, optimizer.init(params), zero(), zero())
 
 
 def make_train_step(
@@ -52,7 +55,7 @@ def make_train_step(
   is not finite the parameters stay as they are and the step is counted; after more than max_bad_steps in a row nothing
   is updated any more, so that a host that looks only now and then still finds the state as it was then.
   """
-  optimizer = make_optimizer(config.optimizer)
+  optimizer = make_optimizer(config.optimizer, decayed(config))
   learning_rate = schedule(config.optimizer, config.train.num_steps)
 
   def train_step(state, batch):
@@ -94,7 +97,7 @@ def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
   state: as it is, or ShapeDtypeStructs with shardings.
   """
   where = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(step, donate_argnums=0, out_shardings=(where, mesh_lib.whole(mesh)))
+  return jax.jit(step, donate_argnums=0, out_shardings=(where, replicated(mesh)))
 
 
 def loss_and_gradients(
@@ -155,7 +158,7 @@ def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Asid
 def _parts(x_BN, parts):
   """Every parts-th sequence a part, so that on a mesh each device keeps its own."""
   x = x_BN.reshape(-1, parts, *x_BN.shape[1:]).swapaxes(0, 1)
-  return mesh_lib.constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
+  return constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
 
 
 def _routing_shape(config):

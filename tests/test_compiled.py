@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.feeding import place_whole
+from moe.parameters import shardings
 from moe.train_step import init_state, make_train_step
 from tests.small import compiled_anew, packed_batch, small_config, small_params
 
@@ -30,9 +32,9 @@ def test_a_step_read_back_computes_the_same_bits(axes, read_back):
   with mesh_lib.use(mesh, config.mesh.zero):
     shapes = jax.eval_shape(lambda: init_state(config))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
+    where = shardings(config, mesh, shapes)
     state = jax.device_put(state.replace(params=small_params(config)), where)
-    batch = mesh_lib.place_whole(packed_batch(config), mesh)
+    batch = place_whole(packed_batch(config), mesh)
     compile_step = lambda: jax.jit(make_train_step(config)).lower(state, batch).compile()
     compile_step()
     before = len(read_back)

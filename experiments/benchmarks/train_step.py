@@ -19,6 +19,7 @@ from moe.losses.cross_entropy import cross_entropy
 from moe.ops.attention import attention
 from moe.ops.routed_ffn import grouped, tiled
 from moe.optimizer import make_optimizer
+from moe.parameters import decayed
 from moe.train_step import init_state, make_train_step
 
 
@@ -116,7 +117,10 @@ def _parts(config: Config) -> list[Part]:
 
 
 def _optimizer(config):
-  state, optimizer = jax.jit(lambda: init_state(config))(), make_optimizer(config.optimizer)
+  state, optimizer = (
+    jax.jit(lambda: init_state(config))(),
+    make_optimizer(config.optimizer, decayed(config)),
+  )
 
   @jax.jit
   def update(params, optimizer_state):

@@ -20,7 +20,8 @@ from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.data.tokenizer import Tokenizer
-from moe.parallel.mesh import place_whole, whole
+from moe.parallel.feeding import place_whole
+from moe.parallel.sharding import replicated
 
 # The class of a token is that of its piece alone; the first that fits.
 TOKEN_CLASSES = (
@@ -136,7 +137,7 @@ def survey(
   class_V = token_classes(data.tokenizer, config.model.vocab_size)
   of_batch = jax.jit(
     lambda params, batch: count(config, params, batch, class_V, intervention),
-    out_shardings=whole(mesh),
+    out_shardings=replicated(mesh),
   )
   domain_X, sequences, sums = [], [], 0
   for number, domain in enumerate(data.held_out_domains):

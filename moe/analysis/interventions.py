@@ -21,7 +21,7 @@ from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.layers.moe_layer import Aside
 from moe.model import Transformer
-from moe.parallel import mesh as mesh_lib
+from moe.parallel.sharding import constrain
 from moe.routers import ROUTERS, Probe
 
 
@@ -90,7 +90,7 @@ def routing(
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
   asked = intervention or Intervention()
   experts_NBLK, gates_NBLK = _run(config, params, batch, asked, choices=True)[1].choices
-  lay_out = lambda x: mesh_lib.constrain(x, None, 'batch', None, None)
+  lay_out = lambda x: constrain(x, None, 'batch', None, None)
   return Choices(lay_out(experts_NBLK), lay_out(gates_NBLK), batch.segment_ids_BL > 0)
 
 

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.config import Config
-from moe.layers import initializers
-from moe.layers.linear import linear
+from moe.layers.linear import projection
 from moe.layers.rope import apply_rope
 from moe.ops.attention import attention
-from moe.parallel import mesh
+from moe.parallel import sharding
 
 
 class KVCache(NamedTuple):
@@ -45,16 +44,13 @@ class Attention(nn.Module):
         prompt is harmless: padding's slots are overwritten by the tokens that really come there.
     """
     c = self.config.model
-    project = lambda name, heads: self._product(x_BLD, name, heads * c.head_dim).reshape(
-      *x_BLD.shape[:2], heads, c.head_dim
-    )
-    query_BLHC = apply_rope(project('query', c.num_heads), positions_BL, c.rope_base)
-    keys_BSGC = apply_rope(project('key', c.num_kv_heads), positions_BL, c.rope_base)
-    values_BSGC = project('value', c.num_kv_heads)
+    query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)
+    keys_BSGC = apply_rope(self._heads(x_BLD, 'key', c.num_kv_heads), positions_BL, c.rope_base)
+    values_BSGC = self._heads(x_BLD, 'value', c.num_kv_heads)
 
     if cache is None:
-      heads, batch = mesh.spec('batch', None, 'heads', None), mesh.spec('batch', None)
-      attend = mesh.on_shards(
+      heads, batch = sharding.spec('batch', None, 'heads', None), sharding.spec('batch', None)
+      attend = sharding.per_shard(
         functools.partial(attention, implementation=self.config.ops.implementation),
         (heads, heads, heads, batch),
         heads,
@@ -70,7 +66,7 @@ class Attention(nn.Module):
         query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None]
       )
     attended_BLX = attended_BLHC.reshape(*x_BLD.shape[:2], c.num_heads * c.head_dim)
-    return self._product(attended_BLX, 'out', c.d_model), cache
+    return projection(self, attended_BLX, 'out', c.d_model, axes=('heads', 'width')), cache
 
   @classmethod
   def num_params(cls, config: Config) -> int:
@@ -78,6 +74,7 @@ class Attention(nn.Module):
     model = config.model
     return 2 * model.d_model * model.head_dim * (model.num_heads + model.num_kv_heads)
 
-  def _product(self, x_BLK, name, columns):
-    w_KN = self.param(name, initializers.matrix(self.config), (x_BLK.shape[-1], columns))
-    return linear(x_BLK, w_KN, mesh.parameter_axes('attention', name), self.config)
+  def _heads(self, x_BLD, name, heads):
+    width = self.config.model.head_dim
+    x_BLX = projection(self, x_BLD, name, heads * width, axes=('width', 'heads'))
+    return x_BLX.reshape(*x_BLD.shape[:2], heads, width)

@@ -11,7 +11,7 @@ from moe.layers.attention import Attention, KVCache
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
-from moe.parallel import mesh
+from moe.parallel import sharding
 from moe.parallel.expert_parallel import KEEP_PLAN
 from moe.parallel.scopes import runs
 from moe.routers import Probe
@@ -48,7 +48,7 @@ class Block(nn.Module):
     """
     if presence is not None:
       return self._if_there(presence, x_BLD, token_ids_BL, positions_BL, segment_ids_BL)
-    x_BLD = mesh.constrain(x_BLD, 'batch', None, None)
+    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
     config, model = self.config, self.config.model
     norm = lambda name: RMSNorm(config, name=name)
     attended_BLD, cache = Attention(config, name='attention')(

@@ -4,10 +4,10 @@ import jax
 from flax import linen as nn
 
 from moe.config import Config
-from moe.layers import initializers
 from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.routed_ffn import ExpertWeights
-from moe.parallel.expert_parallel import expert_parallel_ffn
+from moe.parallel.expert_parallel import EXPERT_AXES, expert_parallel_ffn
+from moe.parallel.sharding import param
 
 
 class Experts(nn.Module):
@@ -22,8 +22,12 @@ class Experts(nn.Module):
     """Σ_k gates[k] · FFN_experts[k](x), in x's type; the exchange's worst, on a mesh that splits the experts."""
     moe, d = self.config.moe, self.config.model.d_model
     e, f = moe.num_experts, moe.d_expert
-    matrix = lambda name, *shape: self.param(name, initializers.matrix(self.config), shape)
-    weights = ExpertWeights(matrix('gate', e, d, f), matrix('up', e, d, f), matrix('down', e, f, d))
+    gate_axes, up_axes, down_axes = EXPERT_AXES
+    weights = ExpertWeights(
+      param(self, 'gate', (e, d, f), gate_axes),
+      param(self, 'up', (e, d, f), up_axes),
+      param(self, 'down', (e, f, d), down_axes),
+    )
     y_BLD, exchange = expert_parallel_ffn(
       x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.config
     )

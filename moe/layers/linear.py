@@ -2,13 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 from moe.config import Config
 from moe.ops import matmul
-from moe.parallel import mesh
+from moe.parallel import mesh, sharding, zero
 
 _TENSOR_AXES = ('heads', 'hidden')
+
+
+def projection(
+  module: nn.Module, x_BLK: jax.Array, name: str, columns: int, axes: tuple[str, str]
+) -> jax.Array:
+  """x w with a matrix of the module's own, declared here by its name and logical axes; see `linear`."""
+  w_KN = sharding.param(module, name, (x_BLK.shape[-1], columns), axes)
+  return linear(x_BLK, w_KN, axes, module.config)
 
 
 def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: Config) -> jax.Array:
@@ -19,22 +28,23 @@ def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: Con
 
   Args:
     x_BLK: laid out by batch and, where w's rows are split by tensor, by K.
-    axes: logical axes of w, which say how it is stored; `mesh.parameter_axes`.
+    axes: logical axes of w, as it was declared.
 
   Returns:
     y_BLN, laid out by batch and, where w's columns are split by tensor, by N.
   """
   dtype = jnp.dtype(config.model.dtype)
   rows, columns = axes
+  stored = sharding.stored(axes, w_KN.shape)
   by_tensor = lambda axis: axis if axis in _TENSOR_AXES else None
 
-  def of_own_part(x_BLK, w_KN):
-    y_BLN = matmul.linear(x_BLK, mesh.own_whole(w_KN, axes, dtype), dtype)
+  def on_shard(x_BLK, w_KN):
+    y_BLN = matmul.linear(x_BLK, zero.gathered(w_KN, stored, dtype), dtype)
     return lax.psum(y_BLN, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLN
 
   # With 'full' backward gathers again anyway.
-  if mesh.gathers(axes) and config.model.remat != 'full':
-    of_own_part = jax.checkpoint(of_own_part)
-  laid_out = lambda axis: mesh.spec('batch', None, by_tensor(axis))
-  specs = laid_out(rows), mesh.stored_spec(axes)
-  return mesh.on_shards(of_own_part, specs, laid_out(columns))(x_BLK, w_KN)
+  if zero.gathers(stored) and config.model.remat != 'full':
+    on_shard = jax.checkpoint(on_shard)
+  laid_out = lambda axis: sharding.spec('batch', None, by_tensor(axis))
+  specs = laid_out(rows), stored.spec
+  return sharding.per_shard(on_shard, specs, laid_out(columns))(x_BLK, w_KN)

@@ -4,10 +4,8 @@ import jax
 from flax import linen as nn
 
 from moe.config import Config
-from moe.layers import initializers
-from moe.layers.linear import linear
+from moe.layers.linear import projection
 from moe.ops.swiglu import activation
-from moe.parallel import mesh
 
 
 class MLP(nn.Module):
@@ -19,15 +17,12 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x (..., D) in the compute type → the same."""
-    d, f = self.config.model.d_model, self.width
-    gate, up = self._product(x, 'gate', d, f), self._product(x, 'up', d, f)
-    return self._product(activation(gate, up), 'down', f, d)
+    gate = projection(self, x, 'gate', self.width, axes=('width', 'hidden'))
+    up = projection(self, x, 'up', self.width, axes=('width', 'hidden'))
+    hidden = activation(gate, up)
+    return projection(self, hidden, 'down', self.config.model.d_model, axes=('hidden', 'width'))
 
   @classmethod
   def num_params(cls, config: Config, width: int) -> int:
     """Three matrices."""
     return 3 * config.model.d_model * width
-
-  def _product(self, x, name, rows, columns):
-    w_KN = self.param(name, initializers.matrix(self.config), (rows, columns))
-    return linear(x, w_KN, mesh.parameter_axes('mlp', name), self.config)

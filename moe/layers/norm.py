@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.config import Config
+from moe.parallel.sharding import param
 
 
 class RMSNorm(nn.Module):
@@ -14,7 +15,8 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    scale_D = self.param('scale', nn.initializers.ones, (x_BLD.shape[-1],))
+    ones = nn.initializers.ones
+    scale_D = param(self, 'scale', x_BLD.shape[-1:], axes=(None,), init=ones, decayed=False)
     per_feature = scale_D.reshape((1,) * (x_BLD.ndim - 1) + scale_D.shape)
     x = x_BLD.astype(jnp.float32)
     normed = x * jax.lax.rsqrt(

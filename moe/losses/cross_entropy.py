@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
-from moe.parallel import mesh
+from moe.parallel import mesh, sharding, zero
 
-_HEAD = mesh.parameter_axes('', 'head')
+HEAD_AXES = ('width', 'vocab')  # of the head's matrix
 
 
 def cross_entropy(
@@ -29,13 +29,14 @@ def cross_entropy(
   device takes its own sequences and its own part of the vocabulary.
   """
 
-  def of_own_part(hidden_BLD, head_DV, *targets_and_weights):
+  stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
+
+  def on_shard(hidden_BLD, head_DV, *targets_and_weights):
     hidden_TD, targets_T, weights_T = (_rows(x) for x in (hidden_BLD, *targets_and_weights))
-    head_DV = mesh.own_whole(head_DV, _HEAD, hidden_TD.dtype)
+    head_DV = zero.gathered(head_DV, stored, hidden_TD.dtype)
     return _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, _vocabulary_axis())[None]
 
-  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD)
-  run = mesh.on_shards(of_own_part, (batch, head, batch, batch), batch)
+  run = sharding.per_shard(on_shard, (batch, stored.spec, batch, batch), batch)
   return run(hidden_BLD, head_DV, targets_BL, weights_BL).sum()
 
 
@@ -44,15 +45,17 @@ def token_losses(
 ) -> jax.Array:
   """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
 
-  def of_own_part(hidden_BLD, head_DV, targets_BL):
-    head_DV = mesh.own_whole(head_DV, _HEAD, hidden_BLD.dtype)
+  stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
+
+  def on_shard(hidden_BLD, head_DV, targets_BL):
+    head_DV = zero.gathered(head_DV, stored, hidden_BLD.dtype)
     losses_T = _token_losses(
       _rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis()
     )
     return losses_T.reshape(targets_BL.shape)
 
-  batch, head = mesh.spec('batch'), mesh.stored_spec(_HEAD)
-  return mesh.on_shards(of_own_part, (batch, head, batch), batch)(hidden_BLD, head_DV, targets_BL)
+  run = sharding.per_shard(on_shard, (batch, stored.spec, batch), batch)
+  return run(hidden_BLD, head_DV, targets_BL)
 
 
 def _rows(x_BLn):

@@ -25,11 +25,15 @@ from moe.errors import UserError
 from moe.ops.dispatch_plan import DispatchPlan, make_plan, sort_assignments
 from moe.ops.implementation import platform
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
-from moe.parallel import mesh
+from moe.parallel import mesh, sharding, zero
+from moe.parallel.compiler import has_ragged_exchange
 
 _AXIS = 'expert'
 # Under rematerialisation the plan is kept: a few integers an assignment, and backward follows forward's very routing.
 KEEP_PLAN = jax.checkpoint_policies.save_only_these_names('dispatch_plan')
+EXPERT_AXES = ExpertWeights(
+  ('experts', 'width', 'hidden'), ('experts', 'width', 'hidden'), ('experts', 'hidden', 'width')
+)
 
 
 class Exchange(NamedTuple):
@@ -59,7 +63,7 @@ class Capacity(NamedTuple):
     experts: E, without those of zeros that fill up the last devices: with 4 on 8, half the devices get everything.
     everything: room for every token.
     """
-    here = max(mesh.dealt_out(experts, devices))
+    here = max(sharding.shard_sizes(experts, devices))
     reached, most = _share_of_tokens(experts, per_token, here), min(per_token, here)
     rows = tokens if everything else min(tokens, math.ceil(buffer * tokens * reached))
     assignments = min(
@@ -75,7 +79,9 @@ def expected_fill(tokens: int, experts: int, per_token: int, devices: int, buffe
   of a device's `tokens`.
   """
   room = Capacity.of(tokens, experts, per_token, devices, buffer, everything=False).tokens
-  shares = [_share_of_tokens(experts, per_token, here) for here in mesh.dealt_out(experts, devices)]
+  shares = [
+    _share_of_tokens(experts, per_token, here) for here in sharding.shard_sizes(experts, devices)
+  ]
   return tokens * sum(shares) / devices / room
 
 
@@ -102,11 +108,11 @@ def expert_parallel_ffn(
   split, dtype = mesh.size(_AXIS) > 1, jnp.dtype(config.model.dtype)
   transport = _transport(config.mesh.transport) if split else ''
 
-  def of_own_part(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights):
+  def on_shard(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights):
     x_TD, gates_TK, experts_TK = (
       a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
     )
-    own = (_weights_here(w, axes, dtype) for w, axes in zip(weights, (up, up, down), strict=True))
+    own = (_weights_here(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
     weights = ExpertWeights(*own)
     run = functools.partial(routed_ffn, dtype=dtype, implementation=config.ops.implementation)
     if split:
@@ -128,32 +134,28 @@ def expert_parallel_ffn(
       y_TD = lax.psum(y_TD, 'tensor')
     return y_TD.astype(dtype).reshape(x_BLD.shape), exchange
 
-  experts_count, batch = weights.gate_EDF.shape[0], mesh.spec('batch')
-  up, down = mesh.expert_axes(experts_count, mesh.size(_AXIS))
-  stored = ExpertWeights(*(mesh.stored_spec(axes) for axes in (up, up, down)))
-  run_on_shards = mesh.on_shards(
-    of_own_part, (batch, batch, batch, batch, stored), (batch, mesh.spec())
+  experts_count, batch = weights.gate_EDF.shape[0], sharding.spec('batch')
+  stored = [sharding.stored(a, w.shape) for a, w in zip(EXPERT_AXES, weights, strict=True)]
+  specs = ExpertWeights(*(lies.spec for lies in stored))
+  run_on_shards = sharding.per_shard(
+    on_shard, (batch, batch, batch, batch, specs), (batch, sharding.spec())
   )
   y_BLD, exchange = run_on_shards(x_BLD, gates_BLK, experts_BLK, is_token_BL, weights)
   return y_BLD, exchange if split else None
 
 
-def _weights_here(weights_EXY, axes, dtype):
+def _weights_here(weights_EXY, stored, dtype):
   """This device's experts, of their whole width, from what it stores.
 
   Experts that cannot be dealt out evenly are stored by width: dealt out here, some devices get one of zeros.
   """
-  if axes[0] is not None:
-    return mesh.own_whole(weights_EXY, axes, dtype)
-  zero, devices, width = (
-    mesh.zero_stage(),
-    mesh.size(_AXIS),
-    next(i for i, axis in enumerate(axes) if axis in mesh.ZERO_AXES),
-  )
+  if stored.split[0]:
+    return zero.gathered(weights_EXY, stored, dtype)
+  stage, devices, width = mesh.zero_stage(), mesh.size(_AXIS), stored.axes.index('width')
 
   def deal(weights_EXY):
     weights_EXY = jnp.pad(weights_EXY, ((0, -weights_EXY.shape[0] % devices), (0, 0), (0, 0)))
-    if zero == 1:
+    if stage == 1:
       here = weights_EXY.shape[0] // devices
       return lax.dynamic_slice_in_dim(weights_EXY, lax.axis_index(_AXIS) * here, here)
     weights_EXY = lax.all_to_all(weights_EXY, _AXIS, split_axis=0, concat_axis=width, tiled=True)
@@ -163,7 +165,7 @@ def _weights_here(weights_EXY, axes, dtype):
       else weights_EXY
     )
 
-  return mesh.travels(deal, weights_EXY, dtype)
+  return zero.in_compute_type(deal, weights_EXY, dtype)
 
 
 def _kept(tree):
@@ -172,7 +174,7 @@ def _kept(tree):
 
 def _transport(requested):
   """'auto' decided; UserError where the machine lacks it."""
-  ragged = platform() != 'cpu' and mesh.has_ragged_exchange()
+  ragged = platform() != 'cpu' and has_ragged_exchange()
   if requested == 'auto':
     return 'ragged' if ragged else 'padded'
   if requested == 'ragged' and not ragged:

@@ -15,6 +15,9 @@ from moe.data.packing import Batch
 from moe.errors import UserError
 from moe.ops.implementation import compiling_for
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.compiler import compiler_options
+from moe.parallel.feeding import batch_sharding
+from moe.parameters import shardings
 from moe.planner import machine as machine_lib
 from moe.planner.machine import Machine
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
@@ -60,7 +63,7 @@ def compile_for_devices(
     traced = jit_step(make_train_step(config), mesh, state).trace(state, batch)
     lowered = traced.lower()
     try:
-      compiled = lowered.compile(mesh_lib.compiler_options(mesh) | (options or {}))
+      compiled = lowered.compile(compiler_options(mesh) | (options or {}))
       text, refusal = compiled.as_text(), ''
       peak, reserved = _peak_and_reserved(compiled.memory_analysis())
     except jax.errors.JaxRuntimeError as error:
@@ -128,7 +131,7 @@ def _peak_and_reserved(memory) -> tuple[int, int]:
 
 def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
   """The shapes of a state, with where its parts lie on a mesh."""
-  where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
+  where = shardings(config, mesh, shapes)
   return jax.tree.map(
     lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
   )
@@ -137,7 +140,7 @@ def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
 def _batch(config: Config, mesh: Mesh) -> Batch:
   shape = (config.data.batch_size, config.data.seq_len)
   dtype = lambda name: jnp.float32 if name == 'weights_BL' else jnp.int32
-  sharding = mesh_lib.batch_sharding(mesh)
+  sharding = batch_sharding(mesh)
   return Batch(
     *(jax.ShapeDtypeStruct(shape, dtype(name), sharding=sharding) for name in Batch._fields)
   )

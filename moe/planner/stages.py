@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from moe.accounting import account
 from moe.config import Config
-from moe.parallel.mesh import dealt_out
+from moe.parallel.sharding import shard_sizes
 from moe.pipeline_parallel import partners, turn
 
 
@@ -55,7 +55,7 @@ def stage_costs(config: Config, stages: int) -> list[Stage]:
   layer = (account(config).forward_flops_per_token - until_dealt) / layers
   again = 3 + (config.model.remat == 'full')
   costs = []
-  for s, here in enumerate(dealt_out(layers, stages)):
+  for s, here in enumerate(shard_sizes(layers, stages)):
     blocks, is_last = layer * here + (until_dealt - head) * (s == 0), s == stages - 1
     costs.append(Stage(0.0 if is_last else blocks, again * blocks + 3 * head * is_last))
   return costs

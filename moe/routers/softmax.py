@@ -9,7 +9,7 @@ from jax import lax
 
 from moe.config import Config
 from moe.ops.router import Routing, route
-from moe.parallel import mesh
+from moe.parallel import sharding, zero
 from moe.routers.base import Router
 
 
@@ -24,20 +24,20 @@ class SoftmaxRouter(Router):
   ) -> Routing:
     del token_ids_BL
     config = self.config
-    init = nn.initializers.normal(stddev=config.model.init_std)
-    experts_DE = self.param('experts', init, (config.model.d_model, config.moe.num_experts))
-    axes, batch = mesh.parameter_axes('router', 'experts'), mesh.spec('batch')
+    shape, axes = (config.model.d_model, config.moe.num_experts), ('width', None)
+    experts_DE = sharding.param(self, 'experts', shape, axes)
+    stored, batch = sharding.stored(axes, shape), sharding.spec('batch')
 
     def choose(u_BLD, experts_DE, is_token_BL):
       # float32 throughout: rounding a logit to bfloat16 moves tokens to other experts.
-      experts_DE = mesh.own_whole(experts_DE, axes, jnp.float32)
+      experts_DE = zero.gathered(experts_DE, stored, jnp.float32)
       logits_BLE = jnp.matmul(
         u_BLD.astype(jnp.float32), experts_DE, precision=lax.Precision.HIGHEST
       )
       return route(logits_BLE, is_token_BL, k, implementation=config.ops.implementation)
 
-    specs = batch, mesh.stored_spec(axes), batch
-    return mesh.on_shards(choose, specs, batch)(u_BLD, experts_DE, is_token_BL)
+    specs = batch, stored.spec, batch
+    return sharding.per_shard(choose, specs, batch)(u_BLD, experts_DE, is_token_BL)
 
   @classmethod
   def num_params(cls, config: Config) -> int:

@@ -62,9 +62,10 @@ def test_paper_schedule_of_16b():
   assert values == pytest.approx([1, 1, 0.316, 0.316, 0.316**2], rel=1e-5)
 
 
-def test_adamw_decays_matrices_but_not_norm_scales():
+def test_adamw_decays_what_is_declared_to_be():
   config = _optimizer(weight_decay=0.1)
-  optimizer = make_optimizer(config)
+  decayed = {'norm': {'scale': False}, 'w': True, 'deep': {'gate': True}}
+  optimizer = make_optimizer(config, decayed)
   start, gradients, rates = 0.7, [0.3, -0.2, 1e-4, 0.0], [1e-3, 2e-3, 3e-3, 1e-2]
   tree = lambda x: {
     'norm': {'scale': jnp.full(3, x)},

@@ -23,6 +23,8 @@ from experiments import proxy
 from moe.config import Config, from_config_dict
 from moe.parallel import expert_parallel
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.feeding import place_whole
+from moe.parameters import shardings
 from moe.train_step import init_state, make_train_step
 from tests.small import packed_batch
 
@@ -120,12 +122,12 @@ def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, l
     batch = batch._replace(tokens_BL=np.where(same_BL, 7, batch.tokens_BL))
   with mesh_lib.use(mesh, config.mesh.zero):
     shapes = jax.eval_shape(lambda: init_state(config))
-    where = mesh_lib.shardings(mesh, shapes, config.mesh.zero)
+    where = shardings(config, mesh, shapes)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     state = jax.device_put(
       state.replace(params=_params(shapes.params, config.model.init_std, seed)), where
     )
-    batch = mesh_lib.place_whole(batch, mesh)
+    batch = place_whole(batch, mesh)
     step = (
       jax.jit(make_train_step(config), out_shardings=(where, None)).lower(state, batch).compile()
     )

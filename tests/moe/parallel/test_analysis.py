@@ -11,6 +11,8 @@ from moe import analysis as specialization
 from moe.analysis import TOKEN_CLASSES, Intervention
 from moe.losses.cross_entropy import token_losses
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.feeding import place_whole
+from moe.parameters import shardings
 from tests.moe.parallel.cases import distance
 from tests.small import packed_batch, small_config, small_params
 
@@ -45,9 +47,9 @@ def test_sharded_is_unsharded():
   config = small_config(**common, **{'mesh.fsdp': 2, 'mesh.expert': 2})
   mesh = mesh_lib.make_mesh(config, jax.devices()[:4])
   with mesh_lib.use(mesh, config.mesh.zero):
-    params = jax.device_put(params, mesh_lib.shardings(mesh, params))
+    params = jax.device_put(params, shardings(config, mesh, params))
     changed, kept, _ = specialization.apply(config, params, INTERVENTION)
-    spread = jax.jit(functools.partial(measure, config))(params, mesh_lib.place_whole(batch, mesh))
+    spread = jax.jit(functools.partial(measure, config))(params, place_whole(batch, mesh))
   measured, where = distance(jax.device_get(spread), truth)
   assert measured <= 1e-5, where
   # Experts stay split, and each device has one row of the four.

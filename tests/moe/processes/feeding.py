@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from moe.parallel import feeding, processes
 from moe.parallel import mesh as mesh_lib
-from moe.parallel import processes
 
 ROWS = 8
 
@@ -25,9 +25,9 @@ def main(port: str, process: str) -> None:
     first, second, third, fourth = jax.devices()  # two of each process
     grid = np.array([first, third, fourth, second]).reshape(1, 4, 1, 1, 1)
     mesh = Mesh(grid, mesh_lib.AXES)
-    index, count = mesh_lib.batch_share(mesh)
+    index, count = feeding.batch_share(mesh)
     mine_B = np.arange(ROWS // count) + 100 * index
-    batch_B = mesh_lib.place(mine_B, mesh)
+    batch_B = feeding.place(mine_B, mesh)
     found = multihost_utils.process_allgather(batch_B, tiled=True)
     print(json.dumps({'share': [index, count], 'batch': found.tolist()}))
 

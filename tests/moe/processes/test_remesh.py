@@ -5,6 +5,7 @@ must read together exactly the rows that one process reads. An iterator stands f
 """
 
 import contextlib
+import functools
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from moe.config import from_config_dict
 from moe.data.batches import train_iterator
 from moe.data.prepare import prepare
 from moe.parallel import mesh as mesh_lib
+from moe.parameters import shardings
 from moe.run import open_workdir
 from moe.train_step import init_state
 from tests.launch.runs import config as tiny
@@ -93,7 +95,7 @@ def test_a_run_handed_from_mesh_to_mesh_keeps_every_bit_and_the_next_example(dat
     mesh = mesh_lib.make_mesh(config, jax.devices()[:size])
     open_workdir(config, tmp_path)
     (tmp_path / 'metrics.jsonl').touch()  # a run that has logged a step: its config is held to
-    where = lambda tree, mesh=mesh, zero=config.mesh.zero: mesh_lib.shardings(mesh, tree, zero)
+    where = functools.partial(shardings, config, mesh)
     with (
       contextlib.closing(Checkpointer(tmp_path, config, data.tokenizer)) as checkpointer,
       mesh_lib.use(mesh, config.mesh.zero),

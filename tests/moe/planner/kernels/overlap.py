@@ -5,11 +5,13 @@ Run by test_overlap.py in the TPU compiler's environment.
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.layers.moe_layer import MoELayer
 from moe.ops.implementation import compiling_for
 from moe.parallel import mesh as mesh_lib
+from moe.parallel import sharding
+from moe.parallel.compiler import compiler_options
+from moe.parallel.feeding import batch_sharding
 from moe.planner import machine
 from tests.small import small_config
 
@@ -30,20 +32,16 @@ def main() -> None:
   mesh = mesh_lib.make_mesh(config, machine.devices(machine.parse('v5e:2x4')))
   layer = MoELayer(config)
   u_BLD, ids_BL = jnp.zeros((8, 512, 256), jnp.bfloat16), jnp.zeros((8, 512), jnp.int32)
-  shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), u_BLD, ids_BL, ids_BL == 0))[
-    'params'
-  ]
-  # As if one layer of a stack, which is what the table of the mesh knows.
-  stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), shapes)
-  where = mesh_lib.shardings(mesh, {'moe_blocks': {'moe': stacked}})['moe_blocks']['moe']
-  unstacked = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), where)
-  placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  params = jax.tree.map(placed, shapes, unstacked)
-  batch = mesh_lib.batch_sharding(mesh)
+  declared = jax.eval_shape(lambda: layer.init(jax.random.key(0), u_BLD, ids_BL, ids_BL == 0))
+  shapes = sharding.unboxed(declared['params'])
+  where = sharding.shardings(mesh, shapes, declared['params'], config.mesh.zero)
+  placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  params = jax.tree.map(placed, shapes, where)
+  batch = batch_sharding(mesh)
   with mesh_lib.use(mesh, config.mesh.zero), compiling_for('tpu'):
     forward = jax.jit(lambda params, u, ids: layer.apply({'params': params}, u, ids, ids == 0)[0])
     lowered = forward.lower(params, placed(u_BLD, batch), placed(ids_BL, batch))
-  text = lowered.compile(mesh_lib.compiler_options(mesh)).as_text()
+  text = lowered.compile(compiler_options(mesh)).as_text()
   print(text[text.index('\nENTRY ') :])
 
 

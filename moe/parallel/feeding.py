@@ -1,0 +1,76 @@
+"""Batches from the host onto the mesh: which part a process feeds, and how it becomes part of the whole."""
+
+import functools
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from moe.parallel.mesh import BATCH_AXES, size
+from moe.parallel.sharding import spec
+
+
+def batch_parts(sizes: Mapping[str, int] | None = None) -> int:
+  """Parts that a batch is in, on a mesh of these sizes by axis; without them, on the mesh that is in use."""
+  return math.prod(size(axis) if sizes is None else sizes[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Of arrays whose first axis is that of a batch's sequences."""
+  return NamedSharding(mesh, spec('batch'))
+
+
+def place(batch: Any, mesh: Mesh) -> Any:
+  """This process's part of a batch (see `batch_share`) as arrays of the whole, spread over the mesh."""
+  if mesh.size == 1:
+    return batch
+  sharding, (_, count) = batch_sharding(mesh), batch_share(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(
+      sharding, x, (x.shape[0] * count, *x.shape[1:])
+    ),
+    batch,
+  )
+
+
+def place_whole(batch: Any, mesh: Mesh) -> Any:
+  """A batch that every process has whole, spread over the mesh; rows of zeros fill it up to equal parts."""
+  if mesh.size == 1:
+    return batch
+  sharding, parts = batch_sharding(mesh), batch_parts(mesh.shape)
+
+  def spread(x):
+    x = np.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(spread, batch)
+
+
+@functools.cache
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): this process feeds the index-th of `count` equal parts of every batch.
+
+  Processes whose devices hold the same rows, as those along the other axes do, feed the same part.
+  """
+  rows = batch_parts(mesh.shape)
+  held: dict[int, set[int]] = {}
+  for device, (index, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+    held.setdefault(device.process_index, set()).add(index.start or 0)
+  return share_of(jax.process_index(), held)
+
+
+def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
+  """`batch_share` of a process, from the rows that the devices of every process hold.
+
+  The rows of a part need not follow each other: on a TPU slice the mesh runs through the hosts' blocks of chips, each
+  of which has rows from here and there. Where two processes have some rows in common and others not, or some have more
+  than others, all of them feed the whole batch, and each device takes its own of it.
+  """
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  every_row = set().union(*parts)
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(every_row):
+    return 0, 1
+  return parts.index(tuple(sorted(held[process]))), len(parts)

@@ -1,0 +1,218 @@
+"""What parameters declare, the ONE table from logical axes to mesh axes, and how arrays lie on the mesh by both.
+
+`param` makes a parameter and says at that place which logical axis each dimension is; shardings, ZeRO's gathers, weight
+decay and checkpoints read it there. `constrain` says how an activation lies; `per_shard` runs a function on every
+device's own shard. On one device, where no mesh is in use, neither does anything.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moe.errors import UserError
+from moe.parallel.mesh import AXES, BATCH_AXES, size, zero_stage
+
+# Logical axis → mesh axes.
+_MESH_AXES: dict[str | None, tuple[str, ...]] = {
+  None: (),
+  'batch': BATCH_AXES,
+  'layers': ('stage',),
+  'vocab': ('tensor',),
+  'heads': ('tensor',),
+  'hidden': ('tensor',),  # of FFNs and experts
+  'experts': ('expert',),
+  # d_model, which ZeRO spreads over all devices that hold other tokens; less what splits another dimension already.
+  'width': ('fsdp', 'expert'),
+}
+
+Path = tuple[str, ...]
+
+
+@struct.dataclass
+class Declared(nn.meta.AxisMetadata):
+  """A parameter and what was declared of it where it was made. In Flax's trees until `unboxed`."""
+
+  value: Any
+  axes: tuple[str | None, ...] = struct.field(
+    pytree_node=False
+  )  # the logical axis of every dimension
+  decayed: bool = struct.field(pytree_node=False)  # by weight decay
+
+  def unbox(self) -> Any:
+    return self.value
+
+  def replace_boxed(self, val: Any) -> 'Declared':
+    return self.replace(value=val)
+
+  def add_axis(self, index: int, params: dict) -> 'Declared':
+    """By `nn.scan`, with metadata_params=STACKED."""
+    return self.replace(axes=(*self.axes[:index], params['axis'], *self.axes[index:]))
+
+  def remove_axis(self, index: int, params: dict) -> 'Declared':
+    del params
+    return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
+
+
+STACKED = {'axis': 'layers'}  # of nn.scan over blocks
+
+
+def param(
+  module: nn.Module,
+  name: str,
+  shape: Sequence[int],
+  axes: Sequence[str | None],
+  init: nn.initializers.Initializer | None = None,
+  decayed: bool = True,
+) -> jax.Array:
+  """A float32 parameter of a module that has `config`.
+
+  Args:
+    axes: the logical axis of every dimension, as in the table above; None is split by nothing.
+    init: N(0, model.init_std²) (Section 4.1.3) unless given.
+    decayed: whether weight decay acts on it.
+  """
+  if len(axes) != len(shape) or not set(axes) <= _MESH_AXES.keys():
+    raise UserError(
+      f'parameter {name!r} of shape {tuple(shape)} declares the axes {tuple(axes)}: one of '
+      f'{", ".join(map(str, _MESH_AXES))} is needed for every dimension'
+    )
+  init = init or nn.initializers.normal(stddev=module.config.model.init_std)
+  return module.param(name, lambda key: Declared(init(key, tuple(shape)), tuple(axes), decayed))
+
+
+def is_declared(x: Any) -> bool:
+  return isinstance(x, Declared)
+
+
+def unboxed(tree: Any) -> Any:
+  """The parameters of a tree that a module's `init` returned. UserError for one that declares nothing."""
+
+  def unbox(path, box):
+    if not is_declared(box):
+      raise UserError(
+        f'parameter {"/".join(_names(path))} does not declare its axes: '
+        'make it with moe.parallel.sharding.param'
+      )
+    return box.value
+
+  return jax.tree_util.tree_map_with_path(unbox, tree, is_leaf=is_declared)
+
+
+class Stored(NamedTuple):
+  """How a parameter lies on the mesh."""
+
+  axes: tuple[str | None, ...]
+  split: tuple[tuple[str, ...], ...]  # the mesh axes that split each dimension
+
+  @property
+  def spec(self) -> PartitionSpec:
+    return PartitionSpec(*(by or None for by in self.split))
+
+
+def stored(axes: Sequence[str | None], shape: Sequence[int]) -> Stored:
+  """A parameter with these declared axes, within its layer, on the mesh in use."""
+  return resolve(axes, shape, {axis: size(axis) for axis in AXES}, zero_stage())
+
+
+def resolve(
+  axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int], zero: int
+) -> Stored:
+  """From declared axes to mesh axes, on a mesh of these sizes, at ZeRO's stage `zero`.
+
+  Experts and layers are split where they can be dealt out evenly. Where not (63 experts on 8 devices, 27 layers on 4
+  stages) they are stored by width, over the same devices, and dealt out when they are used.
+  """
+  evenly = lambda axis, length: length % math.prod(sizes[name] for name in _MESH_AXES[axis]) == 0
+  may_be_uneven = ('experts', 'layers')
+  split = [
+    () if axis == 'width' or (axis in may_be_uneven and not evenly(axis, length)) else by
+    for axis, length, by in zip(axes, shape, (_MESH_AXES[axis] for axis in axes), strict=True)
+  ]
+  taken = {name for by in split for name in by}
+  for dimension, axis in enumerate(axes):
+    if axis != 'width':
+      continue
+    by = _MESH_AXES['width'] if zero == 3 else ()
+    by = tuple(name for name in by if name not in taken)
+    if 'layers' in axes and 'stage' not in taken:
+      with_stage = (*by, 'stage')
+      if shape[dimension] % math.prod(sizes[name] for name in with_stage) == 0:
+        by = with_stage
+    split[dimension] = by
+  return Stored(tuple(axes), tuple(split))
+
+
+def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
+  """A NamedSharding for every leaf of a training state, or of its parameters.
+
+  A leaf whose path ends like a parameter's, and which has its shape, lies as that parameter declares: Adam's moments,
+  say. All others, counters, a router's own state, factored moments, are on every device.
+
+  Args:
+    declared: the parameters' `Declared` boxes, holding their shapes.
+    zero: mesh.zero. 3 spreads parameters and optimizer state over the devices that share a batch, 1 only the latter.
+  """
+  boxes = {
+    _names(path): box
+    for path, box in jax.tree_util.tree_leaves_with_path(declared, is_leaf=is_declared)
+  }
+
+  def place(path, leaf):
+    names = _names(path)
+    name = next((names[i:] for i in range(len(names)) if names[i:] in boxes), None)
+    if name is None or boxes[name].value.shape != leaf.shape:
+      return NamedSharding(mesh, PartitionSpec())
+    is_parameter = names in (name, ('params', *name))
+    stage = zero if is_parameter else 3
+    return NamedSharding(mesh, resolve(boxes[name].axes, leaf.shape, mesh.shape, stage).spec)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+  """Of results that every process is to read: on every device. None on one device, where there is no choice."""
+  return NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """The PartitionSpec of an activation with these logical axes."""
+  return PartitionSpec(*(_MESH_AXES[name] or None for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """x, laid out by its logical axes."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def per_shard(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`function` on each device's own shard of its arguments; `function` itself where there is no mesh.
+
+  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. An argument that a spec does
+  not split over some axis gets the sum of that axis's gradients.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+  # Inside a pipeline the stages are split already.
+  split = set(mesh.axis_names) - set(mesh.manual_axes)
+  return jax.shard_map(
+    function, axis_names=split, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+
+
+def shard_sizes(count: int, shards: int) -> list[int]:
+  """How many of `count` things each of `shards` holds, in order: all equally many, but the last ones fewer, or none."""
+  most = -(-count // shards)
+  return [min(most, max(0, count - shard * most)) for shard in range(shards)]
+
+
+def _names(path) -> Path:
+  entries = (getattr(entry, 'key', getattr(entry, 'name', None)) for entry in path)
+  return tuple(str(entry) for entry in entries if entry is not None)

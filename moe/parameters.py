@@ -1,0 +1,30 @@
+"""The parameters of a config's model: what each declares, which of them are decayed, where all lie on a mesh."""
+
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe.config import Config
+from moe.model import init_declared
+from moe.parallel import sharding
+from moe.parallel.sharding import is_declared
+
+
+@functools.cache
+def declared(config: Config) -> dict:
+  """The parameter tree as `sharding.Declared` boxes, which hold shapes and types."""
+  boxes = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
+  sharding.unboxed(boxes)  # which refuses those that declare nothing
+  return boxes
+
+
+def decayed(config: Config) -> dict:
+  """The parameter tree as booleans: whether weight decay acts on each."""
+  return jax.tree.map(lambda box: box.decayed, declared(config), is_leaf=is_declared)
+
+
+def shardings(config: Config, mesh: Mesh, tree: Any) -> Any:
+  """A NamedSharding for every leaf of a `TrainState`, or of its parameters."""
+  return sharding.shardings(mesh, tree, declared(config), config.mesh.zero)
