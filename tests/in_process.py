@@ -64,7 +64,7 @@ def _run(argv, start):
     mock.patch.object(sys, 'argv', argv),
     mock.patch.dict(os.environ),
     mock.patch('os._exit', sys.exit),  # cli.run, after bad input
-    _same_logging(),
+    _logging_to(errors),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(errors),
   ):
@@ -102,12 +102,15 @@ def _no_flags_of_programs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_logging() -> Iterator[None]:
-  """absl takes the root logger's handlers and level for its own; they are put back."""
+def _logging_to(stream: io.StringIO) -> Iterator[None]:
+  """absl's lines go to `stream`. The root logger's handlers and level, which it takes, are put back."""
   loggers = std_logging.getLogger(), logging.get_absl_logger()
   before = [(list(logger.handlers), logger.level) for logger in loggers]
+  handler = logging.get_absl_handler().python_handler
   try:
-    yield
+    logging.use_absl_handler()
+    with mock.patch.object(handler, 'stream', stream):
+      yield
   finally:
     for logger, (handlers, level) in zip(loggers, before, strict=True):
       logger.handlers[:] = handlers

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests import in_process
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
 
@@ -52,7 +53,7 @@ def test_sigterm_saves_exits_cleanly_and_resumes_to_the_same_bits(data_flags, fi
 def test_a_finished_run_says_so_and_changes_nothing(data_flags, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'copy')
   before = (workdir / 'metrics.jsonl').read_bytes()
-  assert 'finished: 40 of 40 steps' in programs.check('train', *_flags(data_flags, workdir))
+  assert 'finished: 40 of 40 steps' in in_process.check('train', *_flags(data_flags, workdir))
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 

@@ -13,6 +13,7 @@ from moe.config import from_config_dict
 from moe.errors import UserError
 from moe.run import open_workdir
 from moe.train import train
+from tests import in_process
 from tests.launch.runs import config as tiny
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
@@ -61,7 +62,7 @@ def test_metrics_of_every_logged_step(finished):
 
 def test_the_last_logged_loss_is_that_of_the_data(finished):
   """The final held-out loss of the log is what launch.evaluate finds, since so small a corpus is scored whole."""
-  scores = json.loads(programs.check('evaluate', f'--workdir={finished}', '--format=json'))
+  scores = json.loads(in_process.check('evaluate', f'--workdir={finished}', '--format=json'))
   last = programs.lines(finished)[-1]
   assert scores['step'] == 40
   assert scores['domains']['total']['loss'] == pytest.approx(last['held_out_loss'], rel=1e-6)
@@ -134,7 +135,7 @@ def test_a_workdir_of_another_config_names_the_keys(data_flags, finished):
     '--config.optimizer.peak_lr=0.02',
     '--config.train.log_every=5',
   )
-  line = programs.error_line('train', CONFIG, *data_flags, f'--workdir={finished}', *changed)
+  line = in_process.error_line('train', CONFIG, *data_flags, f'--workdir={finished}', *changed)
   assert (
     'model.d_model (32 there, 64 now)' in line
     and 'optimizer.peak_lr (0.01 there, 0.02 now)' in line
@@ -196,7 +197,7 @@ def test_a_config_may_be_mended_until_a_step_is_logged(data_flags, tmp_path):
   ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(flags, words, tmp_path):
-  assert words in programs.error_line('train', CONFIG, *flags, f'--workdir={tmp_path / "run"}')
+  assert words in in_process.error_line('train', CONFIG, *flags, f'--workdir={tmp_path / "run"}')
   assert (
     not (tmp_path / 'run' / 'checkpoints').exists() and not (tmp_path / 'run' / 'data').exists()
   )
@@ -204,7 +205,7 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, words, tmp_path):
 
 def test_a_workdir_that_is_a_file_is_named(tmp_path):
   (tmp_path / 'taken').write_text('')
-  assert f'{tmp_path / "taken"}: File exists' in programs.error_line(
+  assert f'{tmp_path / "taken"}: File exists' in in_process.error_line(
     'train', CONFIG, f'--workdir={tmp_path / "taken"}'
   )
 
