@@ -1,0 +1,85 @@
+"""docs/extending.md, applied to a copy of the library: it trains, spreads, resumes, is counted and intervened on."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
+BLOCKS = re.findall(r'^```(python|diff)\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL)
+
+
+def changed(text: str, change: str) -> str:
+  """`text` with one block's changes: runs of context and removed lines are found in it, in order."""
+  at = 0
+  for old, new in hunks(change):
+    assert old in text[at:], f'not found, or not in this order: {old}'
+    start = text.index(old, at)
+    text, at = text[:start] + new + text[start + len(old) :], start + len(new)
+  return text
+
+
+def hunks(change: str) -> list[list[str]]:
+  """[old, new] of every context or removed line: what is added belongs behind it, at the top before the first."""
+  found, first = [], ''
+  for line in change.splitlines(keepends=True):
+    sign, content = line[0], line[1:]
+    if sign != '+':
+      found.append([content, first + (content if sign == ' ' else '')])
+      first = ''
+    elif found:
+      found[-1][1] += content
+    else:
+      first += content
+  return found
+
+
+@pytest.fixture(scope='module')
+def extended(tmp_path_factory):
+  """What tests/extended.py says of a copy that has everything on the page."""
+  copy = tmp_path_factory.mktemp('extended')
+  for folder in ('moe', 'experiments', 'tests'):
+    unused = shutil.ignore_patterns('results', '__pycache__', 'fixtures')
+    shutil.copytree(ROOT / folder, copy / folder, ignore=unused)
+  for kind, block in BLOCKS:
+    name, content = re.match(r'(?:# |--- )(\S+)\n(.*)', block, re.DOTALL).groups()
+    path = copy / name
+    assert path.exists() == (kind == 'diff'), name
+    path.write_text(changed(path.read_text(), content) if kind == 'diff' else content)
+  command = [sys.executable, '-m', 'tests.extended', str(copy / 'run')]
+  done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
+
+
+def test_every_extension_is_in_the_metrics(extended):
+  assert {'loss/overload', 'residual_square_N'} <= set(extended['metrics'])
+  assert all(value > 0 for value in extended['overload'])
+
+
+def test_a_mesh_with_stages_experts_and_microbatches_computes_the_same(extended):
+  assert extended['spread_metrics'][0] < 1e-4, extended['spread_metrics']
+  assert extended['spread_params'][0] < 1e-4, extended['spread_params']
+
+
+def test_a_resumed_run_goes_on_as_if_never_stopped(extended):
+  assert extended['resumed'][0] == 0, extended['resumed']
+
+
+def test_the_bias_moves_by_the_rule_alone(extended):
+  """Neither by the optimizer nor by weight decay, which here takes half a per cent a step."""
+  assert extended['bias'][0] < 1e-7 and extended['bias_moved'] > 0.009
+
+
+def test_parameters_are_counted(extended):
+  """Two layers: a bias of 6 experts, and scales of queries and keys, 8 features each."""
+  assert extended['counted'] == 2 * 6 + 2 * 2 * 8
+
+
+def test_without_a_tokens_best_experts_gates_still_add_up_to_one(extended):
+  assert extended['gates'][0] < 1e-6
