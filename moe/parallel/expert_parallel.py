@@ -27,6 +27,7 @@ from moe.ops.implementation import platform
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
 from moe.parallel import mesh, sharding, zero
 from moe.parallel.compiler import has_ragged_exchange
+from moe.parallel.scopes import further_rounds
 
 _AXIS = 'expert'
 # Under rematerialisation the plan is kept: a few integers an assignment, and backward follows forward's very routing.
@@ -326,7 +327,7 @@ _all_rounds.defvjp(_forward, _backward)
 
 def _further_rounds(again, state):
   """Rounds while a device has tokens left, which `state[1]` says. By this name the planner knows the loop."""
-  with jax.named_scope('further_rounds'):
+  with further_rounds():
     return lax.while_loop(lambda state: state[1], again, state)
 
 

@@ -1,10 +1,29 @@
-"""Names of scopes that say to planners what a compiled program cannot."""
+"""Names of scopes that say to planners what a compiled program cannot: each is written and read here."""
 
 import contextlib
+import re
 
 import jax
+
+_FURTHER_ROUNDS = 'further_rounds'
 
 
 def runs(*shares: float) -> contextlib.AbstractContextManager:
   """Around a cond or switch: how often each branch is taken, on the mean of stages and ticks."""
   return jax.named_scope(f'runs({",".join(f"{share:.6f}" for share in shares)})')
+
+
+def branch_shares(name: str) -> list[float]:
+  """What `runs` wrote into the name of a cond or switch; []."""
+  match = re.search(r'runs\(([\d.,]+)\)\)*(?:/(?:cond|switch)\b[^/]*)?(?:"|$)', name)
+  return [float(share) for share in match[1].split(',')] if match else []
+
+
+def further_rounds() -> contextlib.AbstractContextManager:
+  """Around the loop over rounds of an exchange that balanced routing does not need."""
+  return jax.named_scope(_FURTHER_ROUNDS)
+
+
+def is_further_rounds(name: str) -> bool:
+  """Whether a loop of this name is that of `further_rounds`."""
+  return f'{_FURTHER_ROUNDS}/while' in name

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from moe.planner.hlo import branch_shares
+from moe.parallel.scopes import branch_shares
 from moe.planner.kernels import names
 
 _REMATERIALISED = 'rematted_computation'

@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from moe.parallel.scopes import branch_shares, is_further_rounds
+
 _ITEM_BITS = {
   'pred': 8,
   's4': 4,
@@ -32,7 +34,6 @@ _ITEM_BITS |= {
   'f8e4m3fn': 8,
   'f8e5m2': 8,
 }
-_FURTHER_ROUNDS = 'further_rounds/while'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +135,11 @@ def unread_loops(text: str) -> list[str]:
   return sorted({i.where or i.name for c, i in loops if trips(computations, c, i) is None})
 
 
-def branch_shares(name: str) -> list[float]:
-  """How often each branch is taken, where its name says so (moe/pipeline_parallel.py); []."""
-  match = re.search(r'runs\(([\d.,]+)\)\)*(?:/(?:cond|switch)\b[^/]*)?(?:"|$)', name)
-  return [float(share) for share in match[1].split(',')] if match else []
-
-
 def trips(
   computations: dict[str, Computation], outer: Computation, loop: Instruction
 ) -> int | None:
   """How often a while loop's body runs; None where that cannot be read."""
-  if _FURTHER_ROUNDS in loop.where:
+  if is_further_rounds(loop.where):
     return 0
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
   if known:

@@ -1,7 +1,9 @@
 """HLO text read by hand-computed examples: loops, groups of devices, bytes sent and moved."""
 
+import jax
 import pytest
 
+from moe.parallel import scopes
 from moe.planner.collectives import Collective, collectives
 from moe.planner.hlo import unread_loops
 from moe.planner.traffic import memory_traffic
@@ -236,3 +238,17 @@ def test_memory_traffic_in_loops_is_told_from_what_runs_once():
   text = LOOPS.replace('  %one = ', '  %n = f32[8,4]{1,0} negate(%x)\n  %one = ')
   # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter: it and 1 read, it written.
   assert memory_traffic(text) == (256, 12 * 256 + 16 * 3 * 4)
+
+
+def test_what_scopes_say_is_read_back_from_the_traced_program():
+  def program(x):
+    with scopes.runs(0.25, 0.75):
+      x = jax.lax.cond(x > 0, lambda x: x + 1, lambda x: x - 1, x)
+    with scopes.further_rounds():
+      return jax.lax.while_loop(lambda x: x < 9, lambda x: x + 1, x)
+
+  equations = jax.make_jaxpr(program)(1.0).jaxpr.eqns
+  shares = [scopes.branch_shares(str(e.source_info.name_stack)) for e in equations]
+  assert [0.25, 0.75] in shares
+  text = jax.jit(program).lower(1.0).compile().as_text()
+  assert scopes.is_further_rounds(text) and not scopes.is_further_rounds('other/while')
