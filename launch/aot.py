@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for without being there
 
@@ -34,7 +33,7 @@ COSTS = flags.DEFINE_bool('costs', True, "Also FLOPs and bytes of the 2B and 16B
 
 
 def main(_):
-  from moe.planner.kernels import gpu, names, programs, tpu
+  from moe.planner.kernels import gpu, names, programs, records, tpu
 
   _check('targets', TARGETS.value or [], (*tpu.targets(), *gpu.targets()))
   module = gpu if TARGETS.value[0] in gpu.targets() else tpu
@@ -47,61 +46,16 @@ def main(_):
   _check('shapes', SHAPES.value, shapes)
   _check('dtypes', DTYPES.value, ('bfloat16', 'float32'))
   _check('ops', OPS.value or list(names.TPU), names.TPU)
+  layers = [shapes[name] for name in SHAPES.value]
+  made = records.records(module, TARGETS.value, layers, DTYPES.value, OPS.value, COSTS.value)
   failed = 0
   with open(OUT.value or os.devnull, 'w', encoding='utf-8') as out:
-    for record in _records(module, [shapes[name] for name in SHAPES.value], programs.programs):
+    for record in made:
       failed += 'error' in record
-      print(line(record), flush=True)
+      print(records.line(record), flush=True)
       print(json.dumps(record), file=out, flush=True)
   print(f'{failed} failed' if failed else 'all compiled', file=sys.stderr)
   return int(failed > 0)
-
-
-def line(record: dict) -> str:
-  """One record for people."""
-  head = f'{record["target"]:<5}{record["shape"]:<10}{record["dtype"]:<9}{record["op"]:<15}'
-  if 'error' in record:
-    return f'{head}FAILED {record["error"]}'
-  if 'flops_ratio' in record:
-    return f'{head}FLOPs {record["flops_ratio"]}× the least, bytes {record["bytes_ratio"]}×'
-  return f'{head}{record["compile_seconds"]:6.1f} s  ' + '; '.join(map(_kernel, record['kernels']))
-
-
-def _kernel(kernel: dict) -> str:
-  if 'vmem_bytes' in kernel:
-    return f'{kernel["kernel"]} {(kernel["vmem_bytes"] or 0) / 2**20:.1f} MiB VMEM'
-  return (
-    f'{kernel["kernel"]} {kernel["registers"]} registers, {kernel.get("shared_memory_bytes", 0) >> 10} KiB shared, '
-    f'{kernel["spill_bytes"]} B spilled, {kernel["tensor_core"] or "no tensor cores"}'
-  )
-
-
-def _records(module, shapes: list, programs: Callable) -> Iterator[dict]:
-  import jax.numpy as jnp
-
-  for target in TARGETS.value:
-    for shape in shapes:
-      for dtype in DTYPES.value:
-        for program in programs(shape, jnp.dtype(dtype)):
-          # Forward is a part of what backward compiles.
-          if program.direction == 'backward' and program.op in (OPS.value or [program.op]):
-            yield {
-              'target': target,
-              'shape': shape.name,
-              **_compiled(module, program, target, dtype),
-            }
-  for shape in shapes[:2] if COSTS.value else []:
-    for dtype in DTYPES.value:
-      costs = module.layer_costs(shape, jnp.dtype(dtype))
-      yield {'target': 'all', 'op': 'routed_ffn', **costs}
-
-
-def _compiled(module, program, target: str, dtype: str) -> dict:
-  named = {'op': program.op, 'dtype': dtype}
-  try:
-    return module.compile_program(program, target) | named
-  except Exception as error:  # one that does not compile must not hide the others
-    return named | {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'}
 
 
 def _check(flag, names, known):

@@ -56,19 +56,8 @@ def main(_):
       report.record_plan(Path(RECORD.value), record)
     print(json.dumps(record, indent=2) if FORMAT.value == 'json' else report.text(record))
     return int(not record['fits'])
-  tried = list(search.candidates(config, target, machine.devices(target)))
-  tell = lambda number, found: print(
-    f'{number} of {len(tried)}: {found}', file=sys.stderr, flush=True
-  )
-  plans = search.plans(tried[: LIMIT.value or None], lambda changed: planner.plan(changed, target))
-  records = []
-  for number, (changed, found) in enumerate(plans, start=1):
-    if isinstance(found, str):
-      tell(number, f'{changed.mesh}, remat {changed.model.remat}, cannot be planned: {found}')
-    else:
-      records.append(found)
-      tell(number, report.text(found))
-  ranked = search.rank(records)
+  tell = lambda text: print(text, file=sys.stderr, flush=True)
+  ranked = search.searched(config, target, LIMIT.value or None, tell)
   print(
     json.dumps(ranked, indent=2) if FORMAT.value == 'json' else '\n'.join(map(report.text, ranked))
   )

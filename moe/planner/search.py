@@ -10,8 +10,9 @@ import jax
 from moe.config import Config
 from moe.errors import UserError, one_line
 from moe.parallel import mesh as mesh_lib
+from moe.planner import planner, report
 from moe.planner.compile_step import bytes_of_state, laid_out
-from moe.planner.machine import Machine
+from moe.planner.machine import Machine, devices
 from moe.train_step import TrainState, init_state
 
 _REMAT = ('none', 'dots', 'moe', 'full')
@@ -65,6 +66,23 @@ def rank(records: list[dict]) -> list[dict]:
     r['over_bytes_per_device'],
   )
   return sorted(records, key=speed)
+
+
+def searched(
+  config: Config, target: Machine, most: int | None, tell: Callable[[str], None]
+) -> list[dict]:
+  """The plans of the first `most` candidates, all without it, the best first. Each is told when it is made."""
+  tried = list(candidates(config, target, devices(target)))
+  records = []
+  found = plans(tried[:most], lambda changed: planner.plan(changed, target))
+  for number, (changed, made) in enumerate(found, start=1):
+    if isinstance(made, str):
+      made = f'{changed.mesh}, remat {changed.model.remat}, cannot be planned: {made}'
+    else:
+      records.append(made)
+      made = report.text(made)
+    tell(f'{number} of {len(tried)}: {made}')
+  return rank(records)
 
 
 def _layouts(config, devices):

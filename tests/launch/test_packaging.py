@@ -64,3 +64,9 @@ def test_programs_work_in_a_folder_with_an_experiments_of_its_own(tmp_path):
   assert [path.name for path in Path(tmp_path).iterdir()] == ['experiments']
   refused = subprocess.run([*command[:3], 'swep'], env=environment, capture_output=True, text=True)
   assert refused.returncode == 2 and refused.stderr.startswith("error: there is no program 'swep'")
+
+
+def test_nothing_but_tests_imports_the_programs():
+  imports = re.compile(r'^\s*(from|import) launch\b', re.MULTILINE)
+  files = [path for folder in ('moe', 'experiments') for path in (ROOT / folder).rglob('*.py')]
+  assert files and not [path for path in files if imports.search(path.read_text(encoding='utf-8'))]

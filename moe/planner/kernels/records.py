@@ -1,0 +1,65 @@
+"""What launch.aot writes: a record a program that was compiled, or could not be, and its line for people."""
+
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import jax.numpy as jnp
+
+from moe.planner.kernels.programs import programs
+
+
+def records(
+  module: ModuleType,
+  targets: Sequence[str],
+  shapes: Sequence,
+  dtypes: Sequence[str],
+  ops: Sequence[str],
+  costs: bool,
+) -> Iterator[dict]:
+  """Of every program of `ops`, all if there are none, for every target, shape and type.
+
+  With `costs` then of the layers of the first two shapes.
+  `module`: moe.planner.kernels.tpu or gpu, which compiles for all the targets.
+  """
+  for target in targets:
+    for shape in shapes:
+      for dtype in dtypes:
+        for program in programs(shape, jnp.dtype(dtype)):
+          # Forward is a part of what backward compiles.
+          if program.direction == 'backward' and program.op in (ops or [program.op]):
+            yield {
+              'target': target,
+              'shape': shape.name,
+              **_compiled(module, program, target, dtype),
+            }
+  for shape in shapes[:2] if costs else []:
+    for dtype in dtypes:
+      of_layer = module.layer_costs(shape, jnp.dtype(dtype))
+      yield {'target': 'all', 'op': 'routed_ffn', **of_layer}
+
+
+def _compiled(module, program, target: str, dtype: str) -> dict:
+  named = {'op': program.op, 'dtype': dtype}
+  try:
+    return module.compile_program(program, target) | named
+  except Exception as error:  # one that does not compile must not hide the others
+    return named | {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'}
+
+
+def line(record: dict) -> str:
+  """One record for people."""
+  head = f'{record["target"]:<5}{record["shape"]:<10}{record["dtype"]:<9}{record["op"]:<15}'
+  if 'error' in record:
+    return f'{head}FAILED {record["error"]}'
+  if 'flops_ratio' in record:
+    return f'{head}FLOPs {record["flops_ratio"]}× the least, bytes {record["bytes_ratio"]}×'
+  return f'{head}{record["compile_seconds"]:6.1f} s  ' + '; '.join(map(_kernel, record['kernels']))
+
+
+def _kernel(kernel: dict) -> str:
+  if 'vmem_bytes' in kernel:
+    return f'{kernel["kernel"]} {(kernel["vmem_bytes"] or 0) / 2**20:.1f} MiB VMEM'
+  return (
+    f'{kernel["kernel"]} {kernel["registers"]} registers, {kernel.get("shared_memory_bytes", 0) >> 10} KiB shared, '
+    f'{kernel["spill_bytes"]} B spilled, {kernel["tensor_core"] or "no tensor cores"}'
+  )
