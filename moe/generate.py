@@ -22,9 +22,8 @@ from moe.run import Run
 # At 1e-30 the likeliest token is drawn for certain, at 1e30 every allowed one alike.
 _COLDEST, _HOTTEST = 1e-30, 1e30
 _LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at any
-_SEEDS = (
-  2**32
-)  # JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones
+# JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones.
+_SEEDS = 2**32
 
 
 class Sampling(NamedTuple):
