@@ -8,8 +8,23 @@ import sys
 import time
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from moe.config import Config, from_config_dict
+from tests.launch.runs import config as tiny
+
 ROOT = Path(__file__).parents[3]
 CONFIG = '--config=tests/launch/runs/config.py'
+
+
+def config(data_flags, **overrides) -> Config:
+  """The tiny config with the flags of prepared data and overrides by dotted key, for a run in process."""
+  made = tiny.get_config()
+  flags = dict(flag.removeprefix('--config.').split('=', 1) for flag in data_flags)
+  made.update_from_flattened_dict(
+    flags | {'data.holdout': float(flags['data.holdout'])} | overrides
+  )
+  return from_config_dict(ConfigDict(made))
 
 
 def command(program: str, *arguments: str) -> list[str]:

@@ -6,27 +6,15 @@ import struct
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
-from moe.config import from_config_dict
 from moe.errors import UserError
 from moe.run import open_workdir
 from moe.train import train
 from tests import in_process
-from tests.launch.runs import config as tiny
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
 from tests.small import one_device
-
-
-def _config(data_flags, **overrides):
-  config = tiny.get_config()
-  flags = dict(flag.removeprefix('--config.').split('=', 1) for flag in data_flags)
-  config.update_from_flattened_dict(
-    flags | {'data.holdout': float(flags['data.holdout'])} | overrides
-  )
-  return from_config_dict(ConfigDict(config))
 
 
 def test_metrics_of_every_logged_step(finished):
@@ -104,7 +92,7 @@ def test_steps_that_are_not_logged_do_not_wait_for_the_device(data_flags, tmp_pa
   device_get = jax.device_get
   monkeypatch.setattr(jax, 'device_get', lambda tree: fetched.append(tree) or device_get(tree))
   off = {'evaluation.every_steps': 0, 'checkpoint.keep_best': 0, 'checkpoint.every_steps': 100}
-  quiet = _config(data_flags, **off, **{'train.log_every': 7, 'train.num_steps': 15})
+  quiet = programs.config(data_flags, **off, **{'train.log_every': 7, 'train.num_steps': 15})
   with one_device():
     train(quiet, tmp_path)
   of_steps = [tree for tree in fetched if isinstance(tree, dict) and 'gradient_norm' in tree]
@@ -144,7 +132,7 @@ def test_a_workdir_of_another_config_names_the_keys(data_flags, finished):
 
 
 def test_another_machine_may_need_other_microbatches_and_recompute_more(data_flags, tmp_path):
-  open_workdir(_config(data_flags), tmp_path)
+  open_workdir(programs.config(data_flags), tmp_path)
   (tmp_path / 'metrics.jsonl').write_text('')
   other = {
     'train.microbatches': 2,
@@ -152,24 +140,24 @@ def test_another_machine_may_need_other_microbatches_and_recompute_more(data_fla
     'train.loss_chunk': 8,
     'ops.implementation': 'xla',
   }
-  open_workdir(_config(data_flags, **other, **{'mesh.data': 1, 'mesh.fsdp': -1}), tmp_path)
+  open_workdir(programs.config(data_flags, **other, **{'mesh.data': 1, 'mesh.fsdp': -1}), tmp_path)
   with pytest.raises(UserError, match=r'data\.batch_size \(4 there, 8 now\)'):
-    open_workdir(_config(data_flags, **{'data.batch_size': 8}), tmp_path)
+    open_workdir(programs.config(data_flags, **{'data.batch_size': 8}), tmp_path)
 
 
 def test_a_damaged_config_json_is_named(data_flags, tmp_path):
   (tmp_path / 'config.json').write_text('{"name": ')
   (tmp_path / 'metrics.jsonl').write_text('')
   with pytest.raises(UserError, match='json is not JSON'):
-    open_workdir(_config(data_flags), tmp_path)
+    open_workdir(programs.config(data_flags), tmp_path)
 
 
 def test_a_config_may_be_mended_until_a_step_is_logged(data_flags, tmp_path):
-  open_workdir(_config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
-  open_workdir(_config(data_flags), tmp_path)
+  open_workdir(programs.config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
+  open_workdir(programs.config(data_flags), tmp_path)
   (tmp_path / 'metrics.jsonl').write_text('')
   with pytest.raises(UserError, match=r'data\.sources'):
-    open_workdir(_config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
+    open_workdir(programs.config(data_flags, **{'data.sources': 'x=/nowhere/*'}), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +203,9 @@ def test_microbatches_and_remat_do_not_change_a_run(data_flags, finished, tmp_pa
     ({'train.microbatches': 2}, {'model.remat': 'full'}, {'train.loss_chunk': 48})
   ):
     with one_device():
-      train(_config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number))
+      train(
+        programs.config(data_flags, **overrides, **{'train.num_steps': 40}), tmp_path / str(number)
+      )
     compared = zip(programs.lines(tmp_path / str(number)), programs.lines(finished), strict=True)
     assert all(a['loss'] == pytest.approx(b['loss'], rel=1e-4) for a, b in compared), overrides
 

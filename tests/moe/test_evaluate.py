@@ -1,0 +1,62 @@
+"""How scores of domains become one, and the rows of a report."""
+
+import math
+import types
+
+import pytest
+
+from moe import evaluate
+from moe.data.packing import Batch
+from tests.small import small_config
+
+# Σ loss and tokens of each batch, all held-out targets and bytes, by domain.
+BATCHES = {'a': [(10.0, 5), (30.0, 5)], 'b': [(4.0, 4), (8.0, 4), (12.0, 4)]}
+TARGETS = {'a': 10, 'b': 12}
+BYTES = {'a': 40, 'b': 60}
+
+
+@pytest.fixture
+def evaluator(monkeypatch):
+  def batches(data, domain, config, max_batches):
+    return [Batch(*[scored] * 5) for scored in BATCHES[domain][:max_batches]]
+
+  monkeypatch.setattr(evaluate.pipeline, 'evaluation_batches', batches)
+  monkeypatch.setattr(evaluate.pipeline, 'held_out_targets', lambda data, domain: TARGETS[domain])
+  monkeypatch.setattr(evaluate.pipeline, 'held_out_bytes', lambda data, domain: BYTES[domain])
+  made = evaluate.Evaluator(small_config(), types.SimpleNamespace(held_out_domains=('a', 'b')))
+  made._score = lambda params, batch: (*batch[0], 0)
+  return made
+
+
+def test_a_sample_weighs_the_domains_as_the_whole_text_does(evaluator):
+  found = evaluator({}, max_batches=1)
+  # 2 nats a token of a, 1 of b; 10 and 12 of their tokens, though 5 and 4 were scored.
+  assert found.total.loss == pytest.approx((2 * 10 + 1 * 12) / 22)
+  assert (found.total.tokens, found.total.bits_per_byte, found.is_sample) == (9, None, True)
+
+
+@pytest.mark.parametrize('cap', [3, 1000])
+def test_where_everything_fits_the_capped_loss_is_that_of_the_table(evaluator, cap):
+  whole = evaluator({})
+  assert whole.total.loss == (40 + 24) / 22 and not whole.is_sample
+  assert whole.total.bits_per_byte == pytest.approx(64 / math.log(2) / 100)
+  capped = evaluator({}, cap)
+  assert capped.total.loss == whole.total.loss and not capped.is_sample
+
+
+@pytest.mark.parametrize('names, last', [(('a', 'b'), 'total'), (('total', 'b'), '(total)')])
+def test_the_row_of_all_domains_is_the_last_and_takes_no_domains_place(monkeypatch, names, last):
+  texts = dict(zip(names, (b'x' * 10, b'y' * 30)))
+  monkeypatch.setattr(evaluate.pipeline, 'held_out_text', lambda data, domain: texts[domain])
+  score = lambda size: evaluate.Score(1.0, 2.0, 5, size)
+  domains = {name: score(len(text)) for name, text in texts.items()}
+  evaluation = evaluate.Evaluation(domains, score(40), None)
+  rows = evaluate.report(evaluation, types.SimpleNamespace(held_out_domains=names))
+  assert list(rows) == [*names, last]
+  assert [row['bytes'] for row in rows.values()] == [10, 30, 40]
+
+
+def test_a_table_of_text_without_bytes(monkeypatch):
+  row = {'tokens': 1, 'bytes': 0, 'loss': 2.0, 'bits_per_byte': None, 'gzip -9': 0, 'xz -9': 0}
+  cells = evaluate.table({'a': row}).splitlines()[1].split()
+  assert cells == ['a', '1', '0', '2.0000', '-', '0.000', '0.000']
