@@ -20,8 +20,8 @@ import logging as std_logging
 import os
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -29,13 +29,15 @@ from ml_collections import ConfigDict, config_flags
 from moe import config as moe_config
 from moe.errors import UserError, chain
 from moe.host_memory import keep_freed_memory
+from moe.keys import wanted
 
 flags.disclaim_key_flags()  # --help of a program shows the flags that it defines through this module
 
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _BAD_VALUE = re.compile(r'flag --config\.([\w.]+)=(.*?): ', re.DOTALL)
 _UNKNOWN_KEY = re.compile(r'Key "(\w+)" does not exist')  # ml_collections, of a locked ConfigDict
-_WANTED = {int: 'an integer', float: 'a number', bool: 'True or False'}
+# The config files that come with the package, beside this one wherever it is installed.
+_SHIPPED = Path(__file__).parents[1] / 'experiments'
 
 
 def config_flag() -> flags.FlagHolder:
@@ -63,6 +65,22 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
       f'get_config() of the --config file returned {flag.value!r} instead of a ConfigDict'
     )
   return moe_config.from_config_dict(flag.value)
+
+
+def config_path(path: str) -> str:
+  """The file that --config=PATH means. PATH is a Python file, or a config that comes with the package: `proxy`.
+
+  experiments/proxy.py is that too, from any folder that has no such file. UserError where there is neither.
+  """
+  if path.endswith('.py') and os.path.isfile(path):
+    return path
+  name = path.removeprefix('experiments/').removesuffix('.py')
+  shipped = {file.stem: file for file in sorted(_SHIPPED.glob('*.py')) if _is_config(file)}
+  if name in shipped and path in (name, f'experiments/{name}.py'):
+    return str(shipped[name])
+  raise UserError(
+    f'there is no config file {path!r}; those that come with the package are {", ".join(shipped)}'
+  )
 
 
 def overrides(flag: flags.FlagHolder) -> dict[str, object]:
@@ -117,6 +135,8 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
       raise UserError('this program takes no --config, only --config.SECTION.KEY=VALUE')
     argv = [argv[0], f'--config={config_file}', *argv[1:]]
   try:
+    # ml_collections looks for overrides there.
+    sys.argv = argv = [argv[0], *_resolved(argv[1:])]
     flags.FLAGS.set_default(
       'verbosity', logging.ERROR
     )  # from the first line on, the config file's included
@@ -138,6 +158,32 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
       logging.ERROR
     )  # a default, absl raises to INFO, where libraries tell of every file
   return rest
+
+
+def _resolved(arguments: Sequence[str]) -> list[str]:
+  """The arguments with --flagfile expanded, --config=NAME as the file it means, and keys by their names of today."""
+  resolved = []
+  for argument in flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False):
+    override = _OVERRIDE.match(argument)
+    if override and (now := moe_config.ALIASES.get(override[1])):
+      argument = argument[: override.start(1)] + now + argument[override.end(1) :]
+    elif resolved and resolved[-1] in ('--config', '-config'):
+      argument = _with_path(argument)
+    elif argument.startswith(('--config=', '-config=')):
+      flag, _, spec = argument.partition('=')
+      argument = f'{flag}={_with_path(spec)}'
+    resolved.append(argument)
+  return resolved
+
+
+def _with_path(spec: str) -> str:
+  """PATH[:VARIANT] with the file that PATH means; see `config_path`."""
+  path, colon, variant = spec.partition(':')
+  return f'{config_path(path) if path else path}{colon}{variant}'
+
+
+def _is_config(path: Path) -> bool:
+  return '\ndef get_config(' in path.read_text(encoding='utf-8')
 
 
 def _flags_given(argv: Sequence[str]) -> list[str]:
@@ -194,11 +240,11 @@ def _explained(error: Exception, path: str) -> UserError:
     if isinstance(cause, UserError) and '\n' not in str(cause):
       return cause
   if isinstance(error, flags.IllegalFlagValueError) and (bad := _BAD_VALUE.match(str(error))):
-    return UserError(f'config.{bad[1]} must be {_wanted(bad[1])}, not {bad[2]!r}')
+    return UserError(
+      f'config.{bad[1]} must be {wanted(moe_config.KEYS[bad[1]].type)}, not {bad[2]!r}'
+    )
   if isinstance(error, flags.Error) and '\n' not in str(error):
     return UserError(f'{error} (--help lists the flags)')
-  if path and not os.path.isfile(path):
-    return UserError(f'there is no config file {path!r}')
   return UserError(_in_file(causes, path))
 
 
@@ -224,11 +270,3 @@ def _line_in(path: str, error: BaseException) -> int:
       line = traceback.tb_lineno
     traceback = traceback.tb_next
   return line
-
-
-def _wanted(key: str) -> str:
-  """What kind of value a dotted key takes, in words."""
-  kind = moe_config.Config
-  for name in key.split('.'):
-    kind = typing.get_type_hints(kind)[name]
-  return _WANTED.get(kind, 'a tuple of numbers' if typing.get_origin(kind) is tuple else 'a string')

@@ -1,6 +1,7 @@
 """The command line as users meet it: launch.describe, and small programs on moe.cli."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiments import shipped
-from moe import accounting_tables
+from moe import accounting_tables, cli
+from moe import config as moe_config
+from moe.errors import UserError
 from tests import in_process
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +62,14 @@ def fails(done, *words):
     ('--config.optimizer.decay_at=late', ['config.optimizer.decay_at must be a tuple of numbers']),
     ('--config.model.dtype=float16', ['config.model.dtype must be one of bfloat16 | float32']),
     ('--config.moe.experts_per_token=64', ['moe.experts_per_token=64', 'moe.num_experts=63']),
+    ('--config.optimizer.decay_factor=nan', ['config.optimizer.decay_factor must be finite']),
+    ('--config.optimizer.decay_at=(1e999,)', ['config.optimizer.decay_at must be finite']),
+    (
+      '--config.train.seed=9223372036854775808',
+      ['config.train.seed must be at most 4,294,967,295'],
+    ),
+    ('--config.data.dir=a\nb', ['config.data.dir must be text without line breaks', "'a\\nb'"]),
+    ('--config.moe.bias_update_rate=1', ["'moe.bias_update_rate': docs/configuration.md"]),
     ('--config.moe.experts_per_token=-1', ['moe.experts_per_token', '-1']),
     ('--config.model.num_heads=7', ['model.num_heads=7', 'model.num_kv_heads=10']),
     ('--config.moe.device_groups=4', ['moe.device_groups=4', 'moe.num_experts=63']),
@@ -92,7 +103,12 @@ def test_a_process_of_its_own_says_the_same():
       ["'deepseek_mo'", 'choose one of deepseek_moe,'],
     ),
     (['--config=experiments/base.py:dense'], ['experiments/base.py', 'no variants']),
-    (['--config=experiments/absent.py'], ["'experiments/absent.py'"]),
+    (
+      ['--config=experiments/absent.py'],
+      ["'experiments/absent.py'", 'with the package are ablations'],
+    ),
+    (['--config=prxy:dense'], ["there is no config file 'prxy'", 'proxy']),
+    (['--config=variants'], ["there is no config file 'variants'"]),
     (['--config=experiments/absent.py', '--config.train.num_steps=1'], ["'experiments/absent.py'"]),
     (['--config.train.num_steps=1'], ['--config.train.num_steps', 'not given']),
     ([], ['--config', '--all']),
@@ -101,6 +117,62 @@ def test_a_process_of_its_own_says_the_same():
 )
 def test_a_wrong_config_is_one_line(arguments, words):
   fails(in_process.run('describe', *arguments), *words)
+
+
+def test_a_config_of_the_package_goes_by_its_name_in_any_folder(tmp_path, monkeypatch):
+  shipped = str(ROOT / 'experiments/proxy.py')
+  monkeypatch.chdir(ROOT)
+  assert cli.config_path('experiments/proxy.py') == 'experiments/proxy.py'
+  assert cli.config_path('proxy') == shipped
+  monkeypatch.chdir(tmp_path)
+  assert cli.config_path('proxy') == cli.config_path('experiments/proxy.py') == shipped
+  for absent in ('proxy.py', 'other/proxy.py', 'experiments/proxy', 'experiments/mine.py', ''):
+    with pytest.raises(UserError, match=r'no config file .* ablations, base, proxy, quickstart'):
+      cli.config_path(absent)
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments/proxy.py').touch()
+  assert cli.config_path('experiments/proxy.py') == 'experiments/proxy.py'
+
+
+@pytest.mark.parametrize(
+  'arguments', [['--config', 'proxy:dense'], ['--config=proxy:dense'], ['--flagfile={flagfile}']]
+)
+def test_every_way_to_give_a_config_takes_its_name(arguments, tmp_path):
+  flagfile = tmp_path / 'flags'
+  flagfile.write_text('--config=proxy:dense\n')
+  done = in_process.run('describe', *(each.format(flagfile=flagfile) for each in arguments))
+  assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('proxy:dense')
+
+
+def test_a_folder_of_ones_own_called_experiments_hides_nothing(tmp_path):
+  folder = tmp_path / 'experiments'
+  folder.mkdir()
+  (folder / '__init__.py').touch()
+  (folder / 'depth.py').write_text('LAYERS = 3\n')
+  (folder / 'my_moe.py').write_text(
+    'from experiments import depth, variants\n\n'
+    'def get_config(name="small"):\n'
+    '  return variants.build(__file__, {"small": {"model.num_layers": depth.LAYERS}}, name)\n'
+  )
+  for spec, name in (('experiments/my_moe.py', 'my_moe:small'), ('proxy', 'proxy:deepseek_moe')):
+    done = subprocess.run(
+      [sys.executable, '-m', 'launch.describe', f'--config={spec}'],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      capture_output=True,
+      text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ''), done
+    assert done.stdout.startswith(name)
+
+
+def test_a_renamed_key_is_understood_by_its_old_name(monkeypatch):
+  monkeypatch.setitem(moe_config.ALIASES, 'model.depth', 'model.num_layers')
+  old, new = (
+    in_process.run('describe', VALIDATION, f'--config.{key}=3', '--format=json').stdout
+    for key in ('model.depth', 'model.num_layers')
+  )
+  assert old == new != ''
 
 
 @pytest.mark.parametrize(

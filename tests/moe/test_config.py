@@ -35,7 +35,7 @@ AT_LEAST_0 = names("""
   train.seed train.heatmap_every train.max_bad_steps evaluation.every_steps checkpoint.keep_best
 """)
 ABOVE_0 = names("""
-  model.norm_eps optimizer.peak_lr optimizer.eps data.tokenizer_sample_mb
+  model.norm_eps optimizer.peak_lr optimizer.eps data.tokenizer_sample_mb data.max_document_mb
 """)
 SHARES = names('data.holdout evaluation.context optimizer.b1 optimizer.b2')
 AXES = [f'mesh.{axis}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage')]
@@ -272,6 +272,9 @@ def test_what_a_run_that_goes_on_may_change():
     'train.log_every',
     'train.heatmap_every',
     'train.max_bad_steps',
+    'train.writers',
+    'train.profile_steps',
+    'data.max_document_mb',
     'data.dir',
     'data.num_threads',
     'data.prefetch',
