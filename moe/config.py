@@ -223,6 +223,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+  name: Literal['adamw'] = key('adamw', 'what makes updates of gradients')
   peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
   schedule: Literal['step_decay', 'constant', 'cosine'] = key('step_decay', 'after warm-up')
   warmup_steps: int = key(2000, 'linear, from 0', unit='steps', at_least=0)

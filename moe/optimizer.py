@@ -1,4 +1,4 @@
-"""AdamW and the paper's learning-rate schedules (Section 4.1.3)."""
+"""AdamW and the paper's learning-rate schedules (Section 4.1.3); other optimisers are a line in OPTIMIZERS."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,26 @@ import optax
 from moe.config import OptimizerConfig
 
 
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+  return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+
+
+# What `optimizer.name` may be → what it makes of gradients, before weight decay and the rate.
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
+  'adamw': _adam,
+}
+
+
 def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
-  """AdamW without its learning rate: updates are to be scaled by −`schedule(step)`, clipping comes before.
+  """The optimiser without its learning rate: updates are to be scaled by −`schedule(step)`.
+
+  Clipping comes before. The rate is kept out so that it follows the training step, also when a bad
+  step's update was skipped.
 
   decayed: tree of booleans, which parameters weight decay acts on: `parameters.decayed`.
-
-  The rate is kept out so that it follows the training step, also when a bad step's update was skipped.
   """
   return optax.chain(
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    OPTIMIZERS[config.name](config),
     optax.add_decayed_weights(config.weight_decay, mask=decayed),
   )
 

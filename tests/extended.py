@@ -15,6 +15,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 import numpy as np
 
+from experiments.studies import common
+from experiments.sweeps import plan
 from moe import accounting, analysis
 from moe.checkpoint import Checkpointer
 from moe.parallel import feeding
@@ -35,6 +37,7 @@ OURS = {
   'mesh.data': 1,
 }
 SPREAD = {'mesh.stage': 2, 'mesh.expert': 2, 'train.microbatches': 2}
+LION = {'optimizer.name': 'lion', 'optimizer.weight_decay': 0.0}
 TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x')
 
 
@@ -90,6 +93,9 @@ def main(folder):
     )
   )
   spread = train(small_config(**OURS | SPREAD), range(STEPS))
+  lion, logged = train(small_config(**OURS | LION), range(1))
+  start = jax.device_get(init_state(config)).params['head']
+  moved = np.abs(lion[0].params['head'] - start)
   print(
     json.dumps(
       {
@@ -100,6 +106,13 @@ def main(folder):
         'bias': farthest(biases, by_rule),
         'bias_moved': float(np.abs(biases).max()),
         'gates': farthest(choices.gates_NBLK.sum(axis=-1), np.ones(choices.gates_NBLK.shape[:3])),
+        'lion': [float(moved.min()), float(moved.max()), float(logged[0]['learning_rate'])],
+        'study': [
+          f'{job.label}: {job.config.optimizer.name}'
+          for job in plan.jobs(
+            plan.load('experiments/studies/lion.py'), common.PROXY, [0], {}, Path(folder)
+          )
+        ],
         'overload': [float(step['loss/overload']) for step in history],
         'counted': accounting.account(config).total_params
         - accounting.account(small_config()).total_params,

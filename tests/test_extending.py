@@ -83,3 +83,13 @@ def test_parameters_are_counted(extended):
 
 def test_without_a_tokens_best_experts_gates_still_add_up_to_one(extended):
   assert extended['gates'][0] < 1e-6
+
+
+def test_every_weight_moves_by_the_rate_under_lion(extended):
+  """The sign of a mean gradient is ±1: every column of the head has had a gradient."""
+  least, most, rate = extended['lion']
+  assert least == pytest.approx(rate, rel=1e-3) and most == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_study_is_runs_that_can_be_planned(extended):
+  assert extended['study'] == ['adamw, seed 0: adamw', 'lion, seed 0: lion']
