@@ -59,9 +59,9 @@ def error_line(program: str, *arguments: str) -> str:
 def _run(argv, start):
   code, out, errors = 0, io.StringIO(), io.StringIO()
   with (
+    mock.patch.object(sys, 'argv', argv),
     _no_flags_of_programs(),
     one_device(),
-    mock.patch.object(sys, 'argv', argv),
     mock.patch.dict(os.environ),
     mock.patch('os._exit', sys.exit),  # cli.run, after bad input
     _logging_to(errors),
@@ -93,8 +93,11 @@ def _no_flags_of_programs() -> Iterator[None]:
   try:
     yield
   finally:
+    # Not those of libraries that the program is the first to import.
+    of_program = {flag.name for flag in known.flags_by_module_dict().get(sys.argv[0], ())}
     for name in set(known) - before:
-      delattr(known, name)
+      if name in of_program or name.startswith('config.'):
+        delattr(known, name)
     known.unparse_flags()
     for module, flag in ours:
       known[flag.name] = flag

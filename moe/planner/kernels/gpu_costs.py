@@ -81,9 +81,8 @@ def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
           _evaluate_kernel(branch.jaxpr, branch.consts, inputs[1:], taken, totals)
       case 'scan':
         body = equation.params['jaxpr']
-        unknown = inputs[: equation.params['num_consts']] + [None] * (
-          len(inputs) - equation.params['num_consts']
-        )
+        consts = _num_consts(equation.params)
+        unknown = inputs[:consts] + [None] * (len(inputs) - consts)
         _evaluate_kernel(
           body.jaxpr, body.consts, unknown, weight * equation.params['length'], totals
         )
@@ -104,6 +103,15 @@ def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
         ]
     values.update(zip(equation.outvars, outputs, strict=True))
   return [read(v) for v in jaxpr.outvars]
+
+
+def _num_consts(scan: dict[str, Any]) -> int:
+  """How many operands of a scan are the same in each iteration, from the equation's parameters."""
+  if 'num_consts' in scan:
+    return scan['num_consts']
+  # jax 0.12: what goes in as (constants, carry, rows).
+  constants, _, _ = scan['ft_in'].unpack()
+  return len(constants)
 
 
 def _evaluate_while(equation, inputs, weight, totals):
