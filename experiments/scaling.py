@@ -37,15 +37,15 @@ _TRAINING_16B = {
   'mesh.fsdp': -1,
   'train.num_steps': 106_449,  # 2T tokens
   'optimizer.peak_lr': 4.2e-4,
-  'moe.expert_balance_loss': 0.001,
+  'moe.expert_balance_weight': 0.001,
 }
 _TRAINING_145B = _TRAINING_16B | {
   'train.microbatches': 9,  # one sequence a device on 512
   'train.num_steps': 13_000,  # 245B tokens
   'optimizer.peak_lr': 3.0e-4,
   'optimizer.schedule': 'constant',
-  'moe.expert_balance_loss': 0.003,
-  'moe.device_balance_loss': 0.05,
+  'moe.expert_balance_weight': 0.003,
+  'moe.device_balance_weight': 0.05,
   'moe.device_groups': 4,  # routed experts lie on 4 devices
 }
 # None published: the 16B's, for 100B tokens, the budget of the 2B study.

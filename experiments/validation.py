@@ -43,7 +43,7 @@ VARIANTS = {
   'dense': variants.dense(num_layers=9, d_ff=expert_width(_D, 1)),
   # A fixed table replaces the learned router, so there is nothing for a balance loss to teach.
   'hash': _experts(shared=0, routed=16, active=1, size=1)
-  | {'moe.router': 'hash', 'moe.expert_balance_loss': 0.0},
+  | {'moe.router': 'hash', 'moe.expert_balance_weight': 0.0},
   'switch': _experts(shared=0, routed=16, active=1, size=1),
   'gshard': _experts(shared=0, routed=16, active=2, size=1),
   'gshard_x1_2': _experts(shared=0, routed=16, active=2, size=1.2),

@@ -27,7 +27,11 @@ def experts(shared: int, routed: int, active: int, width: int) -> dict:
   balance = (
     {}
     if routed
-    else {'moe.expert_balance_loss': 0.0, 'moe.device_balance_loss': 0.0, 'moe.device_groups': 1}
+    else {
+      'moe.expert_balance_weight': 0.0,
+      'moe.device_balance_weight': 0.0,
+      'moe.device_groups': 1,
+    }
   )
   return {
     'moe.num_shared_experts': shared,

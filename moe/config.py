@@ -39,7 +39,11 @@ from moe.keys import (
 )
 
 # {old dotted name: its name now}. Old names are understood in stored configs and on the command line.
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {
+  'moe.expert_balance_loss': 'moe.expert_balance_weight',
+  'moe.device_balance_loss': 'moe.device_balance_weight',
+  'moe.router_z_loss': 'moe.router_z_weight',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +99,8 @@ class MoEConfig:
     'softmax: top-k of the raw affinities, Eq. 7–11; hash: fixed, by token id, gates are 1',
   )
   hash_seed: int = key(0, "of the hash router's table", at_least=0, at_most=LARGEST_SEED)
-  expert_balance_loss: float = key(0.01, 'α1 of Eq. 12', at_least=0, at_most=1e6)
-  device_balance_loss: float = key(0.0, 'α2 of Eq. 15', at_least=0, at_most=1e6)
+  expert_balance_weight: float = key(0.01, 'α1 of Eq. 12', at_least=0, at_most=1e6)
+  device_balance_weight: float = key(0.0, 'α2 of Eq. 15', at_least=0, at_most=1e6)
   device_groups: int = key(
     1,
     'D of Eq. 15: groups of consecutive experts; independent of the mesh',
@@ -106,7 +110,7 @@ class MoEConfig:
   balance_scope: Literal['sequence', 'batch'] = key(
     'sequence', 'the T of Eq. 13–14: each row of the batch, then averaged, or the whole batch'
   )
-  router_z_loss: float = key(
+  router_z_weight: float = key(
     0.0, 'weight of mean(logsumexp(router logits)²)', at_least=0, at_most=1e6
   )
 

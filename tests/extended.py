@@ -28,11 +28,11 @@ STEPS = 4
 OURS = {
   'moe.router': 'loss_free',
   'moe.bias_update_rate': 0.01,
-  'moe.overload_loss': 0.5,
+  'moe.overload_weight': 0.5,
   'model.qk_norm': True,
   'optimizer.weight_decay': 0.5,  # large, to show what decays
   'optimizer.peak_lr': 0.01,
-  'moe.expert_balance_loss': 0.0,
+  'moe.expert_balance_weight': 0.0,
   'ops.implementation': 'reference',
   'mesh.data': 1,
 }

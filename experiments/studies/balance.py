@@ -40,12 +40,12 @@ CLAIM = (
   'Without a balance loss load is less even, more experts idle; α1 = 0.001 costs about no '
   'loss, 0.1 does.'
 )
-_GROUPS = {'moe.device_balance_loss': 0.05, 'moe.device_groups': 7}
+_GROUPS = {'moe.device_balance_weight': 0.05, 'moe.device_groups': 7}
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
   def run(name, alpha1, rest=None):
-    return scale.run('deepseek_moe', name, {'moe.expert_balance_loss': alpha1, **(rest or {})})
+    return scale.run('deepseek_moe', name, {'moe.expert_balance_weight': alpha1, **(rest or {})})
 
   return [
     run('alpha1_0', 0.0),

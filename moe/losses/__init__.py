@@ -14,7 +14,7 @@ from moe.losses.router_z import router_z
 from moe.losses.statistics import Statistics, Totals
 
 # Name → term(statistics, config, totals), unweighted: a float32 scalar, summed over the MoE layers. Its weight is
-# the config key moe.NAME_loss; `objective` adds weight · term, and logs it as loss/NAME.
+# the config key moe.NAME_weight; `objective` adds weight · term, and logs it as loss/NAME.
 LOSSES: dict[str, Callable[[Statistics, Config, Totals], jax.Array]] = {
   'expert_balance': expert_balance,
   'device_balance': device_balance,
@@ -24,4 +24,4 @@ LOSSES: dict[str, Callable[[Statistics, Config, Totals], jax.Array]] = {
 
 def weight(config: Config, name: str) -> float:
   """What the objective multiplies a term of LOSSES by."""
-  return getattr(config.moe, f'{name}_loss')
+  return getattr(config.moe, f'{name}_weight')

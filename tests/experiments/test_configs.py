@@ -150,7 +150,7 @@ def test_groups_that_are_balanced_are_the_devices_of_the_mesh():
   """Eq. 15 balances what the devices of expert parallelism get. Two keys, so that the loss is the same on any mesh."""
   configs = [file.get_config(name) for name, file in proxy.VARIANTS.items()]
   balanced = [
-    config for config in configs if config.moe.device_balance_loss and config.mesh.expert > 1
+    config for config in configs if config.moe.device_balance_weight and config.mesh.expert > 1
   ]
   assert len(balanced) == 3  # the 145B and its siblings
   assert all(config.moe.device_groups == config.mesh.expert for config in balanced)

@@ -29,8 +29,8 @@ AT_LEAST_1 = names("""
 """)
 AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
-  moe.experts_per_token moe.num_shared_experts moe.expert_balance_loss moe.device_balance_loss
-  moe.router_z_loss moe.hash_seed data.vocab_size data.seed optimizer.warmup_steps
+  moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
+  moe.router_z_weight moe.hash_seed data.vocab_size data.seed optimizer.warmup_steps
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm
   train.seed train.heatmap_every train.max_bad_steps evaluation.every_steps checkpoint.keep_best
 """)

@@ -18,7 +18,7 @@ from tests.small import assert_close, packed_batch, small_config, small_params
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 VARIANTS = {
-  'moe': {'moe.expert_balance_loss': 0.0},  # a balance loss couples the documents of a row
+  'moe': {'moe.expert_balance_weight': 0.0},  # a balance loss couples the documents of a row
   'dense_first_gqa': {
     'model.num_dense_layers': 1,
     'model.d_ff': 12,
@@ -26,7 +26,7 @@ VARIANTS = {
     'model.num_kv_heads': 1,
     'moe.experts_per_token': 3,
     'moe.num_shared_experts': 2,
-    'moe.router_z_loss': 0.01,
+    'moe.router_z_weight': 0.01,
   },
   'switch': {
     'model.num_layers': 1,

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 MOE = {
   'model.num_layers': 1,
-  'moe.expert_balance_loss': 0.5,  # large, for its errors to show
-  'moe.device_balance_loss': 0.5,
+  'moe.expert_balance_weight': 0.5,  # large, for its errors to show
+  'moe.device_balance_weight': 0.5,
   'moe.device_groups': 3,
-  'moe.router_z_loss': 0.1,
+  'moe.router_z_weight': 0.1,
   'train.max_bad_steps': 2,
   'optimizer.clip_norm': 0.1,
   'optimizer.peak_lr': 0.01,

@@ -156,7 +156,7 @@ def test_without_routed_experts_it_is_the_shared_ffn():
       'moe.num_experts': 0,
       'moe.experts_per_token': 0,
       'moe.num_shared_experts': 1,
-      'moe.expert_balance_loss': 0.0,
+      'moe.expert_balance_weight': 0.0,
     }
   )
   shared = {name: w[0] for name, w in _params(0)['experts'].items()}

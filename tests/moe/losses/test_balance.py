@@ -26,9 +26,9 @@ def balance_terms(stats, config, totals, batch_counts_NE=None):
 
 
 def test_every_term_has_a_weight_among_the_keys():
-  config = small_config(**{'moe.router_z_loss': 0.25})
+  config = small_config(**{'moe.router_z_weight': 0.25})
   assert weight(config, 'router_z') == 0.25
-  assert all(f'moe.{name}_loss' in keys() for name in LOSSES)
+  assert all(f'moe.{name}_weight' in keys() for name in LOSSES)
 
 
 def _config(**changes):
@@ -71,11 +71,11 @@ def test_balance_terms(scope, k, groups):
   logits, affinities, chosen, is_token_BL = _routing(k)
   config = _config(
     experts_per_token=k,
-    expert_balance_loss=0.01,
-    device_balance_loss=0.05,
+    expert_balance_weight=0.01,
+    device_balance_weight=0.05,
     device_groups=groups,
     balance_scope=scope,
-    router_z_loss=0.001,
+    router_z_weight=0.001,
   )
   stats = _stats(logits, affinities, chosen, is_token_BL)
   terms = balance_terms(stats, config, _totals(is_token_BL))
@@ -94,7 +94,7 @@ def test_balance_terms(scope, k, groups):
 def test_gradient_of_the_balance_terms_flows_through_the_probabilities(scope):
   """dloss/dP_i = α f_i: f counts choices and has no gradient."""
   logits, affinities, chosen, is_token_BL = _routing(2)
-  config = _config(expert_balance_loss=0.01, balance_scope=scope)
+  config = _config(expert_balance_weight=0.01, balance_scope=scope)
   stats, totals = _stats(logits, affinities, chosen, is_token_BL), _totals(is_token_BL)
   term = lambda sums: balance_terms(stats._replace(probability_sums_BE=sums), config, totals)[
     'expert_balance'
@@ -120,7 +120,10 @@ def test_gradient_of_the_balance_terms_flows_through_the_probabilities(scope):
 def test_uniform_routing_gives_exactly_alpha(scope, groups):
   """Six tokens choose experts (0, 1), (2, 3), (4, 5) twice each, all affinities 1/6; one layer."""
   config = _config(
-    expert_balance_loss=0.01, device_balance_loss=0.05, device_groups=groups, balance_scope=scope
+    expert_balance_weight=0.01,
+    device_balance_weight=0.05,
+    device_groups=groups,
+    balance_scope=scope,
   )
   counts = jnp.full((1, 3, E), 2)
   stats = RoutingStats(counts, jnp.ones((1, 3, E)), jnp.zeros((1, 3)), jnp.zeros((1, 3)))
@@ -132,7 +135,7 @@ def test_uniform_routing_gives_exactly_alpha(scope, groups):
 def test_balance_by_hand():
   """2 tokens, E = 2, K = 1, both to expert 0 with affinity 3/4: f = (2, 0), P = (3/4, 1/4), Σ f P = 3/2."""
   config = _config(
-    num_experts=2, experts_per_token=1, expert_balance_loss=1.0, device_balance_loss=1.0
+    num_experts=2, experts_per_token=1, expert_balance_weight=1.0, device_balance_weight=1.0
   )
   stats = RoutingStats(
     jnp.array([[[2, 0]]]), jnp.array([[[1.5, 0.5]]]), jnp.zeros((1, 1)), jnp.zeros((1, 1))
@@ -146,11 +149,11 @@ def test_balance_by_hand():
 def test_the_parts_of_a_batch_add_up(scope):
   logits, affinities, chosen, is_token_BL = _routing(2)
   config = _config(
-    expert_balance_loss=0.01,
-    device_balance_loss=0.05,
+    expert_balance_weight=0.01,
+    device_balance_weight=0.05,
     device_groups=2,
     balance_scope=scope,
-    router_z_loss=0.1,
+    router_z_weight=0.1,
   )
   stats, totals = _stats(logits, affinities, chosen, is_token_BL), _totals(is_token_BL)
   whole = balance_terms(stats, config, totals)

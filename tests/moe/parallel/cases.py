@@ -44,10 +44,10 @@ _NARROW = {
 _WHOLE = {'data.seq_len': 8, 'optimizer.warmup_steps': 300}
 _SEED, _SEED_WHOLE = 0, 5
 _COMMON = {
-  'moe.expert_balance_loss': 0.1,  # large, for its errors to show
-  'moe.device_balance_loss': 0.1,
+  'moe.expert_balance_weight': 0.1,  # large, for its errors to show
+  'moe.device_balance_weight': 0.1,
   'moe.device_groups': 3,
-  'moe.router_z_loss': 0.01,
+  'moe.router_z_weight': 0.01,
   'data.batch_size': 16,
   'data.seq_len': 24,
   'train.num_steps': STEPS,

@@ -16,7 +16,7 @@ DENSE = {
   'moe.num_experts': 0,
   'moe.experts_per_token': 0,
   'moe.num_shared_experts': 0,
-  'moe.expert_balance_loss': 0.0,
+  'moe.expert_balance_weight': 0.0,
   'model.num_dense_layers': 3,
   'model.num_layers': 3,
   'model.d_ff': 32,
