@@ -1,5 +1,6 @@
 """The suite's own settings: CPU, eight devices, strict shapes, reproducible examples, compiled programs shared."""
 
+import importlib.metadata
 import os
 import tempfile
 
@@ -7,6 +8,9 @@ import tempfile
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Half the compile time, which is most of the suite's; programs are optimised less, and otherwise the same.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+# Less than half of what is left, where the compiler has a choice: later ones abort on the flag.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # What one test has compiled the others take, in this process, the other workers' and the programs
 # that tests start. The folder is new for each session: nothing survives a change of code or of jax.
 # Names of scopes do not tell programs apart there: a test that reads them, or tests compiling itself,
