@@ -100,7 +100,7 @@ def check(words: list[str]) -> None:
     assert rest[0] == '-m'
     if rest[1] == 'pytest':
       check_paths(rest[2:])
-    else:
+    elif not rest[1].rpartition('.')[2].isupper():
       assert (ROOT / (rest[1].replace('.', '/') + '.py')).exists(), rest[1]
       check_flags(rest[1], rest[2:]) if rest[1].startswith('launch.') else None
   else:
