@@ -16,17 +16,17 @@ from moe.layers.norm import RMSNorm
 from moe.losses.cross_entropy import HEAD_AXES
 from moe.metrics import telemetry
 from moe.metrics.routing import routing_telemetry
+from moe.ops.dispatch_plan import SAVE_PLAN
 from moe.ops.matmul import matmul
 from moe.parallel import mesh, sharding
-from moe.parallel.expert_parallel import KEEP_PLAN
 from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Probe
 
 # What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
 _REMAT_POLICIES = {
-  'full': KEEP_PLAN,
+  'full': SAVE_PLAN,
   'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, KEEP_PLAN
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, SAVE_PLAN
   ),
 }
 

@@ -11,8 +11,8 @@ from moe.layers.attention import Attention, KVCache
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
+from moe.ops.dispatch_plan import SAVE_PLAN
 from moe.parallel import sharding
-from moe.parallel.expert_parallel import KEEP_PLAN
 from moe.parallel.scopes import runs
 from moe.routers import Probe
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
     if self.dense:
       return x_BLD + MLP(config, model.d_ff, name='mlp')(u_BLD), (Aside(None, {}), cache)
     layer = (
-      nn.remat(MoELayer, policy=KEEP_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
+      nn.remat(MoELayer, policy=SAVE_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
     y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
     return x_BLD + y_BLD, (aside, cache)

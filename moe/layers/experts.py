@@ -1,13 +1,20 @@
 """The routed experts: their weights, and the op that runs them."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from moe.config import Config
 from moe.metrics.telemetry import Reading, Telemetry
-from moe.ops.routed_ffn import ExpertWeights
-from moe.parallel.expert_parallel import EXPERT_AXES, expert_parallel_ffn
-from moe.parallel.sharding import param
+from moe.ops.dispatch_plan import make_plan, saveable
+from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+from moe.parallel import mesh, sharding, zero
+from moe.parallel.experts.ffn import expert_parallel_ffn
+
+EXPERT_AXES = ExpertWeights(
+  ('experts', 'width', 'hidden'), ('experts', 'width', 'hidden'), ('experts', 'hidden', 'width')
+)
 
 
 class Experts(nn.Module):
@@ -19,17 +26,55 @@ class Experts(nn.Module):
   def __call__(
     self, x_BLD: jax.Array, gates_BLK: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
   ) -> tuple[jax.Array, Telemetry]:
-    """Σ_k gates[k] · FFN_experts[k](x), in x's type; the exchange's worst, on a mesh that splits the experts."""
+    """Σ_k gates[k] · FFN_experts[k](x), in model.dtype, and telemetry.
+
+    That is of the exchange, where the mesh splits the experts, and its worst over devices.
+
+    Args:
+      is_token_BL: bool; False for padding, which is exchanged nowhere.
+    """
     moe, d = self.config.moe, self.config.model.d_model
     e, f = moe.num_experts, moe.d_expert
     gate_axes, up_axes, down_axes = EXPERT_AXES
     weights = ExpertWeights(
-      param(self, 'gate', (e, d, f), gate_axes),
-      param(self, 'up', (e, d, f), up_axes),
-      param(self, 'down', (e, f, d), down_axes),
+      sharding.param(self, 'gate', (e, d, f), gate_axes),
+      sharding.param(self, 'up', (e, d, f), up_axes),
+      sharding.param(self, 'down', (e, f, d), down_axes),
     )
+    stored = stored_experts(weights)
+    if mesh.size('expert') == 1:
+      return _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, self.config), {}
     y_BLD, exchange = expert_parallel_ffn(
-      x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, self.config
+      x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, stored, self.config
     )
-    measured = exchange._asdict() if exchange is not None else {}
+    measured = exchange._asdict()
     return y_BLD, {f'exchange_{name}': Reading(value, 'max') for name, value in measured.items()}
+
+
+def stored_experts(weights: ExpertWeights) -> ExpertWeights:
+  """`Stored` of each weight, on the mesh in use."""
+  lies = (sharding.stored(axes, w.shape) for axes, w in zip(EXPERT_AXES, weights, strict=True))
+  return ExpertWeights(*lies)
+
+
+def _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
+  """Each device runs its own tokens through all experts, or its part of their hidden width."""
+  dtype, num_experts = jnp.dtype(config.model.dtype), config.moe.num_experts
+
+  def on_shard(x_BLD, gates_BLK, experts_BLK, weights):
+    x_TD, gates_TK, experts_TK = (
+      a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
+    )
+    whole = (zero.gathered(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
+    weights = ExpertWeights(*whole)
+    plan = saveable(make_plan(experts_TK, num_experts))
+    y_TD = routed_ffn(
+      *(x_TD, gates_TK, plan, weights), dtype=dtype, implementation=config.ops.implementation
+    )
+    if mesh.size('tensor') > 1:
+      y_TD = lax.psum(y_TD, 'tensor')
+    return y_TD.astype(dtype).reshape(x_BLD.shape)
+
+  batch, specs = sharding.spec('batch'), ExpertWeights(*(lies.spec for lies in stored))
+  run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
+  return run_on_shards(x_BLD, gates_BLK, experts_BLK, weights)

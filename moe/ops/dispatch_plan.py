@@ -3,10 +3,16 @@
 T tokens, K experts a token, E experts, R = T·K rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+_NAME = 'dispatch_plan'
+# A policy of rematerialisation: the plan is saved, a few integers an assignment, and backward follows
+# forward's very routing.
+SAVE_PLAN = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 class DispatchPlan(NamedTuple):
@@ -36,6 +42,11 @@ def make_plan(experts_TK: jax.Array, num_experts: int) -> DispatchPlan:
     .set(token_TK.reshape(-1), unique_indices=True, mode='promise_in_bounds')
   )
   return DispatchPlan(experts_TK, row_TK, token_R, group_sizes_E, group_offsets_E)
+
+
+def saveable(tree: Any) -> Any:
+  """The arrays of a plan, or of what one is made from, by the name that `SAVE_PLAN` saves."""
+  return jax.tree.map(lambda x: checkpoint_name(x, _NAME), tree)
 
 
 def sort_assignments(

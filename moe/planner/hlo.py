@@ -1,7 +1,7 @@
 """Compiled HLO text → computations, and how often each of them runs in a step.
 
 A loop's trips are read off its condition (counter < constant), its start and its step. Further rounds of an exchange
-(`moe/parallel/expert_parallel.py`), which end when the tokens do, count 0 times: balanced routing needs none. Any other
+(`moe/parallel/experts/rounds.py`), which end when the tokens do, count 0 times: balanced routing needs none. Any other
 loop whose trips cannot be read counts once, and `unread_loops` names it.
 """
 

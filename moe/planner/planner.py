@@ -6,7 +6,7 @@ from typing import Any
 
 from moe.accounting import account
 from moe.config import Config
-from moe.parallel.expert_parallel import expected_fill
+from moe.parallel.experts.capacity import expected_fill
 from moe.parallel.feeding import batch_parts
 from moe.planner import flops as flops_lib
 from moe.planner import stages

@@ -21,8 +21,8 @@ from jax import lax
 
 from experiments import proxy
 from moe.config import Config, from_config_dict
-from moe.parallel import expert_parallel
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.experts import exchange
 from moe.parallel.feeding import place_whole
 from moe.parameters import shardings
 from moe.train_step import init_state, make_train_step
@@ -185,7 +185,7 @@ def ragged_emulated() -> Iterator[None]:
   """What is traced inside may take the ragged transport, on CPUs too."""
   with (
     mock.patch.object(lax, 'ragged_all_to_all', _emulated_ragged),
-    mock.patch.object(expert_parallel, 'platform', lambda: 'tpu'),
+    mock.patch.object(exchange, 'platform', lambda: 'tpu'),
   ):
     yield
 

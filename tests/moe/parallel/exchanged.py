@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.layers.experts import stored_experts
 from moe.ops.routed_ffn import ExpertWeights
-from moe.parallel import expert_parallel
 from moe.parallel import mesh as mesh_lib
+from moe.parallel.experts.ffn import expert_parallel_ffn
 from tests.moe.parallel.cases import distance, ragged_emulated
 from tests.small import small_config
 
@@ -108,8 +109,8 @@ def measure(case: Case) -> dict:
   dy_BLD = np.random.default_rng(2).normal(size=given.x_BLD.shape).astype(np.float32)
 
   def exchanged(x_BLD, gates_BLK, w):
-    return expert_parallel.expert_parallel_ffn(
-      x_BLD, gates_BLK, given.experts_BLK, given.is_token_BL, w, config
+    return expert_parallel_ffn(
+      x_BLD, gates_BLK, given.experts_BLK, given.is_token_BL, w, stored_experts(w), config
     )
 
   def run(*operands):

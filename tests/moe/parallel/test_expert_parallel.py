@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.parallel import expert_parallel
-from moe.parallel.expert_parallel import Capacity, expected_fill
+from moe.ops.routed_ffn import ExpertWeights
+from moe.parallel.experts import exchange
+from moe.parallel.experts.capacity import Capacity, expected_fill
+from moe.parallel.experts.rounds import Demand, window
 from tests.moe.parallel import exchanged
 from tests.moe.parallel.cases import GROUPS, check
 
@@ -29,8 +31,8 @@ def test_padding_goes_nowhere(case):
 def count_exchange(case):
   """(rounds, fullest shares of room for tokens and for assignments, device load), in loops over the real tokens."""
   given, own = exchanged.inputs(case), exchanged.SEQUENCES * exchanged.LENGTH // exchanged.DEVICES
-  everything, here = case.transport == 'all_gather', -(-case.experts // case.devices)
-  capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, everything)
+  all_tokens, here = case.transport == 'all_gather', -(-case.experts // case.devices)
+  capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, all_tokens)
   experts_TK, is_token_T = given.experts_BLK.reshape(-1, exchanged.K), given.is_token_BL.reshape(-1)
   received = np.zeros((exchanged.DEVICES, 2))  # tokens and assignments of the first round
   load, rounds = np.zeros(exchanged.DEVICES), 1
@@ -74,10 +76,10 @@ def choose(tokens, experts, per_token, seed, weights=None):
 
 
 def rounds_needed(experts_TK, experts, devices, capacity):
-  demand = expert_parallel._demand(jnp.asarray(experts_TK), devices, -(-experts // devices))
+  demand = Demand.of(jnp.asarray(experts_TK), devices, -(-experts // devices))
   start_P, rounds = jnp.zeros(devices, jnp.int32), 0
   while (start_P < demand.total_P).any():
-    start_P += expert_parallel._window(demand, start_P, capacity).sum(axis=0)
+    start_P += window(demand, start_P, capacity).sum(axis=0)
     rounds += 1
   return rounds
 
@@ -85,7 +87,7 @@ def rounds_needed(experts_TK, experts, devices, capacity):
 @pytest.mark.parametrize(('experts', 'per_token'), [(4, 2), (8, 2), (9, 2), (63, 6), (64, 6)])
 def test_balanced_routing_takes_one_round_of_the_default_buffer(experts, per_token):
   tokens, devices = 1008, 8  # a multiple of every number of experts but 64
-  capacity = Capacity.of(tokens, experts, per_token, devices, 1.5, everything=False)
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.5, all_tokens=False)
   exactly_TK = np.arange(tokens * per_token, dtype=np.int32).reshape(tokens, per_token) % experts
   for experts_TK in (exactly_TK, *(choose(tokens, experts, per_token, seed) for seed in range(5))):
     assert rounds_needed(experts_TK, experts, devices, capacity) == 1
@@ -105,7 +107,7 @@ def test_room_is_in_proportion_to_what_the_fullest_device_expects(
   experts, per_token, tokens, assignments
 ):
   """Not to the worst case, nor to a mean over devices that hold no experts. In tokens of 10 000."""
-  capacity = Capacity.of(10_000, experts, per_token, 8, 1.5, everything=False)
+  capacity = Capacity.of(10_000, experts, per_token, 8, 1.5, all_tokens=False)
   assert capacity.tokens == pytest.approx(1.5 * tokens * 10_000, rel=0.001)
   assert capacity.assignments == pytest.approx(1.5 * assignments * 10_000, rel=0.001)
 
@@ -147,12 +149,12 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
   tokens, experts, per_token, devices = 40, 12, 3, 4
   experts_TK = choose(tokens, experts, per_token, seed, weights=np.arange(1, experts + 1) ** 2.0)
   needed = {(t, e // 3) for t in range(tokens) for e in experts_TK[t]}
-  capacity = Capacity.of(tokens, experts, per_token, devices, 1.0, everything=not packed)
-  demand = expert_parallel._demand(jnp.asarray(experts_TK), devices, experts // devices)
+  capacity = Capacity.of(tokens, experts, per_token, devices, 1.0, all_tokens=not packed)
+  demand = Demand.of(jnp.asarray(experts_TK), devices, experts // devices)
   start_P, sent, rounds = jnp.zeros(devices, jnp.int32), set(), 0
   while (start_P < demand.total_P).any():
-    window_TP = expert_parallel._window(demand, start_P, capacity)
-    moves, sent_P = jax.device_get(expert_parallel._slots(demand, window_TP, capacity, packed))
+    window_TP = window(demand, start_P, capacity)
+    moves, sent_P = jax.device_get(exchange._slots(demand.device_TK, window_TP, capacity, packed))
     here = {
       (int(t), slot // capacity.tokens) for slot, t in enumerate(moves.source_S) if t < tokens
     }
@@ -182,9 +184,7 @@ def test_what_lies_past_the_last_group_is_never_read():
   gates_SK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
   experts_SK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
   scales_G = jnp.array([2.0, 3.0])
-  weights = expert_parallel.ExpertWeights(
-    jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G
-  )
+  weights = ExpertWeights(jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G)
 
   @jax.custom_vjp
   def run(x_AD, gates_A1, plan, weights):
@@ -199,7 +199,7 @@ def test_what_lies_past_the_last_group_is_never_read():
     return jnp.where(ours, d_x, jnp.nan), jnp.where(ours, d_gates, jnp.nan), None, None
 
   run.defvjp(lambda *operands: (run(*operands), operands), backward)
-  experts = lambda x, g: expert_parallel._own_experts(x, g, experts_SK, weights, room, run)
+  experts = lambda x, g: exchange._own_experts(x, g, experts_SK, weights, room, run)
   y_SD, pull = jax.vjp(experts, x_SD, gates_SK)
   scale_SK = jnp.where(experts_SK < here, scales_G[jnp.minimum(experts_SK, 1)], 0)
   truth = lambda x, g: (g * scale_SK).sum(axis=1)[:, None] * x

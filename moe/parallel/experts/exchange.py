@@ -1,0 +1,201 @@
+"""One round of the exchange: tokens to their experts' devices, through the experts, and back."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.errors import UserError
+from moe.ops.dispatch_plan import DispatchPlan, sort_assignments
+from moe.ops.implementation import platform
+from moe.ops.routed_ffn import ExpertWeights
+from moe.parallel.compiler import has_ragged_exchange
+from moe.parallel.experts.capacity import Capacity
+
+AXIS = 'expert'
+
+
+class Rules(NamedTuple):
+  """What every round of a layer's exchange shares."""
+
+  transport: str  # padded, ragged or all_gather
+  capacity: Capacity
+  run: Callable  # the routed FFN of an implementation
+
+
+def transport_of(requested: str) -> str:
+  """`mesh.transport` with 'auto' decided; UserError where the machine lacks it."""
+  ragged = platform() != 'cpu' and has_ragged_exchange()
+  if requested == 'auto':
+    return 'ragged' if ragged else 'padded'
+  if requested == 'ragged' and not ragged:
+    raise UserError(
+      'mesh.transport=ragged needs GPUs, or a TPU slice that has it '
+      '(v5e: 16 chips at most; not CPUs): use auto, padded or all_gather'
+    )
+  return requested
+
+
+def exchanged(
+  x_TD: jax.Array,
+  gates_TK: jax.Array,
+  weights: ExpertWeights,
+  experts_TK: jax.Array,
+  device_TK: jax.Array,
+  window_TP: jax.Array,
+  rules: Rules,
+) -> jax.Array:
+  """float32: what the experts make of the tokens of one round, zero for others.
+
+  Differentiable in the first three. Inside `per_shard`.
+
+  Args:
+    weights: of this device's G experts.
+    experts_TK: int32 in [0, P · G].
+    device_TK: int32, that of each choice; P where a token goes nowhere.
+    window_TP: bool, which tokens go to which device in this round.
+  """
+  transport, capacity, run = rules
+  moves, sent_P = _slots(device_TK, window_TP, capacity, packed=transport != 'all_gather')
+  devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
+  # With a token travel its gates, and which experts of the receiver it is for; `here` is none.
+  device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
+  experts_SK = _take(experts_TK, moves.source_S) - device_S[:, None] * here
+  wanted_SK = (moves.source_S < x_TD.shape[0])[:, None] & (experts_SK >= 0) & (experts_SK < here)
+  experts_SK = _to_all(jnp.where(wanted_SK, experts_SK, here))
+  gates_SK = _to_all(_spread(gates_TK, moves))
+  if transport == 'all_gather':
+    x_SD = lax.all_gather(x_TD, AXIS, tiled=True)
+  elif transport == 'padded':
+    x_SD = _to_all(_spread(x_TD, moves))
+  else:
+    received_P = _to_all(sent_P)
+    x_SD = _ragged(_spread(x_TD, moves), sent_P, received_P)
+
+  y_SD = _own_experts(x_SD, gates_SK, experts_SK, weights, devices * capacity.assignments, run)
+
+  if transport == 'all_gather':
+    return lax.psum_scatter(y_SD.astype(jnp.float32), AXIS, tiled=True)
+  return _collect(
+    _to_all(y_SD) if transport == 'padded' else _ragged(y_SD, received_P, sent_P), moves
+  )
+
+
+class _Moves(NamedTuple):
+  """Rows copied from sources to slots: at most K slots a source, at most one source a slot."""
+
+  source_S: jax.Array  # int32: number of sources where a slot stays empty
+  slot_TK: jax.Array  # int32: number of slots where there is none
+
+
+@jax.custom_vjp
+def _spread(rows_TD, moves):
+  """slots_SD: every slot its source's row, zero where empty."""
+  return _take(rows_TD, moves.source_S)
+
+
+@jax.custom_vjp
+def _collect(slots_SD, moves):
+  """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `_spread`."""
+  gathered = (
+    _take(slots_SD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
+  )
+  return functools.reduce(jnp.add, gathered)
+
+
+def _types(rows, moves):
+  return moves, jnp.zeros(0, rows.dtype)  # zero-sized: the type of the gradient
+
+
+_spread.defvjp(
+  lambda rows, moves: (_spread(rows, moves), _types(rows, moves)),
+  lambda kept, d: (_collect(d, kept[0]).astype(kept[1].dtype), None),
+)
+_collect.defvjp(
+  lambda slots, moves: (_collect(slots, moves), _types(slots, moves)),
+  lambda kept, d: (_spread(d.astype(kept[1].dtype), kept[0]), None),
+)
+
+
+def _take(rows_ND, index):
+  """rows[index], zero where index is N. What lies beside a run of rows may be anything, NaN too."""
+  n = rows_ND.shape[0]
+  gathered = rows_ND.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')
+  return jnp.where((index < n)[:, None], gathered, 0)
+
+
+def _slots(device_TK, window_TP, capacity, packed):
+  """(_Moves of the window's tokens to the slots to send, sent_P: how many go to each device).
+
+  packed: a device's slots follow one another; otherwise token t has the t-th, as if all were sent.
+  """
+  tokens, devices = window_TP.shape
+  within_TP = (
+    jnp.cumsum(window_TP, axis=0, dtype=jnp.int32) - window_TP
+    if packed
+    else jnp.arange(tokens)[:, None]
+  )
+  slots = devices * capacity.tokens
+  slot_TP = jnp.where(
+    window_TP, within_TP + jnp.arange(devices, dtype=jnp.int32)[None] * capacity.tokens, slots
+  )
+  source_S = jnp.full(slots, tokens, jnp.int32)
+  source_S = source_S.at[slot_TP].set(jnp.arange(tokens, dtype=jnp.int32)[:, None], mode='drop')
+  # A token crosses once to a device: only the first of its choices there has the slot.
+  k = jnp.arange(device_TK.shape[1])
+  again_TK = (
+    (device_TK[:, :, None] == device_TK[:, None]) & (k[None, None] < k[None, :, None])
+  ).any(axis=2)
+  # Padding's choices lie past the last column. By default JAX fills in the least integer there,
+  # which `_take` takes for a row.
+  slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
+  slot_TK = jnp.where(again_TK, slots, slot_TK)
+  return _Moves(source_S, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
+
+
+def _own_experts(x_SD, gates_SK, experts_SK, weights, room, run):
+  """y_SD: Σ over a row's assignments here of gate · FFN(row). `room` (A) holds all of them."""
+  here = weights.gate_EDF.shape[0]
+  row_SK, sizes_G, offsets_G = sort_assignments(experts_SK, here)
+  row_SK = jnp.where(experts_SK < here, row_SK, room)
+  choices = row_SK.shape[1]
+  flat = jnp.arange(row_SK.size, dtype=jnp.int32)
+  flat_A = jnp.full(room, row_SK.size, jnp.int32).at[row_SK.reshape(-1)].set(flat, mode='drop')
+  assignments = _Moves(flat_A // choices, row_SK)
+  gates_A1 = _spread(gates_SK.reshape(-1, 1), _Moves(flat_A, row_SK.reshape(-1, 1)))
+  # Already sorted, one expert a row. Rows past the last group have no expert: nothing reads them.
+  row_A = jnp.arange(room, dtype=jnp.int32)
+  expert_A = jnp.searchsorted(
+    offsets_G + sizes_G, row_A, side='right', method='compare_all'
+  ).astype(jnp.int32)
+  plan = DispatchPlan(
+    jnp.minimum(expert_A, here - 1)[:, None], row_A[:, None], row_A, sizes_G, offsets_G
+  )
+  return _collect(run(_spread(x_SD, assignments), gates_A1, plan, weights), assignments).astype(
+    x_SD.dtype
+  )
+
+
+def _to_all(rows_S):
+  """The i-th of P equal parts goes to device i; parts arrive in the order of the devices."""
+  return lax.all_to_all(rows_S, AXIS, split_axis=0, concat_axis=0, tiled=True)
+
+
+@jax.custom_vjp
+def _ragged(rows_SD, sent_P, received_P):
+  """As `_to_all`, but only the first sent_P rows of a part travel; the others arrive as zeros."""
+  slots = rows_SD.shape[0] // sent_P.shape[0]
+  first_P = jnp.arange(sent_P.shape[0], dtype=jnp.int32) * slots
+  mine_P = jnp.full_like(first_P, lax.axis_index(AXIS) * slots)
+  return lax.ragged_all_to_all(
+    rows_SD, jnp.zeros_like(rows_SD), first_P, sent_P, mine_P, received_P, axis_name=AXIS
+  )
+
+
+_ragged.defvjp(
+  lambda rows_SD, sent_P, received_P: (_ragged(rows_SD, sent_P, received_P), (sent_P, received_P)),
+  lambda counts, d_rows_SD: (_ragged(d_rows_SD, counts[1], counts[0]), None, None),
+)
