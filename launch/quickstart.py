@@ -28,9 +28,6 @@ this run       {seconds:.0f} s from start to report
 sample, at temperature 0.8:
 {sample}
 """
-_EXPERTS = """
-experts        {experts} routed, {active} a token, over {layers} MoE layers; on the held-out text the busiest expert of
-               a layer has {worst:.2f} times the mean load at most, {idle} of {all_experts} experts are idle"""
 
 
 def main(_):
@@ -53,7 +50,7 @@ def main(_):
   print(
     _REPORT.format(
       scores=evaluate.table(evaluate.report(evaluation, data)),
-      experts=_experts(evaluation.expert_load_NE, config.moe.experts_per_token),
+      experts=evaluate.experts_in_words(evaluation, config),
       checkpoint=workdir / 'checkpoints' / str(run.step),
       workdir=str(workdir),
       metrics=workdir / 'metrics.jsonl',
@@ -61,20 +58,6 @@ def main(_):
       seconds=time.perf_counter() - began,
       sample=completion.prompt + completion.text,
     )
-  )
-
-
-def _experts(load_NE, active):
-  """A paragraph on the routed experts; '' of a model without."""
-  if load_NE is None:
-    return ''
-  return _EXPERTS.format(
-    experts=load_NE.shape[1],
-    active=active,
-    layers=load_NE.shape[0],
-    worst=load_NE.max(),
-    idle=(load_NE == 0).sum(),
-    all_experts=load_NE.size,
   )
 
 

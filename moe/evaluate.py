@@ -121,6 +121,21 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
   return rows | {total: evaluation.total._asdict() | compressed}
 
 
+def experts_in_words(evaluation: Evaluation, config: Config) -> str:
+  """A paragraph on the load of the routed experts, to stand under `table`; '' of a model without any."""
+  load_NE = evaluation.expert_load_NE
+  if load_NE is None:
+    return ''
+  layers, experts = load_NE.shape
+  active, idle = config.moe.experts_per_token, (load_NE == 0).sum()
+  where = f'{experts} routed, {active} a token, over {layers} MoE layers; on the held-out text'
+  return (
+    f'\nexperts        {where} the busiest expert of\n'
+    f'               a layer has {load_NE.max():.2f} times the mean load at most, '
+    f'{idle} of {load_NE.size} experts are idle'
+  )
+
+
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
   """The rows of `report` for people."""
   lines = [

@@ -164,3 +164,8 @@ def run_python(program: str) -> None:
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'launch').glob('*.py')), ids=lambda path: path.stem)
+def test_a_program_is_flags_and_one_call(path):
+  assert len(path.read_text(encoding='utf-8').splitlines()) <= 70
