@@ -87,8 +87,8 @@ def damaged_wheel():
     ('debian', b'!<arch>\n' + member('data.tar.zst', b'no zstd'), ''),
     ('debian', b'!<arch>\n' + member('data.tar.xz', b'\xfd7zXZ\0', 999), ''),
     ('pypi', damaged_wheel(), ''),
-    ('npm', gzip.compress(helpers.tar({'a': b'text'}))[:-30], ''),
-    ('npm', helpers.tar({'p.gz': gzip.compress(b'page' * 99)[:-9]}), ''),
+    ('npm', gzip.compress(helpers.tar({'a': b'text'}), mtime=0)[:-30], ''),
+    ('npm', helpers.tar({'p.gz': gzip.compress(b'page' * 99, mtime=0)[:-9]}), ''),
     ('npm', helpers.tar({'p.gz': b'no gzip'}), ''),
   ],
 )
@@ -103,7 +103,7 @@ def test_damage_is_one_line(tmp_path, ecosystem, contents, reason):
 
 def test_files_that_unpack_to_too_much(tmp_path, monkeypatch):
   monkeypatch.setattr(archives, '_LARGEST', 1000)
-  for files in ({'a': b'0' * 1001}, {'a.gz': gzip.compress(b'0' * 1001)}):
+  for files in ({'a': b'0' * 1001}, {'a.gz': gzip.compress(b'0' * 1001, mtime=0)}):
     for ecosystem in helpers.MAKE:
       package = helpers.cached(tmp_path, ecosystem, files)
       with pytest.raises(UserError, match='1000'):

@@ -1,4 +1,5 @@
 import bz2
+import functools
 import gzip
 import json
 import lzma
@@ -13,6 +14,9 @@ from moe.data import corpus, matching
 from moe.errors import UserError
 from tests.moe.data.helpers import small_config, text, write_corpus
 
+# Without the time: all workers must name their cases alike.
+zipped = functools.partial(gzip.compress, mtime=0)
+
 TEXTS = [text(i, 40) + ' 中文\t\r\n é' for i in range(30)]
 
 
@@ -23,7 +27,7 @@ def read(spec, **data):
 def test_every_format_reads_the_same_texts(tmp_path):
   rows = ''.join(json.dumps({'id': i, 'text': written}) + '\n\n' for i, written in enumerate(TEXTS))
   (tmp_path / 'x.jsonl').write_text(rows)
-  (tmp_path / 'y.jsonl.gz').write_bytes(gzip.compress(rows.encode()))
+  (tmp_path / 'y.jsonl.gz').write_bytes(zipped(rows.encode()))
   pa.parquet.write_table(
     pa.table({'id': range(30), 'text': TEXTS}), tmp_path / 'x.parquet', row_group_size=7
   )
@@ -31,7 +35,7 @@ def test_every_format_reads_the_same_texts(tmp_path):
     (tmp_path / 'plain').mkdir(exist_ok=True)
     (tmp_path / 'plain' / f'{i:02d}.md').write_bytes(written.encode())
     (tmp_path / 'zipped' / 'deep').mkdir(parents=True, exist_ok=True)
-    (tmp_path / 'zipped' / 'deep' / f'{i:02d}.txt.gz').write_bytes(gzip.compress(written.encode()))
+    (tmp_path / 'zipped' / 'deep' / f'{i:02d}.txt.gz').write_bytes(zipped(written.encode()))
   wanted = read(f'd={tmp_path}/x.jsonl')
   assert [document.text for document in wanted] == TEXTS
   for pattern in ('y.jsonl.gz', 'x.parquet', 'plain/*', 'zipped/**/*.gz'):
@@ -101,7 +105,7 @@ def test_bad_specs(tmp_path, spec, message):
   [
     ('x.txt', b'fine\nline two \xff', r'x\.txt:2: not UTF-8 \(byte 14\)'),
     ('x.txt.gz', b'not gzip', r'x\.txt\.gz: damaged gzip'),
-    ('x.txt.gz', gzip.compress(b'cut short' * 99, mtime=0)[:-12], r'x\.txt\.gz: damaged gzip'),
+    ('x.txt.gz', zipped(b'cut short' * 99)[:-12], r'x\.txt\.gz: damaged gzip'),
     ('x.jsonl', b'{"text": "a"}\n{"text": ', r'x\.jsonl:2: not JSON'),
     (
       'x.jsonl',
@@ -140,17 +144,17 @@ CSV = 'id,text\r\n' + ''.join(
     ('x.json', MARK + json.dumps([{'text': written} for written in TEXTS]).encode()),
     ('x.json', '\n'.join(json.dumps({'text': t}, indent=2) for t in TEXTS).encode()),
     ('x.ndjson', ROWS.replace(b'\n', b'\r\n')),
-    ('c4-train.00000-of-01024.json.gz', gzip.compress(ROWS)),
+    ('c4-train.00000-of-01024.json.gz', zipped(ROWS)),
     ('x.jsonl.zst', ZSTD.compress(ROWS[:500]) + ZSTD.compress(ROWS[500:])),
     ('x.JSON.ZST', ZSTD.compress(ROWS)),
     ('x.jsonl.xz', lzma.compress(ROWS)),
     ('x.jsonl.bz2', bz2.compress(ROWS)),
-    ('x.jsonl', gzip.compress(ROWS)),
+    ('x.jsonl', zipped(ROWS)),
     ('part-00000', ROWS),
     ('part-00000', MARK + ROWS),
-    ('part-00000.gz', gzip.compress(ROWS)),
+    ('part-00000.gz', zipped(ROWS)),
     ('x.csv', CSV.encode()),
-    ('x.csv.gz', gzip.compress(MARK + CSV.encode())),
+    ('x.csv.gz', zipped(MARK + CSV.encode())),
     ('x.tsv', CSV.replace('id,', 'id\t').replace(',"', '\t"').encode()),
     ('x.jsonl', ''.join(json.dumps({'text': '\ufeff' + t}) + '\n' for t in TEXTS).encode()),
   ],
@@ -178,8 +182,8 @@ def test_a_plain_file_without_its_byte_order_mark(tmp_path, pack):
     ('x.txt', b'PK\x03\x04', r'x\.txt is a ZIP archive'),
     ('x.pdf', b'%PDF-1.7', r'x\.pdf is a PDF document'),
     ('x.txt', 'a'.encode('utf-16'), r'x\.txt is text in UTF-16'),
-    ('x.tar.gz', gzip.compress(bytes(257) + b'ustar' + bytes(250)), r'x\.tar\.gz is a tar archive'),
-    ('x.parquet.gz', gzip.compress(b'PAR1'), r'x\.parquet\.gz is a Parquet file inside gzip'),
+    ('x.tar.gz', zipped(bytes(257) + b'ustar' + bytes(250)), r'x\.tar\.gz is a tar archive'),
+    ('x.parquet.gz', zipped(b'PAR1'), r'x\.parquet\.gz is a Parquet file inside gzip'),
   ],
 )
 def test_what_cannot_be_read_is_called_by_what_it_is(tmp_path, name, contents, message):
@@ -193,8 +197,8 @@ def test_what_cannot_be_read_is_called_by_what_it_is(tmp_path, name, contents, m
   ('name', 'contents', 'place'),
   [
     ('x.txt', b'0' * 10_001, 'x.txt:1'),
-    ('x.txt.gz', gzip.compress(b'0' * 10_001), 'x.txt.gz:1'),
-    ('x.txt.gz', gzip.compress(b'0' * 10**7), 'x.txt.gz'),
+    ('x.txt.gz', zipped(b'0' * 10_001), 'x.txt.gz:1'),
+    ('x.txt.gz', zipped(b'0' * 10**7), 'x.txt.gz'),
     ('x.jsonl', b'{"text": "a"}\n{"text": "' + b'0' * 10**6 + b'"}\n', 'x.jsonl:2'),
     ('x.json', b'[{"text": "a"},\n{"text": "' + b'0' * 10**6 + b'"}]', 'x.json:2'),
     ('x.csv', b'text\na\n' + b'0' * 10**6, 'x.csv:3'),
