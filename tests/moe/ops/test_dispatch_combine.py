@@ -10,12 +10,22 @@ import pytest
 from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
+from tests.moe.ops.backends import DTYPES, over
 from tests.moe.ops.routing import PATTERNS, routing
 from tests.oracles import exact
 from tests.small import assert_close
 
-IMPLEMENTATIONS = ('reference', 'xla')
-D, SHAPES = 5, [(1, 4, 4), (17, 6, 1), (17, 6, 3)]
+D = 5
+# T, E, K; all K = E experts; of one token.
+CASES = [
+  (shape, dtype, PATTERNS) for shape in ((1, 4, 4), (17, 6, 1), (17, 6, 3)) for dtype in DTYPES
+]
+# A gather does not see groups, so one pattern is enough where it is slow.
+SLOW = [
+  ((1, 4, 4), jnp.bfloat16, ('random',)),
+  *(((17, 6, 3), dtype, ('random',)) for dtype in DTYPES),
+]
+ROWS = {'reference': CASES, 'xla': CASES, 'pallas_gpu': CASES, 'pallas_tpu': SLOW}
 
 
 @functools.partial(jax.jit, static_argnames=('num_experts', 'implementation'))
@@ -38,12 +48,10 @@ def _normal(*shape, dtype=jnp.float32):
   return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('shape', SHAPES)
-def test_dispatch(shape, implementation, dtype):
+@over('shape, dtype, patterns', ROWS)
+def test_dispatch(implementation, shape, dtype, patterns):
   tokens, num_experts, k = shape
-  for pattern in PATTERNS:
+  for pattern in patterns:
     tokens_TD, d_rows_RD = _normal(tokens, D, dtype=dtype), _normal(tokens * k, D, dtype=dtype)
     experts_TK = routing(0, tokens, num_experts, k, pattern)
     results = run_dispatch(tokens_TD, experts_TK, d_rows_RD, num_experts, implementation)
@@ -57,12 +65,10 @@ def test_dispatch(shape, implementation, dtype):
     assert_close(d_tokens_TD, truth, 1e-6 if dtype == jnp.float32 else k * 2**-8)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('shape', SHAPES)
-def test_combine(shape, implementation, dtype):
+@over('shape, dtype, patterns', ROWS)
+def test_combine(implementation, shape, dtype, patterns):
   tokens, num_experts, k = shape
-  for pattern in PATTERNS:
+  for pattern in patterns:
     rows_RD, gates_TK = _normal(tokens * k, D, dtype=dtype), _normal(tokens, k)
     experts_TK, dy_TD = routing(0, tokens, num_experts, k, pattern), _normal(tokens, D)
     y_TD, d_rows_RD, d_gates_TK, plan = run_combine(
@@ -80,7 +86,7 @@ def test_combine(shape, implementation, dtype):
     assert_close(d_rows_RD, d_rows, 1e-6 if dtype == jnp.float32 else 2**-8)
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('implementation', ROWS, indirect=True)
 def test_each_is_the_others_transpose(implementation):
   tokens, num_experts, k = 17, 6, 3
   experts_TK = routing(1, tokens, num_experts, k, 'random')

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moe.ops.dispatch_plan import make_plan, make_tiles
@@ -44,16 +44,21 @@ def test_by_hand():
   assert plan.group_offsets_E.tolist() == [0, 2, 4, 6]
 
 
-@settings(max_examples=20)  # each number of rows compiles anew
 @given(
-  sizes=st.lists(st.integers(0, 40), min_size=1, max_size=9),
+  # Groups and rows of an array: a compilation each, so few, and many ways to cut the rows into groups.
+  shape=st.sampled_from([(1, 33), (4, 40), (9, 100)]),
+  cuts=st.lists(st.integers(0, 100), min_size=9, max_size=9),
   rows_per_tile=st.sampled_from([1, 4, 16]),
   aligned=st.booleans(),
   visit_empty=st.booleans(),
 )
-def test_tiles_hold_every_row_of_every_group_once(sizes, rows_per_tile, aligned, visit_empty):
+def test_tiles_hold_every_row_of_every_group_once(shape, cuts, rows_per_tile, aligned, visit_empty):
+  """Rows behind the last group are in no tile."""
+  num_groups, num_rows = shape
+  ends = sorted(min(cut, num_rows) for cut in cuts[:num_groups])
+  sizes = np.diff([0, *ends]).tolist()
   tiles = make_tiles(
-    np.array(sizes, np.int32), sum(sizes), rows_per_tile, aligned=aligned, visit_empty=visit_empty
+    np.array(sizes, np.int32), num_rows, rows_per_tile, aligned=aligned, visit_empty=visit_empty
   )
   tiles = jax.tree.map(np.asarray, tiles)
   used = range(int(tiles.count))
@@ -67,6 +72,6 @@ def test_tiles_hold_every_row_of_every_group_once(sizes, rows_per_tile, aligned,
       assert start // rows_per_tile == (stop - 1) // rows_per_tile
   empty = [tiles.group_N[n] for n in used if tiles.start_N[n] == tiles.stop_N[n]]
   assert empty == ([e for e, size in enumerate(sizes) if size == 0] if visit_empty else [])
-  assert len(tiles.group_N) == -(-sum(sizes) // rows_per_tile) + len(sizes)
-  assert (tiles.start_N[int(tiles.count) :] == sum(sizes)).all()
-  assert (tiles.stop_N[int(tiles.count) :] == sum(sizes)).all()
+  assert len(tiles.group_N) == -(-num_rows // rows_per_tile) + len(sizes)
+  assert (tiles.start_N[int(tiles.count) :] == num_rows).all()
+  assert (tiles.stop_N[int(tiles.count) :] == num_rows).all()

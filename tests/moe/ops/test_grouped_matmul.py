@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from moe.ops.grouped_matmul import grouped_matmul
+from moe.ops.tpu import visits
+from tests.moe.ops.backends import DTYPES, over
 from tests.oracles import exact
 from tests.small import assert_close
 
@@ -22,8 +23,7 @@ def run(rows_RD, weights_EDF, sizes_E, d_rows_RF, implementation):
   return y_RF, *pull(d_rows_RF)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('implementation', ['reference', 'xla'])
+@over('dtype', dict.fromkeys(('reference', 'xla', 'pallas_tpu', 'pallas_gpu'), DTYPES))
 def test_against_a_loop_over_rows(implementation, dtype):
   normal = np.random.default_rng(0).normal
   rows_RD, weights_EDF = (
@@ -44,3 +44,18 @@ def test_against_a_loop_over_rows(implementation, dtype):
       dw[e] += np.outer(x[r], dy[r])
     assert_close(y_RF, y, 1e-6)
     assert_close((dx_RD, dw_EDF), (dx, dw), 1e-6 if dtype == jnp.float32 else 2**-7)
+
+
+@over('dtype', {'pallas_tpu': DTYPES})
+def test_column_tiles(implementation, dtype, monkeypatch):
+  """Tiles of 128 of 200 columns each way, the second overhanging; the last block of rows overhangs too."""
+  monkeypatch.setattr(visits, 'BLOCK_BYTES', 1)
+  generator = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(generator.normal(size=shape), dtype)
+  sizes_E, x_RD, w_EDF = np.array([3, 0, 30, 8], np.int32), draw(41, 136), draw(4, 136, 200)
+  dy_RF, results = draw(41, 200).astype(jnp.float32), []
+  for chosen in (implementation, 'reference'):
+    # Not `run`: its cache does not know the size of blocks.
+    anew = jax.jit(lambda *a, i=chosen: run.__wrapped__(*a, i))
+    results.append(anew(x_RD, w_EDF, sizes_E, dy_RF))
+  assert_close(*results, 2e-6 if dtype == jnp.float32 else 2**-7)

@@ -1,0 +1,42 @@
+"""The implementations that the ops' suites run over: kernels on CPU, in Pallas' interpreters.
+
+A suite is one test of a table: `@over('shape, dtype', {implementation: its rows})`. The fixture `implementation`
+(conftest.py) enters what the implementation needs.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from moe.ops.implementation import compiling_for
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+# The TPU's interpreter runs DMAs and semaphores and prints the races that it sees. A DMA takes milliseconds there.
+TPU = pltpu.InterpretParams(detect_races=True)
+
+
+def over(names: str, rows: Mapping[str, Sequence]) -> pytest.MarkDecorator:
+  """Parametrises a test by `implementation` and `names`, with each implementation's own rows."""
+  several = ',' in names
+  table = [
+    (implementation, *(row if several else (row,)))
+    for implementation, own in rows.items()
+    for row in own
+  ]
+  return pytest.mark.parametrize(f'implementation, {names}', table, indirect=['implementation'])
+
+
+@contextlib.contextmanager
+def interpreted(implementation: str) -> Iterator[None]:
+  """What is traced inside chooses as on the platform that the name ends with, if any, and is interpreted."""
+  if implementation.endswith('tpu'):
+    with compiling_for('tpu', interpret=TPU):
+      yield
+  elif implementation.endswith('gpu'):
+    with compiling_for('gpu', interpret=True):
+      yield
+  else:
+    yield
