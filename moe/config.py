@@ -120,6 +120,11 @@ class OpsConfig:
   implementation: Literal['auto', 'reference', 'xla', 'pallas_tpu', 'pallas_gpu'] = key(
     'auto', 'of every op in moe/ops; auto: by platform', effect=ROUNDING
   )
+  force_balanced_routing: bool = key(
+    False,
+    'only for measuring machines: every expert gets as many tokens as the others, whatever the router says; '
+    'gates and gradients stay the router’s',
+  )
 
 
 MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')

@@ -159,6 +159,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     if saving or evaluating or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
       logged |= progress.rates(step)
+      if config.ops.force_balanced_routing:
+        logged['force_balanced_routing'] = True
       paused = time.perf_counter()
       is_sample = False
       if evaluating:
@@ -293,6 +295,8 @@ def describe_run(config: Config, workdir: Path) -> str:
     f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
     f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '
     f'writing {workdir}'
+    + '; ops.force_balanced_routing: experts are dealt out, not chosen; only its times mean anything'
+    * config.ops.force_balanced_routing
   )
 
 

@@ -63,6 +63,8 @@ class Progress:
       parts.append(f'held-out {metrics["held_out_loss"]:.4f}' + ' (of a sample)' * is_sample)
     if 'max_vio_N' in metrics:
       parts.append(f'MaxVio {np.max(metrics["max_vio_N"]):.2f}')
+    if metrics.get('force_balanced_routing'):
+      parts.append('routing forced')
     if metrics['bad_steps']:
       parts.append(f'skipped {metrics["bad_steps"]}')
     parts += [f'{rate:,.0f} tokens/s', f'{metrics["model_flops_per_second"] / 1e9:,.1f} GFLOP/s']

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.config import Config
-from moe.ops.router import Routing, RoutingStats
+from moe.ops.router import Routing, RoutingStats, force_balance
 from moe.ops.router.reference import count_choices
 
 
@@ -45,7 +45,10 @@ class Router(nn.Module):
       affinities_BLK, experts_BLK = affinities_BLK[..., masked:], experts_BLK[..., masked:]
       counts_BE = count_choices(experts_BLK, is_token_BL, moe.num_experts)
       stats = stats._replace(counts_BE=counts_BE)
-    return Routing(self.gates(affinities_BLK), experts_BLK, stats)
+    routing = Routing(self.gates(affinities_BLK), experts_BLK, stats)
+    if self.config.ops.force_balanced_routing:
+      routing = force_balance(routing, is_token_BL, moe.num_experts)
+    return routing
 
   def choose(
     self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int

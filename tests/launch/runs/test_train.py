@@ -35,6 +35,7 @@ def test_metrics_of_every_logged_step(finished):
     } <= line.keys()
     for name in ('max_vio_N', 'router_entropy_N', 'dead_experts_N'):
       assert len(line[name]) == 2  # MoE layers
+    assert 'force_balanced_routing' not in line
     # 0 is balance, E/K − 1 = 1 one expert taking every token.
     assert all(0 <= value <= 1 for value in line['max_vio_N'])
     assert all(0 < value <= np.log(4) + 1e-6 for value in line['router_entropy_N'])
@@ -98,6 +99,29 @@ def test_steps_that_are_not_logged_do_not_wait_for_the_device(data_flags, tmp_pa
   of_steps = [tree for tree in fetched if isinstance(tree, dict) and 'gradient_norm' in tree]
   assert [line['step'] for line in programs.lines(tmp_path)] == [7, 14, 15]
   assert len(of_steps) == 3
+
+
+def test_forced_balance_is_said_at_the_start_and_in_every_line(data_flags, tmp_path, capsys):
+  overrides = {
+    'ops.force_balanced_routing': True,
+    'train.num_steps': 2,
+    'train.log_every': 1,
+    'evaluation.every_steps': 0,
+    'checkpoint.keep_best': 0,
+  }
+  with one_device():
+    train(programs.config(data_flags, **overrides), tmp_path)
+  first, *steps = (
+    line for line in capsys.readouterr().out.splitlines() if 'parameters' in line or 'step ' in line
+  )
+  assert 'ops.force_balanced_routing: experts are dealt out, not chosen' in first
+  assert [line.count('| routing forced |') for line in steps if line.startswith('step ')] == [1, 1]
+  logged = programs.lines(tmp_path)
+  assert [line['force_balanced_routing'] for line in logged] == [True, True]
+  for line in logged:
+    # Loads differ by a token at most; their mean is two choices of every token over four experts.
+    assert max(line['max_vio_N']) <= 4 / (2 * line['tokens']) + 1e-6
+    assert line['dead_experts_N'] == [0, 0]
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(data_flags, tmp_path):

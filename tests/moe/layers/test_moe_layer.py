@@ -96,6 +96,41 @@ def test_against_a_loop_over_tokens(k, shared, implementation):
   assert int(stats.counts_BE.sum()) == 8 * k  # two of the ten tokens are padding
 
 
+def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
+  """Tokens 0, 1, … get experts (0, 1), (2, 3), (4, 5), (0, 1), …; each the gates that the router had for its own."""
+  k = 2
+  config = small_config(
+    **{
+      'moe.experts_per_token': k,
+      'moe.num_shared_experts': 0,
+      'ops.implementation': 'reference',
+      'ops.force_balanced_routing': True,
+    }
+  )
+  params, u_BLD, dy_BLD = _params(0), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  y_BLD, d_params, _, stats = run(config, params, u_BLD, _ids(), dy_BLD)
+  weights, u_TD, dy_TD = _weights(params, 0), *(exact(x).reshape(-1, D) for x in (u_BLD, dy_BLD))
+  # Two of the ten tokens, the last ones, are padding; the first of them takes what would be next.
+  experts_TK = np.array([[2 * min(t, 8) % E, (2 * min(t, 8) + 1) % E] for t in range(10)])
+  routes = [oracles.route(u_D, weights.centroids_DE, k) for u_D in u_TD]
+  gates_TK = np.array([gates for gates, _, _ in routes])
+  y_TD = oracles.routed_ffn(u_TD, gates_TK, experts_TK, weights.routed)
+  _, d_gates_TK, d_experts = oracles.routed_ffn_gradients(
+    u_TD, gates_TK, experts_TK, weights.routed, dy_TD
+  )
+  d_centroids_DE = np.zeros((D, E))
+  for t, (gates, own, affinities) in enumerate(routes):
+    for gate, i, d_gate in zip(gates, own, d_gates_TK[t], strict=True):
+      d_logits_E = d_gate * gate * ((np.arange(E) == i) - affinities)
+      d_centroids_DE += np.outer(u_TD[t], d_logits_E)
+  computed = _weights(d_params, 0)
+  assert_close(y_BLD.reshape(-1, D), y_TD, 1e-5, 'output')
+  assert_close(computed.centroids_DE, d_centroids_DE, 1e-5, 'd centroids')
+  assert_close(list(computed.routed), list(d_experts), 1e-5, 'd experts')
+  loads_E = np.asarray(stats.counts_BE).sum(axis=0)
+  assert loads_E.sum() == 8 * k and loads_E.max() - loads_E.min() == 1
+
+
 def test_equals_every_expert_computed_densely():
   """Σ_e gate_e · FFN_e(u) over all experts, gates zero where not chosen, by plain einsums and autodiff."""
   config = small_config(**{'moe.num_shared_experts': 0})

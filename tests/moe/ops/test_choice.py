@@ -17,7 +17,7 @@ from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
 from moe.ops.grouped_matmul import api as grouped_matmul_api
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.implementation import Implementation, Unsupported, compiling_for
+from moe.ops.implementation import Implementation, Unsupported, _log_once, compiling_for
 from moe.ops.routed_ffn import ExpertWeights, grouped, routed_ffn, tiled
 from moe.ops.routed_ffn import api as routed_ffn_api
 from moe.ops.router import api as router_api
@@ -97,6 +97,8 @@ def test_where_kernels_refuse_auto_takes_the_next_and_an_explicit_choice_fails(
   monkeypatch, caplog, op, kernels
 ):
   implementations, call = CALLS[op]
+  # What was logged once is not logged again.
+  _log_once.cache_clear()
   monkeypatch.setitem(implementations, kernels, refuse)
   monkeypatch.setitem(implementations, 'xla', run)
   with compiling_for(kernels.removeprefix('pallas_')), caplog.at_level('INFO', 'moe.ops'):
