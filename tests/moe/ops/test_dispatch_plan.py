@@ -46,7 +46,7 @@ def test_by_hand():
 
 @given(
   # Groups and rows of an array: a compilation each, so few, and many ways to cut the rows into groups.
-  shape=st.sampled_from([(1, 33), (4, 40), (9, 100)]),
+  shape=st.sampled_from([(1, 33), (9, 100)]),
   cuts=st.lists(st.integers(0, 100), min_size=9, max_size=9),
   rows_per_tile=st.sampled_from([1, 4, 16]),
   aligned=st.booleans(),

@@ -95,6 +95,9 @@ def test_chosen_experts_are_distinct_whatever_the_logits(implementation, logits)
   assert routing.experts_BLK.tolist() == [[[0, 1], [0, 1], [1, 0]]]
 
 
+force = jax.jit(force_balance, static_argnums=2)
+
+
 @given(
   shape=st.sampled_from([(1, 1, 5, 5), (3, 8, 6, 2), (2, 9, 4, 3), (4, 6, 1, 1)]),
   share=st.sampled_from([0.0, 0.5, 1.0]),
@@ -106,7 +109,7 @@ def test_forced_balance_is_even_over_real_tokens_and_keeps_the_routers_gates(sha
   logits_BLE = generator.normal(size=(b, length, e)).astype(np.float32)
   real_BL = generator.random((b, length)) < share
   routing = choose(logits_BLE, real_BL, k)
-  forced = force_balance(routing, jnp.asarray(real_BL), e)
+  forced = force(routing, real_BL, e)
   loads_E, counts_BE, number = np.zeros(e, int), np.zeros((b, e), int), 0
   for i, t in np.ndindex(b, length):
     chosen = forced.experts_BLK[i, t].tolist()
