@@ -233,7 +233,7 @@ def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
   return y_TD, *pull(jnp.ones_like(y_TD))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
   # T, E, K, D, F: a compilation each, so few, and many routings of each.
   shape=st.sampled_from(
