@@ -68,11 +68,18 @@ def lines(workdir: Path) -> list[dict]:
   return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
 
 
+# What a logged step says of the machine, not of what it computed.
+OF_THE_MACHINE = (
+  *('tokens_per_second', 'model_flops_per_second', 'step_seconds', 'data_wait_seconds'),
+  *('memory_in_use', 'memory_peak'),
+)
+
+
 def losses(workdir: Path) -> list[tuple]:
-  """Everything logged that a step computed, exactly as it was written; time is left out."""
-  timed = ('tokens_per_second', 'model_flops_per_second')
+  """Everything logged that a step computed, exactly as it was written; OF_THE_MACHINE is left out."""
   return [
-    tuple(sorted((k, str(v)) for k, v in line.items() if k not in timed)) for line in lines(workdir)
+    tuple(sorted((k, str(v)) for k, v in line.items() if k not in OF_THE_MACHINE))
+    for line in lines(workdir)
   ]
 
 
