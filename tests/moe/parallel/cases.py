@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from experiments import proxy
-from moe.config import Config, from_config_dict
+from moe.config import Config, first_name, from_config_dict
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.experts import exchange
 from moe.parallel.feeding import place_whole
@@ -193,7 +193,11 @@ def ragged_emulated() -> Iterator[None]:
 def made_of(group: str, name: str, whole: bool) -> str:
   """Names a case's settings, its seed included: 8 hexadecimal digits."""
   changed, shared = GROUPS[group][name]
-  settings = [_settings(shared, whole), changed, shared, _seed(shared, whole)]
+  of_first_names = lambda values: {first_name(key): value for key, value in values.items()}
+  settings = [
+    *map(of_first_names, (_settings(shared, whole), changed, shared)),
+    _seed(shared, whole),
+  ]
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
