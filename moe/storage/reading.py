@@ -73,6 +73,10 @@ def read_items(path: epath.Path, **items) -> dict:
 def available_steps(workdir: str | os.PathLike) -> list[int]:
   """Steps with a complete checkpoint folder, ascending."""
   folder = epath.Path(workdir) / 'checkpoints'
-  # No glob: brackets in the folder's own name would be patterns.
-  found = folder.iterdir() if folder.is_dir() else ()
+  if '://' in os.fspath(folder):
+    # A bucket says here that it cannot be read; asked whether a folder is there, it says no.
+    found = folder.glob('*')
+  else:
+    # No glob: brackets in the folder's own name would be patterns.
+    found = folder.iterdir() if folder.is_dir() else ()
   return sorted(int(f.name) for f in found if f.name.isdigit() and f.is_dir())

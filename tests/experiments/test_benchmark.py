@@ -70,9 +70,9 @@ def test_skewed_routing_gives_one_expert_four_fifths_of_the_tokens(monkeypatch):
   original = moe_layer.MoELayer.apply
 
   def spy(self, *arguments, **options):
-    y, stats = original(self, *arguments, **options)
-    jax.debug.callback(lambda counts: seen.append(np.asarray(counts)), stats.counts_BE)
-    return y, stats
+    y, aside = original(self, *arguments, **options)
+    jax.debug.callback(lambda counts: seen.append(np.asarray(counts)), aside.stats.counts_BE)
+    return y, aside
 
   monkeypatch.setattr(moe_layer.MoELayer, 'apply', spy)
   shape = moe_layer.Shape(d_model=16, d_expert=4, num_experts=16, experts_per_token=2)

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 from moe import run as moe_run
 from moe.config import from_config_dict
+from moe.data import store
 from moe.data.store import open_held_out
 from moe.errors import UserError
 from moe.model import Transformer
@@ -247,8 +248,8 @@ def test_held_out_text_that_is_not_the_runs(workdir, in_bucket, tmp_path):
     ('half', metadata['tokenizer'], 'gs://pod/half/tokenizer.model is missing'),
   ):
     (workdir.parent / name).mkdir()
-    (workdir.parent / name / 'metadata.json').write_text(
-      json.dumps(metadata | {'tokenizer': tokenizer})
-    )
+    other = metadata | {'tokenizer': tokenizer}
+    other |= {'checksum': store.checksum(other)}
+    (workdir.parent / name / 'metadata.json').write_text(json.dumps(other))
     with pytest.raises(UserError, match=message):
       open_held_out(f'gs://pod/{name}', run.tokenizer)
