@@ -23,6 +23,7 @@ def evaluator(monkeypatch):
   monkeypatch.setattr(evaluate.pipeline, 'evaluation_batches', batches)
   monkeypatch.setattr(evaluate.pipeline, 'held_out_targets', lambda data, domain: TARGETS[domain])
   monkeypatch.setattr(evaluate.pipeline, 'held_out_bytes', lambda data, domain: BYTES[domain])
+  monkeypatch.setattr(evaluate.pipeline, 'lost_bytes', lambda data, domain: 0)
   made = evaluate.Evaluator(small_config(), types.SimpleNamespace(held_out_domains=('a', 'b')))
   made._score = lambda params, batch: (*batch[0], 0)
   return made
@@ -42,6 +43,17 @@ def test_where_everything_fits_the_capped_loss_is_that_of_the_table(evaluator, c
   assert whole.total.bits_per_byte == pytest.approx(64 / math.log(2) / 100)
   capped = evaluator({}, cap)
   assert capped.total.loss == whole.total.loss and not capped.is_sample
+
+
+def test_what_a_tokenizer_cannot_write_counts_eight_bits_a_byte(evaluator, monkeypatch):
+  before = evaluator({})
+  monkeypatch.setattr(evaluate.pipeline, 'lost_bytes', lambda data, domain: 5 * (domain == 'b'))
+  found = evaluator({})
+  of_b = before.domains['b'].bits_per_byte + 5 * 8 / BYTES['b']
+  assert found.domains['b'].bits_per_byte == pytest.approx(of_b)
+  assert found.domains['a'] == before.domains['a']
+  of_all = before.total.bits_per_byte + 5 * 8 / sum(BYTES.values())
+  assert found.total.bits_per_byte == pytest.approx(of_all)
 
 
 @pytest.mark.parametrize('names, last', [(('a', 'b'), 'total'), (('total', 'b'), '(total)')])
