@@ -2,14 +2,13 @@
 
 import functools
 import importlib.metadata
-import os
-import platform
 import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.sweeps.places import ROOT
+from moe.storage.provenance import cpu
 
 _ROOT = ROOT
 # What no run depends on. Results are what sweeps write: a line more is no change of the code. What a study asks of a
@@ -18,8 +17,6 @@ _NO_CODE = (
   *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
   *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
 )
-
-_VECTOR_UNITS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
 
 
 def commit() -> str:
@@ -84,7 +81,7 @@ def describe() -> dict[str, str]:
   device = jax.devices()[0]
   count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
   return {
-    'cpu': _cpu(),
+    'cpu': cpu(),
     'device': f'{count}{device.platform} ({device.device_kind})',
     'jax': jax.__version__,
   }
@@ -92,22 +89,4 @@ def describe() -> dict[str, str]:
 
 def describe_without_device() -> dict[str, str]:
   """The same where nothing has been computed."""
-  return {'cpu': _cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
-
-
-def _cpu() -> str:
-  """This process's cores, their model and vector units: what decides how fast, and with which rounding, it computes."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-  except OSError:
-    return platform.processor() or platform.machine()
-  first = {
-    name.strip(): value.strip()
-    for name, _, value in (line.partition(':') for line in reversed(lines))
-  }
-  features = first.get('flags', first.get('Features', '')).split()  # x86, ARM
-  units = ', '.join(unit for unit in _VECTOR_UNITS if unit in features)
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  return f'{cores} × {first.get("model name") or platform.machine()}' + (
-    f' ({units})' if units else ''
-  )
+  return {'cpu': cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
