@@ -67,9 +67,9 @@ def train(config: Config, workdir: str | Path) -> Outcome:
 
 def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
-  accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
   writers.chosen(config.train.writers)
   mesh = mesh_lib.make_mesh(config)
+  accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
   processes.together(lambda: check_workdir(workdir))
   with processes.together(lambda: _lock(workdir)) as hold:
     processes.together(lambda: open_workdir(config, workdir))
@@ -149,10 +149,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     if table := profile.after(step, metrics):
       _say(table)
     progress.step_done()
-    last, stopping = (
-      step == num_steps,
-      run.stop.agreed(metrics),
-    )  # read once: a later signal counts for the next step
+    last = step == num_steps
+    stopping = run.stop.agreed(metrics)  # read once: a later signal counts for the next step
     saving = last or stopping or _due(config.checkpoint.every_steps, step)
     # A process that is asked to stop has little time: `_pay` does it when the run goes on.
     evaluating = _evaluates(config, step) and not stopping

@@ -6,6 +6,7 @@ fail for it alone; `together` and `main_first` make that the failure of all, so 
 
 import contextlib
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -242,9 +243,8 @@ def _start(cluster):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    with warnings.catch_warnings(
-      action='ignore'
-    ):  # of a Kubernetes pod that is no part of a cluster
+    # Of a Kubernetes pod that is no part of a cluster.
+    with warnings.catch_warnings(action='ignore'):
       jax.distributed.initialize(
         cluster.coordinator,
         cluster.num_processes,
@@ -252,11 +252,11 @@ def _start(cluster):
         cluster_detection_method='deactivate' if cluster.coordinator else None,
         initialization_timeout=cluster.start_timeout,
         heartbeat_timeout_seconds=cluster.heartbeat_timeout,
+        coordinator_bind_address=_bind_address(cluster),
       )
   except ValueError as error:
-    if 'coordinator_address should be defined' in str(
-      error
-    ):  # JAX's way to say that it knows of no cluster
+    # JAX's way to say that it knows of no cluster.
+    if 'coordinator_address should be defined' in str(error):
       return False
     raise UserError(f'cannot join the cluster: {error}') from error
   except RuntimeError as error:  # such as another process that has not come in time
@@ -271,10 +271,12 @@ def _meet(cluster):
   host, _, port = cluster.coordinator.rpartition(':')
   host = host.strip('[]')
   if cluster.process_id == 0:
-    with contextlib.closing(socket.socket()) as taken:
+    address = _own_address(host)
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as taken:
       taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       try:
-        taken.bind(('', int(port)))
+        taken.bind((address, int(port)))
       except OSError as error:
         # A port in use may be that of a start before this one, which is about to end.
         kind = TryAgain if error.errno == errno.EADDRINUSE else UserError
@@ -294,6 +296,25 @@ def _meet(cluster):
           f'{error.strerror or error}'
         ) from error
     time.sleep(0.2)
+
+
+def _bind_address(cluster):
+  """Where process 0 listens, HOST:PORT; None for all interfaces, which is JAX's default."""
+  host, _, port = (cluster.coordinator or '').rpartition(':')
+  address = _own_address(host.strip('[]'))
+  if not address:
+    return None
+  return f'[{address}]:{port}' if ':' in address else f'{address}:{port}'
+
+
+def _own_address(host):
+  """The address to listen at: the one given; '' for a name, which may mean another interface to other machines."""
+  if host == 'localhost':
+    return '127.0.0.1'
+  try:
+    return str(ipaddress.ip_address(host))
+  except ValueError:
+    return ''
 
 
 def _leave_after_an_error():

@@ -20,11 +20,11 @@ class Group:
   def __init__(self, count: int, workdir: Path, *flags: str, supervised: bool = False):
     self.workdir, self._supervised = workdir, supervised
     self._outputs = [workdir.with_name(f'{workdir.name}.{number}.log') for number in range(count)]
-    port = free_port()
+    self.port = free_port()  # of the coordinator, on 127.0.0.1
     self._processes = []
     for number, path in enumerate(self._outputs):
       cluster = (
-        f'--coordinator=127.0.0.1:{port}',
+        f'--coordinator=127.0.0.1:{self.port}',
         f'--num_processes={count}',
         f'--process_id={number}',
       )

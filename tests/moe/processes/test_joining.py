@@ -54,6 +54,14 @@ def test_a_port_in_use_is_named():
       pass
 
 
+def test_an_address_of_another_machine_is_named():
+  with (
+    pytest.raises(UserError, match=r'192\.0\.2\.1:9: process 0 cannot listen there: .*assign'),
+    processes.join(Cluster('192.0.2.1:9', 2, 0)),
+  ):
+    pass
+
+
 def test_a_coordinator_that_is_not_there_is_one_line_and_may_come_later(tmp_path):
   flags = ('--coordinator=127.0.0.1:9', '--num_processes=2', '--process_id=1', '--start_timeout=1')
   done = programs.run('train', programs.CONFIG, f'--workdir={tmp_path / "run"}', *flags)
