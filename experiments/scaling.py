@@ -51,14 +51,11 @@ _TRAINING_145B = _TRAINING_16B | {
 # None published: the 16B's, for 100B tokens, the budget of the 2B study.
 _TRAINING_13B = _TRAINING_16B | {'train.num_steps': 5298}
 
-_VOCABULARY = {
-  'model.vocab_size': 102_400,
-  'data.vocab_size': 100_000,
-}  # 100K pieces, rows padded to a round number
+# 100K pieces, rows padded to a round number.
+_VOCABULARY = {'model.vocab_size': 102_400, 'data.vocab_size': 100_000}
 
-_EXPERTS_ON_8 = {
-  'mesh.expert': 8
-}  # devices that a token's experts lie on; further ones share their widths
+# Devices that a token's experts lie on; further ones share their widths.
+_EXPERTS_ON_8 = {'mesh.expert': 8}
 _EXPERTS_ON_4 = {'mesh.expert': 4}  # the groups of the device-level balance loss
 
 

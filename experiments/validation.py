@@ -37,9 +37,8 @@ def _experts(shared: int, routed: int, active: int, size: float) -> dict:
 
 VARIANTS = {
   'deepseek_moe': _experts(shared=1, routed=63, active=7, size=0.25),
-  'deepseek_moe_half': _experts(
-    shared=1, routed=63, active=3, size=0.25
-  ),  # trained so from scratch (Figure 6)
+  # Trained so from scratch (Figure 6).
+  'deepseek_moe_half': _experts(shared=1, routed=63, active=3, size=0.25),
   'dense': variants.dense(num_layers=9, d_ff=expert_width(_D, 1)),
   # A fixed table replaces the learned router, so there is nothing for a balance loss to teach.
   'hash': _experts(shared=0, routed=16, active=1, size=1)

@@ -211,9 +211,8 @@ class Checkpointer:
   def _guarded(self, step, action):
     try:
       action()
-    except (
-      Exception
-    ) as error:  # a full disk reaches us as OSError, or as what tensorstore makes of it
+    except Exception as error:
+      # A full disk reaches us as OSError, or as what tensorstore makes of it.
       if jax.process_count() > 1 and not _of_the_disk(error):
         raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
       kept = _kept(self._manager.all_steps(read=True))

@@ -102,14 +102,12 @@ def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> N
   except UserError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(
-      error.exit_code
-    )  # at once: library threads whose work has failed print tracebacks while Python shuts down
+    # At once: library threads whose work has failed print tracebacks while Python shuts down.
+    os._exit(error.exit_code)
   except KeyboardInterrupt:
     _stop(130, 'interrupted')
-  except (
-    BrokenPipeError
-  ):  # `… | head` has read enough; what is still buffered would raise again at exit
+  except BrokenPipeError:
+    # `… | head` has read enough; what is still buffered would raise again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _stop(1)
 
@@ -137,9 +135,8 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
   try:
     # ml_collections looks for overrides there.
     sys.argv = argv = [argv[0], *_resolved(argv[1:])]
-    flags.FLAGS.set_default(
-      'verbosity', logging.ERROR
-    )  # from the first line on, the config file's included
+    # From the first line on, the config file's included.
+    flags.FLAGS.set_default('verbosity', logging.ERROR)
     _check_overrides(argv)
     rest = flags.FLAGS(argv)
     _check_loaded(argv)
@@ -154,9 +151,8 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
       f'unexpected argument {rest[1]!r}: every option is a flag, --NAME=VALUE (--help lists them)'
     )
   if flags.FLAGS['verbosity'].using_default_value:
-    flags.FLAGS.verbosity = (
-      logging.ERROR
-    )  # a default, absl raises to INFO, where libraries tell of every file
+    # absl raises a default to INFO, where libraries tell of every file.
+    flags.FLAGS.verbosity = logging.ERROR
   return rest
 
 

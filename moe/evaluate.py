@@ -29,9 +29,8 @@ class Score(NamedTuple):
   """Of some held-out text. Every token of it is scored once, the end of each document included."""
 
   loss: float  # nats a token
-  bits_per_byte: (
-    float | None
-  )  # over the UTF-8 bytes of the original text; None if it was scored only in part
+  # Over the UTF-8 bytes of the original text; None if it was scored only in part.
+  bits_per_byte: float | None
   tokens: int
   bytes: int | None
 

@@ -159,9 +159,8 @@ def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
       gate_up_nDG, down_nFD = (
         lax.dynamic_slice_in_dim(w, index * _LANES, _LANES) for w in (gate_up_EDG, down_EFD)
       )
-      x, h = (
-        a + (total * 0).astype(a.dtype) for a in (x_nrD, h_nrF)
-      )  # or the products would leave the loop
+      # Or the products would leave the loop.
+      x, h = (a + (total * 0).astype(a.dtype) for a in (x_nrD, h_nrF))
       forward = batched(x, gate_up_nDG), batched(h, down_nFD)
       backward = batched_nt(x, down_nFD), batched_nt(gu_nrG, gate_up_nDG)
       weights = batched_tn(x, gu_nrG), batched_tn(h, x)

@@ -15,10 +15,8 @@ from moe import files
 from moe.data.progress import Progress
 from moe.errors import UserError
 
-_PARSERS = (
-  'lxml',
-  'mwparserfromhell',
-)  # their versions may change the text, so the manifest names them
+# Their versions may change the text, so the manifest names them.
+_PARSERS = ('lxml', 'mwparserfromhell')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +29,8 @@ class Source:
   read: Callable[..., Iterable[str]]  # a file's bytes (nothing, without a package) → its documents
   files: tuple[str, ...] = ()  # fnmatch patterns of paths in the archive
   without: tuple[str, ...] = ()
-  prose: bool = (
-    False  # paragraphs that many documents share are taken out; in code each stands where it must
-  )
+  # Paragraphs that many documents share are taken out; in code each stands where it must.
+  prose: bool = False
   cap: int = 1 << 40  # bytes
   shortest: int = 200  # bytes of a document
   longest: int = 300_000

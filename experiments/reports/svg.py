@@ -79,9 +79,8 @@ class _Axes:
     low, high = min(each.low for each in found), max(each.high for each in found)
     # Bars whose axis does not start at 0 say so; the lowest keeps some height.
     below = 0.25 * ((high - low) or abs(high) or 1.0) if panel.categories else 0.0
-    low = (
-      0.0 if panel.from_zero else low - below
-    )  # of what cannot be negative: its interval is cut off there
+    # The interval of what cannot be negative is cut off at zero.
+    low = 0.0 if panel.from_zero else low - below
     self._ticks = ticks(low, high)
     xs = [x for series in panel.series for x, each in series.points if each]
     if panel.categories:

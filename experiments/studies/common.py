@@ -10,9 +10,8 @@ from collections.abc import Mapping
 
 from experiments import proxy, variants
 
-SEEDS = (
-  3  # of every run, unless --seeds says otherwise: with as many the report calls a study finished
-)
+# Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
+SEEDS = 3
 # The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path relative to the
 # repository, so that a config, and the hash that names it, is the same on every machine.
 CORPUS = 'runs/corpus'

@@ -34,9 +34,8 @@ CLAIM = (
   'DeepSeekMoE depends more on its top routed experts than GShard×1.5: its experts are less '
   'redundant.'
 )
-_MASKED = {
-  f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)
-}  # 0 is the run's own loss
+# 0 is the run's own loss.
+_MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

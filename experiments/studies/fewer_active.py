@@ -42,9 +42,8 @@ CLAIM = (
   'With 4 of its 7 routed experts DeepSeekMoE is at least about as good as GShard, on 1.25 '
   'FFNs to its 2.'
 )
-_FEWER = {
-  f'{active} routed': {'experts_per_token': active} for active in range(3, 7)
-}  # 7 is the run's own loss
+# 7 is the run's own loss.
+_FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

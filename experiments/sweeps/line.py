@@ -41,9 +41,8 @@ def make(
     'settings': plan.settings(job.config),
     'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
     'data': _data(job),
-    'machine': scores[
-      'machine'
-    ],  # that scored it: with --launcher=local also the one that trained it
+    # The machine that scored it: with --launcher=local also the one that trained it.
+    'machine': scores['machine'],
     'steps': job.num_steps,
     'tokens': tokens,
     'seconds': round(seconds(metrics, job), 1),
@@ -63,9 +62,8 @@ def make(
     'max_vio': _max_vio(metrics, job.num_steps),
     'dead_experts': _dead_experts(metrics[-1]),
     'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
-    'expert_load': final[
-      'expert_load'
-    ],  # on held-out text, over the layer's mean: a row a MoE layer
+    # On held-out text, over the layer's mean: a row a MoE layer.
+    'expert_load': final['expert_load'],
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [
       (line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line
@@ -85,9 +83,8 @@ def taken(
   """
   data, flat = _data(job), moe_config.flatten(job.config.to_dict())
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
-  for other in sorted(
-    found, key=len, reverse=True
-  ):  # those from before a field was measured, which lack it, last
+  # Those from before a field was measured, which lack it, come last.
+  for other in sorted(found, key=len, reverse=True):
     same = (other['config_hash'], other['seed'], other.get('data')) == (
       job.config_hash,
       job.seed,
@@ -137,10 +134,9 @@ def _data(job):
   """
   if not plan.prepared(job):
     return None
-  path, contents = (
-    job.data_dir / 'metadata.json',
-    ('documents', 'bytes', 'tokens', 'text_sha256'),
-  )  # the last: held out
+  path = job.data_dir / 'metadata.json'
+  # Only held-out text has the last.
+  contents = ('documents', 'bytes', 'tokens', 'text_sha256')
   try:
     metadata = json.loads(path.read_text(encoding='utf-8'))
     splits = {

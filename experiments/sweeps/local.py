@@ -101,9 +101,8 @@ def _advance(task, children, finish, view):
   try:
     if process and children.stopped_by:
       task.state = 'stopped'
-    elif (
-      not job.trained and job.diverged
-    ):  # a result like any other, which no second try would change
+    elif not job.trained and job.diverged:
+      # A result like any other, which no second try would change.
       task.state, task.note = 'finished', finish(job)
     elif process and process.returncode:
       task.state, task.note = 'failed', f'exit code {process.returncode}: {last_words(task.log)}'

@@ -231,9 +231,8 @@ def _job(run, seed, overrides, runs_folder, earlier):
       config_dict, {'data.dir': str(runs_folder / f'data-{digest(_prepared(checked))}')}
     )
     checked = moe_config.from_config_dict(config_dict)
-  now = moe_config.flatten(
-    checked.to_dict()
-  )  # values as moe.config has made them: 3 for a float is 3.0
+  # Values as moe.config has made them: 3 for a float is 3.0.
+  now = moe_config.flatten(checked.to_dict())
   flags = [
     f'--config={config_file}',
     *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key]),
@@ -285,9 +284,8 @@ def _changed(config_dict, values):
   if unknown := values.keys() - set(moe_config.keys()):
     raise moe_config.unknown_key(min(unknown))
   changed = config_dict.copy_and_resolve_references()
-  with (
-    changed.ignore_type()
-  ):  # its TypeError would name no key; moe.config checks the types, and does
+  # A TypeError of its own would name no key; moe.config checks the types, and does.
+  with changed.ignore_type():
     changed.update_from_flattened_dict(values)
   return changed
 

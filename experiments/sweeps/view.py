@@ -13,9 +13,8 @@ from rich.text import Text
 _BETWEEN_LINES = 30.0  # seconds, in a log
 _FRAME = 6  # lines of the table that are no run, and the line below it
 _TAIL = 1 << 16  # bytes: more than a line of metrics.jsonl
-_STARTED = (
-  b'$ python '  # what experiments.sweeps.children writes into a log before a program's own lines
-)
+# What experiments.sweeps.children writes into a log before a program's own lines.
+_STARTED = b'$ python '
 _COMPILED = b'compiled the training step'  # what moe.train says
 _STYLES = {
   'training': 'cyan',

@@ -34,13 +34,8 @@ TOKEN_CLASSES = (
   'digit',
   'symbol',  # punctuation and all else
 )
-_CJK = (
-  'CJK',
-  'IDEOGRAPHIC',
-  'HIRAGANA',
-  'KATAKANA',
-  'HANGUL',
-)  # as Unicode's names of characters begin
+# How Unicode's names of such characters begin.
+_CJK = ('CJK', 'IDEOGRAPHIC', 'HIRAGANA', 'KATAKANA', 'HANGUL')
 _SPACE = '\u2581'  # SentencePiece's sign for one
 
 

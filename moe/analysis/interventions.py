@@ -36,9 +36,8 @@ class Intervention:
   # Of the routed experts, so many are masked for each token: its most probable ones. It takes the K best of the rest.
   masked_share: float = 0.0
   experts_per_token: int | None = None  # K; None: as trained
-  without_shared: bool = (
-    False  # shared experts add nothing; none takes their place unless K says so
-  )
+  # Shared experts add nothing; none takes their place unless K says so.
+  without_shared: bool = False
 
   def masked(self, num_experts: int) -> int:
     """M: masked_share · E to the nearest whole number, halves up: 4, 8, 12, 16 of 63 at 1/16 … 4/16."""

@@ -13,12 +13,10 @@ class Information(NamedTuple):
   """What one choice of a token tells about the domain of its text, in every layer."""
 
   bits_N: np.ndarray  # I(expert; domain), as counted
-  chance_N: (
-    np.ndarray
-  )  # what the same sequences show when domains are dealt out to them at random, on average
-  share_N: (
-    np.ndarray
-  )  # (bits − chance) / H(domain): 0 no specialisation by domain, 1 a choice gives the domain away
+  # What the same sequences show when domains are dealt out to them at random, on average.
+  chance_N: np.ndarray
+  # (bits − chance) / H(domain): 0 no specialisation by domain, 1 a choice gives the domain away.
+  share_N: np.ndarray
 
 
 def by_group(choices_NXE: np.ndarray, group_X: np.ndarray, num_groups: int) -> np.ndarray:

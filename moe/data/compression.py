@@ -28,9 +28,8 @@ _SUFFIXES = {
   '.bz2': 'bzip2',
   '.xz': 'xz',
 }
-_MOST_EXPANSION = (
-  200  # times a file's size: text stays far below, a file made to fill a machine does not
-)
+# Times a file's size: text stays far below, a file made to fill a machine does not.
+_MOST_EXPANSION = 200
 _BUFFER = 1 << 20  # bytes; a first line that tells the format fits
 _ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, in which large dumps are published
 _ZSTD_CHUNK = 4096  # bytes that unpack to 128 MB at most

@@ -43,9 +43,8 @@ def prepare(config: Config, directory: str | Path, is_main: bool = True) -> Prep
   built = metadata is None
   if built:
     with _write_errors(directory), _sole_builder(directory):
-      if (
-        store.read_metadata(directory) is None
-      ):  # else another process built it while this one waited
+      # Otherwise another process built it while this one waited.
+      if store.read_metadata(directory) is None:
         _build_in_place(config, directory)
     metadata = store.read_metadata(directory)
   _check_settings(config, metadata, directory)

@@ -15,9 +15,8 @@ class TextSample:
   def __init__(self, size: int):
     """`size`: of the whole sample, in UTF-8 bytes."""
     self._size = size
-    self._kept: dict[
-      str, list[tuple[int, int, str]]
-    ] = {}  # a heap a domain: (-hash, bytes, part), next to go on top
+    # A heap a domain: (-hash, bytes, part), next to go on top.
+    self._kept: dict[str, list[tuple[int, int, str]]] = {}
     self._total: dict[str, int] = {}
 
   def add(self, domain: str, text: str) -> None:

@@ -157,10 +157,8 @@ class Documents:
   def _reader(self, shard):
     with self._opening:
       if self._readers[shard] is None:
-        options = {
-          'options': 'readahead_buffer_size:0',
-          'file_reader_buffer_size': 32768,
-        }  # for reading at random
+        # For reading at random.
+        options = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 32768}
         self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), **options)
       return self._readers[shard]
 

@@ -30,9 +30,8 @@ class Statistics(NamedTuple):
   sequences that hold a token. With 'batch' T is the whole batch.
   """
 
-  loads: (
-    jax.Array
-  )  # f of Eq. 13: (N, B, E), or (N, E) of the batch. No gradient: choices are counted
+  # f of Eq. 13: (N, B, E), or (N, E) of the batch. No gradient: choices are counted.
+  loads: jax.Array
   probabilities: jax.Array  # P of Eq. 14, shaped like `loads`
   share: jax.Array | int  # what one row of `loads` weighs: 1 / sequences, or 1
   sums: RoutingStats  # over the tokens of each sequence, stacked over the layers: (N, B, …)

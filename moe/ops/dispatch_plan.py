@@ -98,9 +98,8 @@ def make_tiles(
   num_groups = group_sizes_E.shape[0]
   end_E = jnp.cumsum(group_sizes_E)
   start_E = end_E - group_sizes_E
-  origin_E = (
-    start_E // rows_per_tile * rows_per_tile if aligned else start_E
-  )  # where the first tile would begin
+  # Where the first tile would begin.
+  origin_E = start_E // rows_per_tile * rows_per_tile if aligned else start_E
   tiles_E = -(-(end_E - origin_E) // rows_per_tile)
   tiles_E = jnp.where(group_sizes_E == 0, int(visit_empty), tiles_E)
   last_tile_E = jnp.cumsum(tiles_E)

@@ -27,9 +27,8 @@ from orbax.checkpoint import multihost
 from moe.errors import TryAgain, UserError, of_file
 
 T = TypeVar('T')
-_LONGEST_WAIT = (
-  7 * 24 * 3600
-)  # seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells
+# Seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells.
+_LONGEST_WAIT = 7 * 24 * 3600
 _PATIENCE = 20  # seconds for the others to come to an error that all should share
 _MESSAGE_BYTES = 1000  # of an error that is told to the other processes
 
@@ -40,9 +39,8 @@ class Cluster(NamedTuple):
   coordinator: str | None = None  # HOST:PORT, of process 0
   num_processes: int | None = None  # 1 alone: no cluster, whatever the environment says
   process_id: int | None = None
-  heartbeat_timeout: int = (
-    60  # seconds without a sign of life after which a process is dead, and the others end
-  )
+  # Seconds without a sign of life after which a process is dead, and the others end.
+  heartbeat_timeout: int = 60
   start_timeout: int = 300  # seconds for all of them to come
 
 
@@ -188,9 +186,8 @@ def stop_on_signal(mesh: Mesh) -> Iterator[Stop]:
     heard.append(signal.SIGHUP)
   try:
     old = {number: signal.signal(number, stop) for number in heard}
-  except (
-    ValueError
-  ):  # not in the main thread, as in a notebook's worker: signals are someone else's
+  except ValueError:
+    # Not in the main thread, as in a notebook's worker: signals are someone else's.
     yield stop
     return
   try:

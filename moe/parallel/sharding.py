@@ -38,9 +38,8 @@ class Declared(nn.meta.AxisMetadata):
   """A parameter and what was declared of it where it was made. In Flax's trees until `unboxed`."""
 
   value: Any
-  axes: tuple[str | None, ...] = struct.field(
-    pytree_node=False
-  )  # the logical axis of every dimension
+  # The logical axis of every dimension.
+  axes: tuple[str | None, ...] = struct.field(pytree_node=False)
   decayed: bool = struct.field(pytree_node=False)  # by weight decay
 
   def unbox(self) -> Any:

@@ -28,9 +28,8 @@ class Flops:
   model: float = 0.0  # what the model needs, once: comparable with `launch.describe`
   recomputed: float = 0.0  # of model.remat, and of attention kernels, which keep no scores
   padding: float = 0.0  # tiles of kernels beyond their groups and widths
-  skipped: float = (
-    0.0  # blocks of pairs that causal attention leaves out; counted above as if they were computed
-  )
+  # Blocks of pairs that causal attention leaves out; counted above as if they were computed.
+  skipped: float = 0.0
 
   @property
   def executed(self) -> float:
@@ -41,9 +40,8 @@ class Flops:
 class Setting:
   """What the shapes in a jaxpr do not say, which have buffers' rows and kernels' padding in them."""
 
-  rows: (
-    float  # assignments that a device's experts compute in one microbatch when routing is balanced
-  )
+  # Assignments that a device's experts compute in one microbatch when routing is balanced.
+  rows: float
   seq_len: int
   head_dim: int
 
@@ -81,9 +79,8 @@ def _walk(jaxpr, times, path, totals, setting):
       branches = [Flops() for _ in equation.params['branches']]
       for branch, part in zip(equation.params['branches'], branches):
         _walk(branch.jaxpr, times, where, part, setting)
-      most = max(
-        branches, key=lambda part: part.executed
-      )  # of products arranged by platform, all make the same
+      # Of products arranged by platform, all make the same.
+      most = max(branches, key=lambda part: part.executed)
       for field in dataclasses.fields(Flops):
         setattr(totals, field.name, getattr(totals, field.name) + getattr(most, field.name))
     elif name != 'while':

@@ -47,9 +47,8 @@ def stage_costs(config: Config, stages: int) -> list[Stage]:
   Backward is a forward, two more for the gradients, and with remat=full another of every block. What the other policies
   compute again of a block is left out.
   """
-  first = (
-    config.model.num_dense_layers % config.model.num_layers
-  )  # 0 where all are dense: these are then dealt out
+  # 0 where all are dense: these are then dealt out.
+  first = config.model.num_dense_layers % config.model.num_layers
   layers = config.model.num_layers - first
   head, until_dealt = _forward(config, 0, 0), _forward(config, first, first)
   layer = (account(config).forward_flops_per_token - until_dealt) / layers

@@ -67,9 +67,8 @@ def _moved(instruction, computation, computations):
     for o in instruction.operands
   ]
   result = shape_bytes(instruction.shape, on_chip=False)
-  if (
-    op.removesuffix('-start') == 'ragged-all-to-all'
-  ):  # writes into its second operand, and not all of it
+  # It writes into its second operand, and not all of it.
+  if op.removesuffix('-start') == 'ragged-all-to-all':
     return 2 * sizes[0]
   if op.endswith('-start'):
     return 2 * sum(sizes)

@@ -17,9 +17,8 @@ from moe.ops.router.reference import count_choices
 class Probe(NamedTuple):
   """What an analysis asks of every router of a model. Training asks nothing."""
 
-  masked: int = (
-    0  # of each token's best experts so many are taken from it: it gets the K best of the rest
-  )
+  # Of each token's best experts so many are taken from it: it gets the K best of the rest.
+  masked: int = 0
   choices: bool = False  # hand out every token's experts and gates
 
 

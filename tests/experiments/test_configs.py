@@ -130,9 +130,8 @@ def test_a_proxy_has_the_architecture_of_its_original(name):
   ):
     relative = full / original.model.d_model * small.model.d_model
     assert (full == 0) == (width == 0)
-    assert (
-      0.996 * relative <= width + 0.01 < relative + 8.01
-    )  # up to a multiple of 8, but for the original's own
+    # Up to a multiple of 8, but for the original's own.
+    assert 0.996 * relative <= width + 0.01 < relative + 8.01
   every_layer = original.model.num_dense_layers == original.model.num_layers
   assert small.model.num_dense_layers == (
     small.model.num_layers if every_layer else original.model.num_dense_layers
@@ -166,9 +165,8 @@ def test_expert_widths():
     4096,
     5120,
   ]
-  assert (
-    width(scaling, 'deepseek_moe_16b') == width(scaling, 'deepseek_moe_145b') == 1408
-  )  # the published widths
+  # The published widths.
+  assert width(scaling, 'deepseek_moe_16b') == width(scaling, 'deepseek_moe_145b') == 1408
   assert width(scaling, 'gshard_137b') == 10_944
 
 

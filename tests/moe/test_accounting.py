@@ -58,17 +58,17 @@ VALIDATION = {
 }
 SCALING = {
   'deepseek_moe_13b': {
-    'non_embedding_params': 13.29 * B,
-    'active_non_embedding_params': 2.01 * B,
-  },  # 13.3, 2.05
+    'non_embedding_params': 13.29 * B,  # 13.3
+    'active_non_embedding_params': 2.01 * B,  # 2.05
+  },
   'gshard_13b_x1_2': {
-    'non_embedding_params': 15.87 * B,
-    'active_non_embedding_params': 2.34 * B,
-  },  # 15.9, 2.37
+    'non_embedding_params': 15.87 * B,  # 15.9
+    'active_non_embedding_params': 2.34 * B,  # 2.37
+  },
   'gshard_13b_x1_5': {
-    'non_embedding_params': 19.73 * B,
-    'active_non_embedding_params': 2.82 * B,
-  },  # 19.8, 2.82
+    'non_embedding_params': 19.73 * B,  # 19.8
+    'active_non_embedding_params': 2.82 * B,  # 2.82
+  },
   'deepseek_moe_16b': {
     'total_params': 16.376 * B,
     'active_params': 2.829 * B,
@@ -93,8 +93,8 @@ SCALING = {
   },
   'deepseek_67b': {
     'total_params': 67.42 * B,
-    'train_flops_per_sequence': 1793 * T,
-  },  # 2057.5, without grouped heads
+    'train_flops_per_sequence': 1793 * T,  # 2057.5, without grouped heads
+  },
 }
 
 
@@ -151,9 +151,8 @@ def test_a_small_model_counted_by_hand():
   assert numbers.non_embedding_params == attention + norms + router + dense + 4 * expert
   assert numbers.total_params == numbers.non_embedding_params + 2 * embedding
   assert numbers.active_params == numbers.total_params - expert
-  matmuls = (
-    attention + router + dense + 3 * expert + embedding
-  )  # the head; the look-up multiplies nothing
+  # `embedding` is the head; the look-up multiplies nothing.
+  matmuls = attention + router + dense + 3 * expert + embedding
   assert numbers.train_flops_per_sequence == 6 * matmuls * 8 + 12 * 2 * 64 * 4
   assert numbers.train_flops_per_token * 8 == numbers.train_flops_per_sequence
   assert numbers.forward_flops_per_token * 3 == numbers.train_flops_per_token

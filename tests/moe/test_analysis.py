@@ -114,9 +114,8 @@ def test_against_the_loops(overrides, intervention, masked, k, with_shared):
     real = row.segment_ids_BL > 0
     assert_close(hidden_BLD[b][real], hidden_LD[real], 2e-5)
     assert (choices.experts_NBLK[:, b] == experts_NLK).all()
-    assert_close(
-      choices.gates_NBLK[:, b], gates_NLK, 2e-5
-    )  # raw: over all experts, masked ones too
+    # Raw: over all experts, masked ones too.
+    assert_close(choices.gates_NBLK[:, b], gates_NLK, 2e-5)
     counts_NE = [
       np.bincount(experts_LK[real].reshape(-1), minlength=E) for experts_LK in experts_NLK
     ]
@@ -318,9 +317,10 @@ def test_survey_and_loss_of_all_held_out_text(data):
   assert (survey.classes_NCE.sum(axis=1) == counts_NE).all()
   assert (np.diagonal(survey.pairs_NEE, axis1=1, axis2=2) == counts_NE).all()
   assert survey.class_tokens_C.sum() == tokens
+  # The beginning of each document; its end is a target only.
   assert survey.class_tokens_C[TOKEN_CLASSES.index('control')] == sum(
     data.totals('held_out', domain)['documents'] for domain in data.held_out_domains
-  )  # the beginning of each document; its end is a target only
+  )
 
 
 def test_token_classes(data):
@@ -408,9 +408,8 @@ def test_measures_at_their_ends():
   own_NXE = np.tile(np.eye(2, dtype=np.int64), (1, 20, 1))
   told = specialization.information(own_NXE, np.arange(40) % 2, 2)
   assert told.bits_N == pytest.approx([1])
-  assert (
-    0.005 < told.chance_N[0] < 0.05
-  )  # about 1 / (2 ln 2 · 40), the bias of one degree of freedom
+  # About 1 / (2 ln 2 · 40), the bias of one degree of freedom.
+  assert 0.005 < told.chance_N[0] < 0.05
   assert told.share_N == pytest.approx(1 - told.chance_N)
   assert specialization.information(own_NXE, np.zeros(40, int), 1).share_N == pytest.approx([0])
 
@@ -447,8 +446,7 @@ def test_co_activation_against_loops(k):
 
 
 def test_co_activation_of_every_pair_equally_often_is_one():
-  pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (
-    E - 2
-  )  # each of the 15 pairs once: an expert in five of them
+  # Each of the 15 pairs once: an expert in five of them.
+  pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 2)
   lift_EE = specialization.co_activation(pairs_EE[None])[0]
   assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)

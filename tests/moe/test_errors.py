@@ -11,10 +11,8 @@ CASES = [
   (OSError(errno.ESTALE, 'Stale file handle', '/share/run'), True),
   (TimeoutError('x'), True),
   (ConnectionResetError(), True),
-  (
-    ValueError('UNKNOWN: Error writing "params/d/1": Input/output error [OS error 5: EIO]'),
-    True,
-  ),  # of tensorstore
+  # Of tensorstore.
+  (ValueError('UNKNOWN: Error writing "params/d/1": Input/output error [OS error 5: EIO]'), True),
   (
     ValueError(
       'FAILED_PRECONDITION: Error reading "d/1": Stale file handle [OS error 116: ESTALE]'

@@ -49,9 +49,8 @@ def test_schedule(kind, share_of_peak):
 def test_schedule_without_warmup_or_decay():
   rate = schedule(_optimizer(warmup_steps=0, decay_at=()), num_steps=10)
   assert [float(rate(step)) for step in (0, 9)] == pytest.approx([PEAK, PEAK])
-  cosine = schedule(
-    _optimizer(schedule='cosine', warmup_steps=10), num_steps=10
-  )  # warm-up to the end
+  # Warm-up to the end.
+  cosine = schedule(_optimizer(schedule='cosine', warmup_steps=10), num_steps=10)
   assert float(cosine(9)) == pytest.approx(PEAK)
 
 

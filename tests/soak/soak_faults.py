@@ -17,9 +17,8 @@ corpus, data_flags = of_runs.corpus, of_runs.data_flags
 
 FAULTS = int(os.environ.get('SOAK_FAULTS', '20'))
 SEED = int(os.environ.get('SOAK_SEED', '0'))
-LONGEST_GAP = (
-  15  # steps from the last one before a fault to where the next is due; it comes a few later
-)
+# Steps from the last one before a fault to where the next is due; it comes a few later.
+LONGEST_GAP = 15
 EVERY = 10  # steps between saves
 
 

@@ -24,9 +24,8 @@ def read_strings(raw: bytes) -> Iterator[str]:
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise ValueError('no JSON list of strings')
   for text in texts:
-    yield re.sub(
-      r'\s*\n\s*', '\n\n', text
-    )  # one line a paragraph, which white space of the web page surrounds
+    # One line a paragraph, which white space of the web page surrounds.
+    yield re.sub(r'\s*\n\s*', '\n\n', text)
 
 
 def read_poems(raw: bytes) -> Iterator[str]:
@@ -85,9 +84,8 @@ def _character_vector(raw):
   if raw[:2] != b'X\n':
     raise ValueError('no R object in XDR format')
   (version,) = struct.unpack_from('>i', raw, 2)
-  position = (
-    14 if version == 2 else 18 + struct.unpack_from('>i', raw, 14)[0]
-  )  # version 3 names the encoding
+  # Version 3 names the encoding.
+  position = 14 if version == 2 else 18 + struct.unpack_from('>i', raw, 14)[0]
   kind, count = struct.unpack_from('>ii', raw, position)
   if kind & 0xFF != 16:  # STRSXP
     return []

@@ -35,9 +35,8 @@ def read_hol_help(raw: bytes) -> Iterator[str]:
   text = re.sub(r'\{([^{}]*)\}', r'\1', text)
   text = re.sub(r'^\\DOC +(.*)', r'\1', text, flags=re.MULTILINE)
   text = re.sub(r'^\\noindent ', '', text, flags=re.MULTILINE)
-  heading = lambda match: (
-    match[1].capitalize() + ('\n' if match[2] else '')
-  )  # \TYPE goes on in its line
+  # \TYPE goes on in its line.
+  heading = lambda match: match[1].capitalize() + ('\n' if match[2] else '')
   yield re.sub(r'^\\([A-Z]+)( +)?', heading, text, flags=re.MULTILINE)
 
 

@@ -142,9 +142,8 @@ class _Page:
 
   def _conditional(self, name, rest):
     condition, _, body = rest.partition(' ') if name != 'el' else ('', '', rest)
-    if condition.startswith("'") or condition.startswith(
-      '"'
-    ):  # a comparison of strings, which may hold spaces
+    # A comparison of strings, which may hold spaces.
+    if condition.startswith("'") or condition.startswith('"'):
       condition, body = 't', rest[rest.rfind(condition[0]) + 1 :]
     if '\\{' in condition:
       condition, body = condition.split('\\{', 1)[0], '\\{' + body

@@ -41,9 +41,8 @@ def _article(source):
   text = code.strip_code(normalize=True, collapse=True)
   text = re.sub(r"'{2,}|__[A-Z]+__", '', text)
   text = re.sub(r'^[*#:;]* +|^[*#:;]+', '', text, flags=re.MULTILINE)
-  text = re.sub(
-    r'\( *[,;]? *\)| +(?=[,.;])', '', text
-  )  # what templates in parentheses leave behind
+  # What templates in parentheses leave behind.
+  text = re.sub(r'\( *[,;]? *\)| +(?=[,.;])', '', text)
   return text.strip() + '\n'
 
 

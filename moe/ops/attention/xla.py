@@ -32,9 +32,8 @@ def attention(
     """Attention of Q tokens: their queries_BQHC, segments_BQ and positions_Q."""
     query_BQHC, segments_BQ, position_Q = queries
     size = position_Q.shape[0]
-    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(
-      b * g, h // g * size, c
-    )  # R = P·Q: heads that share keys
+    # R = P·Q: heads that share keys.
+    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)
     sees_BQL = segments_BQ[:, :, None] == segment_ids_BL[:, None, :]
     sees_BQL &= (position_Q[:, None] >= position_L[None, :])[None]
     attended_ZRC = _attend(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)

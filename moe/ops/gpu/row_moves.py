@@ -119,9 +119,8 @@ def gated_rows_gradients(
   )
   if num_tokens == 0:
     return jnp.zeros(d_rows.shape, d_rows.dtype), jnp.zeros((0, choices), jnp.float32)
-  blocks = _Blocks(
-    num_tokens, rows_RD.shape[1], _ELEMENTS // 8
-  )  # K rows are in flight at once, in one warp: more spill
+  # K rows are in flight at once, in one warp: more spill.
+  blocks = _Blocks(num_tokens, rows_RD.shape[1], _ELEMENTS // 8)
 
   def kernel(program, row_ref, gates_ref, d_tokens_ref, rows_ref, d_rows_ref, d_gates_ref):
     tokens = blocks.token_span(program)

@@ -269,9 +269,8 @@ def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
   d_gate_ref, d_up_ref, d_gates_ref, d_down_ref = outputs
   zero_new_group(group_ref, d_down_ref)
   i = pl.program_id(1)
-  dy_rD = _fetch(
-    visits, start_ref, rows, scratch
-  )  # also where the group is empty: the visit may be the block's first
+  # Also where the group is empty: the visit may be the block's first.
+  dy_rD = _fetch(visits, start_ref, rows, scratch)
 
   @pl.when(stop_ref[i] > start_ref[i])
   def _():
@@ -285,9 +284,8 @@ def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
       jax.lax.broadcasted_iota(jnp.int32, hidden_rF.shape, 1)
       + pl.program_id(0) * hidden_rF.shape[1]
     )
-    products_rF = jnp.where(
-      column < hidden, hidden_rF * d_hidden_rF, 0
-    )  # the last tile may overhang F
+    # The last tile may overhang F.
+    products_rF = jnp.where(column < hidden, hidden_rF * d_hidden_rF, 0)
     _store_lanes(d_gates_ref, lanes_of(products_rF.sum(axis=1, keepdims=True)), first)
     gated_rF = own_rows(visits, start_ref, stop_ref, hidden_rF * gates_r1).astype(dy_rD.dtype)
     d_down_ref[...] += dot_tn(gated_rF, dy_rD)
@@ -327,10 +325,8 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
 def _gradient_tiles(width, hidden, rows, dtype):
   """(number, height) of tiles of D and (number, width) of tiles of F: D is cut, or F where it is too wide for that."""
   size = dtype.itemsize
-  fixed, per_row = (
-    4 * rows * hidden * size,
-    16 * hidden + rows * (8 + size),
-  )  # Rows of F; gradients, fetched rows.
+  # Rows of F; gradients, fetched rows.
+  fixed, per_row = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)
   d_tiles, height = tiles_of(width, columns_per_group(dtype), fixed, per_row)
   if fit(height, fixed, per_row):
     return d_tiles, height, 1, hidden

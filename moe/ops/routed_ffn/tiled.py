@@ -153,14 +153,12 @@ def _make_layout(plan, turn):
   padding = (0, -order_N.size % turn + turn)
   rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
   longest_M = rows_N.reshape(-1, turn)[:, 0]  # of every turn
-  rung_M = sum(
-    jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan)
-  )  # rounded up
+  # Rounded up.
+  rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan))
   slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
   slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_N.size]
-  slot_N = (
-    jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)
-  )  # now by the tile's number in the plan
+  # By the tile's number in the plan.
+  slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)
 
   tiles_E = -(-plan.group_sizes_E // _TILE)
   first_tile_E = jnp.cumsum(tiles_E) - tiles_E

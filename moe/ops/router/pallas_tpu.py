@@ -95,9 +95,8 @@ def _route_kernel(
   chosen_lE = jnp.zeros(affinities_lE.shape, jnp.float32)
   for choice in range(k):
     largest_l1 = left_lE.max(axis=1, keepdims=True)
-    index_l1 = jnp.where(left_lE == largest_l1, expert_lE, jnp.inf).min(
-      axis=1, keepdims=True
-    )  # of equals the first
+    # Of equals the first.
+    index_l1 = jnp.where(left_lE == largest_l1, expert_lE, jnp.inf).min(axis=1, keepdims=True)
     mine_lE = expert_lE == index_l1
     gate_l1 = jnp.where(mine_lE, affinities_lE, 0).sum(axis=1, keepdims=True)
     gates_lK = jnp.where(choice_lK == choice, gate_l1, gates_lK)

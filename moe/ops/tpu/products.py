@@ -45,9 +45,8 @@ def grouped_product(
   width = weights.shape[1 if transposed else 2]
   rows = visits.rows
   fixed = 2 * rows * contracted * size * len(pairs)
-  per_column = (
-    2 * contracted * size * len(pairs) + 12 * rows
-  )  # Weights and results, twice each, and a sum.
+  # Weights and results, twice each, and a sum.
+  per_column = 2 * contracted * size * len(pairs) + 12 * rows
   if packed is None:
     per_column += split_bytes(contracted, rows_RX.dtype)
     outer, tile = ragged_tiles_of(width, fixed, per_column)

@@ -31,9 +31,8 @@ class Visits(NamedTuple):
 
   def block(self, start: jax.Array) -> jax.Array:
     """The block of a tile; an empty tile behind the last row counts to the last block."""
-    return jnp.minimum(
-      lax.div(start, self.rows), self.blocks - 1
-    )  # `//` asks for the device, absent in AOT
+    # `//` asks for the device, absent in AOT.
+    return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)
 
   def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
     """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""

@@ -38,12 +38,10 @@ class Shape(NamedTuple):
 PAPER = (
   Shape('2b', 4, 2048, 1280, 10, 128, 63, 7, 864),
   Shape('16b', 2, 4096, 2048, 16, 128, 64, 6, 1408),
-  Shape(
-    '145b', 1, 4096, 4096, 32, 128, 32, 3, 1408, devices=4
-  ),  # whole, it is more than a v5e's memory
-  Shape(
-    'gshard_137b', 4, 4096, 4096, 32, 128, 4, 1, 10_944, devices=2
-  ),  # half its experts, as wide as dense FFNs
+  # Whole, it is more than a v5e's memory.
+  Shape('145b', 1, 4096, 4096, 32, 128, 32, 3, 1408, devices=4),
+  # Half its experts, as wide as dense FFNs.
+  Shape('gshard_137b', 4, 4096, 4096, 32, 128, 4, 1, 10_944, devices=2),
 )
 ODD = (
   Shape('odd', 3, 67, 200, 3, 40, 5, 2, 100),

@@ -23,11 +23,8 @@ from moe.planner.kernels.tpu_costs import itemise, traced_kernels
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
 
 COMPILER = 'libtpu'  # the package
-TOPOLOGIES = {
-  'v5e': 'v5e:2x2',
-  'v5p': 'v5p:2x2x1',
-  'v6e': 'v6e:2x2',
-}  # the smallest; one device of each is used
+# The smallest; one device of each is used.
+TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
@@ -69,9 +66,8 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
     'left_to_xla': leftovers,
     'peak_hbm_bytes': memory.peak_memory_in_bytes,
     'flops': sum(call['flops'] for call in calls),
-    'hbm_bytes': sum(
-      i['bytes'] for i in instructions
-    ),  # kernels by their estimates, XLA's ops by their arrays
+    # Kernels by their estimates, XLA's ops by their arrays.
+    'hbm_bytes': sum(i['bytes'] for i in instructions),
     'xla_bytes_accessed': cost.get('bytes accessed', 0.0) if cost else None,
   }
 
@@ -118,9 +114,8 @@ def parse_entry(text: str) -> list[dict[str, Any]]:
   Of kernels also name, VMEM (the scoped memory that the compiler allotted, of the limit that it was given), and FLOPs
   and bytes of the cost estimate, which replace operands and results: a kernel may read an operand more than once.
   """
-  entry = re.split(r'\n(?=  (?:ROOT )?%)', text[text.index('\nENTRY ') :])[
-    1:
-  ]  # a kernel's metadata may span lines
+  # A kernel's metadata may span lines.
+  entry = re.split(r'\n(?=  (?:ROOT )?%)', text[text.index('\nENTRY ') :])[1:]
   sizes, instructions = {}, []
   for line in entry:
     match = re.match(r'\s*(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z-]*)\((.*)', line, re.DOTALL)

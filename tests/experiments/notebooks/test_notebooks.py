@@ -122,9 +122,8 @@ def test_committed_without_outputs(name):
   for cell in notebook.cells:
     assert not cell.get('outputs') and cell.get('execution_count') is None and not cell.metadata
   assert set(notebook.metadata) == {'kernelspec', 'language_info'}
-  assert notebook.metadata.language_info == {
-    'name': 'python'
-  }  # without the version of whoever saved it last
+  # Without the version of whoever saved it last.
+  assert notebook.metadata.language_info == {'name': 'python'}
 
 
 def test_restore_from_a_bucket(in_bucket, tmp_path, monkeypatch):

@@ -229,9 +229,8 @@ def test_means_over_other_seeds_are_marked_as_such(tmp_path):
 
 def test_the_share_of_the_compute():
   dense = [(1e12, 3.0), (4e12, 2.0)]
-  assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(
-    0.5
-  )  # half way in log FLOPs
+  # Half way in log FLOPs.
+  assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(0.5)
   assert scaling.compute_share(dense, [(1e12, 2.0), (4e12, 1.5)]) == 0.25
   assert scaling.compute_share(dense, [(2e12, 1.9), (4e12, 1.5)]) == 0.5  # no more than that
   assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # no less than that
@@ -251,9 +250,8 @@ def test_a_dense_model_that_costs_more_and_is_no_better_is_not_what_is_compared_
 
 def test_what_is_read_off_a_curve_is_said_to_be_a_bound(tmp_path):
   dense = [(1e12, 3.0), (4e12, 2.0)]
-  assert (
-    scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == 'at most'
-  )  # the curve lies below its chord
+  # The curve lies below its chord.
+  assert scaling.share_is_bound(dense, [(1e12, 2.5), (4e12, 1.5)]) == 'at most'
   assert scaling.share_is_bound(dense, [(1e12, 2.5), (3e12, 2.0), (4e12, 1.5)]) == ''
   assert scaling.share_is_bound(dense, [(2e12, 1.9), (4e12, 1.5)]) == 'at most'
   assert scaling.share_is_bound(dense, [(2e12, 3.0), (6e12, 2.1)]) == 'at least'

@@ -219,9 +219,8 @@ def test_figures_of_different_data_are_refused(tmp_path):
   (job,) = plan.jobs(plan.load(study), ledger.PROXY, [0], {}, tmp_path)
   file = ledger.path(tmp_path, 'shared_off')
   made = {'run': 'deepseek_moe', 'config_hash': job.config_hash}
-  for seed, data in enumerate(
-    [{'data': 'a'}, {}, {'data': None}, {'data': 'a'}]
-  ):  # the first lines ever had none
+  # The first lines ever had none.
+  for seed, data in enumerate([{'data': 'a'}, {}, {'data': None}, {'data': 'a'}]):
     ledger.put(file, made | data | {'seed': seed})
   assert len(ledger.current(study, tmp_path)) == 4
   assert ledger.current(study, tmp_path)[0]['idle_experts'] is None

@@ -28,9 +28,8 @@ _OWN = (
   'model.num_kv_heads',
 )
 
-_OF_ITS_MEMORY = {
-  ('validation:dense_x16', 'train.microbatches')
-}  # it has room for fewer rows at a time
+# It has room for fewer rows at a time.
+_OF_ITS_MEMORY = {('validation:dense_x16', 'train.microbatches')}
 
 
 def jobs(name, scale=PROXY, seeds=(0,)):
@@ -98,9 +97,8 @@ def test_table_1_has_equal_activated_parameters_where_the_paper_has():
   counts = {job.runs[0].name: account(job.config) for job in jobs('table1')}
   active = {name: count.active_expert_params for name, count in counts.items()}
   assert active['dense'] == active['hash'] == active['switch'] == active['gshard'] / 2
-  assert active['deepseek_moe'] == pytest.approx(
-    active['gshard'], rel=0.04
-  )  # widths are rounded to multiples of 8
+  # Widths are rounded to multiples of 8.
+  assert active['deepseek_moe'] == pytest.approx(active['gshard'], rel=0.04)
   assert counts['deepseek_moe'].expert_params == pytest.approx(
     counts['gshard'].expert_params, rel=0.04
   )
@@ -115,9 +113,8 @@ def test_scaling_keeps_proportions():
         (config.moe.d_expert, 0.25) if config.moe.num_experts else (config.model.d_ff, 1)
       )
       exact = size * 8 / 3 * config.model.d_model
-      assert (
-        -0.004 * exact <= width - exact < 8.01
-      )  # variants.resized takes off up to 0.4% before it rounds up
+      # variants.resized takes off up to 0.4% before it rounds up.
+      assert -0.004 * exact <= width - exact < 8.01
 
 
 def test_evaluations_are_plain_data():

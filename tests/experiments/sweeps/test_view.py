@@ -37,9 +37,8 @@ def test_a_table_shows_first_what_happens(tmp_path):
   text = _printed(view.View(tasks))
   assert len(text.splitlines()) <= Console(width=100).height
   (row,) = (line for line in text.splitlines() if 'run 32' in line)
-  assert all(
-    cell in row for cell in ('training', '10/40', '2.5000', '1:00')
-  )  # 30 steps of 4 × 32 tokens
+  # 30 steps of 4 × 32 tokens.
+  assert all(cell in row for cell in ('training', '10/40', '2.5000', '1:00'))
   assert 'run 33' in text and 'failed' in text
   assert '1 training, 1 failed, 37 waiting, 1 finished' in text
 

@@ -157,9 +157,8 @@ class Cluster:
       )
 
   def _all_idle(self):
-    with contextlib.suppress(
-      subprocess.TimeoutExpired
-    ):  # of a command that asks a daemon still starting
+    # Of a command that asks a daemon still starting.
+    with contextlib.suppress(subprocess.TimeoutExpired):
       return self.run('sinfo', '-h', '-o', '%T %D').stdout == f'idle {len(NODES)}\n'
 
   def _wait_for(self, what, ready, timeout=60):

@@ -26,11 +26,8 @@ def _steps(workdir):
 def test_kill_9_then_the_same_command_computes_the_same_bits(data_flags, tmp_path):
   killed, undisturbed = tmp_path / 'killed', tmp_path / 'undisturbed'
   flags = lambda workdir: (*_flags(data_flags, workdir), '--config.ops.implementation=auto')
-  for at_step in (
-    4,
-    13,
-    27,
-  ):  # before the first checkpoint, between two, and while one may be being written
+  # Before the first checkpoint, between two, and while one may be being written.
+  for at_step in (4, 13, 27):
     code, output = programs.interrupt(signal.SIGKILL, killed, at_step, *flags(killed))
     assert code == -signal.SIGKILL, output
   for workdir in (killed, undisturbed):

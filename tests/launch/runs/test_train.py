@@ -41,12 +41,8 @@ def test_metrics_of_every_logged_step(finished):
     assert all(0 < value <= np.log(4) + 1e-6 for value in line['router_entropy_N'])
     assert line['objective'] >= line['loss']
   assert logged[-1]['loss'] < logged[0]['loss'] - 1
-  assert [line['step'] for line in logged if 'held_out_loss' in line] == [
-    10,
-    20,
-    30,
-    40,
-  ]  # every checkpoint, for the best
+  # Every checkpoint, for the best.
+  assert [line['step'] for line in logged if 'held_out_loss' in line] == [10, 20, 30, 40]
 
 
 def test_the_last_logged_loss_is_that_of_the_data(finished):

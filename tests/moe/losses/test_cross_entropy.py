@@ -32,9 +32,8 @@ def test_cross_entropy(chunk, dtype):
 
   @jax.jit
   def run(hidden_TD, head_DV):
-    scaled = lambda h, w: (
-      3 * cross_entropy(h[None], w, targets_T[None], weights_T[None], chunk)
-    )  # the cotangent is not one
+    # The cotangent is not one.
+    scaled = lambda h, w: 3 * cross_entropy(h[None], w, targets_T[None], weights_T[None], chunk)
     return jax.value_and_grad(scaled, argnums=(0, 1))(hidden_TD, head_DV)
 
   loss, (d_hidden_TD, d_head_DV) = jax.device_get(run(hidden_TD, head_DV))

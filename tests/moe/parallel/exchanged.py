@@ -22,9 +22,8 @@ class Case(NamedTuple):
 
   experts: int
   devices: int
-  often: tuple[
-    int, ...
-  ]  # experts that most choices are of; none: every device's tokens choose all equally often
+  # Experts that most choices are of; none: every device's tokens choose all equally often.
+  often: tuple[int, ...]
   padding: str = 'some'  # among it the last two sequences, whole; 'none'; 'all'
   transport: str = 'padded'
   buffer: float = 1.0

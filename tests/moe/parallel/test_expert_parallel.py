@@ -119,14 +119,8 @@ def test_room_is_in_proportion_to_what_the_fullest_device_expects(
     (28, 8, 2, 4, 1.5, 13 / 20),  # 1.5 · 13 rows, rounded up
     (28, 8, 2, 4, 2.0, 13 / 26),
     (28, 8, 2, 4, 3.0, 13 / 28),  # no more than all tokens
-    (
-      28,
-      7,
-      2,
-      4,
-      2.0,
-      13 / 28,
-    ),  # 2, 2, 2, 1: (3 · 11/21 + 6/21) / 4, and room for all, 2 · 11/21 being more
+    # 2, 2, 2, 1: (3 · 11/21 + 6/21) / 4, and room for all, 2 · 11/21 being more.
+    (28, 7, 2, 4, 2.0, 13 / 28),
     (12, 4, 2, 2, 1.5, 10 / 12),  # 1 − C(2, 2) / C(4, 2) = 5/6, of which 1.5 times is more than all
     (12, 4, 2, 1, 1.5, 1.0),
     # The 16B, and what the others need is more than all tokens: 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.

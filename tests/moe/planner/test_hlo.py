@@ -108,9 +108,8 @@ def test_loops_multiply_and_further_rounds_run_no_time():
   [found] = collectives(LOOPS, MESH)
   assert unread_loops(LOOPS) == []
   assert (found.kind, found.axes, found.times, found.devices) == ('all-reduce', ('data',), 12, 2)
-  assert (
-    found.sent == 2 * 128 / 2
-  )  # reduce-scatter, then all-gather, of 8 · 4 · 4 bytes over two devices
+  # Reduce-scatter, then all-gather, of 8 · 4 · 4 bytes over two devices.
+  assert found.sent == 2 * 128 / 2
 
 
 def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
@@ -127,9 +126,8 @@ def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
   text = entry('%x = f32[8,4]{1,0} parameter(0)', calls).replace('ENTRY', fused + 'ENTRY')
   [found] = collectives(text, MESH)
   assert (found.kind, found.axes, found.sent) == ('reduce-scatter', ('data',), 128 / 2)
-  whole = text.replace('ROOT %own', '%own').replace(
-    '%sum.1 = ', 'ROOT %sum.1 = '
-  )  # of which all is used
+  # One of which all is used.
+  whole = text.replace('ROOT %own', '%own').replace('%sum.1 = ', 'ROOT %sum.1 = ')
   assert [c.kind for c in collectives(whole, MESH)] == ['all-reduce']
 
 
@@ -212,9 +210,8 @@ def test_steps_of_an_asynchronous_collective_are_no_others_wherever_they_lie():
     '  %one.1 = ', call.replace('NAME', 'then').replace('IN', 'x.1') + '  %one.1 = '
   )
   found = [c for c in collectives(text, MESH) if c.kind == 'all-gather']
-  assert [(c.times, c.sent) for c in found] == [
-    (4, 128)
-  ]  # the outer loop's; its steps lie in the inner one
+  # The outer loop's; its steps lie in the inner one.
+  assert [(c.times, c.sent) for c in found] == [(4, 128)]
 
 
 def test_a_ragged_exchange_moves_its_rows_and_not_the_buffer_that_it_writes_into():

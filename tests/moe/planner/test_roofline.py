@@ -16,9 +16,8 @@ from moe.planner.roofline import (
 )
 
 V5E, V5P, H100 = CHIPS['v5e'], CHIPS['v5p'], CHIPS['h100']
-GRID = list(
-  itertools.product(range(2), range(4))
-)  # v5e:2x4, in the order of a mesh (fsdp 2, expert 4)
+# v5e:2x4, in the order of a mesh (fsdp 2, expert 4).
+GRID = list(itertools.product(range(2), range(4)))
 MESH = {'fsdp': 2, 'expert': 4}
 
 

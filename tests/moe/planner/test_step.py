@@ -72,9 +72,8 @@ def test_data_parallel_devices_add_up_their_gradients_once(plans):
   assert set(sent) == {'all-reduce'}
   assert set(sent['all-reduce']) == {'data'}
   gradients = 2 * 4 * PARAMETERS * 7 / 8
-  assert (
-    gradients <= sent['all-reduce']['data'] <= gradients + 100
-  )  # a few counts and losses beside them
+  # A few counts and losses go beside the gradients.
+  assert gradients <= sent['all-reduce']['data'] <= gradients + 100
 
 
 def test_state_is_split_where_the_mesh_splits_it(plans):
@@ -107,9 +106,8 @@ def test_experts_on_four_devices_exchange_tokens_and_no_loop_is_guessed(plans):
   """
   sent = plans['expert']['collective_bytes_per_device']['all-to-all']
   rows = LAYERS * 4 * 3 * 23 * D * 4
-  assert (
-    set(sent) == {'expert'} and rows < sent['expert'] < 1.2 * rows
-  )  # which expert, and gates, beside them
+  # Which expert, and gates, go beside the rows.
+  assert set(sent) == {'expert'} and rows < sent['expert'] < 1.2 * rows
   assert [record['loops_counted_once'] for record in plans.values()] == [[]] * len(plans)
 
 

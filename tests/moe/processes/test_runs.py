@@ -44,9 +44,8 @@ def test_four_processes_go_on_with_what_is_readable_of_a_run_of_two(
   os.truncate(largest, largest.stat().st_size // 2)
   output = check(4, workdir, *flags, '--config.mesh.data=2', '--config.mesh.expert=2')
   assert output.count('checkpoint step 24') == 1 and (workdir / 'unreadable' / '24').is_dir()
-  assert (
-    'going on from step 16' in output and output.count('step 24/24') == 1
-  )  # process 0 alone prints
+  # Process 0 alone prints.
+  assert 'going on from step 16' in output and output.count('step 24/24') == 1
   assert programs.losses(workdir)[:16] == programs.losses(by_two)[:16]
   _assert_same_losses(workdir, by_one)
 

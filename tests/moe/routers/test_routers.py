@@ -77,9 +77,8 @@ def test_routing_by_hand():
   ids_BL, real_BL = np.zeros((1, 3), np.int32), np.array([[True, True, False]])
   gates_BLK, experts_BLK, stats = route(SoftmaxRouter, config, centroids_DE, u_BLD, ids_BL, real_BL)
   assert experts_BLK.tolist() == [[[3, 0], [1, 0], [0, 1]]]
-  assert_close(
-    gates_BLK, np.array([[[4, 2], [4, 2], [2.25, 2.25]]]) / 9, 1e-6
-  )  # raw: they add up to 6/9, not to 1
+  # Raw: they add up to 6/9, not to 1.
+  assert_close(gates_BLK, np.array([[[4, 2], [4, 2], [2.25, 2.25]]]) / 9, 1e-6)
   assert stats.counts_BE.tolist() == [[2, 1, 0, 1]]
   assert_close(stats.probability_sums_BE, np.array([[4, 5, 4, 5]]) / 9, 1e-6)
 
