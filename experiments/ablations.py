@@ -1,13 +1,16 @@
-"""Figure 3 (finer segmentation and one shared expert) and Section 4.4 (shared : routed), at the 2B scale.
+"""Figure 3 (finer segmentation and one shared expert) and Section 4.4 (shared : routed),
+at the 2B scale.
 
   python -m launch.train --config=experiments/ablations.py:granularity_1_3_31 --workdir=DIR
 
-Everything but the experts is `validation.py:deepseek_moe`; total and activated parameters are equal in all. On a CPU
-take the same names from `proxy.py`. Expected:
+Everything but the experts is `validation.py:deepseek_moe`; total and activated parameters are equal
+in all. On a CPU take the same names from `proxy.py`. Expected:
 
-- granularity_S_K_E has S shared + E routed experts, K of them a token, of 2 / (S + K) of a standard FFN each. Figure 3:
-  0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the downstream tasks, mostly monotone.
-- shared_S isolates S of 64 experts of a quarter size and activates 8 in all. Pile loss 1.808, 1.806, 1.811 for 1, 2, 4.
+- granularity_S_K_E has S shared + E routed experts, K of them a token, of 2 / (S + K) of a
+  standard FFN each. Figure 3: 0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the
+  downstream tasks, mostly monotone.
+- shared_S isolates S of 64 experts of a quarter size and activates 8 in all. Pile loss 1.808,
+  1.806, 1.811 for 1, 2, 4.
 
 Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 """

@@ -1,4 +1,5 @@
-"""Which configs `make plan` compiles for which machine; experiments/results/plans.md has what came of it.
+"""Which configs `make plan` compiles for which machine;
+experiments/results/plans.md has what came of it.
 
   python -m experiments.plans        # a CONFIG@MACHINE a line
 

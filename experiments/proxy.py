@@ -1,12 +1,14 @@
-"""Every variant of `validation.py`, `scaling.py` and `ablations.py`, by the same name, at a size a CPU trains.
+"""Every variant of `validation.py`, `scaling.py` and `ablations.py`, by the same name,
+at a size a CPU trains.
 
   python -m launch.train --config=experiments/proxy.py:deepseek_moe --workdir=DIR
 
-Kept from the original: how many experts there are, shared, routed and a token; the size of an expert and of a dense FFN
-relative to d_model; which layers are dense; router and balance losses with their device groups; the key/value heads'
-share where it divides the heads. Changed: 6 layers, d 256, 4 heads of 64, vocabulary 4096, 256 tokens a sequence,
-16 sequences a step, float32, and a schedule of 300 steps (1.2M tokens). It reproduces no table of the paper: the
-comparisons between variants are what carries over, not the losses.
+Kept from the original: how many experts there are, shared, routed and a token; the size of an
+expert and of a dense FFN relative to d_model; which layers are dense; router and balance losses
+with their device groups; the key/value heads' share where it divides the heads. Changed: 6 layers,
+d 256, 4 heads of 64, vocabulary 4096, 256 tokens a sequence, 16 sequences a step, float32, and a
+schedule of 300 steps (1.2M tokens). It reproduces no table of the paper: the comparisons between
+variants are what carries over, not the losses.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,8 @@ _LAYERS, _D, _HEAD_DIM = 6, 256, 64
 
 _SCALE = {
   'model.vocab_size': 4096,
-  # 0.006 suits d 1280 to 4096; at d 256 it would leave every layer's output, and so the gradients, tiny for 300 steps.
+  # 0.006 suits d 1280 to 4096; at d 256 it would leave every layer's output,
+  # and so the gradients, tiny for 300 steps.
   'model.init_std': 0.02,
   'model.dtype': 'float32',
   'model.remat': 'none',

@@ -1,9 +1,12 @@
-"""The models beyond 2B: Table 10 (13B), Table 3 (16B beside 7B dense models) and Table 6 (145B and its siblings).
+"""The models beyond 2B: Table 10 (13B), Table 3 (16B beside 7B dense models) and
+Table 6 (145B and its siblings).
 
   python -m launch.train --config=experiments/scaling.py:deepseek_moe_16b --workdir=DIR
 
-Training settings are Table 7's; where the paper publishes none for a model, the comment beside it says whose it has.
-On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddings; FLOPs a 4K sequence):
+Training settings are Table 7's; where the paper publishes none for a model,
+the comment beside it says whose it has.
+On a CPU take the same names from `proxy.py`. Expected (13B rows without
+embeddings; FLOPs a 4K sequence):
 
   variant                 total / active params   FLOPs     result
   deepseek_moe_13b        13.3B / 2.05B           –         –
@@ -19,8 +22,8 @@ On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddi
 
 Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 
-Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs say), and 67B costs
-1793T with its 8 key/value heads (2067T if all 64 heads had their own).
+Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs
+say), and 67B costs 1793T with its 8 key/value heads (2067T if all 64 heads had their own).
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
-"""The 2B validation models: Table 1 (comparison), Tables 2, 8 and 9 (upper bounds) and Figure 6 (half the experts).
+"""The 2B validation models: Table 1 (comparison),
+Tables 2, 8 and 9 (upper bounds) and Figure 6 (half the experts).
 
   python -m launch.train --config=experiments/validation.py:deepseek_moe --workdir=DIR
 
-All: 9 layers, d 1280, 10 heads of 128, 8K vocabulary, 25,000 steps of 2048 × 2048 tokens (100B; Section 4.1.3,
-Table 7). On a CPU take the same names from `proxy.py`. Expected:
+All: 9 layers, d 1280, 10 heads of 128, 8K vocabulary, 25,000 steps of 2048 × 2048 tokens (100B;
+Section 4.1.3, Table 7). On a CPU take the same names from `proxy.py`. Expected:
 
   variant            total / active params   FLOPs per 2K tokens   Pile loss
   dense              0.2B / 0.2B             2.9T                  2.060

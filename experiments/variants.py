@@ -1,6 +1,8 @@
-"""What the config files share: overrides of `base.py` by dotted key, and the choice of a variant by name.
+"""What the config files share: overrides of `base.py` by dotted key,
+and the choice of a variant by name.
 
-A file's VARIANTS maps a name to its overrides; nothing is computed until one is asked for by `get_config(name)`.
+A file's VARIANTS maps a name to its overrides; nothing is computed until one is asked
+for by `get_config(name)`.
 """
 
 import difflib
@@ -14,7 +16,9 @@ from moe.errors import UserError
 
 
 def dense(num_layers: int, d_ff: int) -> dict:
-  """A plain Transformer: every layer has one dense FFN of hidden width `d_ff`, and there is no expert at all."""
+  """A plain Transformer: every layer has one dense FFN of hidden width `d_ff`,
+  and there is no expert at all.
+  """
   return {
     'model.num_layers': num_layers,
     'model.num_dense_layers': num_layers,
@@ -23,7 +27,9 @@ def dense(num_layers: int, d_ff: int) -> dict:
 
 
 def experts(shared: int, routed: int, active: int, width: int) -> dict:
-  """`shared` + `routed` (`active`) experts of hidden width `width`; without routed ones there is nothing to balance."""
+  """`shared` + `routed` (`active`) experts of hidden width `width`;
+  without routed ones there is nothing to balance.
+  """
   balance = (
     {}
     if routed
@@ -44,12 +50,13 @@ def experts(shared: int, routed: int, active: int, width: int) -> dict:
 def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) -> dict:
   """Overrides that give `config` another depth and width, and keep its proportions.
 
-  Kept: the size of an expert and of a dense FFN relative to d_model (widths of 0 stay 0), which layers are dense, the
-  key/value heads' share of the heads. `head_dim` divides `d_model`.
+  Kept: the size of an expert and of a dense FFN relative to d_model (widths of 0 stay 0), which
+  layers are dense, the key/value heads' share of the heads. `head_dim` divides `d_model`.
   """
   model, moe = config.model, config.moe
   heads = d_model // head_dim
-  # Without the up to 0.4% by which the old width was itself rounded up, what is a whole number stays one.
+  # Without the up to 0.4% by which the old width was itself rounded up,
+  # what is a whole number stays one.
   scaled = lambda old: (
     base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
   )

@@ -1,8 +1,10 @@
-"""The programs, flags to one call each: `python -m launch.NAME`, or `deepseek-moe NAME` once installed.
+"""The programs, flags to one call each: `python -m launch.NAME`,
+or `deepseek-moe NAME` once installed.
 
-`python -m` puts the folder it is started in before everything that is installed. One who keeps configs in a folder
-`experiments/` of his own would so hide ours, which programs and his configs import: ours is imported here, first, by
-its place beside this folder. Modules of the other one are found after ours.
+`python -m` puts the folder it is started in before everything that is installed. One who keeps
+configs in a folder `experiments/` of his own would so hide ours, which programs and his configs
+import: ours is imported here, first, by its place beside this folder.
+Modules of the other one are found after ours.
 """
 
 import importlib.util

@@ -1,11 +1,13 @@
-"""Compiles every kernel for machines that this one is not: python -m launch.aot --targets=v5e,v5p,v6e|h100 [--out=FILE]
+"""Compiles every kernel for machines that this one is not: python -m launch.aot
+--targets=v5e,v5p,v6e|h100 [--out=FILE]
 
   make aot-tpu; make aot-gpu       # the environments that this needs, and everything below
 
-Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and at odd ones, in
-bfloat16 and float32. FILE gets a JSON object a line: a program's kernels with what they use of the chip (VMEM on TPU;
-registers, spills, shared memory and tensor-core instructions on GPU) and what is left to XLA; or the error of one that
-does not compile. Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1 where anything failed.
+Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and
+at odd ones, in bfloat16 and float32. FILE gets a JSON object a line: a program's kernels with what
+they use of the chip (VMEM on TPU; registers, spills, shared memory and tensor-core instructions on
+GPU) and what is left to XLA; or the error of one that does not compile. Then FLOPs and bytes of the
+2B and 16B layers against the least. Exits with 1 where anything failed.
 """
 
 import importlib.util

@@ -1,9 +1,11 @@
-"""Paired timings in one process: python -m launch.benchmark --suite=moe_layer|train_step|proxy [--rounds=9] [--check]
+"""Paired timings in one process: python -m launch.benchmark
+--suite=moe_layer|train_step|proxy [--rounds=9] [--check]
 
-The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is taken pair by pair.
---format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar} and, of pairs, the tokens a second of
-both sides; of parts (`step: attention`, …), whose ratio is their share of the whole, GFLOP/s beside those of a big
-product in the same run. --check exits with 1 where a median is over its bar.
+The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
+taken pair by pair. --format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar}
+and, of pairs, the tokens a second of both sides; of parts (`step: attention`, …), whose ratio is
+their share of the whole, GFLOP/s beside those of a big product in the same run. --check exits with
+1 where a median is over its bar.
 """
 
 import json

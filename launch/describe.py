@@ -4,8 +4,8 @@
   python -m launch.describe --all [--format=json]
   python -m launch.describe --keys > docs/configuration.md
 
-Text is for reading; JSON has exact integers: one object, or with --all one object keyed `FILE:VARIANT`.
-`moe/accounting.py` defines every number, `moe/config.py` every key.
+Text is for reading; JSON has exact integers: one object, or with --all one object keyed
+`FILE:VARIANT`. `moe/accounting.py` defines every number, `moe/config.py` every key.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
   python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
 
-Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON has the rows in
-'domains', the last of which is over all of them; that one is in 'total', too.
+Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON
+has the rows in 'domains', the last of which is over all of them; that one is in 'total', too.
 """
 
 from absl import flags

@@ -1,14 +1,17 @@
-"""Will it fit, and how fast could it be? Compiles the real training step for a machine that is not here.
+"""Will it fit, and how fast could it be? Compiles the real training step for a
+machine that is not here.
 
   .venv-tpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=v5p:4x4x4
-  .venv-gpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=h100:8 --format=json
+  .venv-gpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b
+  --topology=h100:8 --format=json
 
-`make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.… changes it; with
---search others are compiled, minutes each, and ranked: with the config's mesh.stage and with 1 stage, every way to deal
-the devices out to data, fsdp, expert and tensor (up to 4) whose state and gradients fit, with each model.remat. All
-else is the config's, microbatches, mesh.zero and mesh.transport too. That is 256 plans at most for one stage on 64
-devices; --limit takes the first so many, those with the fewest devices along expert and then tensor. The ranking is by
-the time that a step takes if nothing overlaps.
+`make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.…
+changes it; with --search others are compiled, minutes each, and ranked: with the config's
+mesh.stage and with 1 stage, every way to deal the devices out to data, fsdp, expert and tensor (up
+to 4) whose state and gradients fit, with each model.remat. All else is the config's, microbatches,
+mesh.zero and mesh.transport too. That is 256 plans at most for one stage on 64 devices; --limit
+takes the first so many, those with the fewest devices along expert and then tensor. The ranking is
+by the time that a step takes if nothing overlaps.
 Exits with 1 where nothing fits, with 2 where nothing was worth compiling.
 """
 

@@ -1,4 +1,5 @@
-"""A run from start to finish: data, tokenizer, training, evaluation, a sample and a report. `make quickstart` calls it.
+"""A run from start to finish: data, tokenizer, training, evaluation, a sample and a report.
+`make quickstart` calls it.
 
   python -m launch.quickstart --config=experiments/quickstart.py --workdir=DIR [--config.train.num_steps=… …]
 

@@ -1,12 +1,15 @@
-"""Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg, and one page, RESULTS/index.html.
+"""Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg,
+and one page, RESULTS/index.html.
 
   python -m launch.report [--results=experiments/results]                                 # or `make report`
   python -m launch.report --sweep=my_study.py [--results=DIR]                             # one study, by its file
 
-Reported is what the folder has lines of, whoever's study it is; a folder with a runs.jsonl of its own is one study.
-A study without analyse() gets a table: loss with its interval, beside the first run's seed by seed, MaxVio, parameters.
-The bytes depend on the studies and on their runs.jsonl alone: no date, no font, no plotting library. A study of the
-paper's whose runs are not all there is reported as undecided, with what is missing.
+Reported is what the folder has lines of, whoever's study it is;
+a folder with a runs.jsonl of its own is one study.
+A study without analyse() gets a table: loss with its interval, beside the first run's seed by
+seed, MaxVio, parameters. The bytes depend on the studies and on their runs.jsonl alone: no date,
+no font, no plotting library. A study of the paper's whose runs are not all there is reported as
+undecided, with what is missing.
 """
 
 from pathlib import Path

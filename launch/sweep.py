@@ -4,12 +4,13 @@
     [--runs=NAME,NAME] [--scale=proxy|long|paper] [--parallel=1] [--retrain]
     [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
-The same command again skips what is finished, goes on with what was interrupted and tries again what failed; a run
-that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save. A config that several studies share is
-trained once: where a line of another study in --results is of the same settings, seed and text, that is taken.
+The same command again skips what is finished, goes on with what was interrupted and tries again
+what failed; a run that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save.
+A config that several studies share is trained once: where a line of another study in --results is
+of the same settings, seed and text, that is taken.
 Results of other code are told; --retrain trains them anew.
---config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job array trains the
-runs; --collect then scores those that are trained and writes their lines.
+--config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job
+array trains the runs; --collect then scores those that are trained and writes their lines.
 """
 
 from pathlib import Path

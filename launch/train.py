@@ -2,13 +2,14 @@
 
 python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR [--config.SECTION.KEY=VALUE …]
 
-On several machines every process runs this command, with a workdir that all see. Under Slurm (srun), on a TPU pod or
-under Open MPI they find each other; elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I to each.
-launch/supervise.sh starts a process again after a crash.
+On several machines every process runs this command, with a workdir that all see. Under Slurm
+(srun), on a TPU pod or under Open MPI they find each other; elsewhere add --coordinator=HOST:PORT
+--num_processes=N --process_id=I to each. launch/supervise.sh starts a process again after a crash.
 
-Exit code 0: trained to the end, or stopped by SIGTERM, as clusters do, and saved. 130: stopped by Ctrl-C, 129 by SIGHUP
-(a closed terminal), both saved: `train && evaluate` then scores no half run. 2: bad input. 75: something that may go
-away by itself, such as another program at work in the same folder. The same command goes on after all of them.
+Exit code 0: trained to the end, or stopped by SIGTERM, as clusters do, and saved. 130: stopped by
+Ctrl-C, 129 by SIGHUP (a closed terminal), both saved: `train && evaluate` then scores no half run.
+2: bad input. 75: something that may go away by itself, such as another program at work in the same
+folder. The same command goes on after all of them.
 """
 
 from absl import flags

@@ -1,7 +1,9 @@
-"""Parameters, activated parameters and FLOPs of a Config: layers and routers are asked for their own. No device.
+"""Parameters, activated parameters and FLOPs of a Config:
+layers and routers are asked for their own. No device.
 
 The tables of the paper follow from these counts: Tables 1–3, 6, 9 and 10 (see
-tests/moe/test_accounting.py). A matrix is counted whole, with its widths as the config has them, rounding included.
+tests/moe/test_accounting.py). A matrix is counted whole, with its widths as the config
+has them, rounding included.
 """
 
 import dataclasses
@@ -16,9 +18,9 @@ from moe.errors import UserError
 class Accounting:
   """Counts of parameters, and floating-point operations (a multiply-add is 2). All exact integers.
 
-  'Active' is what one token uses: the routed experts it is sent to and everything else. 'Experts' are all FFNs, as the
-  paper's 'expert params' (Table 9): routed, shared and dense ones, without routers. 'Non-embedding' leaves out both the
-  embedding and the output head (Table 10).
+  'Active' is what one token uses: the routed experts it is sent to and everything else. 'Experts'
+  are all FFNs, as the paper's 'expert params' (Table 9): routed, shared and dense ones, without
+  routers. 'Non-embedding' leaves out both the embedding and the output head (Table 10).
   """
 
   total_params: int
@@ -36,13 +38,15 @@ class Accounting:
 def account(config: Config) -> Accounting:
   """Counts for `config`.
 
-  Training FLOPs of one sequence of T tokens, forward + backward, follow the formula that reproduces the paper's tables:
+  Training FLOPs of one sequence of T tokens, forward + backward,
+  follow the formula that reproduces the paper's tables:
 
     6 · (matmul parameters a token activates, output head in, embedding look-up out) · T
     + 12 · layers · T² · (heads · head_dim)
 
-  6 = 2 for a multiply-add × 3 for the forward and two backward products. The second term is the attention scores and
-  the weighted sum of values, counted over all T² pairs although the mask leaves half.
+  6 = 2 for a multiply-add × 3 for the forward and two backward products. The second term
+  is the attention scores and the weighted sum of values, counted over all T² pairs
+  although the mask leaves half.
   """
   model, seq_len = config.model, config.data.seq_len
   embedding = model.vocab_size * model.d_model  # the output head is as large
@@ -71,7 +75,9 @@ def account(config: Config) -> Accounting:
 
 
 def count_params(config: Config) -> dict[str, int]:
-  """Parameters by what they belong to, as the layers themselves count them; 'idle experts' is a part of 'experts'."""
+  """Parameters by what they belong to, as the layers themselves count them;
+  'idle experts' is a part of 'experts'.
+  """
   # Asked here, not when this module is imported: layers load jax. No device is started.
   from moe.layers.attention import Attention
   from moe.layers.mlp import MLP
@@ -94,7 +100,9 @@ def count_params(config: Config) -> dict[str, int]:
 
 
 def check(config: Config, params: Mapping) -> None:
-  """UserError unless a tree of parameters, or of their shapes, is as large as it is counted here."""
+  """UserError unless a tree of parameters, or of their shapes,
+  is as large as it is counted here.
+  """
   counted = count_params(config)
   sizes = dict.fromkeys(counted, 0)
   for path, leaf in _leaves(params):

@@ -19,7 +19,9 @@ _ROWS = {
 
 
 def quantity(number: float) -> str:
-  """1234567 → '1.235M'; four digits, in thousands (K), millions (M), billions (B) or trillions (T)."""
+  """1234567 → '1.235M'; four digits, in thousands (K), millions (M),
+  billions (B) or trillions (T).
+  """
   for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'K')):
     if number >= size:
       digits = 3 if number < 10 * size else 2 if number < 100 * size else 1

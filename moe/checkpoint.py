@@ -1,11 +1,12 @@
 """Checkpoints: Orbax step folders that hold all a run needs to go on, or a notebook to open it.
 
-DIR/checkpoints/STEP/ has the items params, training (every other field of the state), data (iterator state), config,
-tokenizer, text (what identifies the prepared data) and checksums of them all. A folder appears by one rename, when it
-is complete.
+DIR/checkpoints/STEP/ has the items params, training (every other field of the state), data
+(iterator state), config, tokenizer, text (what identifies the prepared data) and checksums of them
+all. A folder appears by one rename, when it is complete.
 
-With several processes all call the same methods in the same order: each writes and reads the parts of arrays that its
-devices hold, process 0 the rest. Nothing in a checkpoint depends on their number or on the mesh.
+With several processes all call the same methods in the same order: each writes and reads the parts
+of arrays that its devices hold, process 0 the rest.
+Nothing in a checkpoint depends on their number or on the mesh.
 """
 
 import dataclasses
@@ -50,7 +51,9 @@ class Checkpointer:
   """Writes a run's checkpoints in the background, and finds the newest that is whole."""
 
   def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer, text: dict | None = None):
-    """`text`: `must_stay.text_of` the prepared data; None where the run's text is not to be compared."""
+    """`text`: `must_stay.text_of` the prepared data;
+    None where the run's text is not to be compared.
+    """
     self._directory = workdir / 'checkpoints'
     self._config, self._tokenizer, self._text = config, tokenizer.to_bytes(), text
     self._losses = retention.HeldOutLosses(workdir, writes=processes.is_main())
@@ -60,7 +63,9 @@ class Checkpointer:
   def save(
     self, step: int, state: TrainState, data_state: dict, held_out_loss: float | None
   ) -> None:
-    """Starts writing step `step`; returns once the state may be changed. UserError if this or the last write failed."""
+    """Starts writing step `step`; returns once the state may be changed.
+    UserError if this or the last write failed.
+    """
     params, training = _split(state)
     processes.together(lambda: self._check_space(step, state))
     sums = {
@@ -89,11 +94,13 @@ class Checkpointer:
   def restore_newest(self, shardings: Callable | None = None) -> Restored | None:
     """The newest readable checkpoint; None if the run has none yet.
 
-    `shardings`: TrainState of shapes → TrainState of shardings, whatever mesh wrote it; without it, the default device.
+    `shardings`: TrainState of shapes → TrainState of shardings, whatever mesh wrote it;
+    without it, the default device.
 
-    Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach their step again.
-    UserError if there are checkpoints but none can be read (never silently from scratch), and if the newest readable
-    one is of another config, tokenizer or text. Those that `checkpoint` does not keep are deleted.
+    Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach
+    their step again. UserError if there are checkpoints but none can be read (never silently from
+    scratch), and if the newest readable one is of another config, tokenizer or text. Those that
+    `checkpoint` does not keep are deleted.
     """
     bad = []
     while (
@@ -158,7 +165,9 @@ class Checkpointer:
     return Restored(step, state, read['data']), ''
 
   def _compare(self, step, small):
-    """UserError if a checkpoint is of another config, tokenizer or text than the run that is to go on."""
+    """UserError if a checkpoint is of another config,
+    tokenizer or text than the run that is to go on.
+    """
     where = f'checkpoint step {step} in {self._directory}'
     compared = small.text is not None and self._text is not None
     stored = from_stored(small.config, f'{self._directory / str(step)}/config')
@@ -198,7 +207,9 @@ class Checkpointer:
       (self._directory / str(step)).rename(target)
 
   def _check_space(self, step, state):
-    """Asks before writing: a disk that fills up half-way makes other libraries print pages of errors."""
+    """Asks before writing: a disk that fills up half-way makes other
+    libraries print pages of errors.
+    """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self._directory).free
     if free < needed:
@@ -234,7 +245,9 @@ def _kept(steps):
 
 
 def _split(state):
-  """(params, every other field that holds an array, as a dict): to open a run reads a third of the bytes."""
+  """(params, every other field that holds an array, as a dict):
+  to open a run reads a third of the bytes.
+  """
   fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
   params = fields.pop('params')
   return params, {name: value for name, value in fields.items() if jax.tree.leaves(value)}

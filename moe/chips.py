@@ -3,14 +3,17 @@
 Bytes, bytes a second, FLOPs a second; 1 GB is 10⁹ bytes.
 
 Sources, read in 2026:
-  v5e   cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, 400 GB/s ICI both ways together over 4 links
+  v5e   cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s,
+        400 GB/s ICI both ways together over 4 links
   v5p   cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB at 2,765 GB/s, 1,200 GB/s ICI over 6 links
   v6e   cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, 800 GB/s ICI over 4 links
-  h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink both ways together;
-        docs.nvidia.com/dgx/dgxh100-user-guide: servers of 8, a 400 Gb/s network adapter a GPU between them
-  Peaks alone: cloud.google.com/tpu/docs/v4 (275 TFLOP/s), nvidia.com/data-center/a100 (312), h200 (989)
-A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling book measures 45 and
-90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
+  h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink
+        both ways together; docs.nvidia.com/dgx/dgxh100-user-guide: servers of 8, a 400 Gb/s network
+        adapter a GPU between them
+  Peaks alone: cloud.google.com/tpu/docs/v4 (275 TFLOP/s), nvidia.com/data-center/a100 (312),
+  h200 (989)
+A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling
+book measures 45 and 90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
 """
 
 import dataclasses
@@ -33,8 +36,8 @@ class Chip:
   network: float = 0.0  # bytes a second and direction of a device to another server
 
 
-# TPU capacities are those that its compiler refuses to go over. XLA on GPU takes 75% of the memory unless told
-# otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# TPU capacities are those that its compiler refuses to go over. XLA on GPU takes 75% of the memory
+# unless told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
 CHIPS = {
   'v5e': Chip('v5e', 'tpu', int(15.75 * GIB), 197e12, 819e9, 50e9, 2),
   'v5p': Chip('v5p', 'tpu', int(95.74 * GIB), 459e12, 2765e9, 100e9, 3),
@@ -42,7 +45,8 @@ CHIPS = {
   'h100': Chip('h100', 'gpu', int(0.75 * 85_029_158_912), 989e12, 3350e9, 450e9, 0, 8, 50e9),
 }
 
-# By what `jax.Device.device_kind` says, which names a product, not a chip: the first that it begins with.
+# By what `jax.Device.device_kind` says, which names a product, not a chip:
+# the first that it begins with.
 _PEAKS = {
   'TPU v4': 275e12,
   'TPU v5 lite': CHIPS['v5e'].flops,
@@ -58,7 +62,9 @@ _SLOWER = ('NVIDIA H100 PCIe', 'NVIDIA H100 NVL')
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """FLOPs a second of dense bfloat16 products of one device; None where the table does not know it."""
+  """FLOPs a second of dense bfloat16 products of one device;
+  None where the table does not know it.
+  """
   if device_kind.startswith(_SLOWER):
     return None
   return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)

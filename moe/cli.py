@@ -1,4 +1,5 @@
-"""What every program of `launch/` shares: flags, the config they make, and one line instead of a traceback.
+"""What every program of `launch/` shares: flags, the config they make,
+and one line instead of a traceback.
 
   CONFIG = cli.config_flag()       # at the top: --config=FILE.py[:VARIANT] and --config.SECTION.KEY=VALUE
 
@@ -9,8 +10,8 @@
   if __name__ == '__main__':
     cli.run(main)
 
-Exit codes: 0, or what main returns; 2 after bad input and 75 after what may go away by itself, each told in one line
-`error: …` on stderr; 130 after Ctrl-C.
+Exit codes: 0, or what main returns; 2 after bad input and 75 after what may go away by itself, each
+told in one line `error: …` on stderr; 130 after Ctrl-C.
 No jax import: programs that compute nothing start at once.
 """
 
@@ -55,7 +56,9 @@ def format_flag() -> flags.FlagHolder:
 
 
 def config(flag: flags.FlagHolder) -> moe_config.Config:
-  """The checked config of a parsed `config_flag()`. UserError if the flag is absent or a value is wrong."""
+  """The checked config of a parsed `config_flag()`.
+  UserError if the flag is absent or a value is wrong.
+  """
   if not flag.present:
     raise UserError(
       '--config=FILE.py[:VARIANT] is required, for example --config=experiments/quickstart.py'
@@ -68,9 +71,11 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
 
 
 def config_path(path: str) -> str:
-  """The file that --config=PATH means. PATH is a Python file, or a config that comes with the package: `proxy`.
+  """The file that --config=PATH means. PATH is a Python file,
+  or a config that comes with the package: `proxy`.
 
-  experiments/proxy.py is that too, from any folder that has no such file. UserError where there is neither.
+  experiments/proxy.py is that too, from any folder that has no such file.
+  UserError where there is neither.
   """
   if path.endswith('.py') and os.path.isfile(path):
     return path
@@ -84,14 +89,18 @@ def config_path(path: str) -> str:
 
 
 def overrides(flag: flags.FlagHolder) -> dict[str, object]:
-  """The keys that --config.SECTION.KEY=VALUE changes, with their values. For programs of `run(config_file=)`."""
+  """The keys that --config.SECTION.KEY=VALUE changes, with their values.
+  For programs of `run(config_file=)`.
+  """
   return config_flags.get_override_values(flags.FLAGS[flag.name])
 
 
 def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> None:
-  """Parses the flags, calls `main([program])` and exits; see the top of this file. No program takes bare arguments.
+  """Parses the flags, calls `main([program])` and exits; see the top of this file.
+  No program takes bare arguments.
 
-  `config_file`: of a program that takes no --config, the file that has the keys of its --config.SECTION.KEY=VALUE.
+  `config_file`: of a program that takes no --config, the file that has the keys of its
+  --config.SECTION.KEY=VALUE.
   """
   keep_freed_memory()
   # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
@@ -113,7 +122,9 @@ def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> N
 
 
 def show_log(name: str) -> None:
-  """The logger's lines, from INFO on, go to stdout among the progress lines; else only errors are shown."""
+  """The logger's lines, from INFO on, go to stdout among the progress lines;
+  else only errors are shown.
+  """
   log = std_logging.getLogger(name)
   log.addHandler(std_logging.StreamHandler(sys.stdout))
   log.setLevel(std_logging.INFO)
@@ -127,7 +138,9 @@ def _stop(code, line=''):
 
 
 def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
-  """`app.run`'s flag parser: [program], or UserError for whatever is wrong with the flags or the config file."""
+  """`app.run`'s flag parser: [program], or UserError for whatever is wrong with the
+  flags or the config file.
+  """
   if config_file:
     if _config_file(argv):
       raise UserError('this program takes no --config, only --config.SECTION.KEY=VALUE')
@@ -157,7 +170,9 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
 
 
 def _resolved(arguments: Sequence[str]) -> list[str]:
-  """The arguments with --flagfile expanded, --config=NAME as the file it means, and keys by their names of today."""
+  """The arguments with --flagfile expanded, --config=NAME as the file it means,
+  and keys by their names of today.
+  """
   resolved = []
   for argument in flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False):
     override = _OVERRIDE.match(argument)
@@ -189,7 +204,9 @@ def _flags_given(argv: Sequence[str]) -> list[str]:
 
 
 def _config_file(argv: Sequence[str]) -> str:
-  """The path in --config=PATH[:VARIANT] or --config PATH[:VARIANT], or ''. absl keeps it only if it could be loaded."""
+  """The path in --config=PATH[:VARIANT] or --config PATH[:VARIANT], or ''.
+  absl keeps it only if it could be loaded.
+  """
   path = ''
   given = _flags_given(argv)
   for argument, following in zip(given, [*given[1:], '']):
@@ -201,7 +218,9 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _check_overrides(argv: Sequence[str]) -> None:
-  """Unknown keys, before ml_collections meets them: it would raise a bare KeyError, or look up a dict's methods."""
+  """Unknown keys, before ml_collections meets them:
+  it would raise a bare KeyError, or look up a dict's methods.
+  """
   overrides = [match[1] for match in map(_OVERRIDE.match, _flags_given(argv)) if match]
   if not overrides or 'config' not in flags.FLAGS:
     return  # a program without --config: an unknown flag like any other
@@ -220,7 +239,9 @@ def _check_overrides(argv: Sequence[str]) -> None:
 
 
 def _check_loaded(argv: Sequence[str]) -> None:
-  """An OSError, such as of a missing file, ml_collections keeps back until the config is first used: use it here."""
+  """An OSError, such as of a missing file, ml_collections keeps back until the config
+  is first used: use it here.
+  """
   if _config_file(argv) and 'config' in flags.FLAGS:
     getattr(flags.FLAGS['config'].value, 'name', None)
 
@@ -228,8 +249,8 @@ def _check_loaded(argv: Sequence[str]) -> None:
 def _explained(error: Exception, path: str) -> UserError:
   """What went wrong while flags were parsed, as one line.
 
-  absl and ml_collections wrap what a config file raises, some of it with its whole traceback in the message: the
-  first exception of the chain is the cause.
+  absl and ml_collections wrap what a config file raises, some of it with its whole traceback in the
+  message: the first exception of the chain is the cause.
   """
   causes = list(chain(error))
   for cause in causes:

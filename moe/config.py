@@ -1,12 +1,13 @@
 """Every configuration key, once: type, default, meaning, unit and range, as frozen dataclasses.
 
-The defaults are the paper's 2B DeepSeekMoE (Table 7). `experiments/base.py` hands them out as a ConfigDict; what comes
-back is turned into a `Config` here, at the edge, and checked. docs/configuration.md is made from this file:
+The defaults are the paper's 2B DeepSeekMoE (Table 7). `experiments/base.py` hands them out as a
+ConfigDict; what comes back is turned into a `Config` here, at the edge, and checked.
+docs/configuration.md is made from this file:
 
   python -m launch.describe --keys > docs/configuration.md
 
-A new key is one line, its default or `before=` what a run did before the key existed: old runs are read with that. A
-key that gets another name leaves its old one in ALIASES. No jax import.
+A new key is one line, its default or `before=` what a run did before the key existed: old runs are
+read with that. A key that gets another name leaves its old one in ALIASES. No jax import.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ from moe.keys import (
   differences as differences,
 )
 
-# {old dotted name: its name now}. Old names are understood in stored configs and on the command line.
+# {old dotted name: its name now}. Old names are understood in stored
+# configs and on the command line.
 ALIASES: dict[str, str] = {
   'moe.expert_balance_loss': 'moe.expert_balance_weight',
   'moe.device_balance_loss': 'moe.device_balance_weight',
@@ -364,7 +366,9 @@ def defaults() -> ConfigDict:
 
 
 def from_config_dict(config: ConfigDict | Mapping) -> Config:
-  """ConfigDict or nested dict → Config. UserError on an unknown, missing, mistyped or contradictory key."""
+  """ConfigDict or nested dict → Config. UserError on an unknown, missing,
+  mistyped or contradictory key.
+  """
   config = config.to_dict() if isinstance(config, ConfigDict) else config
   flat = flatten(_mapping(config, 'config'), leaves=KEYS)
   for name, value in flat.items():
@@ -381,8 +385,8 @@ def from_config_dict(config: ConfigDict | Mapping) -> Config:
 def from_stored(stored: Mapping, where: str) -> Config:
   """The config that some version of this code has written: a run's config.json, a checkpoint's own.
 
-  Renamed keys are taken by ALIASES, and keys that did not exist yet mean what the code did then. `where`: the file, for
-  the UserError about keys that are unknown here, or values that are wrong.
+  Renamed keys are taken by ALIASES, and keys that did not exist yet mean what the code did then.
+  `where`: the file, for the UserError about keys that are unknown here, or values that are wrong.
   """
   flat = flatten(_mapping(stored, where), leaves=KEYS)
   renamed = {ALIASES.get(name, name): value for name, value in flat.items()}
@@ -397,7 +401,9 @@ def from_stored(stored: Mapping, where: str) -> Config:
 
 
 def first_name(name: str) -> str:
-  """What a key was called at first: names what is told apart by it, such as a hash of settings, for ever."""
+  """What a key was called at first: names what is told apart by it, such as a hash of settings,
+  for ever.
+  """
   return next((old for old, now in ALIASES.items() if now == name), name)
 
 
@@ -407,7 +413,9 @@ def decides(name: str) -> bool:
 
 
 def must_stay(name: str) -> bool:
-  """Whether a dotted key may not differ when a run goes on: what decides its results but for rounding."""
+  """Whether a dotted key may not differ when a run goes on:
+  what decides its results but for rounding.
+  """
   return name not in KEYS or KEYS[name].effect == RESULTS
 
 
@@ -417,7 +425,9 @@ def keys() -> list[str]:
 
 
 def unknown_key(name: str) -> UserError:
-  """The error for a key that does not exist, naming its new name, or the nearest that does if one is near."""
+  """The error for a key that does not exist, naming its new name,
+  or the nearest that does if one is near.
+  """
   if name in ALIASES:
     return UserError(f'config key {name!r} is now called {ALIASES[name]!r}')
   near = nearest(name, KEYS)

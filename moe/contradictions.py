@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 
 def contradictions(c) -> list[str]:
-  """Every contradiction in a `moe.config.Config`, a line each that names the keys and their values."""
+  """Every contradiction in a `moe.config.Config`, a line each that names
+  the keys and their values.
+  """
   return [message for check in _CHECKS for message in check(c)]
 
 

@@ -1,4 +1,6 @@
-"""The exceptions that reach a user as one line instead of a traceback, and the exit codes they end a program with."""
+"""The exceptions that reach a user as one line instead of a traceback,
+and the exit codes they end a program with.
+"""
 
 import errno
 import os
@@ -10,13 +12,17 @@ OF_A_SHARED_FOLDER = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO})
 
 
 class UserError(ValueError):
-  """Bad input: the message is one line that names the key, file or value at fault and what would be right."""
+  """Bad input: the message is one line that names the key,
+  file or value at fault and what would be right.
+  """
 
   exit_code = 2  # what starts runs again (launch/supervise.sh, launch/cluster) leaves these alone: it helps nobody
 
 
 class TryAgain(UserError):
-  """What may go away by itself, such as another process that is not there yet, or a file system that hangs."""
+  """What may go away by itself, such as another process that is not there yet,
+  or a file system that hangs.
+  """
 
   exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -24,9 +30,11 @@ class TryAgain(UserError):
 def is_transient(
   error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER
 ) -> bool:
-  """Whether a fresh start may mend an error: another process's end, or a fault of the network or of a shared folder.
+  """Whether a fresh start may mend an error: another process's end,
+  or a fault of the network or of a shared folder.
 
-  `numbers`: which errnos count as the latter. The first of the chain of causes that has an errno or a name decides.
+  `numbers`: which errnos count as the latter. The first of the chain of causes that has
+  an errno or a name decides.
   """
   for cause in chain(error):
     if isinstance(cause, PEER_LOST) or names(cause, numbers):
@@ -44,7 +52,9 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def names(error: BaseException, numbers: Collection[int]) -> bool:
-  """Whether an error's words are the system's for one of these errnos: some libraries keep nothing else of it."""
+  """Whether an error's words are the system's for one of these errnos:
+  some libraries keep nothing else of it.
+  """
   return any(os.strerror(number) in str(error) for number in numbers)
 
 
@@ -54,7 +64,9 @@ def of_system(error: Exception, message: str) -> UserError:
 
 
 def of_file(error: OSError, path: str | os.PathLike = '') -> UserError:
-  """A file that cannot be written, read or made, which the error names, or `path` where it names none."""
+  """A file that cannot be written, read or made, which the error names,
+  or `path` where it names none.
+  """
   return of_system(error, f'{error.filename or path or "a file"}: {error.strerror or error}')
 
 

@@ -1,4 +1,5 @@
-"""Held-out text: loss and bits per byte by domain, and what general-purpose compressors make of the same bytes.
+"""Held-out text: loss and bits per byte by domain,
+and what general-purpose compressors make of the same bytes.
 
 B sequences, L tokens a sequence, N MoE layers, E routed experts.
 """
@@ -36,7 +37,9 @@ class Score(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Scores by domain and over all of them together, and the load of the routed experts meanwhile."""
+  """Scores by domain and over all of them together,
+  and the load of the routed experts meanwhile.
+  """
 
   domains: dict[str, Score]
   total: Score
@@ -50,13 +53,16 @@ class Evaluator:
   def __init__(
     self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward
   ):
-    """`forward`: as `train_step.forward`, which it is unless the model is to be run in another way."""
+    """`forward`: as `train_step.forward`, which it is unless the model is
+    to be run in another way.
+    """
     self._config, self._data, self._mesh = config, data, mesh
     score = lambda params, batch: _score_batch(config, forward, params, batch)
     self._score = jax.jit(score, out_shardings=replicated(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
-    """Scores all held-out documents, or at most `max_batches` batches a domain: then a sample of each.
+    """Scores all held-out documents, or at most `max_batches` batches a domain:
+    then a sample of each.
 
     The total weighs the domains by all their held-out tokens, however many of each were scored.
     """
@@ -102,9 +108,11 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
 
 
 def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
-  """JSON-able rows by domain and, last, of all: the score beside gzip and xz on the same bytes, each domain on its own.
+  """JSON-able rows by domain and, last, of all: the score beside gzip and xz on the same
+  bytes, each domain on its own.
 
-  The last one is called 'total', or '(total)' beside a domain of that name: no domain's name has brackets.
+  The last one is called 'total', or '(total)' beside a domain of that name:
+  no domain's name has brackets.
   """
   texts = {domain: pipeline.held_out_text(data, domain) for domain in data.held_out_domains}
   rows = {
@@ -121,7 +129,9 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
 
 
 def experts_in_words(evaluation: Evaluation, config: Config) -> str:
-  """A paragraph on the load of the routed experts, to stand under `table`; '' of a model without any."""
+  """A paragraph on the load of the routed experts, to stand under `table`;
+  '' of a model without any.
+  """
   load_NE = evaluation.expert_load_NE
   if load_NE is None:
     return ''
@@ -150,13 +160,17 @@ def table(rows: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _make_score(loss, tokens, size, lost_bits):
-  """Of Σ loss over `tokens`, for `size` bytes (None: part of them) of which some took `lost_bits` beside it."""
+  """Of Σ loss over `tokens`, for `size` bytes (None: part of them) of which some
+  took `lost_bits` beside it.
+  """
   bits_per_byte = (loss / math.log(2) + lost_bits) / size if size else None
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
 
 
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
-  """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0 where nothing is routed)."""
+  """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0
+  where nothing is routed).
+  """
   hidden_BLD, aside = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
   counts = aside.telemetry.get('expert_counts')

@@ -1,4 +1,6 @@
-"""Small files: replaced whole or not at all, locked, tried before work, and JSON that every program can read."""
+"""Small files: replaced whole or not at all, locked, tried before work,
+and JSON that every program can read.
+"""
 
 import contextlib
 import fcntl
@@ -12,7 +14,9 @@ from moe.errors import UserError, of_file
 
 
 def replace(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file beside its place and renames it: whoever reads it finds the old content or the new one, whole."""
+  """Writes a file beside its place and renames it:
+  whoever reads it finds the old content or the new one, whole.
+  """
   path = Path(path)
   beside = path.with_name(f'.{path.name}.tmp')
   with open(beside, 'wb') as file:
@@ -39,7 +43,9 @@ def to_json(value: object, indent: int | None = None, ensure_ascii: bool = True)
 
 
 def read_json(path: str | os.PathLike) -> dict:
-  """A JSON object from a file. ValueError says what else it holds; OSError where it cannot be read."""
+  """A JSON object from a file. ValueError says what else it holds;
+  OSError where it cannot be read.
+  """
   return _of_type(_parsed(path), dict)
 
 
@@ -52,9 +58,11 @@ def read_json_list(path: str | os.PathLike) -> list[dict]:
 def locked(
   path: str | os.PathLike, when_held: Callable[[str], None] = lambda content: None
 ) -> Iterator[int]:
-  """Holds the lock of a file, made if need be, or of a folder; yields its descriptor, which children may inherit.
+  """Holds the lock of a file, made if need be, or of a folder;
+  yields its descriptor, which children may inherit.
 
-  Where another process holds it, `when_held` is called with the file's content, to raise or to tell; then it waits.
+  Where another process holds it, `when_held` is called with the file's content,
+  to raise or to tell; then it waits.
   The lock goes with the last process that has the descriptor, however that ends.
   """
   is_folder = os.path.isdir(path)
@@ -71,7 +79,9 @@ def locked(
 
 
 def try_folder(folder: str | os.PathLike, what: str) -> None:
-  """Makes a folder and writes a file in it, to be gone again. UserError that names it, and `what` it is for."""
+  """Makes a folder and writes a file in it, to be gone again.
+  UserError that names it, and `what` it is for.
+  """
   folder = Path(folder)
   trial = folder / f'.trial-{os.getpid()}'
   try:

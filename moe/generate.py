@@ -1,4 +1,5 @@
-"""Sampling with a key-value cache: batched prompts of different lengths, greedy or from the tempered distribution.
+"""Sampling with a key-value cache: batched prompts of different lengths,
+greedy or from the tempered distribution.
 
 B prompts, P prompt tokens (right-padded), N new tokens, V vocabulary.
 """
@@ -18,7 +19,8 @@ from moe.errors import UserError
 from moe.model import Transformer, make_cache
 from moe.run import Run
 
-# Beyond these a temperature only moves float32 out of its range: 0/0 and ∞/∞ would let in what is not allowed.
+# Beyond these a temperature only moves float32 out of its range:
+# 0/0 and ∞/∞ would let in what is not allowed.
 # At 1e-30 the likeliest token is drawn for certain, at 1e30 every allowed one alike.
 _COLDEST, _HOTTEST = 1e-30, 1e30
 _LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at any
@@ -55,9 +57,11 @@ class Completion(NamedTuple):
 def generate(
   run: Run, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
 ) -> list[Completion]:
-  """A completion of every prompt, at most `max_new_tokens` long; a document's end or a full context stops earlier.
+  """A completion of every prompt, at most `max_new_tokens` long;
+  a document's end or a full context stops earlier.
 
-  The context is data.seq_len, the longest the model was trained on. UserError for a prompt that leaves no room in it.
+  The context is data.seq_len, the longest the model was trained on.
+  UserError for a prompt that leaves no room in it.
   """
   sampling.check()
   if not prompts:
@@ -88,7 +92,9 @@ def generate(
 
 
 def _check_unicode(prompt):
-  """A command line's bytes that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+  """A command line's bytes that are no UTF-8 reach Python as lone surrogates,
+  which no tokenizer takes.
+  """
   try:
     prompt.encode()
   except UnicodeEncodeError as error:
@@ -98,7 +104,9 @@ def _check_unicode(prompt):
 
 
 def _text_after(tokenizer, prompt, new_ids):
-  """The text of new tokens as it goes on from the prompt: decoded by itself it may lose a leading space."""
+  """The text of new tokens as it goes on from the prompt:
+  decoded by itself it may lose a leading space.
+  """
   prompt_ids = tokenizer.encode(prompt)
   before, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *new_ids])
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new_ids)
@@ -111,9 +119,11 @@ def generate_tokens(
   sampling: Sampling,
   seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """new_BN int32 and how many of each row count: up to and including the end token, or as many as the context holds.
+  """new_BN int32 and how many of each row count: up to and including the end token,
+  or as many as the context holds.
 
-  A context of S positions yields up to S + 1 − length new tokens: the last one needs no position of its own.
+  A context of S positions yields up to S + 1 − length new tokens:
+  the last one needs no position of its own.
   """
   longest, shortest = max(map(len, prompt_ids)), min(map(len, prompt_ids))
   # No row can have more: memory is for what can come, not for what was asked.
@@ -139,9 +149,11 @@ def generate_tokens(
 
 
 def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
-  """The next token of every row, int32, each from its own key: a row does not depend on its neighbours.
+  """The next token of every row, int32, each from its own key:
+  a row does not depend on its neighbours.
 
-  Greedy, ties go to the lower id; a token as likely as the last that top_k or top_p lets in comes in too.
+  Greedy, ties go to the lower id; a token as likely as the last that top_k or
+  top_p lets in comes in too.
   """
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
@@ -154,7 +166,8 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
     descending_BV = descending_BV.at[:, sampling.top_k :].set(-jnp.inf)
   if sampling.top_p < 1:
     probabilities_BV = jax.nn.softmax(descending_BV)
-    # A token stays while those more likely than it have not reached top_p: the most likely one always does.
+    # A token stays while those more likely than it have not reached top_p:
+    # the most likely one always does.
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
     top_p = max(sampling.top_p, _LEAST_TOP_P)
     least_B1 = jnp.where(before_BV < top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
@@ -207,7 +220,9 @@ def _generate(
 
 
 def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-  """True for tokens that text is made of, and its end: not for other control pieces, nor for padding of the head."""
+  """True for tokens that text is made of, and its end:
+  not for other control pieces, nor for padding of the head.
+  """
   allowed_V = np.zeros(vocab_size, bool)
   allowed_V[: tokenizer.vocab_size] = tokenizer.is_text
   allowed_V[tokenizer.eos_id] = True

@@ -1,9 +1,10 @@
-"""What a configuration key is: its default, range, meaning and unit, declared once beside its field.
+"""What a configuration key is: its default, range, meaning and unit,
+declared once beside its field.
 
   peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
 
-`moe/config.py` has the keys. Here is what follows from a declaration: the check of a value, the words of its error,
-and the page that lists them.
+`moe/config.py` has the keys. Here is what follows from a declaration: the check of a value, the
+words of its error, and the page that lists them.
 """
 
 import dataclasses
@@ -97,7 +98,8 @@ def wanted(hint: object) -> str:
 
 
 def checked(name: str, declaration: Key, value: object) -> object:
-  """`value` as the key's type. UserError that names the key for another type or a value out of range.
+  """`value` as the key's type. UserError that names the key for another
+  type or a value out of range.
 
   An int is a float; a bool is never a number.
   """
@@ -170,7 +172,9 @@ def _is_of(hint, value):
 
 
 def _check_text(name, value):
-  """A line break or another control character would break the commands and lines that a value goes into."""
+  """A line break or another control character would break the commands and
+  lines that a value goes into.
+  """
   if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in value):
     raise _wrong(name, 'text without line breaks and control characters', value)
 

@@ -1,4 +1,5 @@
-"""The language model: embed → N blocks (scanned, rematerialised) → final norm; the head is applied by the loss.
+"""The language model: embed → N blocks (scanned, rematerialised) → final norm;
+the head is applied by the loss.
 
 B batch, L sequence, D model width, V vocabulary, N MoE layers.
 """
@@ -22,7 +23,8 @@ from moe.parallel import mesh, sharding
 from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Probe
 
-# What a block keeps for backward besides its plan, by the name in model.remat; 'moe' acts inside the block.
+# What a block keeps for backward besides its plan, by the name in model.remat;
+# 'moe' acts inside the block.
 _REMAT_POLICIES = {
   'full': SAVE_PLAN,
   'dots': jax.checkpoint_policies.save_from_both_policies(
@@ -61,13 +63,14 @@ class Transformer(nn.Module):
     Args:
       tokens_BL: int32 ids in [0, V).
       positions_BL: int32, 0 at the start of each document.
-      segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document sees, and which
-        is left out of the statistics.
+      segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document
+        sees, and which is left out of the statistics.
       cache: None, or `make_cache` and then what the last call returned; see `Attention`.
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
-      Aside: its statistics and choices those of the MoE layers, with a leading axis N, or None where nothing is routed.
+      Aside: its statistics and choices those of the MoE layers, with a leading axis N,
+      or None where nothing is routed.
       The updated cache, or None.
     """
     x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
@@ -94,7 +97,9 @@ class Transformer(nn.Module):
     cache: KVCache | None = None,
     presence_N: Presence | None = None,
   ) -> tuple[jax.Array, Aside, KVCache | None]:
-    """x_BLD after one of `stack_names`, what its layers measured, and its cache. presence_N: see `Block`."""
+    """x_BLD after one of `stack_names`, what its layers measured, and its cache.
+    presence_N: see `Block`.
+    """
     x_BLD, (aside, cache) = getattr(self, name)(
       x_BLD, cache, presence_N, tokens_BL, positions_BL, segment_ids_BL
     )
@@ -107,7 +112,9 @@ class Transformer(nn.Module):
     return self.final_norm(x_BLD)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """hidden (..., D) → float32 logits (..., V). For a few positions; training never holds all logits at once."""
+    """hidden (..., D) → float32 logits (..., V). For a few positions;
+    training never holds all logits at once.
+    """
     return matmul(hidden, self.head_DV.astype(hidden.dtype))
 
   def _stack(self, dense, length):
@@ -140,12 +147,16 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
 
 
 def init_params(config: Config, key: jax.Array) -> dict:
-  """The parameter tree: float32, N(0, init_std²), norm scales one. Its shapes do not depend on batch or length."""
+  """The parameter tree: float32, N(0, init_std²), norm scales one.
+  Its shapes do not depend on batch or length.
+  """
   return sharding.unboxed(init_declared(config, key))
 
 
 def init_declared(config: Config, key: jax.Array) -> dict:
-  """As `init_params`, every parameter in a box that says what was declared of it: `sharding.Declared`."""
+  """As `init_params`, every parameter in a box that says what was declared
+  of it: `sharding.Declared`.
+  """
   dummy = jnp.zeros((batch_parts(), 1), jnp.int32)
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
 
@@ -153,8 +164,9 @@ def init_declared(config: Config, key: jax.Array) -> dict:
 def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   """Rows of the embedding, in the compute type.
 
-  On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all tokens of those that
-  share the table with it, and each gets its tokens' columns from all of them. The gradient takes the same way back.
+  On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all
+  tokens of those that share the table with it, and each gets its tokens' columns from all of them.
+  The gradient takes the same way back.
   """
   split = mesh.zero_stage() == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
   sharers = 'fsdp', 'expert'
@@ -184,7 +196,9 @@ def stack_names(model: ModelConfig) -> list[str]:
 
 
 def after_step(config: Config, params: dict, counts_NE: jax.Array) -> dict:
-  """The parameters, those of routers moved on by what a step's tokens chose: see `Router.after_step`."""
+  """The parameters, those of routers moved on by what a step's tokens chose:
+  see `Router.after_step`.
+  """
   layer = params['moe_blocks']['moe']
   if 'router' not in layer:
     return params

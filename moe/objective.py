@@ -1,4 +1,5 @@
-"""The objective, in one place: cross-entropy + Σ weight · term over LOSSES; and what adds up to a step's metrics.
+"""The objective, in one place: cross-entropy + Σ weight · term over LOSSES;
+and what adds up to a step's metrics.
 
 N MoE layers, E routed experts.
 """
@@ -19,7 +20,9 @@ from moe.metrics import telemetry as telemetry_lib
 
 
 class Sums(NamedTuple):
-  """What a microbatch, or one pipeline stage of it, adds to the whole batch's. No gradient. See `add`."""
+  """What a microbatch, or one pipeline stage of it, adds to the whole batch's. No gradient.
+  See `add`.
+  """
 
   loss: jax.Array  # cross-entropy, nats a target token of the whole batch
   terms: dict[str, jax.Array]  # weighted, by their names in LOSSES
@@ -50,7 +53,8 @@ def objective(
 
   Args:
     loss: the part's share of the cross-entropy, see `token_loss`.
-    aside: what some layers measured of this part's sequences; its telemetry may be any tree of readings.
+    aside: what some layers measured of this part's sequences;
+    its telemetry may be any tree of readings.
     part: the part, a microbatch.
     totals: of the whole batch.
     counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.

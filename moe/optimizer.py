@@ -1,4 +1,6 @@
-"""AdamW and the paper's learning-rate schedules (Section 4.1.3); other optimisers are a line in OPTIMIZERS."""
+"""AdamW and the paper's learning-rate schedules (Section 4.1.3);
+other optimisers are a line in OPTIMIZERS.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +45,8 @@ def clip(gradients, norm: jax.Array, max_norm: float):
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Array], jax.Array]:
-  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first step already above it; then
+  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first
+  step already above it; then
 
   step_decay: × decay_factor at each share `decay_at` of num_steps (0.316 at 80% and again at 90%);
   constant: the peak; cosine: half a cosine down to final_lr_fraction · peak at the last step.

@@ -1,4 +1,6 @@
-"""The parameters of a config's model: what each declares, which of them are decayed, where all lie on a mesh."""
+"""The parameters of a config's model: what each declares, which of them are decayed,
+where all lie on a mesh.
+"""
 
 import functools
 from typing import Any

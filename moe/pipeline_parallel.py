@@ -1,14 +1,17 @@
-"""Pipeline parallelism: the gradients of a batch with the layers dealt out to stages, in 1F1B's order.
+"""Pipeline parallelism: the gradients of a batch with the layers dealt out to stages,
+in 1F1B's order.
 
-M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage s takes microbatch
-m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at once, each just after its neighbour. So all
-is done after 2 (M + S − 1) ticks, of which (S − 1) / (M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at
-most. After a tick a stage has one partner: the neighbour after it if it went forward, the one before it if backward.
-The two swap what they made, each in need of the other's, and nobody else waits for them: a forward is not drawn out to
-the time of a backward elsewhere, and a microbatch takes a forward and a backward.
+M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage
+s takes microbatch m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at
+once, each just after its neighbour. So all is done after 2 (M + S − 1) ticks, of which (S − 1) /
+(M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at most. After a tick a stage has
+one partner: the neighbour after it if it went forward, the one before it if backward. The two swap
+what they made, each in need of the other's, and nobody else waits for them: a forward is not drawn
+out to the time of a backward elsewhere, and a microbatch takes a forward and a backward.
 
-Only its input is kept of a microbatch on its way: backward computes the stage again. The first stage embeds and has the
-leading dense layers, the last has the head. Where S does not divide the layers the last stages have fewer.
+Only its input is kept of a microbatch on its way: backward computes the stage again. The first
+stage embeds and has the leading dense layers, the last has the head. Where S does not divide the
+layers the last stages have fewer.
 
 B sequences of a microbatch, L tokens each, D model width, N layers of the stack that is dealt out.
 """
@@ -75,7 +78,9 @@ def gradients(
 
 
 def partners(parity: int, stages: int) -> list[tuple[int, int]]:
-  """(sender, receiver) after the ticks of a parity: a stage that goes forward in them swaps with the one after it."""
+  """(sender, receiver) after the ticks of a parity:
+  a stage that goes forward in them swaps with the one after it.
+  """
   pairs = [(stage, stage + 1) for stage in range(parity, stages - 1, 2)]
   return pairs + [(after, stage) for stage, after in pairs]
 
@@ -83,7 +88,9 @@ def partners(parity: int, stages: int) -> list[tuple[int, int]]:
 def turn(
   tick: int | jax.Array, stage: int | jax.Array, stages: int
 ) -> tuple[int | jax.Array, int | jax.Array]:
-  """(1 for backward or 0 for forward, microbatch) of a stage at a tick; idle where there is no such microbatch."""
+  """(1 for backward or 0 for forward, microbatch) of a stage at a tick;
+  idle where there is no such microbatch.
+  """
   is_backward = (tick - stage) % 2
   began = stage + is_backward * (2 * (stages - stage) - 1)  # tick of microbatch 0
   return is_backward, (tick - began) // 2

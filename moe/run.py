@@ -46,10 +46,12 @@ class Run(NamedTuple):
 
 
 def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
-  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
+  """Opens the newest readable checkpoint of a run, or a given step:
+  model, params, tokenizer, config, step.
 
-  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir` may be in a bucket
-  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint, or not of the step, or unreadable.
+  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir`
+  may be in a bucket (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no
+  checkpoint, or not of the step, or unreadable.
   """
   given, workdir = workdir, folder(workdir)
   directory = workdir / 'checkpoints'
@@ -74,14 +76,17 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
 
 
 def folder(workdir: str | os.PathLike) -> epath.Path:
-  """The path of a run's folder as its user has written it. UserError for a name that checkpoints cannot be under."""
+  """The path of a run's folder as its user has written it.
+  UserError for a name that checkpoints cannot be under.
+  """
   written = os.fspath(workdir)
   if '://' in written:
     return epath.Path(written)
   if not written.strip():
     raise UserError(f'--workdir must name a folder, not {written!r}')
   path = Path(written).expanduser()
-  # Steps back, over links too, mean to the system what they do not mean to libraries that shorten paths.
+  # Steps back, over links too, mean to the system what they do not mean to
+  # libraries that shorten paths.
   path = path.resolve() if '..' in path.parts else path.absolute()
   if not str(path).isprintable():
     raise UserError(f'--workdir={written!r}: its name must be printable UTF-8 on one line')
@@ -94,7 +99,9 @@ def folder(workdir: str | os.PathLike) -> epath.Path:
 
 
 def check_workdir(workdir: str | os.PathLike) -> None:
-  """Makes the folder; UserError unless it can be written and its parts are files and folders as they should be."""
+  """Makes the folder; UserError unless it can be written and its parts are files and
+  folders as they should be.
+  """
   workdir = Path(folder(workdir))
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir}: File exists: --workdir must be a folder')
@@ -110,9 +117,11 @@ def check_workdir(workdir: str | os.PathLike) -> None:
 
 
 def open_workdir(config: Config, workdir: str | os.PathLike) -> None:
-  """Makes the folder and its config.json; UserError with the differing keys if it holds a run of another config.
+  """Makes the folder and its config.json; UserError with the differing keys if it
+  holds a run of another config.
 
-  A run that never logged a step, because its corpus was not found, say, is no run yet: its config may be mended.
+  A run that never logged a step, because its corpus was not found, say, is no run yet:
+  its config may be mended.
   """
   workdir = Path(folder(workdir))
   check_workdir(workdir)
@@ -150,7 +159,9 @@ def _check_config(config, workdir):
 
 
 def _newest_items(workdir):
-  """(step, its small items) of the newest checkpoint whose own can be read; (0, None) without one."""
+  """(step, its small items) of the newest checkpoint whose own can be read;
+  (0, None) without one.
+  """
   for step in reversed(available_steps(workdir)):
     path = epath.Path(workdir) / 'checkpoints' / str(step)
     items, fault = attempt(lambda path=path: small_items.read(path))

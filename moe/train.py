@@ -1,4 +1,6 @@
-"""The training loop: open the workdir, prepare data, restore or start, step, log, evaluate, save."""
+"""The training loop: open the workdir, prepare data, restore or start, step, log,
+evaluate, save.
+"""
 
 import contextlib
 import errno
@@ -34,7 +36,8 @@ from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
-# What a shell says of a program that a signal has ended. SIGTERM is how clusters ask for a place: 0.
+# What a shell says of a program that a signal has ended.
+# SIGTERM is how clusters ask for a place: 0.
 _EXIT_CODES = {'SIGINT': 130, 'SIGHUP': 129}
 
 
@@ -55,9 +58,9 @@ class Outcome(NamedTuple):
 def train(config: Config, workdir: str | Path) -> Outcome:
   """Trains to config.train.num_steps, going on from the newest checkpoint in `workdir`.
 
-  Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError where something the user can mend
-  is in the way. With several processes (`processes.join`) all call this with a workdir that all see; process 0 writes
-  what is not an array, and prints.
+  Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError where
+  something the user can mend is in the way. With several processes (`processes.join`) all call this
+  with a workdir that all see; process 0 writes what is not an array, and prints.
   """
   try:
     return _train(config, Path(folder(workdir)))
@@ -212,7 +215,9 @@ def _evaluates(config: Config, step: int) -> bool:
 
 
 def _is_owed(run: _Run, start: int) -> bool:
-  """Whether the step where a signal stopped the run was due for a held-out loss that it had no time for."""
+  """Whether the step where a signal stopped the run was due for a held-out
+  loss that it had no time for.
+  """
   if start == 0 or not _evaluates(run.config, start):
     return False
   owed = False
@@ -223,7 +228,9 @@ def _is_owed(run: _Run, start: int) -> bool:
 
 
 def _pay(run: _Run, start: int, state: TrainState) -> None:
-  """Scores the step that the run goes on from, adds that to its line, and tells `checkpoint.keep_best`."""
+  """Scores the step that the run goes on from, adds that to its line,
+  and tells `checkpoint.keep_best`.
+  """
   held_out, _ = _held_out(run.evaluator, state.params, run.config)
   loss = held_out['held_out_loss']
   _say(f'step {start}, where the run was stopped: held-out {loss:.4f}')

@@ -1,4 +1,5 @@
-"""The pure training step: loss, gradients over microbatches, AdamW, and skipping of non-finite steps.
+"""The pure training step: loss, gradients over microbatches, AdamW,
+and skipping of non-finite steps.
 
 B sequences, L tokens a sequence, D model width, N MoE layers, E routed experts.
 """
@@ -39,7 +40,9 @@ class TrainState:
 
 
 def init_state(config: Config) -> TrainState:
-  """The state before step 0, a pure function of the config. Jit it, or take its shapes with jax.eval_shape."""
+  """The state before step 0, a pure function of the config.
+  Jit it, or take its shapes with jax.eval_shape.
+  """
   params = init_params(config, jax.random.key(config.train.seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
   optimizer = make_optimizer(config.optimizer, decayed(config))
@@ -51,9 +54,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """train_step(state, batch) → (state, metrics). Pure; jit it with the state donated.
 
-  The gradient is that of the whole batch's objective however many microbatches it is computed in. When it or the loss
-  is not finite the parameters stay as they are and the step is counted; after more than max_bad_steps in a row nothing
-  is updated any more, so that a host that looks only now and then still finds the state as it was then.
+  The gradient is that of the whole batch's objective however many microbatches it is computed in.
+  When it or the loss is not finite the parameters stay as they are and the step is counted; after
+  more than max_bad_steps in a row nothing is updated any more, so that a host that looks only now
+  and then still finds the state as it was then.
   """
   optimizer = make_optimizer(config.optimizer, decayed(config))
   learning_rate = schedule(config.optimizer, config.train.num_steps)
@@ -92,7 +96,8 @@ def make_train_step(
 
 
 def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
-  """step(state, …) → (state, metrics) jitted: the state donated and left as it lies, metrics for every process.
+  """step(state, …) → (state, metrics) jitted: the state donated and left as it lies,
+  metrics for every process.
 
   state: as it is, or ShapeDtypeStructs with shardings.
   """
@@ -105,9 +110,9 @@ def loss_and_gradients(
 ) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
-  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), `loss/NAME` of
-  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), and those of
-  `moe.metrics.routing.metrics`: all that the layers measured.
+  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
+  `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
+  (real ones), and those of `moe.metrics.routing.metrics`: all that the layers measured.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches
@@ -115,7 +120,8 @@ def loss_and_gradients(
 
   counts_NE = None
   if config.moe.balance_scope == 'batch' and parts > 1 and config.moe.num_experts:
-    # f of Eq. 13 needs the counts of all parts before the first part's gradient: one more forward pass gets them.
+    # f of Eq. 13 needs the counts of all parts before the first part's gradient:
+    # one more forward pass gets them.
     counts = lambda part: forward(config, params, part)[1].telemetry['expert_counts'].value
     add_counts = lambda counted, part: (counted + counts(part), None)
     counts_NE = lax.scan(add_counts, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]

@@ -1,4 +1,6 @@
-"""The suite's own settings: CPU, eight devices, strict shapes, reproducible examples, compiled programs shared."""
+"""The suite's own settings: CPU, eight devices, strict shapes, reproducible examples,
+compiled programs shared.
+"""
 
 import importlib.metadata
 import os
@@ -6,15 +8,16 @@ import tempfile
 
 # Before jax is imported; by environment, so that programs the tests start see it too.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Half the compile time, which is most of the suite's; programs are optimised less, and otherwise the same.
+# Half the compile time, which is most of the suite's;
+# programs are optimised less, and otherwise the same.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 # Less than half of what is left, where the compiler has a choice: later ones abort on the flag.
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # What one test has compiled the others take, in this process, the other workers' and the programs
 # that tests start. The folder is new for each session: nothing survives a change of code or of jax.
-# Names of scopes do not tell programs apart there: a test that reads them, or tests compiling itself,
-# says `with small.compiled_anew()`. tests/test_compiled.py holds the rest.
+# Names of scopes do not tell programs apart there: a test that reads them, or tests compiling
+# itself, says `with small.compiled_anew()`. tests/test_compiled.py holds the rest.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _COMPILED = tempfile.TemporaryDirectory(prefix='tests-compiled-', ignore_cleanup_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
@@ -25,8 +28,9 @@ import hypothesis
 import jax
 import pytest
 
-# Meshes are tested on eight simulated devices, of this process alone: programs that tests start have
-# one, as on most machines. A test of what takes every device there is says `with small.one_device()`.
+# Meshes are tested on eight simulated devices, of this process alone: programs that tests start
+# have one, as on most machines. A test of what takes every device there is says
+# `with small.one_device()`.
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -55,7 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope='module')
 def quick_compile():
-  """Leaves out more of XLA's passes, for tests that compile whole models; the ops' own tests do not."""
+  """Leaves out more of XLA's passes, for tests that compile whole models;
+  the ops' own tests do not.
+  """
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

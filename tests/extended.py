@@ -1,4 +1,5 @@
-"""What docs/extending.md adds, tried all at once; run by test_extending.py on a copy of the library that has it.
+"""What docs/extending.md adds, tried all at once;
+run by test_extending.py on a copy of the library that has it.
 
 python -m tests.extended FOLDER     # one JSON line
 """

@@ -1,4 +1,5 @@
-"""Programs of launch/ run in this process, as the command line would run them: for tables of bad input.
+"""Programs of launch/ run in this process, as the command line would run them:
+for tables of bad input.
 
 A process of its own, which a program has at least one test with, costs seconds to import jax.
 """
@@ -77,7 +78,9 @@ def _run(argv, start):
 
 @contextlib.contextmanager
 def _no_flags_of_programs() -> Iterator[None]:
-  """absl has one set of flags a process; a program's are defined anew inside, and what there was is put back."""
+  """absl has one set of flags a process; a program's are defined anew inside,
+  and what there was is put back.
+  """
   known = flags.FLAGS
   ours = [
     (module, flag)
@@ -106,7 +109,9 @@ def _no_flags_of_programs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging_to(stream: io.StringIO) -> Iterator[None]:
-  """absl's lines go to `stream`. The root logger's handlers and level, which it takes, are put back."""
+  """absl's lines go to `stream`. The root logger's handlers and level, which it takes,
+  are put back.
+  """
   loggers = std_logging.getLogger(), logging.get_absl_logger()
   before = [(list(logger.handlers), logger.level) for logger in loggers]
   handler = logging.get_absl_handler().python_handler

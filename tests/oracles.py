@@ -1,8 +1,10 @@
-"""The paper's equations (arXiv 2401.06066) as NumPy float64 loops over tokens: slow, plain, independent of moe/.
+"""The paper's equations (arXiv 2401.06066) as NumPy float64 loops over tokens:
+slow, plain, independent of moe/.
 
-T tokens, D model width, E routed experts, K routed experts a token, F expert width, V vocabulary, B sequences of L
-tokens, H heads, G key/value heads, C head width. Gradients are derived by hand and written out token by token;
-tests/test_oracles.py compares them with differences of the forward functions.
+T tokens, D model width, E routed experts, K routed experts a token, F expert width,
+V vocabulary, B sequences of L tokens, H heads, G key/value heads, C head width. Gradients are
+derived by hand and written out token by token; tests/test_oracles.py compares them with
+differences of the forward functions.
 """
 
 import math
@@ -56,7 +58,9 @@ def largest(values, k: int) -> list[int]:
 
 
 def route(u_D, centroids_DE, k: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Gates of the k chosen experts (raw affinities, not renormalised), their indices, affinities to all."""
+  """Gates of the k chosen experts (raw affinities, not renormalised), their indices,
+  affinities to all.
+  """
   logits = [
     sum(u * e for u, e in zip(u_D, centroids_DE[:, i])) for i in range(centroids_DE.shape[1])
   ]
@@ -160,7 +164,9 @@ def moe_layer_gradients(u_TD, weights: MoEWeights, k: int, dy_TD) -> tuple[np.nd
 
 
 def load_and_probability(affinities, chosen, num_experts: int) -> tuple[list[float], list[float]]:
-  """f_i (Eq. 13) and P_i (Eq. 14) over a list of tokens, each with its affinities and chosen experts."""
+  """f_i (Eq. 13) and P_i (Eq. 14) over a list of tokens,
+  each with its affinities and chosen experts.
+  """
   tokens, k = len(affinities), len(chosen[0])
   load, probability = [0.0] * num_experts, [0.0] * num_experts
   for s, experts in zip(affinities, chosen):
@@ -266,7 +272,9 @@ def cross_entropy(hidden_TD, head_DV, targets_T, weights_T) -> tuple[float, np.n
 
 
 def adamw(p: float, gradients, rates, b1: float, b2: float, eps: float, decay: float) -> float:
-  """One parameter after a step for each of its gradients; weight decay is decoupled and scaled by the rate."""
+  """One parameter after a step for each of its gradients;
+  weight decay is decoupled and scaled by the rate.
+  """
   m = v = 0.0
   for step, (g, rate) in enumerate(zip(gradients, rates), start=1):
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
@@ -275,7 +283,9 @@ def adamw(p: float, gradients, rates, b1: float, b2: float, eps: float, decay: f
 
 
 def sampling_probabilities(logits_V, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-  """Probability of each token: tempered, then the k most likely, then of these the fewest that reach top_p."""
+  """Probability of each token: tempered, then the k most likely,
+  then of these the fewest that reach top_p.
+  """
   probabilities = softmax([x / temperature for x in logits_V])
   kept = largest(probabilities, top_k or len(probabilities))
   total, nucleus, reached = sum(probabilities[i] for i in kept), [], 0.0

@@ -37,7 +37,9 @@ _SMALL = {
 
 
 def small_config(**overrides) -> Config:
-  """A 1 + 6 (2) MoE of two layers, d 16; overrides by dotted key: small_config(**{'moe.num_experts': 4})."""
+  """A 1 + 6 (2) MoE of two layers, d 16; overrides by dotted key:
+  small_config(**{'moe.num_experts': 4}).
+  """
   config = base.get_config()
   config.update_from_flattened_dict(_SMALL | overrides)
   return from_config_dict(config)
@@ -76,7 +78,9 @@ def plain_environment() -> dict[str, str]:
 
 @functools.cache
 def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
-  """Matrices from N(0, std²), norm scales random too; drawn by NumPy, since compiling init_params takes seconds."""
+  """Matrices from N(0, std²), norm scales random too;
+  drawn by NumPy, since compiling init_params takes seconds.
+  """
   generator = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -89,7 +93,8 @@ def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
 
 
 def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Batch:
-  """Rows of two documents and some padding; row 0 is full. A few targets in the middle are not scored either.
+  """Rows of two documents and some padding; row 0 is full.
+  A few targets in the middle are not scored either.
 
   `padding_row`: the last row is nothing but padding.
   """

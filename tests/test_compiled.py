@@ -1,4 +1,6 @@
-"""The session's folder of compiled programs (conftest.py): what is read back is what would be compiled anew."""
+"""The session's folder of compiled programs (conftest.py):
+what is read back is what would be compiled anew.
+"""
 
 import jax
 import numpy as np

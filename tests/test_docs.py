@@ -1,4 +1,5 @@
-"""README, CONTRIBUTING and docs/: links lead somewhere, and every command could be started as it stands.
+"""README, CONTRIBUTING and docs/: links lead somewhere,
+and every command could be started as it stands.
 
 A command is parsed, not run: its program and target exist, each flag is one that the program
 defines, configs and keys are real. What stands for something of the reader's is in CAPITALS or
@@ -32,7 +33,9 @@ def blocks(page: Path, language: str = '') -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-  """Every command of a page: lines of its unnamed blocks that begin with a program, and inline ones."""
+  """Every command of a page: lines of its unnamed blocks that begin with a program,
+  and inline ones.
+  """
   lines = []
   for block in blocks(page):
     lines += block.replace('\\\n', ' ').splitlines()

@@ -1,4 +1,6 @@
-"""docs/extending.md, applied to a copy of the library: it trains, spreads, resumes, is counted and intervened on."""
+"""docs/extending.md, applied to a copy of the library:
+it trains, spreads, resumes, is counted and intervened on.
+"""
 
 import json
 import re
@@ -15,7 +17,9 @@ BLOCKS = re.findall(r'^```(python|diff)\n(.*?)^```$', PAGE, re.MULTILINE | re.DO
 
 
 def changed(text: str, change: str) -> str:
-  """`text` with one block's changes: runs of context and removed lines are found in it, in order."""
+  """`text` with one block's changes: runs of context and removed lines are found in it,
+  in order.
+  """
   at = 0
   for old, new in hunks(change):
     assert old in text[at:], f'not found, or not in this order: {old}'
@@ -25,7 +29,9 @@ def changed(text: str, change: str) -> str:
 
 
 def hunks(change: str) -> list[list[str]]:
-  """[old, new] of every context or removed line: what is added belongs behind it, at the top before the first."""
+  """[old, new] of every context or removed line: what is added belongs behind it,
+  at the top before the first.
+  """
   found, first = [], ''
   for line in change.splitlines(keepends=True):
     sign, content = line[0], line[1:]

@@ -1,4 +1,6 @@
-"""Imports point one way, and what only reads configs starts without jax. Read from the sources with ast."""
+"""Imports point one way, and what only reads configs starts without jax.
+Read from the sources with ast.
+"""
 
 import ast
 import graphlib

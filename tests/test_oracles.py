@@ -1,4 +1,6 @@
-"""The oracles' hand-written gradients against central differences of their forward functions, all in float64."""
+"""The oracles' hand-written gradients against central differences of their forward functions,
+all in float64.
+"""
 
 import numpy as np
 

@@ -1,1 +1,3 @@
-"""Paired timings: what a MoE layer and a training step cost beside dense ones, and where the time goes."""
+"""Paired timings: what a MoE layer and a training step cost beside dense ones,
+and where the time goes.
+"""

@@ -1,7 +1,7 @@
 """A MoE layer, forward and backward, beside the dense FFN with the same activated FLOPs.
 
-T tokens, D width, F expert width, E experts, K a token. The layer is router, plan and routed experts; no shared ones,
-which both sides would have. Both are the modules of moe/layers.
+T tokens, D width, F expert width, E experts, K a token. The layer is router, plan and routed
+experts; no shared ones, which both sides would have. Both are the modules of moe/layers.
 """
 
 import dataclasses
@@ -67,7 +67,9 @@ def suite(rounds: int) -> list[dict]:
 
 
 def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], None]:
-  """Runs the layer and all its gradients once. Skewed: expert 0 is among the chosen of 80% of the tokens."""
+  """Runs the layer and all its gradients once. Skewed:
+  expert 0 is among the chosen of 80% of the tokens.
+  """
   config, draw = _config(shape, dtype), Draw(dtype)
   layer = MoELayer(config)
   e, d, f = shape.num_experts, shape.d_model, shape.d_expert
@@ -99,8 +101,9 @@ def dense_ffn(shape: Shape, dtype: str) -> Callable[[], None]:
 
 
 def parts(shape: Shape, tokens: int, dtype: str, times: int = 1) -> list[Part]:
-  """The steps of a layer, each forward and backward. `matmuls` are the experts' products alone, rows as dealt evenly;
-  the routed FFN has dispatch, matmuls and combine in one loop on CPU."""
+  """The steps of a layer, each forward and backward. `matmuls` are the experts' products alone,
+  rows as dealt evenly; the routed FFN has dispatch, matmuls and combine in one loop on CPU.
+  """
   e, d, f, k, draw = (
     shape.num_experts,
     shape.d_model,
@@ -143,10 +146,12 @@ def peak(dtype: str) -> Part:
 
 
 def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
-  """Runs the products of the experts, forward and backward, and nothing between them, some experts side by side.
+  """Runs the products of the experts, forward and backward, and nothing between them,
+  some experts side by side.
 
-  Rows dealt evenly, weights already in the compute type, no gather, no padding, no gradient kept. One arrangement of
-  the products, not a bound: as whole arrays of experts some go faster, some slower.
+  Rows dealt evenly, weights already in the compute type, no gather, no padding, no gradient kept.
+  One arrangement of the products, not a bound: as whole arrays of experts some go faster,
+  some slower.
   """
   e, d, f, draw = shape.num_experts, shape.d_model, shape.d_expert, Draw(dtype)
   rows = tokens * shape.experts_per_token // e

@@ -24,7 +24,9 @@ def compare(
   tokens: int,
   bar: float | None = None,
 ) -> dict:
-  """Times a and b in turn, A B A B …, after one warm-up of both; the ratio is time a ÷ time b, pair by pair."""
+  """Times a and b in turn, A B A B …, after one warm-up of both;
+  the ratio is time a ÷ time b, pair by pair.
+  """
   seconds = _rounds(name, [a, b], rounds)
   return {
     'name': name,
@@ -40,9 +42,11 @@ def compare(
 def breakdown(
   name: str, whole: Callable[[], None], parts: list[Part], peak: Part, rounds: int
 ) -> list[dict]:
-  """Each part's share of the whole, timed in turn with it, and its FLOP/s beside those of a big product, `peak`.
+  """Each part's share of the whole, timed in turn with it,
+  and its FLOP/s beside those of a big product, `peak`.
 
-  Shares need not add up to one: a part on its own finds its operands elsewhere than inside the whole.
+  Shares need not add up to one: a part on its own finds its operands
+  elsewhere than inside the whole.
   """
   seconds = _rounds(name, [whole, peak.run, *(part.run for part in parts)], rounds)
   rate = lambda part, column: part.flops / statistics.median(row[column] for row in seconds) / 1e9
@@ -74,7 +78,9 @@ def table(rows: list[dict]) -> str:
 
 
 def _rounds(name, functions, rounds):
-  """Seconds of every function, round by round, after a round of warm-up; functions wait for their own end."""
+  """Seconds of every function, round by round, after a round of warm-up;
+  functions wait for their own end.
+  """
   seconds = []
   for number in range(rounds + 1):
     row = []

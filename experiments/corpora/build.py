@@ -1,4 +1,6 @@
-"""Sources → DIR/DOMAIN.jsonl and DIR/manifest.json. The same archives and libraries give the same bytes."""
+"""Sources → DIR/DOMAIN.jsonl and DIR/manifest.json.
+The same archives and libraries give the same bytes.
+"""
 
 import dataclasses
 import hashlib
@@ -21,7 +23,9 @@ _PARSERS = ('lxml', 'mwparserfromhell')
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Some files of a package, as documents of a domain; or, without a package, documents that `read` makes."""
+  """Some files of a package, as documents of a domain;
+  or, without a package, documents that `read` makes.
+  """
 
   domain: str
   name: str
@@ -53,9 +57,11 @@ class Built:
 def build(
   sources: Sequence[Source], directory: Path, cache: Path, other_versions: bool = False
 ) -> Built:
-  """Fetches what is missing, writes the domains that are missing. An interrupted build goes on where it was.
+  """Fetches what is missing, writes the domains that are missing.
+  An interrupted build goes on where it was.
 
-  UserError for what cannot be fetched, read or written, and for a directory that holds another corpus.
+  UserError for what cannot be fetched, read or written,
+  and for a directory that holds another corpus.
   """
   files.try_folder(directory, 'the corpus')
   files.try_folder(cache, 'archives')
@@ -93,7 +99,9 @@ def _fetch(package, cache, other_versions):
 
 
 def _recipe(sources, fetched):
-  """What decides the text, as a hash: the sources as declared, the archives, and the code that reads them."""
+  """What decides the text, as a hash: the sources as declared, the archives,
+  and the code that reads them.
+  """
   code = hashlib.sha256()
   here = Path(__file__).parent
   for path in sorted(

@@ -1,4 +1,6 @@
-"""What every text goes through: Unicode, boilerplate, duplicates, caps. Nothing here depends on machine or time."""
+"""What every text goes through: Unicode, boilerplate, duplicates, caps.
+Nothing here depends on machine or time.
+"""
 
 import hashlib
 import re
@@ -9,8 +11,8 @@ from collections.abc import Sequence
 _LONG = 60  # bytes; shorter paragraphs (headings, one-line commands) recur by nature
 _BOILERPLATE = 3  # documents of one source that may share a paragraph
 _NEAR = 0.5  # share of a document's long paragraphs that, seen before, make it a near-duplicate
-# Control characters but tab and newline, soft hyphens; zero-width spaces, bidirectional marks, byte-order marks,
-# noncharacters; lone surrogates, which JSON and HTML can spell and UTF-8 cannot.
+# Control characters but tab and newline, soft hyphens; zero-width spaces, bidirectional marks,
+# byte-order marks, noncharacters; lone surrogates, which JSON and HTML can spell and UTF-8 cannot.
 _UNSEEN = re.compile(
   '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]'
 )
@@ -18,7 +20,9 @@ _HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
 
 
 def normalise(text: str) -> str:
-  """NFC; newlines as \\n, at most one empty line at a time; no control characters or space at lines' ends."""
+  """NFC; newlines as \\n, at most one empty line at a time;
+  no control characters or space at lines' ends.
+  """
   text = unicodedata.normalize(
     'NFC', text.replace('\r\n', '\n').replace('\r', '\n').replace('\x0c', '\n')
   )
@@ -52,7 +56,8 @@ class Duplicates:
     self._paragraphs: set[bytes] = set()
 
   def is_new(self, text: str) -> bool:
-    """False for a text seen before, or whose long paragraphs are, by half of their bytes, from texts seen before.
+    """False for a text seen before, or whose long paragraphs are, by half of their bytes,
+    from texts seen before.
 
     Paragraphs are compared by their letters and digits alone, in lower case.
     """
@@ -69,7 +74,9 @@ class Duplicates:
 
 
 def capped(texts: Sequence[str], size: int) -> list[str]:
-  """Whole texts of at most `size` bytes together, drawn evenly by a hash of the text, in their order."""
+  """Whole texts of at most `size` bytes together, drawn evenly by a hash of the text,
+  in their order.
+  """
   by_hash = sorted(
     range(len(texts)), key=lambda i: hashlib.blake2b(texts[i].encode(), digest_size=16).digest()
   )

@@ -1,4 +1,6 @@
-"""Sizes, tokens and the xz rate of each domain, measured through the data path that training takes."""
+"""Sizes, tokens and the xz rate of each domain, measured through the data
+path that training takes.
+"""
 
 import lzma
 import tempfile
@@ -21,7 +23,8 @@ def data_sources(built: Built) -> str:
 
 
 def measure(built: Built, vocab_size: int) -> dict[str, dict]:
-  """Domain → its numbers. Tokens are of a tokenizer of `vocab_size` pieces, trained on all domains as training does.
+  """Domain → its numbers. Tokens are of a tokenizer of `vocab_size` pieces,
+  trained on all domains as training does.
 
   UserError as of moe.data.prepare, such as for a domain without held-out documents.
   """

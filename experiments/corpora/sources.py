@@ -1,7 +1,7 @@
 """The sources of debian_mix: packages of Debian 12, PyPI and npm, pinned.
 
-Licences are those of the text taken, from the packages' copyright files. Caps keep what repeats itself (verse, help
-pages, formal proofs) from drowning the rest, and the domains at similar sizes.
+Licences are those of the text taken, from the packages' copyright files. Caps keep what repeats
+itself (verse, help pages, formal proofs) from drowning the rest, and the domains at similar sizes.
 """
 
 import functools
@@ -47,7 +47,8 @@ AUSTEN = _deb(
   'df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95',
   'public domain (the package: MIT)',
 )
-# A wheel for one platform, wherever this runs: its test data are the same in all, its SHA-256 is not.
+# A wheel for one platform, wherever this runs: its test data are the same in all,
+# its SHA-256 is not.
 GENSIM = Package(
   'pypi',
   'gensim',
@@ -119,7 +120,8 @@ METAMATH = _deb(
   'c72523c221db6c1039fa909150f9c53fb9175809792f2e80e55e1baa965445a1',
   'CC0-1.0',
 )
-# Built for amd64. Its text is the same elsewhere, its SHA-256 is not: there, --allow_other_versions.
+# Built for amd64. Its text is the same elsewhere, its SHA-256 is not:
+# there, --allow_other_versions.
 HOL_LIGHT = _deb(
   'hol-light',
   '20230128-1+b1',
@@ -171,7 +173,8 @@ SOURCES = (
     _docbook,
     ('*/ch*.en.html', '*/ap*.en.html', '*/pr*.en.html'),
   ),
-  # Northanger Abbey is kept back: one whole novel of the same hand that no model of this corpus has read.
+  # Northanger Abbey is kept back: one whole novel of the same hand that no
+  # model of this corpus has read.
   _english(
     'janeaustenr',
     AUSTEN,

@@ -47,7 +47,9 @@ def lines(x: Sequence, series: Mapping[str, Sequence[float]], xlabel: str, ylabe
 def loss_lines(
   evaluations: Mapping[Hashable, Evaluation], trained: Evaluation, xlabel: str
 ) -> None:
-  """How far held-out loss is from the loss as trained, by domain, under one intervention after the other."""
+  """How far held-out loss is from the loss as trained, by domain,
+  under one intervention after the other.
+  """
   by_domain = lambda evaluation: evaluation.domains | {'all': evaluation.total}
   above = lambda name, evaluation: by_domain(evaluation)[name].loss - by_domain(trained)[name].loss
   series = {

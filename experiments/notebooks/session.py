@@ -1,4 +1,6 @@
-"""What both notebooks start with: where the run lies, its held-out text, and its loss under interventions."""
+"""What both notebooks start with: where the run lies, its held-out text,
+and its loss under interventions.
+"""
 
 import os
 from collections.abc import Hashable, Mapping
@@ -14,19 +16,25 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def workdir(default: str = 'runs/quickstart') -> str:
-  """The run to open: $WORKDIR, or `default`. A folder, counted from the repository's root, or gs://BUCKET/DIR."""
+  """The run to open: $WORKDIR, or `default`. A folder, counted from the repository's root,
+  or gs://BUCKET/DIR.
+  """
   return _from_root(os.environ.get('WORKDIR') or default)
 
 
 def held_out(run: Run, workdir: str) -> PreparedData:
-  """The run's held-out text: in $DATA, else where training read it, which is WORKDIR/data unless data.dir says more."""
+  """The run's held-out text: in $DATA, else where training read it,
+  which is WORKDIR/data unless data.dir says more.
+  """
   return open_held_out(
     _from_root(os.environ.get('DATA') or data_directory(run.config, workdir)), run.tokenizer
   )
 
 
 def survey_of(run: Run, data: PreparedData, max_batches: int | None = None) -> Survey | None:
-  """What the tokens of the held-out text choose; None, after a sentence, for a model without routed experts."""
+  """What the tokens of the held-out text choose; None, after a sentence,
+  for a model without routed experts.
+  """
   try:
     return survey(run.config, run.params, data, max_batches=max_batches)
   except UserError as error:
@@ -39,7 +47,9 @@ def under(
   interventions: Mapping[Hashable, Intervention],
   max_batches: int | None = None,
 ) -> dict[Hashable, Evaluation]:
-  """Held-out loss under each intervention; ends, with a sentence, at the first one that this model cannot do."""
+  """Held-out loss under each intervention; ends, with a sentence,
+  at the first one that this model cannot do.
+  """
   evaluations = {}
   for label, intervention in interventions.items():
     try:

@@ -44,7 +44,9 @@ Block = Heading | Text | Code | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-  """`<` is escaped, that nothing is taken for a tag; other marks of Markdown are none in the midst of words."""
+  """`<` is escaped, that nothing is taken for a tag;
+  other marks of Markdown are none in the midst of words.
+  """
   return '\n\n'.join(map(_markdown, blocks)).replace('<', '&lt;') + '\n'
 
 

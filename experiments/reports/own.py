@@ -58,7 +58,9 @@ def of_lines(file: Path, name: str) -> Study:
 
 
 def of_last_configs(file: Path) -> list[dict]:
-  """A file's lines but for those of a run's earlier configs, which are compared with nothing. UserError without any."""
+  """A file's lines but for those of a run's earlier configs,
+  which are compared with nothing. UserError without any.
+  """
   every = list(ledger.read(file).values())
   if not every:
     raise UserError(f'there is no line in {file}: launch.sweep writes one a finished run')

@@ -41,8 +41,10 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 
 
 def of_folder(results: Path) -> dict[Path, str | None]:
-  """What the report of a folder consists of, by path: of what it has lines of, and of nothing else. None for a figure
-  that must not be there. Writes nothing. UserError where there is nothing to report, or a damaged file."""
+  """What the report of a folder consists of, by path: of what it has lines of, and of nothing else.
+  None for a figure that must not be there. Writes nothing. UserError where there is nothing to
+  report, or a damaged file.
+  """
   if not results.is_dir():
     raise UserError(
       f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it'

@@ -1,4 +1,6 @@
-"""What the report says of the pilot (experiments/studies/pilot.py), which the studies' common settings come from."""
+"""What the report says of the pilot (experiments/studies/pilot.py),
+which the studies' common settings come from.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,9 @@ NAME = 'pilot'
 
 
 def blocks(results: Path, level: int) -> list[Block]:
-  """From RESULTS/pilot/runs.jsonl, under a heading of this level. UserError if the file is damaged."""
+  """From RESULTS/pilot/runs.jsonl, under a heading of this level.
+  UserError if the file is damaged.
+  """
   lines = ledger.current(f'experiments/studies/{NAME}.py', results)
   tables = [Table(columns, rows) for columns, rows in pilot.tables(Results(lines)) if rows]
   return [

@@ -29,7 +29,9 @@ _COMPARISONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A study as it stands. `missing`: runs and seeds without a line; `diverged`: those whose loss is not finite."""
+  """A study as it stands. `missing`: runs and seeds without a line; `diverged`:
+  those whose loss is not finite.
+  """
 
   name: str
   source: str  # where in the paper, such as 'Table 1'; '' of a study of somebody's own
@@ -59,7 +61,9 @@ class Study:
 
 
 def load(name: str, results: Path) -> Study:
-  """One of the paper's, from RESULTS/NAME/runs.jsonl, if it is there. UserError if it is damaged."""
+  """One of the paper's, from RESULTS/NAME/runs.jsonl, if it is there.
+  UserError if it is damaged.
+  """
   module = importlib.import_module(f'experiments.studies.{name}')
   file = f'experiments/studies/{name}.py'
   runs = {run.name: run for run in module.sweep(common.PROXY)}
@@ -81,7 +85,9 @@ def load(name: str, results: Path) -> Study:
 
 
 def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:
-  """The lines that have all that their runs are asked for now. UserError for one without its loss."""
+  """The lines that have all that their runs are asked for now.
+  UserError for one without its loss.
+  """
   kept = [line for line in lines if ledger.has_evaluations(line, runs[line['run']])]
   for line in kept:
     check_has_loss(line)
@@ -128,7 +134,9 @@ def made(
 
 
 def blocks(study: Study, alone: bool = True) -> list[Block]:
-  """Everything about it. `alone`: with what holds of all studies, under a heading of the highest level."""
+  """Everything about it. `alone`: with what holds of all studies,
+  under a heading of the highest level.
+  """
   analysis, level = study.analysis, 1 if alone else 2
   title = f'{study.source} ({study.name})' if study.source else study.name
   parts: list[Block] = [Heading(title, level), *([Text(study.claim)] if study.claim else [])]
@@ -159,7 +167,9 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
 
 
 def runs_in_words(lines: Sequence[Mapping]) -> str:
-  """How many, of which size, with which code, where and for how long. A run that several studies share counts once."""
+  """How many, of which size, with which code, where and for how long.
+  A run that several studies share counts once.
+  """
   distinct = {(line['config_hash'], line['seed']): line for line in lines}.values()
   machines = sorted({_machine(line['machine']) for line in distinct})
   several = (

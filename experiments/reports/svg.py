@@ -1,7 +1,7 @@
 """A figure as SVG text, of the panels of an analysis, two a row.
 
-Written out here, without a plotting library: the bytes then depend on the numbers alone, not on a library's version or
-on fonts, and one file serves light and dark, since its colours are CSS.
+Written out here, without a plotting library: the bytes then depend on the numbers alone, not on a
+library's version or on fonts, and one file serves light and dark, since its colours are CSS.
 """
 
 import math

@@ -1,4 +1,6 @@
-"""What a study's analysis gets, `Results`, and gives, `Analysis`: a table, comparisons and the panels of a figure."""
+"""What a study's analysis gets, `Results`, and gives, `Analysis`:
+a table, comparisons and the panels of a figure.
+"""
 
 import dataclasses
 import math
@@ -11,18 +13,24 @@ NONE = '–'
 
 
 class Results:
-  """The lines of a study's finished runs (experiments/sweeps/line.py), any of which may be missing."""
+  """The lines of a study's finished runs (experiments/sweeps/line.py),
+  any of which may be missing.
+  """
 
   def __init__(self, lines: Sequence[Mapping]):
     self.lines = list(lines)
 
   def values(self, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
-    """`measure` of every line of a run, by seed; NaN where it is None, of a run that has diverged."""
+    """`measure` of every line of a run, by seed; NaN where it is None,
+    of a run that has diverged.
+    """
     found = {line['seed']: measure(line) for line in self.lines if line['run'] == run}
     return {seed: math.nan if value is None else float(value) for seed, value in found.items()}
 
   def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
-    """On all held-out text, after the last step; of an evaluation of the trained model, if one is named."""
+    """On all held-out text, after the last step; of an evaluation of the trained model,
+    if one is named.
+    """
     return self.score(run, 'loss', evaluation)
 
   def score(self, run: str, what: str, evaluation: str = '') -> dict[int, float]:
@@ -41,7 +49,9 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Points (x, interval) of one name; an interval is None where there is no value. `paper`: drawn apart from ours."""
+  """Points (x, interval) of one name; an interval is None where there is no value.
+  `paper`: drawn apart from ours.
+  """
 
   name: str
   points: tuple[tuple[float, Interval | None], ...]
@@ -50,7 +60,9 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes. Bars if it has `categories`, whose numbers are x then; else lines. `level`: a dashed line."""
+  """One pair of axes. Bars if it has `categories`, whose numbers are x then; else lines.
+  `level`: a dashed line.
+  """
 
   title: str
   y_axis: str
@@ -65,7 +77,9 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-  """A study's results. `cannot_show`: what its runs leave open, besides what the report says of all studies."""
+  """A study's results. `cannot_show`: what its runs leave open,
+  besides what the report says of all studies.
+  """
 
   columns: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
@@ -153,14 +167,17 @@ def of_losses(
   of_the_paper: str,
   cannot_show: str,
 ) -> Analysis:
-  """An analysis of nothing but held-out losses: a row and a bar an entry, beside those `of_the_paper`."""
+  """An analysis of nothing but held-out losses: a row and a bar an entry,
+  beside those `of_the_paper`.
+  """
   panels = bars(results, entries, of_the_paper)
   return Analysis(LOSS_COLUMNS, losses(results, entries), tuple(comparisons), panels, cannot_show)
 
 
 def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, ...]:
-  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis. Ours alone where the
-  paper gives none."""
+  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis.
+  Ours alone where the paper gives none.
+  """
   ours = tuple(
     (x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries)
   )

@@ -2,14 +2,16 @@
 
   python -m launch.sweep --sweep=experiments/studies/balance.py
 
-DeepSeekMoE with α1 (expert-level, Eq. 12) of 0, 0.001, 0.01, 0.1, and with α2 = 0.05 (device-level, Eq. 15) over 7
-groups of 9 experts, alone and beside α1 = 0.001. The paper gives no numbers for this, but what it chose: α1 = 0.01 at
-2B, 0.001 at 16B, and at 145B α1 = 0.003 with α2 = 0.05 over 4 groups: small where only collapse is to be prevented,
-larger across devices, whose load is what compute waits for. Measured: MaxVio (the busiest expert's load ÷ mean − 1),
-experts without any token of a batch, both over the last tenth of training, the groups' load on held-out text, held-out
-loss. What has to hold: without the loss MaxVio is higher and more experts are idle than with α1 = 0.001, which costs no
-more than 0.02 of loss; with α1 = 0.1 the loss is above that. Beside the claim: α1 = 0.01, which all other studies take,
-evens the load and costs no more than 0.02 either; α2 evens the groups, and the experts less than α1 does.
+DeepSeekMoE with α1 (expert-level, Eq. 12) of 0, 0.001, 0.01, 0.1, and with α2 = 0.05 (device-level,
+Eq. 15) over 7 groups of 9 experts, alone and beside α1 = 0.001. The paper gives no numbers for
+this, but what it chose: α1 = 0.01 at 2B, 0.001 at 16B, and at 145B α1 = 0.003 with α2 = 0.05 over 4
+groups: small where only collapse is to be prevented, larger across devices, whose load is what
+compute waits for. Measured: MaxVio (the busiest expert's load ÷ mean − 1), experts without any
+token of a batch, both over the last tenth of training, the groups' load on held-out text, held-out
+loss. What has to hold: without the loss MaxVio is higher and more experts are idle than with α1 =
+0.001, which costs no more than 0.02 of loss; with α1 = 0.1 the loss is above that. Beside the
+claim: α1 = 0.01, which all other studies take, evens the load and costs no more than 0.02 either;
+α2 evens the groups, and the experts less than α1 does.
 """
 
 import math

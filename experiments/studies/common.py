@@ -1,8 +1,8 @@
 """What the studies share: the settings of their runs, in one place, and the shape of a study.
 
-A study module has `sweep(scale) -> list[Run]` and `analyse(results) -> Analysis`; `--scale=paper` takes the same
-variants at their full size. Everything that is not an override of a run is equal in all runs of a study, tokens and
-their order for a seed included.
+A study module has `sweep(scale) -> list[Run]` and `analyse(results) -> Analysis`; `--scale=paper`
+takes the same variants at their full size. Everything that is not an override of a run is equal in
+all runs of a study, tokens and their order for a seed included.
 """
 
 import dataclasses
@@ -12,14 +12,15 @@ from experiments import proxy, variants
 
 # Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
 SEEDS = 3
-# The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path relative to the
-# repository, so that a config, and the hash that names it, is the same on every machine.
+# The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path
+# relative to the repository, so that a config, and the hash that names it,
+# is the same on every machine.
 CORPUS = 'runs/corpus'
 CORPUS_MODULE = 'experiments.corpora.debian_mix'
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
-# Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a whole number, and
-# experts of two sizes have exactly the same parameters.
+# Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a
+# whole number, and experts of two sizes have exactly the same parameters.
 _LAYERS, _D, _HEAD_DIM = 3, 96, 48
 
 _PROXY_SETTINGS = {
@@ -44,10 +45,11 @@ _PROXY_SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with `overrides` by dotted key.
+  """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with
+  `overrides` by dotted key.
 
-  `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the keyword arguments of
-  moe.analysis.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
+  `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the
+  keyword arguments of moe.analysis.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
   """
 
   name: str
@@ -74,7 +76,9 @@ class Scale:
     evaluations: Mapping[str, Mapping[str, object]] | None = None,
     d_model: int = 0,
   ) -> Run:
-    """A variant of proxy.py, by its name, at this scale. `d_model`: another width, in the variant's proportions."""
+    """A variant of proxy.py, by its name, at this scale.
+    `d_model`: another width, in the variant's proportions.
+    """
     original = proxy.original(variant)
     file = proxy.VARIANTS[variant].__name__.rpartition('.')[2] if self is PAPER else 'proxy'
     layers, width = self.shape or (original.model.num_layers, original.model.d_model)
@@ -98,7 +102,9 @@ PAPER = Scale('paper', {}, shape=None, head_dim=128, widths=(640, 896, 1280))
 
 
 def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> Scale:
-  """Smaller models than PROXY's and many more tokens an activated parameter: 3 layers, 2 heads, 4096 tokens a step."""
+  """Smaller models than PROXY's and many more tokens an activated parameter:
+  3 layers, 2 heads, 4096 tokens a step.
+  """
   settings = _PROXY_SETTINGS | {
     'model.vocab_size': vocab_size,
     'model.dtype': 'float32',

@@ -2,9 +2,9 @@
 
   python -m launch.sweep --sweep=experiments/studies/disable_top.py
 
-On the trained models, for each token a share of the routed experts, those of the highest affinity, is masked, and the
-top k of the rest are taken. GShard×1.5 starts from the same loss. The paper's numbers
-(2B, Pile loss, read off the plot):
+On the trained models, for each token a share of the routed experts, those of the highest affinity,
+is masked, and the top k of the rest are taken. GShard×1.5 starts from the same loss. The paper's
+numbers (2B, Pile loss, read off the plot):
 
   share masked    0      1/16   2/16   3/16   4/16
   DeepSeekMoE     1.8    7.5    8.2    8.7    9.1

@@ -2,15 +2,15 @@
 
   python -m launch.sweep --sweep=experiments/studies/fewer_active.py
 
-The trained DeepSeekMoE evaluated with 3 to 7 routed experts a token; GShard, as it was trained, is the line to compare
-with. The paper's numbers (2B, Pile loss, read off the plot but for the ends):
+The trained DeepSeekMoE evaluated with 3 to 7 routed experts a token; GShard, as it was trained, is
+the line to compare with. The paper's numbers (2B, Pile loss, read off the plot but for the ends):
 
   routed experts   3       4       5       6       7        GShard
   loss             1.956   1.868   1.831   1.814   1.808    1.867
 
-4 routed and 1 shared expert of a quarter size are 1.25 FFNs a token, GShard's two are 2: 1.6 times that. What has to
-carry over: with 4 the loss is not above GShard's by more than 0.02. Beside the claim: with 6 it is below GShard's, and
-it falls with every expert, by less each time.
+4 routed and 1 shared expert of a quarter size are 1.25 FFNs a token, GShard's two are 2: 1.6 times
+that. What has to carry over: with 4 the loss is not above GShard's by more than 0.02. Beside the
+claim: with 6 it is below GShard's, and it falls with every expert, by less each time.
 """
 
 from collections.abc import Mapping

@@ -2,11 +2,12 @@
 
   python -m launch.sweep --sweep=experiments/studies/granularity.py
 
-From GShard (0 shared + 2 of 16) over one isolated shared expert (1 + 1 of 15) to experts split in two (1 + 3 of 31) and
-in four (1 + 7 of 63, DeepSeekMoE). The paper shows no losses but six downstream tasks, relative to the best of each:
-performance rises with every step, mostly monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63); of the Pile loss it gives
-the ends, GShard 1.867 and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order, with every step,
-which is more than "mostly". Beside the claim: it falls from end to end.
+From GShard (0 shared + 2 of 16) over one isolated shared expert (1 + 1 of 15) to experts split in
+two (1 + 3 of 31) and in four (1 + 7 of 63, DeepSeekMoE). The paper shows no losses but six
+downstream tasks, relative to the best of each: performance rises with every step, mostly
+monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63); of the Pile loss it gives the ends, GShard 1.867
+and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order, with every step, which
+is more than "mostly". Beside the claim: it falls from end to end.
 """
 
 import itertools

@@ -1,11 +1,12 @@
-"""The statistics of all studies, and the one rule by which a claim holds, does not hold or is undecided.
+"""The statistics of all studies, and the one rule by which a claim holds,
+does not hold or is undecided.
 
 experiments/reports/texts.py has the rule in words.
 
-A run's values are by seed: {0: 2.31, 1: 2.29, …}, NaN where it has diverged. Runs of one seed see the same tokens
-in the same order, so a difference of two runs is taken within each seed, which removes what the seeds have in common,
-and its interval is that of the differences. All intervals are Student's, at 95%; none is widened for the number of
-comparisons beside it.
+A run's values are by seed: {0: 2.31, 1: 2.29, …}, NaN where it has diverged. Runs of one seed see
+the same tokens in the same order, so a difference of two runs is taken within each seed, which
+removes what the seeds have in common, and its interval is that of the differences. All intervals
+are Student's, at 95%; none is widened for the number of comparisons beside it.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from statistics import mean, stdev
 HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
-# What "about the same loss" means, in nats: a third of what is between GShard and DeepSeekMoE in the paper (0.059).
+# What "about the same loss" means, in nats: a third of what is between GShard and
+# DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
 BOUND_MAY_BE_WIDE = (
   '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. Where they are no '
@@ -30,7 +32,9 @@ Values = Mapping[int, float]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean and half the width of its 95% interval; None where there is none, of a single seed or the paper's value."""
+  """A mean and half the width of its 95% interval;
+  None where there is none, of a single seed or the paper's value.
+  """
 
   mean: float
   half: float | None = None
@@ -67,7 +71,9 @@ def difference(first: Values, second: Values) -> dict[int, float]:
 
 
 class Role(enum.Enum):
-  """What a comparison is to the claim as it is worded; the value: whether it decides the claim, as a table says it."""
+  """What a comparison is to the claim as it is worded; the value:
+  whether it decides the claim, as a table says it.
+  """
 
   CLAIM = 'yes'
   PREMISE = 'presupposed'  # that the claim holds says nothing unless this does
@@ -76,10 +82,11 @@ class Role(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A difference, by seed, expected between `above` and `below`. `paper`: the paper's, where it has one.
+  """A difference, by seed, expected between `above` and `below`.
+  `paper`: the paper's, where it has one.
 
-  A value may be infinite, where a study takes divergence for an outcome: there is no interval then, and what holds must
-  hold for every seed.
+  A value may be infinite, where a study takes divergence for an outcome: there is no interval then,
+  and what holds must hold for every seed.
   `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
   """
 
@@ -134,7 +141,9 @@ class Comparison:
 
   @property
   def seeds_needed(self) -> int | None:
-    """How many seeds would decide if mean and spread stayed as they are; None if more than anyone runs."""
+    """How many seeds would decide if mean and spread stayed as they are;
+    None if more than anyone runs.
+    """
     found = self.interval
     if found is None or found.half is None:
       return None

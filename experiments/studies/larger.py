@@ -2,15 +2,16 @@
 
   python -m launch.sweep --sweep=experiments/studies/larger.py
 
-GShard×1.2 and ×1.5 have experts 1.2 and 1.5 times as wide, in parameters and compute; Dense×4 and ×16 have 4 and 16
-FFNs a layer that every token passes: ×16, with the parameters of the MoE all activated, is its upper bound. The paper's
-numbers (2B, Pile loss):
+GShard×1.2 and ×1.5 have experts 1.2 and 1.5 times as wide, in parameters and compute; Dense×4 and
+×16 have 4 and 16 FFNs a layer that every token passes: ×16, with the parameters of the MoE all
+activated, is its upper bound. The paper's numbers (2B, Pile loss):
 
   GShard 1.867   GShard×1.2 1.824   GShard×1.5 1.808   Dense×4 1.908   Dense×16 1.806   DeepSeekMoE 1.808
 
-What has to carry over: the loss of DeepSeekMoE is above neither GShard×1.5's nor Dense×16's by more than 0.02. This
-presupposes that these two, which have or activate more parameters than GShard, are better than it. Beside the claim:
-the loss of DeepSeekMoE is below those of GShard, GShard×1.2 and Dense×4.
+What has to carry over: the loss of DeepSeekMoE is above neither GShard×1.5's nor Dense×16's by more
+than 0.02. This presupposes that these two, which have or activate more parameters than GShard, are
+better than it. Beside the claim: the loss of DeepSeekMoE is below those of GShard,
+GShard×1.2 and Dense×4.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
@@ -43,7 +44,9 @@ _LEVEL = ('GShard ×1.5', 'Dense ×16')
 
 
 def analyse(results: Results) -> Analysis:
-  """DeepSeekMoE against each of the others, and those that it is to be level with against GShard."""
+  """DeepSeekMoE against each of the others, and those that it is to be
+  level with against GShard.
+  """
   comparisons = [
     against(
       results,

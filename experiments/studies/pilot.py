@@ -3,9 +3,9 @@
   python -m launch.sweep --sweep=experiments/studies/pilot.py --seeds=1
   python -m launch.sweep --sweep=experiments/studies/pilot.py --runs=dense_lr0.002,deepseek_moe_lr0.002
 
-Four learning rates, the same for five architectures; then more seeds at the rate chosen, whose runs table1 has, too.
-Hash Layer and Switch were searched when the other studies had been run at the rate chosen without them. Dense×4 and ×16
-were tried last, at half of it alone.
+Four learning rates, the same for five architectures; then more seeds at the rate chosen, whose runs
+table1 has, too. Hash Layer and Switch were searched when the other studies had been run at the rate
+chosen without them. Dense×4 and ×16 were tried last, at half of it alone.
 `make report` writes what it found, and what was chosen, to experiments/results/pilot/README.md.
 """
 
@@ -51,7 +51,9 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
 
 
 def tables(results: Results) -> tuple[Table, Table]:
-  """Seed 0's loss by learning rate and architecture; losses, and gaps to Dense, where there are several seeds."""
+  """Seed 0's loss by learning rate and architecture;
+  losses, and gaps to Dense, where there are several seeds.
+  """
   searched = _VARIANTS + _LARGER
   search = tuple(
     (

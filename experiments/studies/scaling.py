@@ -2,17 +2,18 @@
 
   python -m launch.sweep --sweep=experiments/studies/scaling.py
 
-Dense and DeepSeekMoE at three widths, everything else equal: held-out loss against training FLOPs, two curves, and the
-share of the compute of the best Dense, that of the lowest loss, at which DeepSeekMoE reaches the same loss. The paper's
-numbers, about 40% and less when larger:
+Dense and DeepSeekMoE at three widths, everything else equal: held-out loss against training FLOPs,
+two curves, and the share of the compute of the best Dense, that of the lowest loss, at which
+DeepSeekMoE reaches the same loss. The paper's numbers, about 40% and less when larger:
 
   DeepSeekMoE 16B beside DeepSeek 7B      40.5% of the FLOPs   Pile bits per byte 0.74 and 0.75
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
   142B, half activated, beside 67B        18.2%                Pile loss 1.888 and 1.905
 
-What has to carry over: the share is below one half. Beside the claim: at equal compute its loss is lower. Between two
-widths both are read off a straight line over log FLOPs. Loss over compute bends: it lies below that line, so that what
-is read is an upper bound, which may show a share to be below one half, and cannot show it to be above.
+What has to carry over: the share is below one half. Beside the claim: at equal compute its loss is
+lower. Between two widths both are read off a straight line over log FLOPs. Loss over compute bends:
+it lies below that line, so that what is read is an upper bound, which may show a share to be below
+one half, and cannot show it to be above.
 """
 
 import itertools
@@ -134,16 +135,18 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
 
 
 def best(curve: Curve) -> tuple[float, float]:
-  """Its point of lowest loss, the cheaper of two: a wider model, or one for which the learning rate is wrong, may have
-  spent more on a higher loss, and nobody would have to be beaten at that price."""
+  """Its point of lowest loss, the cheaper of two: a wider model, or one for which the learning rate
+  is wrong, may have spent more on a higher loss, and nobody would have to be beaten at that price.
+  """
   return min(curve, key=lambda point: (point[1], point[0]))
 
 
 def compute_share(dense: Curve, moe: Curve) -> float:
   """The compute at which `moe` has the loss of the best point of `dense`, over that point's.
 
-  Between runs by a straight line over log FLOPs. Where `moe` is below that loss from its first run on, that run's
-  compute (the share is no more than that); where it never gets there, its last run's (no less than that).
+  Between runs by a straight line over log FLOPs. Where `moe` is below that loss from its first run
+  on, that run's compute (the share is no more than that);
+  where it never gets there, its last run's (no less than that).
   """
   compute, loss = best(dense)
   if moe[0][1] <= loss:
@@ -173,7 +176,9 @@ def loss_beside_dense(dense: Curve, moe: Curve) -> float:
 
 
 def loss_is_bound(dense: Curve, moe: Curve) -> str:
-  """AT_MOST or AT_LEAST, which `loss_beside_dense` is; '' where a run of `moe` has that very compute."""
+  """AT_MOST or AT_LEAST, which `loss_beside_dense` is;
+  '' where a run of `moe` has that very compute.
+  """
   compute = best(dense)[0]
   if compute < moe[0][0]:
     return AT_LEAST
@@ -181,7 +186,9 @@ def loss_is_bound(dense: Curve, moe: Curve) -> str:
 
 
 def loss_at(curve: Curve, compute: float) -> float:
-  """The loss at this compute, by a straight line over log FLOPs; that of the nearest run outside of the curve."""
+  """The loss at this compute, by a straight line over log FLOPs;
+  that of the nearest run outside of the curve.
+  """
   if compute <= curve[0][0]:
     return curve[0][1]
   for (before, first), (after, second) in itertools.pairwise(curve):

@@ -2,9 +2,10 @@
 
   python -m launch.sweep --sweep=experiments/studies/shared_off.py
 
-On the trained DeepSeekMoE the shared expert is disabled and one more routed expert activated, at the same compute. The
-paper's numbers (2B, Pile loss): 1.808 → 2.414. What has to carry over: a rise far beyond the differences of Table 1,
-by more than 0.25, which is what is between Dense and DeepSeekMoE there. Beside the claim: that it rises at all.
+On the trained DeepSeekMoE the shared expert is disabled and one more routed expert activated, at
+the same compute. The paper's numbers (2B, Pile loss): 1.808 → 2.414. What has to carry over: a rise
+far beyond the differences of Table 1, by more than 0.25, which is what is between Dense and
+DeepSeekMoE there. Beside the claim: that it rises at all.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses

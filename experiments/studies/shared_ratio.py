@@ -2,12 +2,13 @@
 
   python -m launch.sweep --sweep=experiments/studies/shared_ratio.py
 
-1 + 7 of 63, 2 + 6 of 62 and 4 + 4 of 60, equal in total and activated parameters. The paper's numbers (2B, Pile loss):
+1 + 7 of 63, 2 + 6 of 62 and 4 + 4 of 60, equal in total and activated parameters.
+The paper's numbers (2B, Pile loss):
 
   1 shared 1.808   2 shared 1.806   4 shared 1.811
 
-What has to carry over: differences that are small beside that of GShard and DeepSeekMoE: all within 0.02. (The 16B
-keeps shared : active routed at 1 : 3.)
+What has to carry over: differences that are small beside that of GShard and DeepSeekMoE: all within
+0.02. (The 16B keeps shared : active routed at 1 : 3.)
 """
 
 import itertools

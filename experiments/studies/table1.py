@@ -2,15 +2,16 @@
 
   python -m launch.sweep --sweep=experiments/studies/table1.py
 
-Dense, Hash Layer, Switch, GShard and DeepSeekMoE as in the paper: Hash and Switch activate as much as Dense (one FFN a
-token), GShard and DeepSeekMoE twice that (two FFNs); all four MoEs have 16 FFNs' worth of experts. The paper's numbers
-(2B, 100B tokens):
+Dense, Hash Layer, Switch, GShard and DeepSeekMoE as in the paper: Hash and Switch activate as much
+as Dense (one FFN a token), GShard and DeepSeekMoE twice that (two FFNs); all four MoEs have 16
+FFNs' worth of experts. The paper's numbers (2B, 100B tokens):
 
   Pile loss   Dense 2.060   Hash 1.932   Switch 1.881   GShard 1.867   DeepSeekMoE 1.808
 
-What has to carry over: DeepSeekMoE's loss is below that of each of the others. Beside the claim: theirs are in the
-order Dense > Hash > Switch > GShard. With attention and embeddings the proxies of Dense, Hash and Switch activate 0.73M
-parameters where DeepSeekMoE's activates 0.96M; GShard's activates 0.95M, as its router is smaller.
+What has to carry over: DeepSeekMoE's loss is below that of each of the others. Beside the claim:
+theirs are in the order Dense > Hash > Switch > GShard. With attention and embeddings the proxies of
+Dense, Hash and Switch activate 0.73M parameters where DeepSeekMoE's activates 0.96M; GShard's
+activates 0.95M, as its router is smaller.
 """
 
 import itertools

@@ -1,4 +1,6 @@
-"""The programs a sweep starts: one log each, signals passed on, and a lock that outlives a killed sweep."""
+"""The programs a sweep starts: one log each, signals passed on,
+and a lock that outlives a killed sweep.
+"""
 
 import contextlib
 import fcntl
@@ -22,8 +24,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def sole_sweep(runs_folder: Path) -> Iterator[IO]:
   """Holds the lock of a folder of runs. UserError if another process does.
 
-  The lock belongs to the open file, which every child inherits: should the sweep be killed, a run it has started keeps
-  the next sweep out until it ends, since two processes must not train in one folder. Nothing is ever left to remove.
+  The lock belongs to the open file, which every child inherits: should the sweep be killed, a run
+  it has started keeps the next sweep out until it ends, since two processes must not train in one
+  folder. Nothing is ever left to remove.
   """
   try:
     runs_folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +48,11 @@ def sole_sweep(runs_folder: Path) -> Iterator[IO]:
 
 
 class Children:
-  """Starts programs of this project. In a `with`: signals then go to them; whatever still runs at the end is killed.
+  """Starts programs of this project. In a `with`: signals then go to them;
+  whatever still runs at the end is killed.
 
-  The first Ctrl-C, SIGTERM or SIGHUP lets them save and end (SIGTERM to each); the second kills them.
+  The first Ctrl-C, SIGTERM or SIGHUP lets them save and end (SIGTERM to each);
+  the second kills them.
   """
 
   def __init__(self, lock: IO):
@@ -68,10 +73,12 @@ class Children:
       signal.signal(number, handler)
 
   def start(self, arguments: Sequence[str], log: Path, share: Share = WHOLE) -> subprocess.Popen:
-    """`python ARGUMENTS` on a share of the machine, its output at the end of `log`; in a session of its own, so that
-    Ctrl-C reaches only us."""
+    """`python ARGUMENTS` on a share of the machine, its output at the end of `log`; in a session of
+    its own, so that Ctrl-C reaches only us.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # -P, with this package first on the path: not what may lie in the folder at hand under the same name.
+    # -P, with this package first on the path: not what may lie in the folder at
+    # hand under the same name.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
     with log.open('a', encoding='utf-8') as output, share.to_children() as environment:
       output.write(f'$ python {shlex.join(arguments)}\n')
@@ -107,7 +114,9 @@ class Children:
 
 
 def last_words(log: Path) -> str:
-  """The last line of a log that says something; the error itself where a program of this project told it."""
+  """The last line of a log that says something; the error itself where a
+  program of this project told it.
+  """
   lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []
   lines = [line.strip() for line in lines if line.strip()]
   errors = [line for line in lines[-5:] if line.startswith('error: ')]

@@ -1,4 +1,6 @@
-"""Files of a JSON object a line, read as what others may have left: a kill, an editor, a newer version."""
+"""Files of a JSON object a line, read as what others may have left:
+a kill, an editor, a newer version.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +14,12 @@ Shape = Mapping[str, object]
 
 
 def read(file: Path, shape: Shape, required: tuple[str, ...], growing: bool = False) -> list[dict]:
-  """The objects, in order; [] without a file. UserError, one line, names the file and the line at fault.
+  """The objects, in order; [] without a file. UserError, one line,
+  names the file and the line at fault.
 
-  `shape`: of the values that an object may have, by key: a type, a tuple of types, or a shape again; '*' stands for
-  every other key, and a key without a shape may hold anything. `required`: the keys that none may lack.
+  `shape`: of the values that an object may have, by key: a type, a tuple of types, or a shape
+  again; '*' stands for every other key, and a key without a shape may hold anything. `required`:
+  the keys that none may lack.
   `growing`: another process is writing it, so that an end without its line break is not there yet.
   """
   try:

@@ -1,10 +1,12 @@
 """RESULTS/STUDY/runs.jsonl: a line a finished run, the only source of a study's figures.
 
-A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose config has changed
-stay in the file and out of the figures: `current` gives those alone whose hash is that of the study as it is now.
+A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose
+config has changed stay in the file and out of the figures: `current` gives those alone whose hash
+is that of the study as it is now.
 
-`format` tells what a line's fields mean. FORMAT is what is written now; whoever changes the meaning of a field raises
-it by one. A line without it is of format 1. A line of an older format is read as one of today's:
+`format` tells what a line's fields mean. FORMAT is what is written now; whoever changes the
+meaning of a field raises it by one. A line without it is of format 1. A line of an older format
+is read as one of today's:
 2: max_vio is max load ÷ mean load − 1, 0 at balance; before it was max ÷ mean, 1 at balance.
 """
 
@@ -92,7 +94,9 @@ def _of_today(line):
 
 
 def put(file: Path, line: Mapping[str, object]) -> None:
-  """Adds a line, or replaces the one of its key; the file changes whole or not at all, for one sweep at a time."""
+  """Adds a line, or replaces the one of its key; the file changes whole or not at all,
+  for one sweep at a time.
+  """
   file.parent.mkdir(parents=True, exist_ok=True)
   with _locked(file.parent):
     lines = read(file)
@@ -107,7 +111,9 @@ def put(file: Path, line: Mapping[str, object]) -> None:
 
 
 def try_writing(file: Path) -> None:
-  """UserError if `put` could not write here: told before the training, not after. Leaves nothing behind."""
+  """UserError if `put` could not write here: told before the training, not after.
+  Leaves nothing behind.
+  """
   made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +129,9 @@ def try_writing(file: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-  """Waits until no other process of this machine has the folder locked: two sweeps, each with its own --workdir, may
-  have one --results."""
+  """Waits until no other process of this machine has the folder locked: two sweeps, each with its
+  own --workdir, may have one --results.
+  """
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -149,7 +156,9 @@ def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
 
 
 def of_other_studies(results: Path, study: str) -> list[dict]:
-  """The lines of all studies but this one. UserError for a damaged file of any, which would have its runs repeated."""
+  """The lines of all studies but this one. UserError for a damaged file of any,
+  which would have its runs repeated.
+  """
   files = sorted(file for file in results.glob('*/runs.jsonl') if file.parent.name != study)
   return [line for file in files for line in read(file).values()]
 
@@ -166,10 +175,11 @@ def current(
   scale: Scale = PROXY,
   seeds: Sequence[int] = range(100),
 ) -> list[dict]:
-  """The lines of a study's runs as they are configured now, for its figures: in the order of `sweep()`, then seeds.
+  """The lines of a study's runs as they are configured now, for its figures:
+  in the order of `sweep()`, then seeds.
 
-  A field that was not measured yet when a line was written is None. UserError if they are of different data: nothing
-  could be compared.
+  A field that was not measured yet when a line was written is None. UserError if they are of
+  different data: nothing could be compared.
   """
   study = plan.load(study_file)
   file = path(Path(results), study.name)

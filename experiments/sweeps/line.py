@@ -19,9 +19,11 @@ _POINTS = 200  # of a loss curve
 def make(
   study: str, run: plan.Run, job: plan.Job, scale: str, differs: Sequence[str]
 ) -> dict[str, object]:
-  """The line, with all of ledger.FIELDS. `differs`: the keys that are not the same in all runs of the study.
+  """The line, with all of ledger.FIELDS. `differs`:
+  the keys that are not the same in all runs of the study.
 
-  UserError if the run was not logged or scored to its end, nor has diverged: its losses are NaN then.
+  UserError if the run was not logged or scored to its end, nor has diverged:
+  its losses are NaN then.
   """
   metrics = job.metrics()
   scores = _scores_of_diverged(job) if not job.trained and job.diverged else _scores(job)
@@ -78,8 +80,9 @@ def taken(
   job: plan.Job,
   differs: Sequence[str],
 ) -> dict[str, object] | None:
-  """This run's line, made of one in `found`, lines of other studies, that is of the very same run: the same settings,
-  seed and text, with every evaluation asked for. None if there is none, or the text is not prepared to tell.
+  """This run's line, made of one in `found`, lines of other studies, that is of the very same run:
+  the same settings, seed and text, with every evaluation asked for. None if there is none, or the
+  text is not prepared to tell.
   """
   data, flat = _data(job), moe_config.flatten(job.config.to_dict())
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
@@ -110,7 +113,9 @@ def _key(intervention):
 
 
 def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
-  """Time of the steps themselves: not of compiling, evaluating and saving, nor of what a kill had done again."""
+  """Time of the steps themselves: not of compiling, evaluating and saving,
+  nor of what a kill had done again.
+  """
   tokens, total, before = job.config.data.batch_size * job.config.data.seq_len, 0.0, 0
   for line in metrics:
     total += (line['step'] - before) * tokens / line['tokens_per_second']
@@ -121,14 +126,17 @@ def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
 def thinned(
   points: Sequence[tuple[int, float | None]], most: int = _POINTS
 ) -> list[tuple[int, float | None]]:
-  """At most so many points, each the last step and the mean of as many neighbours; None where one was not finite."""
+  """At most so many points, each the last step and the mean of as many neighbours;
+  None where one was not finite.
+  """
   groups = np.array_split(np.arange(len(points)), min(len(points), most))
   mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
   return [(points[group[-1]][0], mean([points[i][1] for i in group])) for group in groups]
 
 
 def _data(job):
-  """Names the contents of the prepared text, which the config knows by path alone; None if it is no longer there.
+  """Names the contents of the prepared text, which the config knows by path alone;
+  None if it is no longer there.
 
   Of contents only: the same text, prepared elsewhere from files of other names, is the same data.
   """
@@ -152,7 +160,9 @@ def _data(job):
 
 
 def _max_vio(metrics, num_steps):
-  """Mean over layers, at the end and over the last tenth of the steps. None for a model that routes nothing."""
+  """Mean over layers, at the end and over the last tenth of the steps.
+  None for a model that routes nothing.
+  """
   routed = [line for line in metrics if 'max_vio_N' in line]
   if not routed:
     return None
@@ -166,7 +176,9 @@ def _max_vio(metrics, num_steps):
 
 
 def _dead_experts(line):
-  """Experts of all layers that no token of the logged batch chose. None for a model that routes nothing."""
+  """Experts of all layers that no token of the logged batch chose.
+  None for a model that routes nothing.
+  """
   return sum(line['dead_experts_N']) if 'dead_experts_N' in line else None
 
 
@@ -214,7 +226,9 @@ def read_scores(workdir: Path) -> dict:
 
 
 def best_step(workdir: Path, steps: list[int]) -> int:
-  """The checkpoint with the lowest held-out loss logged in training; the last one where none was logged."""
+  """The checkpoint with the lowest held-out loss logged in training;
+  the last one where none was logged.
+  """
   losses = {
     logged['step']: logged['held_out_loss']
     for logged in plan.logged(workdir)

@@ -1,4 +1,6 @@
-"""Runs jobs on this machine: trains, scores, writes the line, goes on with the next, whatever becomes of one."""
+"""Runs jobs on this machine: trains, scores, writes the line, goes on with the next,
+whatever becomes of one.
+"""
 
 import dataclasses
 import json
@@ -59,8 +61,9 @@ def run(
   finish: Callable[[plan.Job], str],
   view: View,
 ) -> None:
-  """Brings every waiting task to its end, one on each share of the machine at a time. `finish` writes a job's lines and
-  tells the loss."""
+  """Brings every waiting task to its end, one on each share of the machine at a time. `finish`
+  writes a job's lines and tells the loss.
+  """
   waiting, running, free = (
     deque(task for task in tasks if task.state == 'waiting'),
     [],

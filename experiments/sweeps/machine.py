@@ -11,8 +11,8 @@ from experiments.sweeps.places import ROOT
 from moe.storage.provenance import cpu
 
 _ROOT = ROOT
-# What no run depends on. Results are what sweeps write: a line more is no change of the code. What a study asks of a
-# run is in its config.
+# What no run depends on. Results are what sweeps write: a line more is no change of the code. What
+# a study asks of a run is in its config.
 _NO_CODE = (
   *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
   *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
@@ -20,7 +20,9 @@ _NO_CODE = (
 
 
 def commit() -> str:
-  """The repository's commit, '-dirty' if files that a run could depend on differ from it; 'unknown' outside of one."""
+  """The repository's commit, '-dirty' if files that a run could depend on differ from it;
+  'unknown' outside of one.
+  """
   try:
     if Path(_git('rev-parse', '--show-toplevel')) != _ROOT.resolve():
       return 'unknown'  # installed into an environment that lies in a repository of somebody else's
@@ -31,13 +33,16 @@ def commit() -> str:
 
 
 def is_certain(commit: str) -> bool:
-  """Whether it tells the code exactly: neither changed since nor unknown, and nothing that git takes for an option."""
+  """Whether it tells the code exactly: neither changed since nor unknown,
+  and nothing that git takes for an option.
+  """
   return re.fullmatch(r'[0-9a-f]{7,64}', commit) is not None
 
 
 def is_of(found: Iterable[str], now: str) -> bool:
-  """Whether results of the commits `found` are of the code at `now`: of that commit, or of one that differs from it in
-  nothing a run could depend on. False where it cannot be told."""
+  """Whether results of the commits `found` are of the code at `now`: of that commit, or of one that
+  differs from it in nothing a run could depend on. False where it cannot be told.
+  """
   found = set(found)
   return bool(found) and is_certain(now) and all(map(_same_code, found, [now] * len(found)))
 
@@ -62,14 +67,18 @@ def _git(*arguments: str) -> str:
 
 
 def note_commit(workdir: Path, commit: str) -> None:
-  """Leaves in a run's folder which code is about to train or score it, below that which has done so before."""
+  """Leaves in a run's folder which code is about to train or score it,
+  below that which has done so before.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
   if commit not in (known := commits(workdir)):
     (workdir / 'commit').write_text('\n'.join([*known, commit]) + '\n', encoding='utf-8')
 
 
 def commits(workdir: Path) -> list[str]:
-  """Which code has trained and scored a run, each once: several where it was interrupted and went on with another."""
+  """Which code has trained and scored a run, each once:
+  several where it was interrupted and went on with another.
+  """
   path = workdir / 'commit'
   return path.read_text(encoding='utf-8', errors='replace').split() if path.exists() else []
 

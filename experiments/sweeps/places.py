@@ -1,4 +1,6 @@
-"""Where what a study names lies: in the folder at hand, or in this package, wherever it is installed."""
+"""Where what a study names lies: in the folder at hand, or in this package,
+wherever it is installed.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,9 @@ _STUDIES = 'experiments/studies'
 
 
 def located(path: str) -> str:
-  """`path`, or where there is no such file here, the one that this package has. UserError if both have one."""
+  """`path`, or where there is no such file here, the one that this package has.
+  UserError if both have one.
+  """
   here, shipped = Path(path), ROOT / path
   if here.is_absolute() or not shipped.is_file():
     return path

@@ -1,7 +1,8 @@
 """A study's runs as jobs: what each trains, where, and how far it has come.
 
-RUNS/VARIANT-HASH/seedK is the folder of a config and a seed. The hash leaves out names, seeds and all that changes no
-step, so that several studies, and several runs of one study, share what they have in common.
+RUNS/VARIANT-HASH/seedK is the folder of a config and a seed. The hash leaves out names, seeds and
+all that changes no step, so that several studies, and several runs of one study,
+share what they have in common.
 """
 
 import contextlib
@@ -47,7 +48,9 @@ _LOGGED: jsonl.Shape = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A study module, loaded: its name is the file's. What reports it may be absent: analyse(), SOURCE and CLAIM."""
+  """A study module, loaded: its name is the file's.
+  What reports it may be absent: analyse(), SOURCE and CLAIM.
+  """
 
   path: str
   sweep: Callable[[Scale], Sequence[Run]]
@@ -90,9 +93,11 @@ class Job:
 
   @property
   def diverged(self) -> bool:
-    """Whether training has given up: more steps in a row than train.max_bad_steps were not finite (moe/train.py).
+    """Whether training has given up: more steps in a row than train.max_bad_steps were
+    not finite (moe/train.py).
 
-    False of damaged metrics: started again, training tells what is wrong with them, and the other runs go on.
+    False of damaged metrics: started again, training tells what is wrong with them,
+    and the other runs go on.
     """
     try:
       logged = self.metrics()
@@ -153,7 +158,9 @@ def runs(study: Study, scale: Scale) -> Sequence[Run]:
 
 
 def asked(path: str, function: Callable[[], object]) -> object:
-  """What code of a study's file returns. UserError, one line with the file, for whatever it raises."""
+  """What code of a study's file returns. UserError, one line with the file,
+  for whatever it raises.
+  """
   with _faults_of(path):
     return function()
 
@@ -207,9 +214,11 @@ def config_hash(config: Config) -> str:
 
 
 def settings(config: Config) -> dict[str, object]:
-  """The keys that decide a run's final loss, seeds apart, where they are not what runs did before there were keys.
+  """The keys that decide a run's final loss, seeds apart,
+  where they are not what runs did before there were keys.
 
-  By their first names, and relative to that, so that neither a new key nor a new name renames a run that came before.
+  By their first names, and relative to that, so that neither a new key nor a new name
+  renames a run that came before.
   """
   changed = moe_config.differences(_before(), config.to_dict())
   return {

@@ -2,8 +2,9 @@
 
   python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON]
 
-Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and the last one with
-each intervention, a list of keyword arguments of moe.analysis.Intervention. What is there is not scored again.
+Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and
+the last one with each intervention, a list of keyword arguments of moe.analysis.Intervention. What
+is there is not scored again.
 """
 
 import json
@@ -61,7 +62,9 @@ def main(_):
 
 
 def evaluate(run, data, intervention: dict) -> dict:
-  """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert, or None."""
+  """'total' and, by domain, 'domains': loss and bits per byte;
+  'expert_load' by layer and expert, or None.
+  """
   from moe.analysis import Intervention, evaluator
 
   evaluation = evaluator(run.config, data, Intervention(**intervention))(run.params)

@@ -1,7 +1,7 @@
 """What of this machine each of several runs at a time gets: cores of its own, and GPUs of its own.
 
-At proxy scale two runs on a core each train 1.5 times as many tokens a second as one on both, where the cores have no
-bfloat16 units, and 1.1 times as many where they have.
+At proxy scale two runs on a core each train 1.5 times as many tokens a second as one on both, where
+the cores have no bfloat16 units, and 1.1 times as many where they have.
 """
 
 import contextlib
@@ -42,7 +42,8 @@ WHOLE = Share()
 def deal(parallel: int) -> list[Share]:
   """As many shares, as equal as can be. UserError if there are NVIDIA GPUs, but fewer.
 
-  One share is the whole machine. More shares than cores have all cores each; macOS pins no process to a core.
+  One share is the whole machine. More shares than cores have all cores each;
+  macOS pins no process to a core.
   """
   cores, gpus = _cores(), _gpus()
   if gpus and parallel > len(gpus):
@@ -69,7 +70,9 @@ def _parts(things: Sequence, count: int) -> list[Sequence]:
 
 
 def _cores() -> list[int]:
-  """In the order of sockets and cores: the two threads of a core, often numbered apart, are neighbours."""
+  """In the order of sockets and cores: the two threads of a core, often numbered apart,
+  are neighbours.
+  """
   numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   return sorted(
     numbers,

@@ -47,7 +47,9 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
 
 
 def quoted(arguments: Sequence[str]) -> str:
-  """The arguments for bash, on one line whatever they hold: the batch file takes its command by the line's number."""
+  """The arguments for bash, on one line whatever they hold:
+  the batch file takes its command by the line's number.
+  """
   return ' '.join(map(_quoted, arguments))
 
 
@@ -64,7 +66,9 @@ def _plain(char):
 
 
 def refuse_while_queued(runs_folder: Path) -> None:
-  """UserError if an array submitted for this folder is still in the queue: two processes must not train one run."""
+  """UserError if an array submitted for this folder is still in the queue:
+  two processes must not train one run.
+  """
   for file in sorted(runs_folder.glob('slurm-*.job')):
     number = file.read_text(encoding='utf-8').strip()
     if _is_queued(number, file):
@@ -75,7 +79,9 @@ def refuse_while_queued(runs_folder: Path) -> None:
 
 
 def _is_queued(number, file):
-  """UserError where Slurm does not say: of all its failures, only that of a job unknown means that it has ended."""
+  """UserError where Slurm does not say: of all its failures,
+  only that of a job unknown means that it has ended.
+  """
   untold = f'is job array {number} still in the queue? Try again where squeue works, or delete {file} if it has ended'
   try:
     asked = subprocess.run(

@@ -1,4 +1,6 @@
-"""A study from its jobs to its lines: what is finished is skipped, what others have recorded taken, the rest run."""
+"""A study from its jobs to its lines: what is finished is skipped,
+what others have recorded taken, the rest run.
+"""
 
 import dataclasses
 import math
@@ -13,7 +15,9 @@ from moe.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The flags of launch.sweep, which explains them. `overrides`: what every run's config changes, by dotted key."""
+  """The flags of launch.sweep, which explains them.
+  `overrides`: what every run's config changes, by dotted key.
+  """
 
   study: str
   seeds: int = common.SEEDS
@@ -31,8 +35,10 @@ class Options:
 
 
 def run(options: Options) -> int:
-  """Runs the study, or tells what would run. Returns the exit code: 0 if all runs are finished or submitted, 1 if one
-  is not, 128 + a signal. UserError for what could not be run, before anything is."""
+  """Runs the study, or tells what would run. Returns the exit code: 0 if all runs are finished or
+  submitted, 1 if one is not, 128 + a signal. UserError for what could not be run,
+  before anything is.
+  """
   study = plan.load(options.study)
   sweep = _Sweep(options, study, *_jobs(options, study))
   if options.dry_run:
@@ -44,7 +50,9 @@ def run(options: Options) -> int:
 
 
 def _jobs(options, study):
-  """(jobs to run, keys that differ in the whole study), so that a line does not depend on --runs."""
+  """(jobs to run, keys that differ in the whole study),
+  so that a line does not depend on --runs.
+  """
   for flag in ('seeds', 'parallel'):
     if getattr(options, flag) < 1:
       raise UserError(f'--{flag} must be at least 1, not {getattr(options, flag)}')
@@ -235,7 +243,9 @@ def _differs(jobs):
 
 
 def _summary(tasks, results, stopped_by):
-  """Tells how each ended. Returns the exit code: 0 if all are finished, 1 if one is not, 128 + a signal."""
+  """Tells how each ended. Returns the exit code: 0 if all are finished, 1 if one is not,
+  128 + a signal.
+  """
   finished = [task for task in tasks if task.state == 'finished']
   before = sum(not task.new for task in finished)
   _say(

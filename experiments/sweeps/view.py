@@ -113,7 +113,9 @@ def _progress(task) -> tuple[str, str, str]:
 
 
 def _last_line(path: Path) -> dict:
-  """The last complete line of a file that may be long and just being written; {} if there is none."""
+  """The last complete line of a file that may be long and just being written;
+  {} if there is none.
+  """
   whole, _, _ = _tail(path).rpartition(b'\n')
   try:
     logged = json.loads(whole.rpartition(b'\n')[2] or b'{}')

@@ -1,8 +1,12 @@
-"""What the experts of a trained model specialise in: change its routing, count its choices, measure them.
+"""What the experts of a trained model specialise in:
+change its routing, count its choices, measure them.
 
-interventions   mask a token's most probable experts, change K, drop the shared experts; pure in (params, batch)
-counts          which experts the tokens of a batch, or of all held-out text, chose: by sequence, token class and pair
-measures        from counts, in NumPy: load, mutual information, co-activation, effective number of experts
+interventions   mask a token's most probable experts, change K, drop the shared experts;
+                pure in (params, batch)
+counts          which experts the tokens of a batch, or of all held-out text, chose:
+                by sequence, token class and pair
+measures        from counts, in NumPy: load, mutual information, co-activation,
+                effective number of experts
 """
 
 from moe.analysis.counts import (

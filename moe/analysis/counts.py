@@ -1,7 +1,7 @@
 """Counting choices: by sequence, by class of token, and by pairs of experts chosen together.
 
-N MoE layers, B sequences, L tokens each, E routed experts, K chosen by a token, C token classes, V vocabulary, X
-sequences of all held-out text.
+N MoE layers, B sequences, L tokens each, E routed experts, K chosen by a token, C token classes,
+V vocabulary, X sequences of all held-out text.
 """
 
 import re
@@ -40,7 +40,9 @@ _SPACE = '\u2581'  # SentencePiece's sign for one
 
 
 class Counts(NamedTuple):
-  """Of a batch's tokens, int32. The sums of several batches add up; their sequences follow one another."""
+  """Of a batch's tokens, int32. The sums of several batches add up;
+  their sequences follow one another.
+  """
 
   sequences_NBE: jax.Array  # tokens of the sequence that chose the expert
   classes_NCE: jax.Array  # tokens of the class that chose it
@@ -76,7 +78,9 @@ def token_class(piece: str, is_text: bool) -> str:
 
 
 def token_classes(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-  """class_V int32: the index in TOKEN_CLASSES of every token id, of a model's vocabulary that may be the larger one."""
+  """class_V int32: the index in TOKEN_CLASSES of every token id,
+  of a model's vocabulary that may be the larger one.
+  """
   class_V = np.full(vocab_size, TOKEN_CLASSES.index('control'), np.int32)
   named = zip(tokenizer.pieces, tokenizer.is_text, strict=True)
   class_V[: tokenizer.vocab_size] = [
@@ -94,7 +98,8 @@ def count(
 ) -> Counts:
   """The choices of a batch's tokens, pure and to be jitted. `class_V`: as of `token_classes`.
 
-  Counted are the tokens that have a target to be scored, so that over all held-out text each counts once.
+  Counted are the tokens that have a target to be scored,
+  so that over all held-out text each counts once.
   """
   experts, (experts_NBLK, _, _) = (
     config.moe.num_experts,
@@ -111,7 +116,8 @@ def count(
     by_class_CE = jnp.einsum('blc,ble->ce', is_class_BLC, chosen_BLE)
     return chosen_BLE.sum(axis=1), by_class_CE, jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
 
-  # Float sums and products of zeros and ones, which every machine is fast at, are exact below 2²⁴ tokens.
+  # Float sums and products of zeros and ones, which every machine is fast at,
+  # are exact below 2²⁴ tokens.
   sequences_NBE, classes_NCE, pairs_NEE = lax.map(of_layer, experts_NBLK)
   counts = Counts(sequences_NBE, classes_NCE, is_class_BLC.sum(axis=(0, 1)), pairs_NEE)
   return jax.tree.map(lambda x: x.astype(jnp.int32), counts)

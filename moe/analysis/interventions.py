@@ -1,9 +1,12 @@
-"""A trained model with its routing changed at evaluation: the paper's Figure 4, Section 4.5 and Figure 5.
+"""A trained model with its routing changed at evaluation:
+the paper's Figure 4, Section 4.5 and Figure 5.
 
-Every function is pure in (params, batch), to be jitted with the rest fixed; params may lie on a mesh that is in use.
-What is to be changed reaches the routers as a `moe.routers.Probe` of the model, which training leaves as it is.
+Every function is pure in (params, batch), to be jitted with the rest fixed; params may lie on a
+mesh that is in use. What is to be changed reaches the routers as a `moe.routers.Probe` of the
+model, which training leaves as it is.
 
-N MoE layers, B sequences, L tokens each, D model width, E routed experts, K chosen by a token, M masked for it.
+N MoE layers, B sequences, L tokens each, D model width, E routed experts,
+K chosen by a token, M masked for it.
 """
 
 import dataclasses
@@ -29,18 +32,21 @@ from moe.routers import ROUTERS, Probe
 class Intervention:
   """What to change; as it stands, nothing. The changes combine.
 
-  Figure 4 is masked_share = 0, 1/16, … 4/16; Section 4.5 is without_shared with one expert a token more than trained;
-  Figure 5 is fewer experts_per_token.
+  Figure 4 is masked_share = 0, 1/16, … 4/16; Section 4.5 is without_shared with one expert a token
+  more than trained; Figure 5 is fewer experts_per_token.
   """
 
-  # Of the routed experts, so many are masked for each token: its most probable ones. It takes the K best of the rest.
+  # Of the routed experts, so many are masked for each token: its most probable ones.
+  # It takes the K best of the rest.
   masked_share: float = 0.0
   experts_per_token: int | None = None  # K; None: as trained
   # Shared experts add nothing; none takes their place unless K says so.
   without_shared: bool = False
 
   def masked(self, num_experts: int) -> int:
-    """M: masked_share · E to the nearest whole number, halves up: 4, 8, 12, 16 of 63 at 1/16 … 4/16."""
+    """M: masked_share · E to the nearest whole number, halves up:
+    4, 8, 12, 16 of 63 at 1/16 … 4/16.
+    """
     return math.floor(self.masked_share * num_experts + 0.5)
 
 
@@ -48,13 +54,15 @@ class Choices(NamedTuple):
   """What every token chose in every MoE layer, best first."""
 
   experts_NBLK: jax.Array  # int32
-  # float32, by the router's own convention: raw affinities over all E experts (Eq. 10), 1 of a hash router.
+  # float32, by the router's own convention: raw affinities over all E experts (Eq. 10),
+  # 1 of a hash router.
   gates_NBLK: jax.Array
   is_token_BL: jax.Array  # bool; False: padding, whose choices say nothing
 
 
 def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Config, dict, int]:
-  """The config and the parameters with K and the shared experts changed, and M, which neither can say.
+  """The config and the parameters with K and the shared experts changed, and M,
+  which neither can say.
 
   Arrays are passed on as they are, wherever they lie. UserError for what this model cannot do.
   """
@@ -77,7 +85,9 @@ def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Con
 def forward(
   config: Config, params: dict, batch: Batch, intervention: Intervention
 ) -> tuple[jax.Array, Aside]:
-  """As `train_step.forward`: hidden_BLD in the compute type, and what was measured of the changed routing."""
+  """As `train_step.forward`: hidden_BLD in the compute type,
+  and what was measured of the changed routing.
+  """
   return _run(config, params, batch, intervention)
 
 
@@ -96,7 +106,9 @@ def routing(
 def evaluator(
   config: Config, data: PreparedData, intervention: Intervention, mesh: Mesh | None = None
 ) -> Evaluator:
-  """`evaluate.Evaluator` under an intervention: call it with the parameters as they were trained."""
+  """`evaluate.Evaluator` under an intervention: call it with the
+  parameters as they were trained.
+  """
   return Evaluator(
     config, data, mesh, forward=functools.partial(forward, intervention=intervention)
   )

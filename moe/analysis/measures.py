@@ -1,7 +1,7 @@
 """Measures of specialisation, from counts of choices: NumPy, float64.
 
-N MoE layers, E routed experts, G groups of tokens (domains, or token classes), X sequences. A choice is one (token,
-expert) pair: a token makes K of them in every layer.
+N MoE layers, E routed experts, G groups of tokens (domains, or token classes), X sequences.
+A choice is one (token, expert) pair: a token makes K of them in every layer.
 """
 
 from typing import NamedTuple
@@ -27,20 +27,25 @@ def by_group(choices_NXE: np.ndarray, group_X: np.ndarray, num_groups: int) -> n
 
 
 def load(counts: np.ndarray) -> np.ndarray:
-  """counts (…, E) → load over the mean load, (…, E): 1 everywhere is even. NaN where there are no choices."""
+  """counts (…, E) → load over the mean load, (…, E): 1 everywhere is even.
+  NaN where there are no choices.
+  """
   return shares(counts) * counts.shape[-1]
 
 
 def effective_experts(counts: np.ndarray) -> np.ndarray:
-  """counts (…, E) → exp(H(load)), (…): as many equally loaded experts would be as uneven. Between 1 and E."""
+  """counts (…, E) → exp(H(load)), (…): as many equally loaded experts would be as uneven.
+  Between 1 and E.
+  """
   return 2 ** entropy(shares(counts))
 
 
 def mutual_information(counts_NGE: np.ndarray) -> np.ndarray:
-  """bits_N: I(expert; group) = H(expert) + H(group) − H(expert, group), of a choice drawn at random.
+  """bits_N: I(expert; group) = H(expert) + H(group) − H(expert, group),
+  of a choice drawn at random.
 
-  The plug-in estimate: it is biased upwards, the more the fewer choices, see `information`. Groups weigh what they
-  count; for equal weights pass counts_NGE / counts_NGE.sum(axis=2, keepdims=True).
+  The plug-in estimate: it is biased upwards, the more the fewer choices, see `information`. Groups
+  weigh what they count; for equal weights pass counts_NGE / counts_NGE.sum(axis=2, keepdims=True).
   """
   p_NGE = counts_NGE / counts_NGE.sum(axis=(1, 2), keepdims=True)
   joint_N = entropy(p_NGE.reshape(p_NGE.shape[0], -1))
@@ -56,9 +61,10 @@ def information(
 ) -> Information:
   """I(expert; domain), beside what chance alone shows.
 
-  Tokens of one text have much in common, so corrections for the number of tokens (Miller–Madow) find far too little.
-  Whole sequences are shuffled over the domains instead, each domain keeping its number of sequences. Those of one long
-  document still go separate ways: with few documents a domain, the chance is understated.
+  Tokens of one text have much in common, so corrections for the number of tokens (Miller–Madow)
+  find far too little. Whole sequences are shuffled over the domains instead, each domain keeping
+  its number of sequences. Those of one long document still go separate ways: with few documents a
+  domain, the chance is understated.
   """
   generator = np.random.default_rng(seed)
   counts_NGE = by_group(choices_NXE, domain_X, num_domains)
@@ -74,13 +80,15 @@ def information(
 
 
 def co_activation(pairs_NEE: np.ndarray) -> np.ndarray:
-  """lift_NEE = P(i and j) / (P(i) P(j) c), c = (K − 1) E / (K (E − 1)): which experts are chosen together.
+  """lift_NEE = P(i and j) / (P(i) P(j) c), c = (K − 1) E / (K (E − 1)):
+  which experts are chosen together.
 
   Args:
     pairs_NEE: tokens that chose both experts; on the diagonal, the expert.
 
-  P is over tokens; c is what P(i and j) / P(i) P(j) is where K of E are drawn at random without repetition, so that 1
-  means independent, 2 twice as often. NaN on the diagonal, where an expert is never chosen, and where K is 1.
+  P is over tokens; c is what P(i and j) / P(i) P(j) is where K of E are drawn at random without
+  repetition, so that 1 means independent, 2 twice as often. NaN on the diagonal, where an expert is
+  never chosen, and where K is 1.
   """
   experts, counts_NE = pairs_NEE.shape[-1], np.diagonal(pairs_NEE, axis1=1, axis2=2)
   whole = lambda x_N: x_N[:, None, None]

@@ -1,6 +1,7 @@
 """Text to batches: sources → files → texts → documents → tokens → a directory → rows → batches.
 
-corpus       sources of text (files and `builtin`) as a stream of documents, each training or held out
+corpus       sources of text (files and `builtin`) as a stream of documents,
+             each training or held out
 matching     what data.sources names → files, each once
 readers      a file → its texts, by format
 compression  gzip, zstd, bzip2 and xz as streams
@@ -9,7 +10,8 @@ sample       the text that a tokenizer is trained on
 tokenizer    SentencePiece BPE: train one, load one, text ↔ ids
 prepare      tokenises a corpus once into a directory, atomically
 store        that directory's format: shards of token records, an index, metadata, checksums
-packing      documents → rows of a batch: training rows, and evaluation windows that score each token once
+packing      documents → rows of a batch: training rows, and evaluation windows
+             that score each token once
 batches      the training stream (Grain): mix, shuffle, batch, shard by process, prefetch
 progress     how far a long reading has come
 

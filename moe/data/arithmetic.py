@@ -1,4 +1,6 @@
-"""Worked arithmetic, step by step, from a seeded generator. A page is one document of a few problems of one kind."""
+"""Worked arithmetic, step by step, from a seeded generator.
+A page is one document of a few problems of one kind.
+"""
 
 import random
 
@@ -45,7 +47,9 @@ _THINGS = (
 
 
 class _Dice:
-  """Draws from `Random.random()` alone, the one method whose sequence Python promises never to change."""
+  """Draws from `Random.random()` alone, the one method whose sequence Python
+  promises never to change.
+  """
 
   def __init__(self, seed: int):
     self._random = random.Random(seed).random

@@ -1,10 +1,11 @@
-"""Prepared data → batches. Training: a Grain stream that is a pure function of the seed and the step.
+"""Prepared data → batches. Training: a Grain stream that is a pure function
+of the seed and the step.
 
     documents of a domain, permuted once → one stream of tokens → rows of L → shuffled every epoch, repeated
     → domains mixed by weight → batches → every process its slice → prefetched
 
-L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the number of processes,
-nor where the stream was last restored.
+L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the
+number of processes, nor where the stream was last restored.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ def train_iterator(
 ) -> grain.DatasetIterator:
   """Endless iterator over this process's `Batch` of each step, (B / process_count, L).
 
-  Process p has rows [p·B/P, (p+1)·B/P) of the global batch. get_state() is a small JSON-able dict, the same for the
-  same step however the stream is read; set_state() takes it back.
+  Process p has rows [p·B/P, (p+1)·B/P) of the global batch. get_state() is a small JSON-able dict,
+  the same for the same step however the stream is read; set_state() takes it back.
   """
   data = config.data
   if data.batch_size % process_count:
@@ -62,10 +63,12 @@ def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
 
 
 class TrainingRows:
-  """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream and the targets after them.
+  """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream
+  and the targets after them.
 
-  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by the one token that
-  is a target in the first and an input in the next. The last row is padded, not dropped.
+  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by
+  the one token that is a target in the first and an input in the next.
+  The last row is padded, not dropped.
   """
 
   def __init__(self, prepared: PreparedData, domain: str, seq_len: int, seed: int, reset: bool):
@@ -122,9 +125,11 @@ class TrainingRows:
 def evaluation_batches(
   prepared: PreparedData, domain: str, config: Config, max_batches: int | None = None
 ) -> Iterator[Batch]:
-  """Held-out documents of a domain as batches (evaluation.batch_size, L): every t1 … tn and EOS is scored once.
+  """Held-out documents of a domain as batches (evaluation.batch_size, L):
+  every t1 … tn and EOS is scored once.
 
-  `max_batches`: stop after so many. The order of documents is a fixed permutation, so those are a sample of the whole.
+  `max_batches`: stop after so many. The order of documents is a fixed permutation,
+  so those are a sample of the whole.
   """
   documents, tokenizer = prepared.documents(HELD_OUT, domain), prepared.tokenizer
   seq_len, batch_size = config.data.seq_len, config.evaluation.batch_size
@@ -144,18 +149,24 @@ def evaluation_batches(
 
 
 def held_out_bytes(prepared: PreparedData, domain: str) -> int:
-  """UTF-8 bytes of the original text that `evaluation_batches` scores in full: the unit of bits per byte."""
+  """UTF-8 bytes of the original text that `evaluation_batches` scores in full:
+  the unit of bits per byte.
+  """
   return prepared.totals(HELD_OUT, domain)['bytes']
 
 
 def held_out_targets(prepared: PreparedData, domain: str) -> int:
-  """How many targets `evaluation_batches` scores in full: every token, and the end of every document."""
+  """How many targets `evaluation_batches` scores in full:
+  every token, and the end of every document.
+  """
   totals = prepared.totals(HELD_OUT, domain)
   return totals['tokens'] + totals['documents']
 
 
 def lost_bytes(prepared: PreparedData, domain: str) -> int:
-  """Bytes of the held-out text that its tokens do not say: a foreign tokenizer lacks pieces for them."""
+  """Bytes of the held-out text that its tokens do not say:
+  a foreign tokenizer lacks pieces for them.
+  """
   return prepared.totals(HELD_OUT, domain).get('lost', {}).get('bytes', 0)
 
 
@@ -165,7 +176,9 @@ def held_out_text(prepared: PreparedData, domain: str) -> bytes:
 
 
 def permutation(count: int, seed: int) -> np.ndarray:
-  """(count,) int64, by the ranks of a hash (splitmix64) of seed and index: no release of NumPy can change it."""
+  """(count,) int64, by the ranks of a hash (splitmix64) of seed and index:
+  no release of NumPy can change it.
+  """
   with np.errstate(over='ignore'):
     x = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -174,7 +187,9 @@ def permutation(count: int, seed: int) -> np.ndarray:
 
 
 def _seed_of(seed: int, purpose: str) -> int:
-  """64 bits. Grain counts epochs up from a shuffle's seed, so those of domains must lie far apart."""
+  """64 bits. Grain counts epochs up from a shuffle's seed,
+  so those of domains must lie far apart.
+  """
   return int.from_bytes(
     hashlib.blake2b(f'{seed} {purpose}'.encode(), digest_size=8).digest(), 'big'
   )

@@ -1,4 +1,5 @@
-"""A corpus that every machine has: the standard library of its own CPython, its documentation, worked arithmetic.
+"""A corpus that every machine has: the standard library of its own CPython,
+its documentation, worked arithmetic.
 
 Domains, and the share of sequences that each is drawn for:
   code        0.50  standard-library source files, 9 MB
@@ -6,9 +7,9 @@ Domains, and the share of sequences that each is drawn for:
   arithmetic  0.15  pages of worked problems from a seeded generator (arithmetic.py), 2 MB
 Natural text dominates; arithmetic is learnt soon and is there to show a domain that differs.
 
-What is held out is decided by origin: a source file's path, a topic's name, a page's number. A file's docstrings go
-with its source, so nothing held out in one domain is trained on in another. The text is a function of the CPython
-version.
+What is held out is decided by origin: a source file's path, a topic's name, a page's number.
+A file's docstrings go with its source, so nothing held out in one domain is trained on in another.
+The text is a function of the CPython version.
 """
 
 import ast
@@ -35,7 +36,8 @@ _LEFT_OUT = {
   '__phello__',
 }
 _TABLES = {'html/entities.py', 'msilib/schema.py', 'msilib/sequence.py', 'lib2to3/pgen2/token.py'}
-# Goes before every origin. With this one the held-out 2% of files are close to 2% of bytes too, CPython 3.11 to 3.13.
+# Goes before every origin. With this one the held-out 2% of files are close to 2% of bytes
+# too, CPython 3.11 to 3.13.
 _SALT = 20
 _FEWEST_BYTES = 200_000  # of source; a stripped-down Python has less
 
@@ -76,7 +78,9 @@ def documents() -> Iterator[BuiltinDocument]:
 
 
 def source_files(root: Path) -> list[Path]:
-  """The standard library's own .py files under `root`, sorted: no tests, tables, or what a distribution put beside."""
+  """The standard library's own .py files under `root`, sorted:
+  no tests, tables, or what a distribution put beside.
+  """
   files = []
   for path in root.rglob('*.py'):
     parts = path.relative_to(root).parts
@@ -89,7 +93,9 @@ def source_files(root: Path) -> list[Path]:
 
 
 def docstring_page(source: str, name: str) -> str:
-  """The docstrings of a module under their headings, as `pydoc` would order them; '' if there are none to speak of."""
+  """The docstrings of a module under their headings, as `pydoc` would order them;
+  '' if there are none to speak of.
+  """
   try:
     tree = ast.parse(source)
   except SyntaxError:
@@ -114,7 +120,9 @@ def docstring_page(source: str, name: str) -> str:
 
 
 def topics() -> Iterator[tuple[str, str]]:
-  """(name, text) of pydoc's topics. Topics quote each other whole; each paragraph stays only in the longest."""
+  """(name, text) of pydoc's topics. Topics quote each other whole;
+  each paragraph stays only in the longest.
+  """
   try:
     from pydoc_data.topics import topics as texts
   except ImportError:  # Debian's smallest layouts; there are docstrings still

@@ -1,4 +1,6 @@
-"""Files compressed by gzip, zstd, bzip2 or xz, known by their first bytes, as a stream of what they hold."""
+"""Files compressed by gzip, zstd, bzip2 or xz, known by their first bytes,
+as a stream of what they hold.
+"""
 
 import bz2
 import contextlib
@@ -49,7 +51,8 @@ def suffix_within(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_bytes(path: Path, free: int) -> Iterator[Stream]:
-  """The file's bytes, decompressed. UserError if they are out of proportion: over 4 · `free` and 200 times the file.
+  """The file's bytes, decompressed. UserError if they are out of proportion:
+  over 4 · `free` and 200 times the file.
 
   What it raises while reading, `errors` makes one line of.
   """
@@ -79,7 +82,9 @@ def errors(path: Path) -> Iterator[None]:
 
 
 def unpacked(contents: bytes, kind: str, most: int) -> bytes:
-  """`contents` decompressed. ValueError, or an error of the decompressor, if damaged or over `most` bytes."""
+  """`contents` decompressed. ValueError, or an error of the decompressor,
+  if damaged or over `most` bytes.
+  """
   with _OPEN[kind](io.BytesIO(contents)) as file:
     raw = file.read(most + 1)
   if len(raw) > most:
@@ -88,7 +93,9 @@ def unpacked(contents: bytes, kind: str, most: int) -> bytes:
 
 
 def open_zstd(file: io.BufferedIOBase) -> io.BufferedReader:
-  """The decompressed stream of an open file of zstd frames. EOFError where the last one is cut short."""
+  """The decompressed stream of an open file of zstd frames.
+  EOFError where the last one is cut short.
+  """
   return io.BufferedReader(_Zstd(file))
 
 

@@ -52,14 +52,16 @@ _FORM = 'DOMAIN[@WEIGHT][:TEXT_KEY]=FILES'
 def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
   """`spec` (see data.sources in experiments/base.py) → sources, in the order written.
 
-  UserError that names `key` for a malformed entry, a weight that is no positive number, a domain with two weights, and
-  files that are not there.
+  UserError that names `key` for a malformed entry, a weight that is no positive number, a domain
+  with two weights, and files that are not there.
   """
   return _parsed(spec, key)[0]
 
 
 def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, ...], list[str]]:
-  """(sources, validation sources, what a user should know of them). UserError for a file that is in both."""
+  """(sources, validation sources, what a user should know of them).
+  UserError for a file that is in both.
+  """
   sources, notes = _parsed(data.sources, 'data.sources')
   if not data.validation_sources:
     return sources, (), notes
@@ -104,7 +106,9 @@ def weights(spec: str, key: str = 'data.sources') -> dict[str, float]:
 
 
 def fingerprint(source: Source) -> object:
-  """What identifies a source's text in the settings of prepared data: its files' contents, wherever they lie."""
+  """What identifies a source's text in the settings of prepared data:
+  its files' contents, wherever they lie.
+  """
   if not source.files:
     return 'builtin'
   with ThreadPoolExecutor() as pool:
@@ -148,10 +152,10 @@ def _digest_of_file(path):
 def documents(config: DataConfig) -> Iterator[Document]:
   """Every document with text, source by source. One file, or a part of it, is in memory at a time.
 
-  With validation_sources all of `sources` is training and all of those is held out; else a share `holdout` of the
-  documents is, by a hash of their text (so a copy of a held-out document is never trained on), or, for `builtin`, of
-  the file that it comes from; or, of a domain with too few for that, the end of its longest (`find_ends`). UserError
-  for text that cannot be read.
+  With validation_sources all of `sources` is training and all of those is held out; else a share
+  `holdout` of the documents is, by a hash of their text (so a copy of a held-out document is never
+  trained on), or, for `builtin`, of the file that it comes from; or, of a domain with too few for
+  that, the end of its longest (`find_ends`). UserError for text that cannot be read.
   """
   return read(config, [])
 
@@ -171,7 +175,8 @@ def read(config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
 
 
 def find_ends(config: DataConfig) -> dict[str, End]:
-  """Domains whose documents are so few that the hash leaves none to train on, or none held out, and where to cut.
+  """Domains whose documents are so few that the hash leaves none to train on, or none held out,
+  and where to cut.
 
   Reads a domain only until it has both, which takes about 1 / holdout documents.
   """
@@ -208,7 +213,9 @@ def _digest(text):
 
 
 def chosen(identity: str, share: float) -> bool:
-  """Whether `identity` falls in a pseudo-random `share` of all identities: the same on every machine and run."""
+  """Whether `identity` falls in a pseudo-random `share` of all identities:
+  the same on every machine and run.
+  """
   digest = hashlib.blake2b(identity.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
   return int.from_bytes(digest, 'big') < share * 2**64
 
@@ -230,19 +237,25 @@ def _source_documents(source, holdout, config, bad):
 
 
 def _unescaped(separator):
-  """A shell's argument holds no line end easily: \\n, \\r, \\t and \\\\ stand for the characters."""
+  """A shell's argument holds no line end easily: \\n, \\r,
+  \\t and \\\\ stand for the characters.
+  """
   named = {'n': '\n', 'r': '\r', 't': '\t', '\\': '\\'}
   return re.sub(r'\\([nrt\\])', lambda match: named[match[1]], separator)
 
 
 @functools.cache
 def _builtin():
-  """The built-in corpus, 14 MB, is kept: it is read twice, and extracting docstrings takes seconds."""
+  """The built-in corpus, 14 MB, is kept: it is read twice,
+  and extracting docstrings takes seconds.
+  """
   return tuple(builtin.documents())
 
 
 def _entries(spec, key):
-  """(domain, weight, files or None for `builtin`, text key) of each entry; checks everything that needs no file."""
+  """(domain, weight, files or None for `builtin`, text key) of each entry;
+  checks everything that needs no file.
+  """
   parts = (part.replace('\\;', ';').strip() for part in re.split(r'(?<!\\);', spec))
   entries = [part for part in parts if part]
   if not entries:

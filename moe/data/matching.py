@@ -1,4 +1,6 @@
-"""FILES of a source → the files: folders, braces, `~`, globs; each file once, and none that a run wrote."""
+"""FILES of a source → the files: folders, braces, `~`, globs;
+each file once, and none that a run wrote.
+"""
 
 import functools
 import glob
@@ -18,7 +20,9 @@ class Found(NamedTuple):
 
 
 def find(pattern: str) -> Found:
-  """The files of `pattern`: a file, a folder (all in it that is not hidden), or a glob with {a,b}, {00..09} and ~."""
+  """The files of `pattern`: a file, a folder (all in it that is not hidden),
+  or a glob with {a,b}, {00..09} and ~.
+  """
   paths, links, outputs = set(), set(), []
   for written in expand_braces(pattern) if not os.path.lexists(pattern) else [pattern]:
     written = os.path.expanduser(written)
@@ -145,7 +149,9 @@ _OF_A_RUN = {
 
 
 def _is_output(path):
-  """Whether a run wrote a file: prepared data, or what lies in a run's folder under the names of its files."""
+  """Whether a run wrote a file: prepared data, or what lies in a run's folder
+  under the names of its files.
+  """
   path = Path(os.path.abspath(path))
   if _is_prepared_data(path.parent):
     return True

@@ -1,7 +1,7 @@
 """Token documents → rows of a batch. NumPy only; every function is pure.
 
-B rows, L tokens a row, N tokens of a stretch of the stream. A document's stream is BOS t1 … tn EOS; every token of
-it but BOS is a target once.
+B rows, L tokens a row, N tokens of a stretch of the stream. A document's stream is BOS t1 … tn EOS;
+every token of it but BOS is a target once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,14 +43,15 @@ def stack_rows(rows: list[Batch]) -> Batch:
 
 
 def training_row(tokens_N: np.ndarray, starts_N: np.ndarray, seq_len: int, reset: bool) -> Batch:
-  """A stretch of the stream of 2 ≤ N ≤ L+1 tokens as one row: inputs are all but the last, targets all but the first.
+  """A stretch of the stream of 2 ≤ N ≤ L+1 tokens as one row:
+  inputs are all but the last, targets all but the first.
 
   Args:
     tokens_N: integer tokens.
     starts_N: bool, True at the BOS of each document.
     seq_len: L. A shorter stretch (the last of an epoch) is padded.
-    reset: segments and positions restart at each document. Without it the row is one segment. Either way no BOS is
-      scored: after the end of a document, nothing tells which one comes next.
+    reset: segments and positions restart at each document. Without it the row is one segment.
+      Either way no BOS is scored: after the end of a document, nothing tells which one comes next.
   """
   row, count = empty_rows(seq_len), len(tokens_N) - 1
   row.tokens_BL[:count] = tokens_N[:-1]
@@ -69,8 +70,8 @@ def training_row(tokens_N: np.ndarray, starts_N: np.ndarray, seq_len: int, reset
 def windows(document_N: np.ndarray, seq_len: int, context: float) -> Iterator[Window]:
   """Cuts BOS t1 … tn EOS into windows of at most L inputs that together score every target once.
 
-  After the first, a window opens with `context`·L tokens that an earlier one scored, so that no token but the
-  document's first ones is predicted from little.
+  After the first, a window opens with `context`·L tokens that an earlier one scored, so that no
+  token but the document's first ones is predicted from little.
   """
   overlap = min(int(context * seq_len), seq_len - 1)
   begin, first_scored = 0, 0
@@ -83,10 +84,11 @@ def windows(document_N: np.ndarray, seq_len: int, context: float) -> Iterator[Wi
 
 
 def pack_windows(stream: Iterable[Window], seq_len: int, open_rows: int) -> Iterator[Batch]:
-  """Windows → rows, first fit over `open_rows` unfinished rows; when none has room, the fullest is emitted.
+  """Windows → rows, first fit over `open_rows` unfinished rows;
+  when none has room, the fullest is emitted.
 
-  Each window is a segment of its own even when training joins documents: which windows share a row is an accident of
-  packing, and a document's score must not depend on its neighbours.
+  Each window is a segment of its own even when training joins documents: which windows share a row
+  is an accident of packing, and a document's score must not depend on its neighbours.
   """
   unfinished: list[tuple[int, list[Window]]] = []  # (tokens used, windows)
   for window in stream:

@@ -1,7 +1,7 @@
 """Tokenises a corpus into a directory once, so that training reads tokens only.
 
-The directory appears whole or not at all: it is built beside its place and renamed. A second process that wants the
-same directory waits for the first.
+The directory appears whole or not at all: it is built beside its place and renamed. A second
+process that wants the same directory waits for the first.
 """
 
 import contextlib
@@ -32,9 +32,11 @@ _BATCH_CHARACTERS = 1_000_000  # tokenised at once
 def prepare(config: Config, directory: str | Path, is_main: bool = True) -> PreparedData:
   """Opens the prepared data in `directory`, building it first if there is none.
 
-  `is_main`: False for all but one of the processes that open the same: that one checks every byte, and tells.
-  UserError for a corpus or tokenizer that cannot be used, a directory that other settings made, damaged files, a full
-  disk, and too little text for one batch. That the directory can be written is tried before the corpus is read.
+  `is_main`: False for all but one of the processes that open the same:
+  that one checks every byte, and tells.
+  UserError for a corpus or tokenizer that cannot be used, a directory that other settings made,
+  damaged files, a full disk, and too little text for one batch. That the directory can be written
+  is tried before the corpus is read.
   """
   # A link leads to where there is room, which its own folder may not have.
   directory = Path(os.path.realpath(os.path.expanduser(directory)))
@@ -58,10 +60,12 @@ def prepare(config: Config, directory: str | Path, is_main: bool = True) -> Prep
 
 
 def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> dict:
-  """What decides the contents of prepared data, as JSON. Weights do not, nor how sequences are made.
+  """What decides the contents of prepared data, as JSON.
+  Weights do not, nor how sequences are made.
 
-  `stored`: the metadata of a complete directory. Sources whose files are no longer there count as its own: prepared
-  data needs no corpus beside it. Nor are files read whose places, sizes and times are those that it knows.
+  `stored`: the metadata of a complete directory. Sources whose files are no longer there count as
+  its own: prepared data needs no corpus beside it.
+  Nor are files read whose places, sizes and times are those that it knows.
   """
   held_out = {'holdout': data.holdout}
   if data.validation_sources:
@@ -162,10 +166,11 @@ def _check_size(data, prepared):
 
 
 def _build_in_place(config, directory):
-  """Builds in a folder of its own. Only one process at a time comes here, so one that is found is stale.
+  """Builds in a folder of its own. Only one process at a time comes here,
+  so one that is found is stale.
 
-  It is renamed to `directory`; or, if that is there already, a mount point, say, that nothing can replace, it lies
-  within, and its files are moved up, metadata.json last.
+  It is renamed to `directory`; or, if that is there already, a mount point, say, that nothing can
+  replace, it lies within, and its files are moved up, metadata.json last.
   """
   within = directory.is_dir()
   partial = directory / store.PARTIAL
@@ -222,7 +227,9 @@ def _build(config, directory):
 
 
 def _sample(data):
-  """(texts to train a tokenizer on, bytes of the whole corpus), in one pass that also finds faults early."""
+  """(texts to train a tokenizer on, bytes of the whole corpus),
+  in one pass that also finds faults early.
+  """
   sample, bytes_of = TextSample(int(data.tokenizer_sample_mb * 1e6)), {}
   with Progress('reading', None) as progress:
     for document in corpus.documents(data):
@@ -237,7 +244,9 @@ def _sample(data):
 
 
 def _write_documents(data, tokenizer, token_type, directory, total, bad):
-  """Tokenises every document into `directory`; returns {split: {domain: totals}}. `total`: bytes, for the progress."""
+  """Tokenises every document into `directory`; returns {split: {domain: totals}}.
+  `total`: bytes, for the progress.
+  """
   writers: dict[tuple[str, str], store.DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
   untold, copies, held_out = 0, 0, _held_out_digests(data)
@@ -332,7 +341,9 @@ def _existing_tokenizer(data, vocab_size):
 
 @contextlib.contextmanager
 def _sole_builder(directory):
-  """Holds a lock beside `directory`, or in one that is there; it goes with the process, however that ends."""
+  """Holds a lock beside `directory`, or in one that is there;
+  it goes with the process, however that ends.
+  """
   directory.parent.mkdir(parents=True, exist_ok=True)
   lock = directory.parent / f'.{directory.name}.lock'
   if directory.is_dir():

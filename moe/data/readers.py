@@ -1,4 +1,6 @@
-"""One file → its texts, one after another. Every fault of a file is a UserError that names the file and the place."""
+"""One file → its texts, one after another. Every fault of a file is a UserError that
+names the file and the place.
+"""
 
 import csv
 import itertools
@@ -38,10 +40,11 @@ _RULES = Rules()
 def read_texts(path: Path, text_key: str, rules: Rules = _RULES) -> Iterator[str]:
   """Texts of a file: JSON (lines, an array, objects in a row), Parquet, CSV or TSV, or plain text.
 
-  Also of one compressed by gzip, zstd, bzip2 or xz. The name tells the format; where it does not, the contents do. At
-  most about `rules.max_bytes` of it are in memory at a time. `text_key` names the field or the column. A byte-order
-  mark in front of a text is no part of it, in any format; line ends stay as they are. UserError for a damaged file and
-  for formats that hold no text by themselves; BadRow goes to `rules.on_bad`.
+  Also of one compressed by gzip, zstd, bzip2 or xz. The name tells the format; where it does not,
+  the contents do. At most about `rules.max_bytes` of it are in memory at a time. `text_key` names
+  the field or the column. A byte-order mark in front of a text is no part of it, in any format;
+  line ends stay as they are. UserError for a damaged file and for formats that hold no text by
+  themselves; BadRow goes to `rules.on_bad`.
   """
   with compression.errors(path), open_bytes(path, rules.max_bytes) as file:
     kind = _kind(path, file, text_key)
@@ -84,7 +87,9 @@ _OTHERS = {
 
 
 def _kind(path, file, text_key):
-  """'jsonl', 'json', 'parquet', 'csv', 'tsv' or 'plain'. UserError for what is known to be something else."""
+  """'jsonl', 'json', 'parquet', 'csv', 'tsv' or 'plain'.
+  UserError for what is known to be something else.
+  """
   head = file.peek(_CHUNK)
   for magic, what in _OTHERS.items():
     if head.startswith(magic):
@@ -152,7 +157,9 @@ def _plain(path, file, text_key, rules):
 
 
 def _separated(path, file, rules):
-  """The parts between separators, whose line ends may be of any kind. Parts of white space alone are none."""
+  """The parts between separators, whose line ends may be of any kind.
+  Parts of white space alone are none.
+  """
   ends = re.escape(rules.separator).replace('\\\n', r'(?:\r\n?|\n)')
   cut, held, line, scanned, skipping = re.compile(ends.encode()), b'', 1, 0, False
   margin = 2 * len(rules.separator.encode())  # a separator may lie across two readings
@@ -224,7 +231,9 @@ def _text_of_line(raw, where, text_key, rules):
 
 
 def _json(path, file, text_key, rules):
-  """Values one after another, or the elements of an array; none may be longer than the longest document."""
+  """Values one after another, or the elements of an array;
+  none may be longer than the longest document.
+  """
   decoder, ahead = json.JSONDecoder(), _Ahead(path, file, rules)
   array = ahead.skip(' \t\r\n') == '['
   if array:
@@ -347,7 +356,9 @@ def _parquet(path, text_key, rules):
 
 
 def _rows_at_once(path, group, number, text_key, rules):
-  """Rows of a group that are decoded together. UserError where they could only be more than a document may be."""
+  """Rows of a group that are decoded together. UserError where they could only be
+  more than a document may be.
+  """
   columns = map(group.column, range(group.num_columns))
   sizes = [
     (column.total_uncompressed_size, column.total_compressed_size)

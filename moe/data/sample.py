@@ -7,9 +7,11 @@ _PART = 10_000  # characters; the unit that is drawn
 
 
 class TextSample:
-  """Keeps the parts of text whose hash is lowest: the result depends on the text alone, not on its order.
+  """Keeps the parts of text whose hash is lowest: the result depends on the text alone,
+  not on its order.
 
-  Every domain gets the same share of the sample, whatever its weight or size; what a small one leaves, the others get.
+  Every domain gets the same share of the sample, whatever its weight or size;
+  what a small one leaves, the others get.
   """
 
   def __init__(self, size: int):

@@ -1,14 +1,15 @@
 """The format of prepared data: a directory of tokenised documents, written once and read at random.
 
-  metadata.json                     settings, tokenizer, per split and domain the totals and files with their sizes and
-                                    checksums, and a checksum of all this
+  metadata.json                     settings, tokenizer, per split and domain the totals and files
+                                    with their sizes and checksums, and a checksum of all this
   tokenizer.model                   SentencePiece
   SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS
-  SPLIT-DOMAIN.index.npz            tokens of every record, records and UTF-8 bytes of every document
+  SPLIT-DOMAIN.index.npz            tokens of every record, records and
+                                    UTF-8 bytes of every document
   held_out-DOMAIN.txt               the original held-out text, documents end to end
 
-Splits are `train` and `held_out`. A document longer than RECORD_TOKENS lies in several records, so that reading a
-sequence out of a book does not read the book.
+Splits are `train` and `held_out`. A document longer than RECORD_TOKENS lies in several records, so
+that reading a sequence out of a book does not read the book.
 """
 
 import array
@@ -45,7 +46,9 @@ _INDEX_TYPES = {
 
 
 class DomainWriter:
-  """Writes the documents of one split and domain. Holds the index in memory, 16 bytes a document, but no tokens."""
+  """Writes the documents of one split and domain. Holds the index in memory,
+  16 bytes a document, but no tokens.
+  """
 
   def __init__(self, directory: Path, split: str, domain: str, token_type: np.dtype):
     self._directory, self._name, self._token_type = directory, f'{split}-{domain}', token_type
@@ -58,7 +61,9 @@ class DomainWriter:
     self._lost = Lost(0, 0)
 
   def add(self, tokens: Sequence[int], text: bytes, lost: Lost = Lost(0, 0)) -> None:  # noqa: B008
-    """One document: its tokens without BOS and EOS (at least one), its text in UTF-8, what of it they do not say."""
+    """One document: its tokens without BOS and EOS (at least one),
+    its text in UTF-8, what of it they do not say.
+    """
     self._lost = self._lost.plus(lost)
     tokens_N = np.asarray(tokens, self._token_type)
     for begin in range(0, len(tokens_N), RECORD_TOKENS):
@@ -112,10 +117,14 @@ class DomainWriter:
 
 
 class Documents:
-  """Tokens of the documents of one split and domain, for reading at random; safe to share between threads."""
+  """Tokens of the documents of one split and domain, for reading at random;
+  safe to share between threads.
+  """
 
   def __init__(self, directory: Path, name: str, entry: dict, token_type: np.dtype):
-    """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned. UserError if the index is damaged."""
+    """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned.
+    UserError if the index is damaged.
+    """
     self._token_type = token_type
     self._paths = [directory / shard for shard, _ in entry['shards']]
     self._first_of_shard = np.concatenate(
@@ -145,7 +154,8 @@ class Documents:
     shard = int(np.searchsorted(self._first_of_shard, number, side='right')) - 1
     within = int(number - self._first_of_shard[shard])
     try:
-      # A range, because the time of read([index]) grows with the shard: 0.4 ms at 10⁵ records, this takes 8 μs.
+      # A range, because the time of read([index]) grows with the shard:
+      # 0.4 ms at 10⁵ records, this takes 8 μs.
       (raw,) = self._reader(shard).read(within, within + 1)
       tokens_N = np.frombuffer(raw, self._token_type)
     except (RuntimeError, ValueError, OSError, IndexError) as error:  # records carry checksums
@@ -173,7 +183,9 @@ class PreparedData:
   """An opened directory of prepared data."""
 
   def __init__(self, directory: Path, metadata: dict, weights: dict[str, float]):
-    """`weights`: of the training domains. UserError that names the file if any is missing, truncated or damaged."""
+    """`weights`: of the training domains. UserError that names the file if any is
+    missing, truncated or damaged.
+    """
     self.directory, self.metadata = directory, metadata
     self.domains: tuple[str, ...] = tuple(metadata['splits'][TRAIN])
     self.held_out_domains: tuple[str, ...] = tuple(metadata['splits'][HELD_OUT])
@@ -223,7 +235,9 @@ class PreparedData:
     return self.metadata['splits'][split][domain]
 
   def held_out_text(self, domain: str) -> bytes:
-    """The held-out documents of a domain as read, end to end: what evaluation scores. UserError if altered."""
+    """The held-out documents of a domain as read, end to end: what evaluation scores.
+    UserError if altered.
+    """
     path = self.directory / f'{HELD_OUT}-{domain}.txt'
     text = path.read_bytes()
     if sha256(text) != self.totals(HELD_OUT, domain)['text_sha256']:
@@ -232,10 +246,12 @@ class PreparedData:
 
 
 def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> PreparedData:
-  """The held-out text of a complete directory, without its training text. Nothing is built where there is none.
+  """The held-out text of a complete directory, without its training text.
+  Nothing is built where there is none.
 
-  `directory` may be in a bucket, gs://BUCKET/DIR: what is read of it is then copied to a temporary folder, which goes
-  with the process. UserError if there is no prepared data, it is damaged, or not of `tokenizer`'s tokens.
+  `directory` may be in a bucket, gs://BUCKET/DIR: what is read of it is then copied to a temporary
+  folder, which goes with the process. UserError if there is no prepared data, it is damaged,
+  or not of `tokenizer`'s tokens.
   """
   directory = epath.Path(os.path.expanduser(directory))
   metadata = read_metadata(directory)
@@ -259,7 +275,9 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> Prepare
 
 
 def read_metadata(directory: Path) -> dict | None:
-  """metadata.json of a complete directory; None where there is nothing yet. UserError if it is something else."""
+  """metadata.json of a complete directory; None where there is nothing yet.
+  UserError if it is something else.
+  """
   path = directory / 'metadata.json'
   if not path.is_file():
     if directory.exists() and (not directory.is_dir() or not _is_free(directory)):
@@ -308,7 +326,8 @@ def write_metadata(directory: Path, metadata: dict) -> None:
 
 
 def _check_metadata(metadata):
-  """ValueError, KeyError, TypeError or AttributeError unless the directory can be read by it, and nothing beside it.
+  """ValueError, KeyError, TypeError or AttributeError unless the directory can be read by it,
+  and nothing beside it.
 
   It may come from somebody else: a name in it becomes a path.
   """

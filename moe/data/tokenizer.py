@@ -14,14 +14,16 @@ import sentencepiece
 
 from moe.errors import UserError, of_system
 
-# SentencePiece writes a space as U+2581 and decodes that back to a space, so a U+2581 of the text itself would come
-# back as a space. It is escaped behind a code point that Unicode reserves as a noncharacter, and so is that one.
+# SentencePiece writes a space as U+2581 and decodes that back to a space, so a U+2581 of the text
+# itself would come back as a space. It is escaped behind a code point that Unicode reserves as a
+# noncharacter, and so is that one.
 _SPACE_MARK, _ESCAPE = '\u2581', '\U0010fffe'
-# SentencePiece's own mark for an unknown character: a text with one it leaves out of training, without a word.
+# SentencePiece's own mark for an unknown character:
+# a text with one it leaves out of training, without a word.
 _UNKNOWN_MARK = '\u2585'
 
-# A newline is a piece of its own, with the indentation that usually follows: 8% fewer tokens on Python source than
-# with the newline alone. SentencePiece takes the longest that matches.
+# A newline is a piece of its own, with the indentation that usually follows: 8% fewer tokens on
+# Python source than with the newline alone. SentencePiece takes the longest that matches.
 _NEWLINES = [
   '\n',
   '\n\n',
@@ -43,12 +45,14 @@ class Lost(NamedTuple):
 class Tokenizer:
   """A SentencePiece model. `encode` adds neither BOS nor EOS.
 
-  For models of `train_tokenizer`, decode(encode(text)) == text for every text that UTF-8 can hold. A foreign model
-  may normalise.
+  For models of `train_tokenizer`, decode(encode(text)) == text for every text that UTF-8 can hold.
+  A foreign model may normalise.
   """
 
   def __init__(self, model: bytes, name: str = 'tokenizer'):
-    """`name`: what an error calls it. UserError if it is no SentencePiece model with BOS and EOS."""
+    """`name`: what an error calls it. UserError if it is no
+    SentencePiece model with BOS and EOS.
+    """
     self._model = model
     if not model:  # SentencePiece takes it in silence
       raise UserError(f'{name} is not a SentencePiece model')
@@ -68,7 +72,9 @@ class Tokenizer:
 
   @functools.cached_property
   def is_text(self) -> np.ndarray:
-    """(vocab_size,) bool: True for pieces that stand for text, False for control pieces and the unknown one."""
+    """(vocab_size,) bool: True for pieces that stand for text,
+    False for control pieces and the unknown one.
+    """
     no_text = lambda i: (
       self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i)
     )
@@ -76,7 +82,9 @@ class Tokenizer:
 
   @functools.cached_property
   def pieces(self) -> list[str]:
-    """The vocabulary as SentencePiece writes it: U+2581 for a space, <0x0A> for a byte, <s> for a control piece."""
+    """The vocabulary as SentencePiece writes it: U+2581 for a space, <0x0A> for a byte,
+    <s> for a control piece.
+    """
     return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
   @classmethod
@@ -140,14 +148,17 @@ class Tokenizer:
     return Lost(1, max(unknown, len(text.encode()) - known))
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of the ids. Control pieces give nothing, nor do ids past the vocabulary, which a padded model can sample."""
+    """Text of the ids. Control pieces give nothing, nor do ids past the vocabulary,
+    which a padded model can sample.
+    """
     return _unescape(self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size]))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Trains BPE on `texts` (all held in memory), deterministically.
 
-  Every byte is a piece (byte fallback), so any text can be encoded; digits stand alone; runs of spaces merge.
+  Every byte is a piece (byte fallback), so any text can be encoded; digits stand alone;
+  runs of spaces merge.
   UserError if the texts cannot fill, or do not fit into, `vocab_size` pieces.
   """
   texts, written = _frequent_characters([_escape(text) for text in texts], vocab_size), io.BytesIO()
@@ -196,8 +207,8 @@ def _training_error(error, vocab_size):
 def _frequent_characters(texts, vocab_size):
   """Texts whose rare characters became newlines: those are spelt in bytes and need no piece.
 
-  Rare are the last 0.05% of the text, or more where the others would take over half the room (Chinese), which
-  SentencePiece's own character_coverage refuses below 98%.
+  Rare are the last 0.05% of the text, or more where the others would take over half the room
+  (Chinese), which SentencePiece's own character_coverage refuses below 98%.
   """
   counts = Counter()
   for text in texts:
@@ -229,7 +240,9 @@ def _unescape(text):
 
 
 def _cut(text):
-  """Parts of at most _LONGEST_PART characters, cut before newlines, where no piece of ours crosses."""
+  """Parts of at most _LONGEST_PART characters, cut before newlines,
+  where no piece of ours crosses.
+  """
   parts, begin = [], 0
   while len(text) - begin > _LONGEST_PART:
     end = text.rfind('\n', begin + 1, begin + _LONGEST_PART)

@@ -1,4 +1,6 @@
-"""Causal self-attention with rotary positions, grouped key/value heads, segment ids, and a cache for decoding."""
+"""Causal self-attention with rotary positions, grouped key/value heads, segment ids,
+and a cache for decoding.
+"""
 
 import functools
 from typing import NamedTuple
@@ -34,14 +36,17 @@ class Attention(nn.Module):
     segment_ids_BL: jax.Array,
     cache: KVCache | None,
   ) -> tuple[jax.Array, KVCache | None]:
-    """Without a cache a token sees its own segment up to itself; with one, every cached position up to its own.
+    """Without a cache a token sees its own segment up to itself;
+    with one, every cached position up to its own.
 
     Args:
       x_BLD: compute type.
-      positions_BL: position in the document, for the rotary angles; with a cache also the slot to write.
+      positions_BL: position in the document, for the rotary angles;
+      with a cache also the slot to write.
       segment_ids_BL: documents of a row; ignored with a cache, whose rows hold one document each.
-      cache: None, or what earlier calls returned. A slot is always written before it is seen, so right-padding a
-        prompt is harmless: padding's slots are overwritten by the tokens that really come there.
+      cache: None, or what earlier calls returned. A slot is always written before it is
+        seen, so right-padding a prompt is harmless: padding's slots are overwritten by the
+        tokens that really come there.
     """
     c = self.config.model
     query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)

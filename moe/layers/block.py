@@ -42,7 +42,8 @@ class Block(nn.Module):
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
   ) -> tuple[jax.Array, tuple[Aside, KVCache | None]]:
-    """Shaped for `nn.scan`: x is the carry, cache and presence are scanned, what is measured and the cache stacked.
+    """Shaped for `nn.scan`: x is the carry, cache and presence are scanned,
+    what is measured and the cache stacked.
 
     presence: None where every block is there.
     """
@@ -65,7 +66,9 @@ class Block(nn.Module):
     return x_BLD + y_BLD, (aside, cache)
 
   def _if_there(self, presence, x_BLD, *batch):
-    """The block, or x as it is and zeros measured. For parameters that are there: not while they are made."""
+    """The block, or x as it is and zeros measured. For parameters that are there:
+    not while they are made.
+    """
     params, block = (
       self.variables['params'],
       Block(self.config, self.dense, self.probe, parent=None),

@@ -1,4 +1,6 @@
-"""The product with a weight that the mesh splits: ZeRO-3 gathers it, tensor parallelism computes and sums its parts."""
+"""The product with a weight that the mesh splits:
+ZeRO-3 gathers it, tensor parallelism computes and sums its parts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ _TENSOR_AXES = ('heads', 'hidden')
 def projection(
   module: nn.Module, x_BLK: jax.Array, name: str, columns: int, axes: tuple[str, str]
 ) -> jax.Array:
-  """x w with a matrix of the module's own, declared here by its name and logical axes; see `linear`."""
+  """x w with a matrix of the module's own, declared here by its name and logical axes;
+  see `linear`.
+  """
   w_KN = sharding.param(module, name, (x_BLK.shape[-1], columns), axes)
   return linear(x_BLK, w_KN, axes, module.config)
 
@@ -23,8 +27,8 @@ def projection(
 def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: Config) -> jax.Array:
   """x w in the compute type, as `ops.matmul.linear`.
 
-  Written out for each device, since XLA, left to itself, sums gradients over all devices and then throws most of the
-  sum away: half of its traffic.
+  Written out for each device, since XLA, left to itself, sums gradients over all devices and then
+  throws most of the sum away: half of its traffic.
 
   Args:
     x_BLK: laid out by batch and, where w's rows are split by tensor, by K.

@@ -1,4 +1,6 @@
-"""The DeepSeekMoE layer: shared experts beside fine-grained routed ones (Eq. 9, without its residual)."""
+"""The DeepSeekMoE layer: shared experts beside fine-grained routed ones
+(Eq. 9, without its residual).
+"""
 
 from typing import NamedTuple
 
@@ -22,7 +24,9 @@ class Choices(NamedTuple):
 
 
 class Aside(NamedTuple):
-  """What a layer gives beside its result. A stack of N layers adds a leading axis N to every array."""
+  """What a layer gives beside its result. A stack of N layers adds a
+  leading axis N to every array.
+  """
 
   stats: RoutingStats | None  # for the balance terms; None where nothing is routed
   telemetry: Telemetry
@@ -38,7 +42,9 @@ class Parameters(NamedTuple):
 
 
 class MoELayer(nn.Module):
-  """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are ungated and stored as one FFN of their joint width."""
+  """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are ungated and stored as one
+  FFN of their joint width.
+  """
 
   config: Config
   probe: Probe = Probe()

@@ -9,7 +9,9 @@ from moe.parallel.sharding import param
 
 
 class RMSNorm(nn.Module):
-  """x · scale / sqrt(mean(x²) + eps) over the last axis. Computed in float32: bfloat16 squares lose small features."""
+  """x · scale / sqrt(mean(x²) + eps) over the last axis.
+  Computed in float32: bfloat16 squares lose small features.
+  """
 
   config: Config
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 def apply_rope(x_BLHC: jax.Array, positions_BL: jax.Array, base: float) -> jax.Array:
-  """Turns the pairs (c, c + C/2) of every head by position · base^(−2c/C). Same type; angles in float32.
+  """Turns the pairs (c, c + C/2) of every head by position · base^(−2c/C).
+  Same type; angles in float32.
 
   float32, since in bfloat16 positions above 256 are no longer distinct.
   """

@@ -13,8 +13,9 @@ from moe.losses.expert_balance import expert_balance
 from moe.losses.router_z import router_z
 from moe.losses.statistics import Statistics, Totals
 
-# Name → term(statistics, config, totals), unweighted: a float32 scalar, summed over the MoE layers. Its weight is
-# the config key moe.NAME_weight; `objective` adds weight · term, and logs it as loss/NAME.
+# Name → term(statistics, config, totals), unweighted: a float32 scalar, summed over the MoE layers.
+# Its weight is the config key moe.NAME_weight; `objective` adds weight · term,
+# and logs it as loss/NAME.
 LOSSES: dict[str, Callable[[Statistics, Config, Totals], jax.Array]] = {
   'expert_balance': expert_balance,
   'device_balance': device_balance,

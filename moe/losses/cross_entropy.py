@@ -22,11 +22,13 @@ def cross_entropy(
   weights_BL: jax.Array,
   chunk: int,
 ) -> jax.Array:
-  """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
+  """Σ weight · −log softmax(hidden · head)[target],
+  float32, with the logits of `chunk` tokens alive at once.
 
-  The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
-  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient. On a mesh every
-  device takes its own sequences and its own part of the vocabulary.
+  The gradients of hidden and head are computed along with the value, so logits are never
+  computed twice. The products take the type of `hidden`; everything after them is float32.
+  Targets and weights have no gradient. On a mesh every device takes its own sequences and its
+  own part of the vocabulary.
   """
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
@@ -113,7 +115,9 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _logits_and_losses(hidden_cD, head_DV, targets_c, axis):
-  """softmax(logits)_cV, whether each is the target_cV, and losses_c; over all parts of a vocabulary split by `axis`."""
+  """softmax(logits)_cV, whether each is the target_cV, and losses_c;
+  over all parts of a vocabulary split by `axis`.
+  """
   over_parts = (lambda reduce, x: reduce(x, axis)) if axis else (lambda reduce, x: x)
   logits_cV = matmul(hidden_cD, head_DV)
   first = lax.axis_index(axis) * head_DV.shape[1] if axis else 0

@@ -1,4 +1,6 @@
-"""What every balance term is computed from. N MoE layers, B sequences, E routed experts, K of them a token."""
+"""What every balance term is computed from. N MoE layers, B sequences, E routed experts,
+K of them a token.
+"""
 
 from typing import NamedTuple
 
@@ -44,7 +46,9 @@ class Statistics(NamedTuple):
     totals: Totals,
     batch_counts_NE: jax.Array | None = None,
   ) -> 'Statistics':
-    """batch_counts_NE: the whole batch's choices, which f needs in scope 'batch'; default: those of `sums`."""
+    """batch_counts_NE: the whole batch's choices, which f needs in scope 'batch'; default:
+    those of `sums`.
+    """
     experts, chosen = moe.num_experts, moe.experts_per_token
     if moe.balance_scope == 'sequence':
       # K tokens' choices add up to K · tokens, so the counts hold the number of tokens too.

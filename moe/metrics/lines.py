@@ -1,4 +1,5 @@
-"""The end of a run's metrics.jsonl, read backwards: a restart costs the same however long the file is.
+"""The end of a run's metrics.jsonl, read backwards:
+a restart costs the same however long the file is.
 
 A line is a JSON object with 'step', an integer; the end of the file without its line break is none.
 """
@@ -16,7 +17,9 @@ _BLOCK = 1 << 16  # bytes read at once
 
 
 class _End(NamedTuple):
-  """How far the lines up to a step reach: `size` bytes, the last of step `step` (None without any)."""
+  """How far the lines up to a step reach: `size` bytes,
+  the last of step `step` (None without any).
+  """
 
   size: int
   step: int | None
@@ -25,11 +28,12 @@ class _End(NamedTuple):
 
 
 def take_back(path: Path, step: int) -> str:
-  """Removes the lines after `step`, which a run that goes on from there writes again; returns what there is to tell.
+  """Removes the lines after `step`, which a run that goes on from there writes again;
+  returns what there is to tell.
 
-  Bytes at the end that are no line, as a kill or a crash of the machine leaves, go too; into a file beside where they
-  may be of a step that is not written again. UserError for a damaged line further up of which nothing tells whether it
-  comes after `step`.
+  Bytes at the end that are no line, as a kill or a crash of the machine leaves, go too; into a file
+  beside where they may be of a step that is not written again. UserError for a damaged line further
+  up of which nothing tells whether it comes after `step`.
   """
   if not path.exists():
     return f'{path} is missing: what was logged up to step {step} is lost' if step else ''

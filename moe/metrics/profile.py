@@ -2,8 +2,8 @@
 
 `train.profile_steps=(a, b)` traces the steps from a to b. WORKDIR/profile then holds the trace, for
 TensorBoard, XProf or Perfetto, and scopes.json and scopes.svg, the table that is printed: device
-time by `jax.named_scope`, forward and backward apart, a step. Scopes are those of the source: attention,
-router, routed_ffn, cross_entropy, …
+time by `jax.named_scope`, forward and backward apart, a step. Scopes are those of the source:
+attention, router, routed_ffn, cross_entropy, …
 """
 
 import json
@@ -118,7 +118,9 @@ def scopes(program: str) -> dict[str, tuple[str, str]]:
 
 
 def scope(op_name: str) -> tuple[str, str]:
-  """('moe/router', 'backward') of 'jit(step)/transpose(jvp(Transformer))/while/body/moe/router/dot'."""
+  """('moe/router', 'backward') of
+  'jit(step)/transpose(jvp(Transformer))/while/body/moe/router/dot'.
+  """
   direction = 'backward' if 'transpose(' in op_name or 'rematted' in op_name else 'forward'
   parts = []
   for part in op_name.split('/')[:-1]:

@@ -1,4 +1,6 @@
-"""A step's routing metrics, from what its MoE layers measured. N MoE layers, B sequences, E routed experts."""
+"""A step's routing metrics, from what its MoE layers measured.
+N MoE layers, B sequences, E routed experts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ from moe.ops.router import RoutingStats
 
 
 def routing_telemetry(stats: RoutingStats) -> Telemetry:
-  """Of N routers, whose statistics have a leading axis N: sums over the real tokens of all sequences."""
+  """Of N routers, whose statistics have a leading axis N:
+  sums over the real tokens of all sequences.
+  """
   return {
     'expert_counts': Reading(stats.counts_BE.sum(axis=1), 'sum'),  # (N, E) int32
     'router_entropy': Reading(stats.entropy_sums_B.sum(axis=1), 'sum'),  # (N,) nats, over tokens
@@ -23,10 +27,11 @@ def load_over_mean(counts_NE: jax.Array) -> jax.Array:
 
 
 def metrics(telemetry: Telemetry, num_tokens: jax.Array) -> dict[str, jax.Array]:
-  """Of a batch with `num_tokens` real tokens: NAME_N of every reading, and from those of `routing_telemetry`
+  """Of a batch with `num_tokens` real tokens: NAME_N of every reading,
+  and from those of `routing_telemetry`
 
-  max_vio_N: MaxVio = max load ÷ mean load − 1 (arXiv 2408.15664, Eq. 4): 0 is balance, E/K − 1 one expert that takes
-    every token.
+  max_vio_N: MaxVio = max load ÷ mean load − 1 (arXiv 2408.15664, Eq. 4): 0 is balance, E/K − 1 one
+    expert that takes every token.
   router_entropy_N: mean entropy of the affinities, nats.
   dead_experts_N: experts that got no token, int32.
   expert_load_NE: every expert's load over the mean load.

@@ -1,7 +1,8 @@
 """Telemetry: what a layer measures beside its result, each value with how to reduce it.
 
-A layer returns {name: Reading}. A stack of layers adds a leading axis N; microbatches, pipeline stages and devices
-reduce every reading by its own word, and a step's metrics have it as NAME_N. None of them knows a name.
+A layer returns {name: Reading}. A stack of layers adds a leading axis N; microbatches, pipeline
+stages and devices reduce every reading by its own word, and a step's metrics have it as NAME_N.
+None of them knows a name.
 
   {'residual_rms': Reading(rms, 'mean')}
 """
@@ -30,7 +31,9 @@ Telemetry = dict[str, Reading]
 
 
 def weighed(telemetry: Any, share: jax.Array) -> Any:
-  """Readings of a microbatch with this share of the batch's tokens, ready for `combine`: means become summands."""
+  """Readings of a microbatch with this share of the batch's tokens, ready for `combine`:
+  means become summands.
+  """
   return _map(
     lambda r: r.replace(value=r.value * share if r.reduce == 'mean' else r.value), telemetry
   )
@@ -61,7 +64,9 @@ def over_axis(telemetry: Any, axis: str) -> Any:
 
 
 def by_layer(*stacks: Telemetry) -> Telemetry:
-  """The readings of stacks of layers that follow one another, each with one row a layer that has it."""
+  """The readings of stacks of layers that follow one another,
+  each with one row a layer that has it.
+  """
   joined: Telemetry = {}
   for name, reading in ((name, r) for stack in stacks for name, r in stack.items()):
     if name in joined:

@@ -101,7 +101,9 @@ class MetricWriter:
 
 
 def scalars(plain: Mapping[str, object]) -> dict[str, float | None]:
-  """{'max_vio_N': [1, 2]} → {'max_vio_N/layer_0': 1, 'max_vio_N/layer_1': 2}; dicts by their keys."""
+  """{'max_vio_N': [1, 2]} → {'max_vio_N/layer_0': 1, 'max_vio_N/layer_1': 2};
+  dicts by their keys.
+  """
   found = {}
   for key, value in plain.items():
     if isinstance(value, list):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 _NAME = 'dispatch_plan'
-# A policy of rematerialisation: the plan is saved, a few integers an assignment, and backward follows
-# forward's very routing.
+# A policy of rematerialisation: the plan is saved, a few integers an assignment, and backward
+# follows forward's very routing.
 SAVE_PLAN = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
@@ -52,7 +52,9 @@ def saveable(tree: Any) -> Any:
 def sort_assignments(
   experts_TK: jax.Array, num_experts: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(row_TK, group_sizes_E, group_offsets_E). An expert of `num_experts` is none: no row; its row_TK says nothing."""
+  """(row_TK, group_sizes_E, group_offsets_E). An expert of `num_experts` is none: no row;
+  its row_TK says nothing.
+  """
   chosen_TE = (
     (experts_TK[:, :, None] == jnp.arange(num_experts)[None, None]).any(axis=1).astype(jnp.int32)
   )
@@ -70,7 +72,8 @@ def sort_assignments(
 class Tiles(NamedTuple):
   """Runs of rows of one group each, in the order of the rows; what a kernel's grid walks over.
 
-  N = ⌈R / rows_per_tile⌉ + E bounds their number whatever the routing; those from `count` on are idle (empty, at R).
+  N = ⌈R / rows_per_tile⌉ + E bounds their number whatever the routing;
+  those from `count` on are idle (empty, at R).
   """
 
   group_N: jax.Array  # int32
@@ -91,8 +94,8 @@ def make_tiles(
 
   Args:
     group_sizes_E: int32, sum to `num_rows` (R) or less; rows past the last group are in no tile.
-    aligned: cut at multiples of `rows_per_tile` (a tile then lies in block start // rows_per_tile, which groups may
-      share); otherwise at multiples counted from the group's first row.
+    aligned: cut at multiples of `rows_per_tile` (a tile then lies in block start // rows_per_tile,
+      which groups may share); otherwise at multiples counted from the group's first row.
     visit_empty: an empty group gets one empty tile, placed at its offset.
   """
   num_groups = group_sizes_E.shape[0]

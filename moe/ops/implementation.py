@@ -1,13 +1,16 @@
-"""Which implementation of an op runs: the one enum, the one place that chooses, the one place that knows the platform.
+"""Which implementation of an op runs: the one enum, the one place that chooses,
+the one place that knows the platform.
 
-Every op's api.py has a dict IMPLEMENTATIONS, and `run` takes from it the one that is asked for. `auto` takes the
-kernels of the platform at hand, and the next of `_PREFERRED` where they say that they cannot run (`Unsupported`). Any
-other choice is taken as it is: where it cannot run, its reason is the error.
+Every op's api.py has a dict IMPLEMENTATIONS, and `run` takes from it the one that is asked for.
+`auto` takes the kernels of the platform at hand, and the next of `_PREFERRED` where they say that
+they cannot run (`Unsupported`). Any other choice is taken as it is:
+where it cannot run, its reason is the error.
 
-The platform at hand is the process's own, `jax.default_backend()`, unless a caller says otherwise: `compiling_for` is
-for compiling for a machine that is not here, and for running kernels in Pallas' interpreter. What it says holds
-while functions are traced, and it is a part of jit's cache key (`jax.make_user_context`): a function that was traced
-for one platform is traced again for another, never taken from the cache.
+The platform at hand is the process's own, `jax.default_backend()`, unless a caller says otherwise:
+`compiling_for` is for compiling for a machine that is not here, and for running kernels in Pallas'
+interpreter. What it says holds while functions are traced, and it is a part of jit's cache key
+(`jax.make_user_context`): a function that was traced for one platform is traced again for another,
+never taken from the cache.
 """
 
 import contextlib
@@ -37,7 +40,9 @@ class Implementation(enum.StrEnum):
 
 
 class Unsupported(UserError, NotImplementedError):
-  """Kernels were asked for where they cannot run: on another platform, or for what they do not compute."""
+  """Kernels were asked for where they cannot run: on another platform,
+  or for what they do not compute.
+  """
 
 
 class _Target(NamedTuple):

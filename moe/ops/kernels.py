@@ -1,11 +1,15 @@
-"""What a kernel module says of its kernels: KERNELS, in the order in which a program and its gradient run them."""
+"""What a kernel module says of its kernels: KERNELS,
+in the order in which a program and its gradient run them.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class Kernel(NamedTuple):
-  """A Pallas kernel and the matrix products that it makes. `moe.planner` knows kernels by nothing else."""
+  """A Pallas kernel and the matrix products that it makes.
+  `moe.planner` knows kernels by nothing else.
+  """
 
   # What compiled programs, profiles and jaxprs call it.
   name: str

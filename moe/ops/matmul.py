@@ -1,7 +1,9 @@
-"""Matrix products whose operand and result types reach the fast units of every platform, forward and backward.
+"""Matrix products whose operand and result types reach the fast units of every platform,
+forward and backward.
 
-Operands are both bfloat16 or both float32; the result is float32. On CPU a bfloat16 product with a bfloat16 result, or
-with a transposed left operand, is computed in float32 several times slower, so neither is ever asked for.
+Operands are both bfloat16 or both float32; the result is float32. On CPU a bfloat16 product with a
+bfloat16 result, or with a transposed left operand, is computed in float32 several times slower, so
+neither is ever asked for.
 """
 
 import functools
@@ -22,7 +24,9 @@ def matmul_nt(a_MN: jax.Array, b_KN: jax.Array) -> jax.Array:
 
 
 def matmul_tn(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
-  """aᵀ b, in float32: the gradient of `matmul` with respect to its right operand. Both are matrices."""
+  """aᵀ b, in float32: the gradient of `matmul` with respect to its right operand.
+  Both are matrices.
+  """
   if a_MK.dtype != jnp.bfloat16:
     return _dot(a_MK, b_MN, 0, 0)
   return lax.platform_dependent(
@@ -57,7 +61,9 @@ def batched_tn(a_nMK: jax.Array, b_nMN: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, w_KN: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """x w computed in `dtype` and returned in it. x (..., K) and w keep their own types, and so do their gradients."""
+  """x w computed in `dtype` and returned in it. x (..., K) and w keep their own types,
+  and so do their gradients.
+  """
   return matmul(x.astype(dtype), w_KN.astype(dtype)).astype(dtype)
 
 
@@ -85,6 +91,8 @@ def _dot(a, b, a_axis, b_axis, batch=False):
 
 
 def _really_transposed(a_MN):
-  """aᵀ (of the last two axes) laid out anew; the barrier keeps XLA from folding it back into the product."""
+  """aᵀ (of the last two axes) laid out anew; the barrier keeps XLA from folding
+  it back into the product.
+  """
   a_NM = a_MN.swapaxes(-1, -2)
   return lax.optimization_barrier(a_NM.reshape(-1)).reshape(a_NM.shape)

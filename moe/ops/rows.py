@@ -1,4 +1,5 @@
-"""Rows of arrays moved by XLA: what the ops share of gathers, sums of gathers, and bfloat16 moved as bits.
+"""Rows of arrays moved by XLA: what the ops share of gathers, sums of gathers,
+and bfloat16 moved as bits.
 
 T tokens, K experts a token, D width, R = T·K rows.
 """
@@ -13,7 +14,9 @@ from moe.ops.dispatch_plan import DispatchPlan
 
 
 def as_bits(values: jax.Array) -> jax.Array:
-  """uint16 of bfloat16 values, for moves that XLA:CPU would make in float32; any other array as it is."""
+  """uint16 of bfloat16 values, for moves that XLA:CPU would make in float32;
+  any other array as it is.
+  """
   return lax.bitcast_convert_type(values, jnp.uint16) if values.dtype == jnp.bfloat16 else values
 
 
@@ -23,12 +26,16 @@ def as_floats(stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def take_rows(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
-  """rows_RD[index], index within bounds. Takes bfloat16 as bits: XLA:CPU would first copy all of it in float32."""
+  """rows_RD[index], index within bounds. Takes bfloat16 as bits:
+  XLA:CPU would first copy all of it in float32.
+  """
   return as_floats(as_bits(rows_RD).at[index].get(mode='promise_in_bounds'), rows_RD.dtype)
 
 
 def sum_rows(rows_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
-  """tokens_TD float32: the sum over k of rows[row_TK[:, k]], as K gathers rather than one of K times the size."""
+  """tokens_TD float32: the sum over k of rows[row_TK[:, k]],
+  as K gathers rather than one of K times the size.
+  """
   gathered = (take_rows(rows_RD, row_TK[:, k]) for k in range(row_TK.shape[1]))
   return functools.reduce(jnp.add, (rows_TD.astype(jnp.float32) for rows_TD in gathered))
 

@@ -11,7 +11,9 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def activation(gate: jax.Array, up: jax.Array) -> jax.Array:
-  """`swiglu` in the operands' type, for autodiff: backward keeps the operands and nothing in float32."""
+  """`swiglu` in the operands' type, for autodiff: backward keeps the
+  operands and nothing in float32.
+  """
   return swiglu(gate, up).astype(gate.dtype)
 
 

@@ -5,7 +5,9 @@ from jax.sharding import Mesh
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:
-  """XLA's options for a program on a mesh: on TPU tokens travel while others compute only where this is asked for."""
+  """XLA's options for a program on a mesh: on TPU tokens travel while others compute
+  only where this is asked for.
+  """
   device = mesh.devices.flat[0]
   if device.platform != 'tpu' or not _exchanges(device.device_kind, mesh.size):
     return {}
@@ -13,13 +15,16 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
 
 
 def has_ragged_exchange() -> bool:
-  """Whether XLA can compile `lax.ragged_all_to_all` for the mesh that is in use, if it is one of TPUs."""
+  """Whether XLA can compile `lax.ragged_all_to_all` for the mesh that is in use,
+  if it is one of TPUs.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   return _exchanges(getattr(mesh.abstract_device, 'device_kind', ''), mesh.size)
 
 
 def _exchanges(device_kind, devices):
-  """v5e slices route around missing links from 4x8 on; there its compiler has neither a ragged nor an asynchronous one.
+  """v5e slices route around missing links from 4x8 on;
+  there its compiler has neither a ragged nor an asynchronous one.
 
   Tried for 2x4 to 16x16 of v5e and v6e, 2x2x2 to 8x8x8 of v5p.
   """

@@ -1,4 +1,6 @@
-"""Batches from the host onto the mesh: which part a process feeds, and how it becomes part of the whole."""
+"""Batches from the host onto the mesh: which part a process feeds,
+and how it becomes part of the whole.
+"""
 
 import functools
 import math
@@ -14,7 +16,9 @@ from moe.parallel.sharding import spec
 
 
 def batch_parts(sizes: Mapping[str, int] | None = None) -> int:
-  """Parts that a batch is in, on a mesh of these sizes by axis; without them, on the mesh that is in use."""
+  """Parts that a batch is in, on a mesh of these sizes by axis;
+  without them, on the mesh that is in use.
+  """
   return math.prod(size(axis) if sizes is None else sizes[axis] for axis in BATCH_AXES)
 
 
@@ -24,7 +28,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
-  """This process's part of a batch (see `batch_share`) as arrays of the whole, spread over the mesh."""
+  """This process's part of a batch (see `batch_share`) as arrays of the whole,
+  spread over the mesh.
+  """
   if mesh.size == 1:
     return batch
   sharding, (_, count) = batch_sharding(mesh), batch_share(mesh)
@@ -37,7 +43,9 @@ def place(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_whole(batch: Any, mesh: Mesh) -> Any:
-  """A batch that every process has whole, spread over the mesh; rows of zeros fill it up to equal parts."""
+  """A batch that every process has whole, spread over the mesh;
+  rows of zeros fill it up to equal parts.
+  """
   if mesh.size == 1:
     return batch
   sharding, parts = batch_sharding(mesh), batch_parts(mesh.shape)
@@ -65,9 +73,10 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
   """`batch_share` of a process, from the rows that the devices of every process hold.
 
-  The rows of a part need not follow each other: on a TPU slice the mesh runs through the hosts' blocks of chips, each
-  of which has rows from here and there. Where two processes have some rows in common and others not, or some have more
-  than others, all of them feed the whole batch, and each device takes its own of it.
+  The rows of a part need not follow each other: on a TPU slice the mesh runs through the hosts'
+  blocks of chips, each of which has rows from here and there. Where two processes have some rows in
+  common and others not, or some have more than others, all of them feed the whole batch, and each
+  device takes its own of it.
   """
   parts = sorted({tuple(sorted(rows)) for rows in held.values()})
   every_row = set().union(*parts)

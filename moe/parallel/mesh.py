@@ -1,6 +1,8 @@
-"""The device mesh: its axes, how it is made of a config, and the context in which a program is laid out on it.
+"""The device mesh: its axes, how it is made of a config,
+and the context in which a program is laid out on it.
 
-Layers find the mesh in JAX's context (`use`), so that none is handed one; without a mesh there is one device.
+Layers find the mesh in JAX's context (`use`), so that none is handed one;
+without a mesh there is one device.
 """
 
 import contextlib
@@ -19,13 +21,15 @@ from moe.errors import UserError
 AXES = ('stage', 'data', 'fsdp', 'expert', 'tensor')
 BATCH_AXES = ('data', 'fsdp', 'expert')  # attention, embedding and loss treat all three as data
 
-# ZeRO's stage (mesh.zero) of the mesh in use. A context of JAX's own: it is part of jit's cache key, as the mesh is, so
-# that no function compiled for one stage is ever taken for the other.
+# ZeRO's stage (mesh.zero) of the mesh in use. A context of JAX's own: it is part of jit's cache
+# key, as the mesh is, so that no function compiled for one stage is ever taken for the other.
 _ZERO_STAGE = jax.make_user_context(3)
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The mesh of config.mesh over `devices` (all there are), −1 filled in. UserError where something does not divide."""
+  """The mesh of config.mesh over `devices` (all there are), −1 filled in.
+  UserError where something does not divide.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = fill(config.mesh, len(devices))
   _check(config, sizes)
@@ -52,7 +56,9 @@ def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, zero: int) -> Iterator[None]:
-  """What is traced inside is laid out on `mesh`, by stage `zero` (mesh.zero). A single device changes nothing."""
+  """What is traced inside is laid out on `mesh`, by stage `zero` (mesh.zero).
+  A single device changes nothing.
+  """
   if mesh.size == 1:
     yield
     return
@@ -61,7 +67,9 @@ def use(mesh: Mesh, zero: int) -> Iterator[None]:
 
 
 def zero_stage() -> int:
-  """Of the mesh in use: 3 where parameters lie over the devices that share a batch, 1 where each has them whole."""
+  """Of the mesh in use: 3 where parameters lie over the devices that share a batch,
+  1 where each has them whole.
+  """
   return _ZERO_STAGE.value
 
 

@@ -1,7 +1,9 @@
-"""Several processes as one program: how they find each other, fail as one, and stop at the same step.
+"""Several processes as one program: how they find each other, fail as one,
+and stop at the same step.
 
-Alone, everything here returns at once and starts nothing. What a process does by itself, such as reading a file, may
-fail for it alone; `together` and `main_first` make that the failure of all, so that none waits for one that has left.
+Alone, everything here returns at once and starts nothing. What a process does by itself, such as
+reading a file, may fail for it alone; `together` and `main_first` make that the failure of all, so
+that none waits for one that has left.
 """
 
 import contextlib
@@ -34,7 +36,9 @@ _MESSAGE_BYTES = 1000  # of an error that is told to the other processes
 
 
 class Cluster(NamedTuple):
-  """How processes find each other: by the first three, or, without them, by what Slurm, a TPU pod or MPI says."""
+  """How processes find each other: by the first three, or, without them, by what Slurm,
+  a TPU pod or MPI says.
+  """
 
   coordinator: str | None = None  # HOST:PORT, of process 0
   num_processes: int | None = None  # 1 alone: no cluster, whatever the environment says
@@ -48,8 +52,9 @@ class Cluster(NamedTuple):
 def join(cluster: Cluster) -> Iterator[None]:
   """Inside, this process is one of the cluster's. Before any use of a device.
 
-  Leaves together with the others, at the end or with a UserError that all share. Any other exception ends the process
-  at once, exit code 1 (Ctrl-C: 130): were it to wait for the others, they would not notice.
+  Leaves together with the others, at the end or with a UserError that all share. Any other
+  exception ends the process at once, exit code 1 (Ctrl-C: 130):
+  were it to wait for the others, they would not notice.
   """
   _check(cluster)
   if not _start(cluster):
@@ -75,7 +80,8 @@ def is_main() -> bool:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What `action` returns, which every process calls; UserError (TryAgain) in all of them if it raised one in any.
+  """What `action` returns, which every process calls;
+  UserError (TryAgain) in all of them if it raised one in any.
 
   Of files, too: what a full disk refuses to one process ends all of them.
   """
@@ -106,7 +112,9 @@ def first_told(message: str) -> str:
 
 
 def main_first(name: str, action: Callable[[], T]) -> T:
-  """As `together`, but the others start when process 0 has succeeded, however long that takes. `name`: used once."""
+  """As `together`, but the others start when process 0 has succeeded,
+  however long that takes. `name`: used once.
+  """
   if jax.process_count() == 1:
     return action()
 
@@ -128,11 +136,13 @@ def from_main(value: int) -> int:
 
 
 class Stop:
-  """A wish to stop, by the first SIGTERM, SIGHUP or Ctrl-C in any process; a second Ctrl-C interrupts at once.
+  """A wish to stop, by the first SIGTERM, SIGHUP or Ctrl-C in any process; a second
+  Ctrl-C interrupts at once.
 
-  Alone, a run stops after the step at hand. With others, each hands its wish to every step (`asked`), the compiled step
-  joins them among its other collectives, and all read the answer (`agreed`) when the next step has been started: one
-  step later, for a few bytes a step, and without the device waiting for the host.
+  Alone, a run stops after the step at hand. With others, each hands its wish to every step
+  (`asked`), the compiled step joins them among its other collectives, and all read the answer
+  (`agreed`) when the next step has been started: one step later, for a few bytes a step, and
+  without the device waiting for the host.
   """
 
   def __init__(self, mesh: Mesh):
@@ -160,7 +170,9 @@ class Stop:
     return (jax.make_array_from_process_local_data(self._sharding, wish_P),)
 
   def agreed(self, metrics: dict) -> bool:
-    """Whether this step is the last one, the same in every process. Takes 'stop' out of the step's metrics."""
+    """Whether this step is the last one, the same in every process.
+    Takes 'stop' out of the step's metrics.
+    """
     if self._alone:
       return self.requested
     before, self._answer = self._answer, metrics.pop('stop')
@@ -168,7 +180,9 @@ class Stop:
 
 
 def with_stop(train_step: Callable) -> Callable:
-  """train_step(state, batch, *Stop.asked()) → (state, metrics), with metrics['stop'] where there are others."""
+  """train_step(state, batch, *Stop.asked()) → (state, metrics),
+  with metrics['stop'] where there are others.
+  """
 
   def step(state, batch, *wish_P):
     state, metrics = train_step(state, batch)
@@ -258,13 +272,16 @@ def _start(cluster):
     raise UserError(f'cannot join the cluster: {error}') from error
   except RuntimeError as error:  # such as another process that has not come in time
     raise TryAgain(f'cannot join the cluster: {error}') from error
-  # JAX now takes SIGTERM as notice for its own service, which nothing here asks: it would go unheard until `Stop`.
+  # JAX now takes SIGTERM as notice for its own service, which nothing here asks:
+  # it would go unheard until `Stop`.
   signal.signal(signal.SIGTERM, handler)
   return True
 
 
 def _meet(cluster):
-  """Looks whether process 0 can be there: where it cannot, JAX ends the process with pages of C++."""
+  """Looks whether process 0 can be there: where it cannot,
+  JAX ends the process with pages of C++.
+  """
   host, _, port = cluster.coordinator.rpartition(':')
   host = host.strip('[]')
   if cluster.process_id == 0:
@@ -305,7 +322,9 @@ def _bind_address(cluster):
 
 
 def _own_address(host):
-  """The address to listen at: the one given; '' for a name, which may mean another interface to other machines."""
+  """The address to listen at: the one given; '' for a name,
+  which may mean another interface to other machines.
+  """
   if host == 'localhost':
     return '127.0.0.1'
   try:
@@ -315,7 +334,9 @@ def _own_address(host):
 
 
 def _leave_after_an_error():
-  """Waits for the others to come to the same error: the coordinator's end would end them before they could tell it."""
+  """Waits for the others to come to the same error:
+  the coordinator's end would end them before they could tell it.
+  """
   try:
     multihost.sync_global_processes('leaving after an error', timeout=_PATIENCE)
   except Exception:  # the error is this process's alone; the others will miss its heartbeat

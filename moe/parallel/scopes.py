@@ -1,4 +1,6 @@
-"""Names of scopes that say to planners what a compiled program cannot: each is written and read here."""
+"""Names of scopes that say to planners what a compiled program cannot:
+each is written and read here.
+"""
 
 import contextlib
 import re

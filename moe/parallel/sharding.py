@@ -1,8 +1,10 @@
-"""What parameters declare, the ONE table from logical axes to mesh axes, and how arrays lie on the mesh by both.
+"""What parameters declare, the ONE table from logical axes to mesh axes,
+and how arrays lie on the mesh by both.
 
-`param` makes a parameter and says at that place which logical axis each dimension is; shardings, ZeRO's gathers, weight
-decay and checkpoints read it there. `constrain` says how an activation lies; `per_shard` runs a function on every
-device's own shard. On one device, where no mesh is in use, neither does anything.
+`param` makes a parameter and says at that place which logical axis each dimension is; shardings,
+ZeRO's gathers, weight decay and checkpoints read it there. `constrain` says how an activation lies;
+`per_shard` runs a function on every device's own shard.
+On one device, where no mesh is in use, neither does anything.
 """
 
 import math
@@ -26,7 +28,8 @@ _MESH_AXES: dict[str | None, tuple[str, ...]] = {
   'heads': ('tensor',),
   'hidden': ('tensor',),  # of FFNs and experts
   'experts': ('expert',),
-  # d_model, which ZeRO spreads over all devices that hold other tokens; less what splits another dimension already.
+  # d_model, which ZeRO spreads over all devices that hold other tokens;
+  # less what splits another dimension already.
   'width': ('fsdp', 'expert'),
 }
 
@@ -89,7 +92,9 @@ def is_declared(x: Any) -> bool:
 
 
 def unboxed(tree: Any) -> Any:
-  """The parameters of a tree that a module's `init` returned. UserError for one that declares nothing."""
+  """The parameters of a tree that a module's `init` returned.
+  UserError for one that declares nothing.
+  """
 
   def unbox(path, box):
     if not is_declared(box):
@@ -123,8 +128,9 @@ def resolve(
 ) -> Stored:
   """From declared axes to mesh axes, on a mesh of these sizes, at ZeRO's stage `zero`.
 
-  Experts and layers are split where they can be dealt out evenly. Where not (63 experts on 8 devices, 27 layers on 4
-  stages) they are stored by width, over the same devices, and dealt out when they are used.
+  Experts and layers are split where they can be dealt out evenly. Where not (63 experts on
+  8 devices, 27 layers on 4 stages) they are stored by width, over the same devices, and
+  dealt out when they are used.
   """
   evenly = lambda axis, length: length % math.prod(sizes[name] for name in _MESH_AXES[axis]) == 0
   may_be_uneven = ('experts', 'layers')
@@ -149,12 +155,14 @@ def resolve(
 def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
   """A NamedSharding for every leaf of a training state, or of its parameters.
 
-  A leaf whose path ends like a parameter's, and which has its shape, lies as that parameter declares: Adam's moments,
-  say. All others, counters, a router's own state, factored moments, are on every device.
+  A leaf whose path ends like a parameter's, and which has its shape, lies as that parameter
+  declares: Adam's moments, say. All others, counters, a router's own state, factored moments,
+  are on every device.
 
   Args:
     declared: the parameters' `Declared` boxes, holding their shapes.
-    zero: mesh.zero. 3 spreads parameters and optimizer state over the devices that share a batch, 1 only the latter.
+    zero: mesh.zero. 3 spreads parameters and optimizer state over the devices that share a batch,
+    1 only the latter.
   """
   boxes = {
     _names(path): box
@@ -174,7 +182,9 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
-  """Of results that every process is to read: on every device. None on one device, where there is no choice."""
+  """Of results that every process is to read: on every device.
+  None on one device, where there is no choice.
+  """
   return NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None
 
 
@@ -191,10 +201,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def per_shard(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-  """`function` on each device's own shard of its arguments; `function` itself where there is no mesh.
+  """`function` on each device's own shard of its arguments;
+  `function` itself where there is no mesh.
 
-  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. An argument that a spec does
-  not split over some axis gets the sum of that axis's gradients.
+  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. An
+  argument that a spec does not split over some axis gets the sum of that axis's gradients.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -207,7 +218,9 @@ def per_shard(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 
 def shard_sizes(count: int, shards: int) -> list[int]:
-  """How many of `count` things each of `shards` holds, in order: all equally many, but the last ones fewer, or none."""
+  """How many of `count` things each of `shards` holds, in order:
+  all equally many, but the last ones fewer, or none.
+  """
   most = -(-count // shards)
   return [min(most, max(0, count - shard * most)) for shard in range(shards)]
 

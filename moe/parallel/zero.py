@@ -10,9 +10,11 @@ from moe.parallel.sharding import Stored
 
 
 def gathers(stored: Stored) -> list[tuple[int, str]]:
-  """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3 spreads over the mesh in use.
+  """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3
+  spreads over the mesh in use.
 
-  One a mesh axis, the minor first: of one over a whole 3D torus TPU's compiler makes an all-reduce, of twice the bytes.
+  One a mesh axis, the minor first: of one over a whole 3D torus TPU's compiler makes an
+  all-reduce, of twice the bytes.
   """
   return [
     (dimension, name)
@@ -38,10 +40,12 @@ def gathered(w: jax.Array, stored: Stored, dtype: Any) -> jax.Array:
 
 
 def in_compute_type(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
-  """move(w), a linear function of collectives, for a parameter that is used in `dtype`, which may be narrower.
+  """move(w), a linear function of collectives, for a parameter that is used in `dtype`,
+  which may be narrower.
 
-  It crosses the network rounded, as products would round it anyway. Its gradient takes the transposed way in w's own
-  type: gathers become reduce-scatters. So a sum of many devices' gradients is exact, and stays where w is stored.
+  It crosses the network rounded, as products would round it anyway. Its gradient takes the
+  transposed way in w's own type: gathers become reduce-scatters. So a sum of many devices'
+  gradients is exact, and stays where w is stored.
   """
   stored = jax.ShapeDtypeStruct(w.shape, w.dtype)
 

@@ -1,4 +1,6 @@
-"""The collectives of a compiled program: kind, mesh axes, how often a step, bytes that a device sends."""
+"""The collectives of a compiled program: kind, mesh axes, how often a step,
+bytes that a device sends.
+"""
 
 import dataclasses
 import math
@@ -34,7 +36,8 @@ class Collective:
 def collectives(
   text: str, mesh_shape: dict[str, int], ragged_share: float = 1.0
 ) -> list[Collective]:
-  """Every collective of a program compiled for a mesh, its devices numbered as in `mesh.devices.flat`.
+  """Every collective of a program compiled for a mesh,
+  its devices numbered as in `mesh.devices.flat`.
 
   ragged_share: share of a ragged exchange's buffer that is sent when routing is balanced.
   """
@@ -53,7 +56,8 @@ def collectives(
       if not fused:
         found.append(one)
         continue
-      # Start, steps and end of an asynchronous one are fusions, each repeating it; steps may lie in a loop between.
+      # Start, steps and end of an asynchronous one are fusions, each repeating it;
+      # steps may lie in a loop between.
       chain = tuple(re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.line)) or (
         instruction.name,
       )
@@ -124,7 +128,9 @@ def _iota(shape, reshape, transpose):
 
 
 def _mesh_groups(axes, order, over):
-  """mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}: groups along some axes of a mesh of their own."""
+  """mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}:
+  groups along some axes of a mesh of their own.
+  """
   sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
   ids = np.arange(math.prod(sizes.values()))
   if match := re.search(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', order):

@@ -1,4 +1,6 @@
-"""The actual training step of a config, traced, lowered and compiled for a machine that is not here."""
+"""The actual training step of a config, traced, lowered and compiled for a
+machine that is not here.
+"""
 
 import math
 import re
@@ -24,7 +26,9 @@ from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
 
 class Compiled(NamedTuple):
-  """What the compiler made of a step, for one device; `text` is empty where it refused, peak then what it asked for."""
+  """What the compiler made of a step, for one device;
+  `text` is empty where it refused, peak then what it asked for.
+  """
 
   mesh: dict[str, int]  # axis → devices
   coordinates: list | None  # in the torus, of the mesh's devices
@@ -40,7 +44,9 @@ class Compiled(NamedTuple):
 
 
 def compile_step(config: Config, machine: Machine) -> Compiled:
-  """UserError where the mesh does not fit the machine, or a kernel its chip; other failures come as they are."""
+  """UserError where the mesh does not fit the machine, or a kernel its chip;
+  other failures come as they are.
+  """
   return compile_for_devices(
     config,
     machine_lib.devices(machine),
@@ -52,7 +58,9 @@ def compile_step(config: Config, machine: Machine) -> Compiled:
 def compile_for_devices(
   config: Config, devices, platform: str, options: dict | None = None
 ) -> Compiled:
-  """As `moe.train` compiles it: the state donated and laid out by the mesh, metrics whole; `platform`'s kernels."""
+  """As `moe.train` compiles it: the state donated and laid out by the mesh,
+  metrics whole; `platform`'s kernels.
+  """
   mesh = mesh_lib.make_mesh(config, devices)
   began, cpu_began = time.perf_counter(), time.process_time()
   with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
@@ -90,10 +98,11 @@ def compile_for_devices(
 
 
 def asked_for(message: str, state_bytes: int) -> int:
-  """Bytes that a refused program would have taken, of the compiler's words. It names all of them, or temporaries only.
+  """Bytes that a refused program would have taken, of the compiler's words.
+  It names all of them, or temporaries only.
 
-  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G hbm'. 0 if neither.
-  UserError where a kernel wants more of a chip's own memory than there is.
+  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G
+  hbm'. 0 if neither. UserError where a kernel wants more of a chip's own memory than there is.
   """
   if 'memory space vmem' in message:
     raise UserError(

@@ -1,9 +1,11 @@
-"""FLOPs of the traced training step, over all devices: what the model needs, what is computed again, what is padding.
+"""FLOPs of the traced training step, over all devices:
+what the model needs, what is computed again, what is padding.
 
-Matrix products only, a multiply-add is 2, as in `moe/accounting.py`. They are read off the jaxpr, where loops have
-their lengths and what rematerialisation adds is named `rematted_computation`; only what its results need is counted.
-Kernels count by the products that they are known to make, attention over all pairs of tokens, experts at balanced
-routing, no matter how many rows a buffer has; further rounds of an exchange are not counted, balanced routing has none.
+Matrix products only, a multiply-add is 2, as in `moe/accounting.py`. They are read off the jaxpr,
+where loops have their lengths and what rematerialisation adds is named `rematted_computation`; only
+what its results need is counted. Kernels count by the products that they are known to make,
+attention over all pairs of tokens, experts at balanced routing, no matter how many rows a buffer
+has; further rounds of an exchange are not counted, balanced routing has none.
 """
 
 import dataclasses
@@ -38,7 +40,9 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What the shapes in a jaxpr do not say, which have buffers' rows and kernels' padding in them."""
+  """What the shapes in a jaxpr do not say, which have buffers' rows and
+  kernels' padding in them.
+  """
 
   # Assignments that a device's experts compute in one microbatch when routing is balanced.
   rows: float
@@ -141,7 +145,8 @@ def _expert_shape(equation):
 
 
 def _attention_shape(equation):
-  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and (B, L, H, C) of Triton's.
+  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and
+  (B, L, H, C) of Triton's.
 
   A device with a single sequence may leave out B.
   """

@@ -1,8 +1,9 @@
 """Compiled HLO text → computations, and how often each of them runs in a step.
 
-A loop's trips are read off its condition (counter < constant), its start and its step. Further rounds of an exchange
-(`moe/parallel/experts/rounds.py`), which end when the tokens do, count 0 times: balanced routing needs none. Any other
-loop whose trips cannot be read counts once, and `unread_loops` names it.
+A loop's trips are read off its condition (counter < constant), its start and its step. Further
+rounds of an exchange (`moe/parallel/experts/rounds.py`), which end when the tokens do, count 0
+times: balanced routing needs none. Any other loop whose trips cannot be read counts once,
+and `unread_loops` names it.
 """
 
 import dataclasses
@@ -163,7 +164,9 @@ def trips(
 
 
 def shape_bytes(shape: str, on_chip: bool = True) -> int:
-  """Of one shape in HLO text or of a tuple of them. on_chip: count arrays in other memory spaces than the main one."""
+  """Of one shape in HLO text or of a tuple of them.
+  on_chip: count arrays in other memory spaces than the main one.
+  """
   total = 0
   for kind, dims, layout in re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', shape):
     if on_chip or not re.search(r'S\(\d+\)', layout):
@@ -214,7 +217,9 @@ def _index(instruction):
 
 
 def _start(outer, loop, counter):
-  """The counter before the loop; None if it is no constant of the tuple that the loop starts from."""
+  """The counter before the loop; None if it is no constant of the tuple
+  that the loop starts from.
+  """
   state = outer.source(loop.operands[0])
   first = outer.source(state.operands[counter]) if state and state.op == 'tuple' else None
   return _constant(first) if first and first.op == 'constant' else None

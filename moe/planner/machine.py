@@ -1,4 +1,6 @@
-"""A machine by its name, 'v5p:4x4x4' or 'h100:8', as devices that programs can be compiled for without having them."""
+"""A machine by its name, 'v5p:4x4x4' or 'h100:8',
+as devices that programs can be compiled for without having them.
+"""
 
 import importlib.util
 import math
@@ -56,7 +58,9 @@ def parse(topology: str) -> Machine:
 
 
 def devices(machine: Machine) -> Sequence[jax.Device]:
-  """Loads the compiler, at the first call. UserError where it is not installed or knows no such slice."""
+  """Loads the compiler, at the first call. UserError where it is not
+  installed or knows no such slice.
+  """
   module, environment = (tpu, '.venv-tpu') if machine.chip.platform == 'tpu' else (gpu, '.venv-gpu')
   if not importlib.util.find_spec(module.COMPILER):
     raise UserError(

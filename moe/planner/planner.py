@@ -20,12 +20,16 @@ from moe.planner.traffic import memory_traffic
 
 
 def plan(config: Config, machine: Machine) -> dict[str, Any]:
-  """Compiles, and says what the step takes. UserError where config and machine do not go together."""
+  """Compiles, and says what the step takes. UserError where config and
+  machine do not go together.
+  """
   return describe(config, machine, compile_step(config, machine))
 
 
 def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, Any]:
-  """The plan of a compiled step; without collectives, traffic and time where the compiler refused it for its size."""
+  """The plan of a compiled step; without collectives,
+  traffic and time where the compiler refused it for its size.
+  """
   chip, devices = machine.chip, machine.num_devices
   fits = not compiled.refusal and compiled.reserved_bytes <= chip.capacity
   rows = _rows_a_device(config, compiled.mesh)
@@ -92,14 +96,18 @@ def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
 
 
 def _stretched(collectives: Sequence[Collective], stretch: float) -> list[Collective]:
-  """As if a stage's collectives took part in its waiting. Those between stages run with every tick, at work or not."""
+  """As if a stage's collectives took part in its waiting.
+  Those between stages run with every tick, at work or not.
+  """
   return [
     c if 'stage' in c.axes else dataclasses.replace(c, times=c.times * stretch) for c in collectives
   ]
 
 
 def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
-  """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations: all that is left."""
+  """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations:
+  all that is left.
+  """
   state = bytes_of_state(compiled.state)
   gradients = state['parameters'] * (1 + (config.train.microbatches > 1))
   named = state | {'gradients': gradients}
@@ -107,7 +115,9 @@ def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
 
 
 def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
-  """Of a ragged exchange's buffer, what is sent when routing is balanced: it sends only what there is."""
+  """Of a ragged exchange's buffer, what is sent when routing is balanced:
+  it sends only what there is.
+  """
   moe, tokens = config.moe, _tokens_a_device(config, mesh)
   if not moe.num_experts:
     return 1.0  # a dense model exchanges nothing

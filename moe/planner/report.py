@@ -42,7 +42,9 @@ def text(record: dict[str, Any]) -> str:
 
 
 def record_plan(path: Path, record: dict[str, Any]) -> None:
-  """Puts a plan into FILE.jsonl, in the place of an older one of its config and machine, and writes FILE.md anew."""
+  """Puts a plan into FILE.jsonl, in the place of an older one of its config and machine,
+  and writes FILE.md anew.
+  """
   old = (
     [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     if path.exists()

@@ -1,12 +1,15 @@
-"""From counts and a chip's public figures to the time of a step: the least that each resource needs for its share.
+"""From counts and a chip's public figures to the time of a step:
+the least that each resource needs for its share.
 
-The step takes as long as its slowest term if the others hide behind it completely, and their sum if nothing does.
-A pipeline's stages wait for one another; each term is longer by that (see `stages.py`) before it comes here.
+The step takes as long as its slowest term if the others hide behind it completely,
+and their sum if nothing does.
+A pipeline's stages wait for one another; each term is longer by that (see
+`stages.py`) before it comes here.
 
-Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once when sides wrap around,
-over k when they do not. All-to-all crosses the middle of the longest side a: 8/a links' worth where it wraps, 4/a where
-it does not. GPUs of a server all send at once through a switch; what a group sends that spans servers is all counted at
-the network's rate.
+Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once when
+sides wrap around, over k when they do not. All-to-all crosses the middle of the longest side a: 8/a
+links' worth where it wraps, 4/a where it does not. GPUs of a server all send at once through a
+switch; what a group sends that spans servers is all counted at the network's rate.
 """
 
 import math
@@ -46,7 +49,9 @@ def roofline(
   collectives: Sequence[Collective],
   mesh_shape: dict[str, int],
 ) -> Roofline:
-  """Of one device's FLOPs and bytes. `coordinates`: of the mesh's devices in the torus, (devices, dimensions)."""
+  """Of one device's FLOPs and bytes. `coordinates`:
+  of the mesh's devices in the torus, (devices, dimensions).
+  """
   interconnect = 0.0
   for one in collectives:
     spanned = spanned_sides(one.axes, mesh_shape, coordinates)
@@ -57,7 +62,9 @@ def roofline(
 
 
 def bandwidth(chip: Chip, sides: Sequence[int], spanned: dict[int, int], kind: str) -> float:
-  """Bytes a second that a device of a group sends; `spanned`: torus dimension → positions of the group in it."""
+  """Bytes a second that a device of a group sends; `spanned`:
+  torus dimension → positions of the group in it.
+  """
   if not chip.torus or not spanned:
     return chip.link
   wrapped = {
@@ -72,14 +79,18 @@ def bandwidth(chip: Chip, sides: Sequence[int], spanned: dict[int, int], kind: s
 
 
 def wraps(chip: Chip, sides: Sequence[int], dimension: int) -> bool:
-  """v5p joins the ends of every side where all sides are multiples of 4; v5e and v6e those of 16."""
+  """v5p joins the ends of every side where all sides are multiples of
+  4; v5e and v6e those of 16.
+  """
   if chip.name == 'v5p':
     return all(side % 4 == 0 for side in sides)
   return sides[dimension] == 16
 
 
 def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) -> dict[int, int]:
-  """Torus dimension → positions that the group of the first device along `axes` takes in it, where more than one."""
+  """Torus dimension → positions that the group of the first device along `axes` takes in it,
+  where more than one.
+  """
   if coordinates is None:
     return {}
   group = _grid(mesh_shape)[
@@ -92,7 +103,9 @@ def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) 
 
 
 def spans_servers(axes: Sequence[str], mesh_shape: dict[str, int], server: int) -> bool:
-  """Whether some group along `axes` has devices of more than one server; devices are numbered server by server."""
+  """Whether some group along `axes` has devices of more than one server;
+  devices are numbered server by server.
+  """
   server_of = _grid(mesh_shape) // server
   along = [dimension for dimension, axis in enumerate(mesh_shape) if axis in axes]
   return any((server_of != server_of.take([0], dimension)).any() for dimension in along)

@@ -22,8 +22,9 @@ _MOST_TENSOR = 4  # bounds the number of plans, which take minutes each
 def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) -> Iterator[Config]:
   """Variations of config.mesh and model.remat whose state and gradients leave room on the machine.
 
-  The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All else is the config's.
-  UserError where its stages do not divide the devices, or where nothing is left, with what is in the way most often.
+  The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All
+  else is the config's. UserError where its stages do not divide the devices, or where nothing is
+  left, with what is in the way most often.
   """
   shapes = jax.eval_shape(lambda: init_state(config))
   refusals, found = collections.Counter(), False
@@ -71,7 +72,9 @@ def rank(records: list[dict]) -> list[dict]:
 def searched(
   config: Config, target: Machine, most: int | None, tell: Callable[[str], None]
 ) -> list[dict]:
-  """The plans of the first `most` candidates, all without it, the best first. Each is told when it is made."""
+  """The plans of the first `most` candidates, all without it, the best first.
+  Each is told when it is made.
+  """
   tried = list(candidates(config, target, devices(target)))
   records = []
   found = plans(tried[:most], lambda changed: planner.plan(changed, target))
@@ -110,6 +113,8 @@ def _divisors(number, most=math.inf):
 
 
 def _held_bytes(config: Config, mesh: jax.sharding.Mesh, shapes: TrainState) -> int:
-  """A device's parameters, optimizer state and gradients; clipping needs these all at once, laid out as parameters."""
+  """A device's parameters, optimizer state and gradients;
+  clipping needs these all at once, laid out as parameters.
+  """
   state = bytes_of_state(laid_out(shapes, mesh, config))
   return 2 * state['parameters'] + state['optimizer_state']

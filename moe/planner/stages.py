@@ -23,14 +23,18 @@ class Stage(NamedTuple):
 
 
 def stretch(config: Config, stages: int) -> float:
-  """Time of a pipeline's ticks over the mean of the stages' work in them, which is what counts of operations say."""
+  """Time of a pipeline's ticks over the mean of the stages' work in them,
+  which is what counts of operations say.
+  """
   microbatches, costs = config.train.microbatches, stage_costs(config, stages)
   work = microbatches * sum(map(sum, costs)) / stages
   return elapsed(costs, microbatches) / work
 
 
 def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
-  """Until all stages are done. Of S equal ones of forward f and backward b: (M + S − 1) (f + b), as with 1F1B."""
+  """Until all stages are done. Of S equal ones of forward f and backward b:
+  (M + S − 1) (f + b), as with 1F1B.
+  """
   stages, ended = len(costs), [0.0] * len(costs)
   for tick in range(2 * (microbatches + stages - 1)):
     partner = dict(partners((tick - 1) % 2, stages))
@@ -42,10 +46,11 @@ def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
 
 
 def stage_costs(config: Config, stages: int) -> list[Stage]:
-  """In FLOPs a token: the first stage has the dense layers too, the last the head, and of the others what is left.
+  """In FLOPs a token: the first stage has the dense layers too, the last the head,
+  and of the others what is left.
 
-  Backward is a forward, two more for the gradients, and with remat=full another of every block. What the other policies
-  compute again of a block is left out.
+  Backward is a forward, two more for the gradients, and with remat=full another of every block.
+  What the other policies compute again of a block is left out.
   """
   # 0 where all are dense: these are then dealt out.
   first = config.model.num_dense_layers % config.model.num_layers

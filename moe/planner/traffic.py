@@ -31,8 +31,9 @@ class Traffic(NamedTuple):
 def memory_traffic(text: str) -> Traffic:
   """Bytes that instructions read from and write to a device's main memory in a step.
 
-  Every instruction reads its operands and writes its result once. Of an operand that a fusion only slices counts the
-  slice; of an array updated in place, the update. What the compiler keeps on the chip (memory space S(n)) is free.
+  Every instruction reads its operands and writes its result once. Of an operand that a fusion only
+  slices counts the slice; of an array updated in place, the update. What the compiler keeps on the
+  chip (memory space S(n)) is free.
   """
   computations, entry = parse(text)
   once = in_loops = 0.0

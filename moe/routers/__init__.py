@@ -1,7 +1,7 @@
 """Routers: one file a router, and the only list of them.
 
-A router of one's own is a file with a subclass of `Router`, a line in ROUTERS, and its keys: its name among the values
-of moe.router, and what it needs.
+A router of one's own is a file with a subclass of `Router`, a line in ROUTERS, and its keys: its
+name among the values of moe.router, and what it needs.
 """
 
 from moe.routers.base import Probe, Router, sums_of

@@ -1,4 +1,5 @@
-"""What a router is to the rest of the house. Everything that others ask of one stands here, and nowhere its name.
+"""What a router is to the rest of the house. Everything that others ask of one stands here,
+and nowhere its name.
 
 B sequences of L tokens, D model width, E routed experts, K chosen by a token, N MoE layers.
 """
@@ -23,19 +24,23 @@ class Probe(NamedTuple):
 
 
 class Router(nn.Module):
-  """Chooses every token's experts and their gates. A subclass has `choose`, and what of the rest is not as here."""
+  """Chooses every token's experts and their gates.
+  A subclass has `choose`, and what of the rest is not as here.
+  """
 
   config: Config
   probe: Probe = Probe()
 
-  # What a trained model's routing can be changed in at evaluation: keys of `moe.analysis.Intervention`.
+  # What a trained model's routing can be changed in at evaluation: keys of
+  # `moe.analysis.Intervention`.
   # 'masked_share' needs a `choose` that ranks all experts.
   interventions: ClassVar[tuple[str, ...]] = ('experts_per_token', 'without_shared')
 
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
     """u_BLD in the compute type; is_token_BL False for padding, which is routed but not counted.
 
-    Returns float32 gates_BLK, int32 experts_BLK, best first, and sums over each sequence's real tokens.
+    Returns float32 gates_BLK, int32 experts_BLK, best first,
+    and sums over each sequence's real tokens.
     """
     moe, masked = self.config.moe, self.probe.masked
     routing = self.choose(u_BLD, token_ids_BL, is_token_BL, moe.experts_per_token + masked)
@@ -52,11 +57,15 @@ class Router(nn.Module):
   def choose(
     self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int
   ) -> Routing:
-    """Each token's k best experts, best first, their affinities in the place of gates, and the sums."""
+    """Each token's k best experts, best first, their affinities in the place of gates,
+    and the sums.
+    """
     raise NotImplementedError(f'{type(self).__name__} does not say how it chooses')
 
   def gates(self, affinities_BLK: jax.Array) -> jax.Array:
-    """The gates of the K experts that a token goes to, from their affinities: as they are (Eq. 10)."""
+    """The gates of the K experts that a token goes to, from their affinities:
+    as they are (Eq. 10).
+    """
     return affinities_BLK
 
   @classmethod
@@ -67,7 +76,8 @@ class Router(nn.Module):
 
   @classmethod
   def after_step(cls, params: dict, counts_NE: jax.Array, config: Config) -> dict:
-    """The routers' parameters moved on by what a step's tokens chose: what balances without a gradient.
+    """The routers' parameters moved on by what a step's tokens chose:
+    what balances without a gradient.
 
     Args:
       params: of the routers of all N layers, {name: (N, …)}, as the optimizer left them.
@@ -80,7 +90,8 @@ class Router(nn.Module):
 def sums_of(
   logits_BLE: jax.Array, shares_BLE: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
 ) -> RoutingStats:
-  """The sums that balance terms and metrics need, for a router that does not come by them otherwise.
+  """The sums that balance terms and metrics need, for a router that does
+  not come by them otherwise.
 
   shares_BLE: float32 affinities that add up to one for each token, P of Eq. 14.
   """

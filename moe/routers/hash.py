@@ -34,16 +34,19 @@ class HashRouter(Router):
 def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: int) -> np.ndarray:
   """table_VK int32: the K distinct experts of every token id, the same on every machine.
 
-  Every E consecutive ids are dealt to the E experts by a random permutation, so all experts own equally many ids (±1);
-  and since a BPE vocabulary lists pieces in the order of merging, about that of frequency, equally common ones.
-  Hash Layers (Roller et al., 2021) balance by the corpus's own token counts; this needs none, and the load is logged.
+  Every E consecutive ids are dealt to the E experts by a random permutation, so all experts own
+  equally many ids (±1); and since a BPE vocabulary lists pieces in the order of merging, about that
+  of frequency, equally common ones.
+  Hash Layers (Roller et al., 2021) balance by the corpus's own token counts;
+  this needs none, and the load is logged.
   """
   # PCG64 by name: its stream is fixed across NumPy versions.
   generator = np.random.Generator(np.random.PCG64(seed))
   blocks = -(-vocab_size // num_experts)
   order_VE = np.stack([_permutation(generator, num_experts) for _ in range(blocks)])
   first_V = order_VE.reshape(-1)[:vocab_size]
-  # The further choices of an id are the next experts in a circle: distinct, and each as balanced as the first.
+  # The further choices of an id are the next experts in a circle:
+  # distinct, and each as balanced as the first.
   return ((first_V[:, None] + np.arange(experts_per_token)) % num_experts).astype(np.int32)
 
 

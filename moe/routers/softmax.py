@@ -14,7 +14,9 @@ from moe.routers.base import Router
 
 
 class SoftmaxRouter(Router):
-  """Affinities are the softmax of u · e; the K largest are the gates (Eq. 7, 8, 10). See `moe.ops.router.route`."""
+  """Affinities are the softmax of u · e; the K largest are the gates (Eq. 7, 8, 10).
+  See `moe.ops.router.route`.
+  """
 
   interventions: ClassVar[tuple[str, ...]] = (*Router.interventions, 'masked_share')
 

@@ -1,9 +1,9 @@
 """One program at a time in a run's folder, also where several machines share it.
 
-DIR/.lock names its holder: host, process, since when. A holder on this machine is dead when its process is gone, or its
-number belongs to one that started at another time. One elsewhere (another host, or another container) shows that it
-lives by touching the file every BEAT seconds; after SILENCE seconds without a sign it is dead. The lock of a dead
-holder is taken over.
+DIR/.lock names its holder: host, process, since when. A holder on this machine is dead when its
+process is gone, or its number belongs to one that started at another time. One elsewhere (another
+host, or another container) shows that it lives by touching the file every BEAT seconds; after
+SILENCE seconds without a sign it is dead. The lock of a dead holder is taken over.
 """
 
 import contextlib
@@ -37,7 +37,9 @@ class Hold:
     self._heart.start()
 
   def check(self) -> None:
-    """TryAgain if another program has taken the lock over, as from a machine that slept too long."""
+    """TryAgain if another program has taken the lock over,
+    as from a machine that slept too long.
+    """
     other = _read(self._path)
     if other and other.get('token') != self._holder['token']:
       raise TryAgain(
@@ -61,7 +63,9 @@ class Hold:
 
 
 def acquire(folder: Path) -> Hold:
-  """The lock of an existing folder. TryAgain, with host, process and since when, if a living program has it."""
+  """The lock of an existing folder. TryAgain, with host, process and since when,
+  if a living program has it.
+  """
   path = folder / '.lock'
   holder = _this_process()
   taken_over = _take(path, holder)
@@ -70,7 +74,9 @@ def acquire(folder: Path) -> Hold:
 
 
 def _take(path, holder):
-  """Writes `holder` into the lock; returns '' or whose lock was taken over. TryAgain if that one lives."""
+  """Writes `holder` into the lock; returns '' or whose lock was taken over.
+  TryAgain if that one lives.
+  """
   while True:
     with _guarded(path) as guarded:
       other = _read(path)
@@ -101,7 +107,9 @@ def _take(path, holder):
 
 @contextlib.contextmanager
 def _guarded(path):
-  """Alone with the lock's file, among those that look at it now; False where the file system has no locks."""
+  """Alone with the lock's file, among those that look at it now;
+  False where the file system has no locks.
+  """
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(files.locked(path))
@@ -114,7 +122,9 @@ def _guarded(path):
 
 
 def _read(path):
-  """The holder; None if nobody holds it. What is no holder, such as half a one, is a dead one without a name."""
+  """The holder; None if nobody holds it. What is no holder, such as half a one,
+  is a dead one without a name.
+  """
   try:
     content = path.read_bytes()
   except FileNotFoundError:
@@ -148,7 +158,9 @@ def _lives(holder):
 
 
 def _gives_a_sign(path):
-  """Waits until the lock is touched, or has been silent for SILENCE seconds by the clock of its file system."""
+  """Waits until the lock is touched, or has been silent for SILENCE seconds by the
+  clock of its file system.
+  """
   seen = _touched(path)
   clock = path.with_name(f'.lock.{secrets.token_hex(4)}')
   clock.touch()
@@ -182,7 +194,9 @@ def _this_process():
 
 
 def _started(number):
-  """When a process started, in ticks since the machine did; None where it has ended or /proc does not tell."""
+  """When a process started, in ticks since the machine did;
+  None where it has ended or /proc does not tell.
+  """
   # The name, in brackets, may hold spaces; a zombie has ended.
   state, *rest = (_first_line(f'/proc/{number}/stat') or ')').rpartition(')')[2].split() or ['Z']
   return None if state in 'ZX' else rest[18]

@@ -1,4 +1,6 @@
-"""What may not differ when a run goes on: config, tokenizer, text. Each fault is a sentence that names it."""
+"""What may not differ when a run goes on: config, tokenizer, text.
+Each fault is a sentence that names it.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,8 +18,8 @@ _PLACES = ('data.sources', 'data.validation_sources', 'data.tokenizer')
 def config_changes(stored: Config, config: Config, text_is_compared: bool) -> str:
   """'', or the keys that differ though they decide a run's results, with both values.
 
-  `stored`: the run's. `text_is_compared`: by `text_changes` and by the tokenizer's bytes, so that the
-  same text may have moved; the weights of its domains must stay all the same.
+  `stored`: the run's. `text_is_compared`: by `text_changes` and by the tokenizer's bytes, so that
+  the same text may have moved; the weights of its domains must stay all the same.
   """
   changed = moe_config.differences(stored.to_dict(), config.to_dict())
   fixed = [key for key in changed if moe_config.must_stay(key)]
@@ -28,7 +30,9 @@ def config_changes(stored: Config, config: Config, text_is_compared: bool) -> st
 
 
 def text_of(data: PreparedData) -> dict:
-  """What identifies prepared data, as JSON: where it lies and which version prepared it have no part in it."""
+  """What identifies prepared data, as JSON: where it lies and which version
+  prepared it have no part in it.
+  """
   entries = {
     split: {domain: _of_domain(data, split, domain) for domain in domains}
     for split, domains in ((TRAIN, data.domains), (HELD_OUT, data.held_out_domains))
@@ -38,7 +42,9 @@ def text_of(data: PreparedData) -> dict:
 
 
 def text_changes(stored: Mapping, text: Mapping) -> str:
-  """'', or what differs between two results of `text_of`. What only one of them has is not compared."""
+  """'', or what differs between two results of `text_of`.
+  What only one of them has is not compared.
+  """
   if stored['order'] != text['order']:
     return f'its domains are {", ".join(stored["order"])} there, {", ".join(text["order"])} now'
   there, now = stored['splits'], text['splits']

@@ -1,4 +1,6 @@
-"""DIR/provenance.json: with which code, versions and command, and where, each part of a run was made."""
+"""DIR/provenance.json: with which code, versions and command, and where,
+each part of a run was made.
+"""
 
 import datetime
 import importlib.metadata
@@ -47,7 +49,9 @@ def describe() -> dict:
 
 
 def note(workdir: Path, now: Mapping) -> str:
-  """Adds this start to the file; '' or one line on what differs from the last one, which may change results."""
+  """Adds this start to the file; '' or one line on what differs from the last one,
+  which may change results.
+  """
   path = workdir / FILE
   parts, damage = _read(path)
   time = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
@@ -61,7 +65,9 @@ def note(workdir: Path, now: Mapping) -> str:
 
 
 def commit() -> tuple[str | None, bool | None]:
-  """(the repository's commit, whether files that a run depends on differ from it); None outside of a repository."""
+  """(the repository's commit, whether files that a run depends on differ from it);
+  None outside of a repository.
+  """
   git = lambda *arguments: subprocess.run(
     ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
   ).stdout.strip()
@@ -74,7 +80,9 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def cpu() -> str:
-  """This process's cores, their model and vector units: what decides how fast, and with which rounding, it computes."""
+  """This process's cores, their model and vector units:
+  what decides how fast, and with which rounding, it computes.
+  """
   try:
     lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
   except OSError:

@@ -17,11 +17,12 @@ from moe.errors import OF_A_SHARED_FOLDER, TryAgain, UserError, is_transient, on
 
 
 def attempt(read: Callable) -> tuple[object, str]:
-  """(what `read` returns, '') or (None, why it failed); TryAgain if that says nothing of what was to be read.
+  """(what `read` returns, '') or (None, why it failed);
+  TryAgain if that says nothing of what was to be read.
 
-  A UserError goes through: it says more than that something is unreadable. After one failure, the reads still under
-  way print a traceback each, straight to the process's stderr: what is written there meanwhile is dropped with the
-  failure, which is told in one line instead.
+  A UserError goes through: it says more than that something is unreadable. After one failure, the
+  reads still under way print a traceback each, straight to the process's stderr: what is written
+  there meanwhile is dropped with the failure, which is told in one line instead.
   """
   sys.stderr.flush()
   stderr = os.dup(2)

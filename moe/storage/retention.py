@@ -1,7 +1,8 @@
-"""Which checkpoints stay: the last ones, and those of the lowest held-out loss, whatever came between and however often
-the run was stopped.
+"""Which checkpoints stay: the last ones, and those of the lowest held-out loss, whatever came
+between and however often the run was stopped.
 
-DIR/held_out_losses.json has the losses by step, since Orbax keeps none: strict JSON, null for one that is not finite.
+DIR/held_out_losses.json has the losses by step, since Orbax keeps none:
+strict JSON, null for one that is not finite.
 """
 
 import json
@@ -26,7 +27,9 @@ class HeldOutLosses:
     self._losses = _read(self._path, workdir / 'metrics.jsonl')
 
   def note(self, step: int, loss: float | None, steps: Collection[int]) -> None:
-    """A checkpoint's loss, None if it has none. `steps`: those that have a checkpoint; others are forgotten."""
+    """A checkpoint's loss, None if it has none. `steps`: those that have a checkpoint;
+    others are forgotten.
+    """
     before = dict(self._losses)
     self._losses = {each: before[each] for each in steps if each in before and each != step}
     if loss is not None:

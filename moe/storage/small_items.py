@@ -1,4 +1,6 @@
-"""What a checkpoint holds beside its arrays: config, tokenizer, which text it was trained on, and their checksums."""
+"""What a checkpoint holds beside its arrays: config, tokenizer, which text it was trained on,
+and their checksums.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +14,9 @@ from moe.storage.reading import read_items
 
 
 class SmallItems(NamedTuple):
-  """As they were saved. `text` is None, and `checked` False, of checkpoints from before these were kept."""
+  """As they were saved. `text` is None, and `checked` False,
+  of checkpoints from before these were kept.
+  """
 
   config: dict
   tokenizer: bytes
@@ -38,7 +42,9 @@ def to_save(config: dict, tokenizer: bytes, text: dict | None, of_rest: Mapping)
 
 
 def read(path: epath.Path) -> SmallItems:
-  """Of the checkpoint in `path`. ValueError if one is not what was saved; what Orbax raises if it cannot be read."""
+  """Of the checkpoint in `path`. ValueError if one is not what was saved;
+  what Orbax raises if it cannot be read.
+  """
   names = ['config', 'checksums'] + ['text'] * (path / 'text').is_dir()
   found = read_items(
     path,

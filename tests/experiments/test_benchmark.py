@@ -14,7 +14,9 @@ from tests.small import small_config
 
 
 class Clock:
-  """Stands in for time.perf_counter; `work(s, …)` takes the given seconds, one after another, for ever."""
+  """Stands in for time.perf_counter; `work(s, …)` takes the given seconds, one after another,
+  for ever.
+  """
 
   def __init__(self, monkeypatch):
     self.now = 0.0
@@ -31,7 +33,8 @@ class Clock:
 
 def test_compare_takes_ratios_pair_by_pair(monkeypatch):
   clock = Clock(monkeypatch)
-  # The warm-up, then 4 ÷ 2, 9 ÷ 3 and 5 ÷ 5: the median of the ratios is not the ratio of the medians.
+  # The warm-up, then 4 ÷ 2, 9 ÷ 3 and 5 ÷ 5: the median of the ratios is not
+  # the ratio of the medians.
   row = timing.compare('name', clock.work(50, 4, 9, 5), clock.work(60, 2, 3, 5), 3, 100, bar=1.5)
   assert (row['ratio_min'], row['ratio_median'], row['ratio_max']) == (1, 2, 3)
   assert row['tokens_per_second_median'] == [100 / 5, 100 / 3]

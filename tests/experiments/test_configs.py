@@ -1,8 +1,9 @@
 """Every published config: frozen as golden text, valid, and kept in its proportions by proxy.py.
 
-golden/base.txt has what every config starts from, golden/FILE.txt where the variants of a file differ from that: what
-all of them change, then what each changes beside. A key that is new and that no variant sets changes no golden text.
-After an intended change, write them anew and review their diff:
+golden/base.txt has what every config starts from, golden/FILE.txt where the variants of a file
+differ from that: what all of them change, then what each changes beside. A key that is new and that
+no variant sets changes no golden text. After an intended change,
+write them anew and review their diff:
 
   python -m tests.experiments.test_configs
 """
@@ -146,7 +147,9 @@ def test_proxy_has_every_variant_once():
 
 
 def test_groups_that_are_balanced_are_the_devices_of_the_mesh():
-  """Eq. 15 balances what the devices of expert parallelism get. Two keys, so that the loss is the same on any mesh."""
+  """Eq. 15 balances what the devices of expert parallelism get.
+  Two keys, so that the loss is the same on any mesh.
+  """
   configs = [file.get_config(name) for name, file in proxy.VARIANTS.items()]
   balanced = [
     config for config in configs if config.moe.device_balance_weight and config.mesh.expert > 1

@@ -1,4 +1,6 @@
-"""moe/accounting.py against every row of the paper's tables, and against one small model counted by hand."""
+"""moe/accounting.py against every row of the paper's tables,
+and against one small model counted by hand.
+"""
 
 import pytest
 
@@ -8,8 +10,8 @@ from moe.config import from_config_dict
 
 B, T = 1e9, 1e12
 
-# What the formulas give for the settings of each row, rounded as printed. Beside it, for the reader, what the paper
-# prints where that differs. Keys: fields of Accounting.
+# What the formulas give for the settings of each row, rounded as printed. Beside it, for the
+# reader, what the paper prints where that differs. Keys: fields of Accounting.
 VALIDATION = {
   'dense': {
     'total_params': 0.197 * B,
@@ -119,7 +121,9 @@ def test_every_variant_of_the_tables_has_a_row():
 
 
 def _small(**changes):
-  """2 layers, the first dense; d 4, 2 heads of 2 with 1 key/value head; 1 + 3 (2) experts; vocabulary 10; 8 tokens."""
+  """2 layers, the first dense; d 4, 2 heads of 2 with 1 key/value head;
+  1 + 3 (2) experts; vocabulary 10; 8 tokens.
+  """
   config = base.get_config()
   config.update_from_flattened_dict(
     {

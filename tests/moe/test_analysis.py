@@ -404,7 +404,8 @@ def test_load_information_and_effective_experts_against_loops():
 def test_measures_at_their_ends():
   assert specialization.effective_experts(np.array([[5, 5, 5], [0, 7, 0]])) == pytest.approx([3, 1])
   assert np.isnan(specialization.load(np.zeros((1, 3), np.int64))).all()
-  # Each domain has an expert of its own: a choice tells the domain, of entropy 1 bit. Shuffled it tells less.
+  # Each domain has an expert of its own: a choice tells the domain, of entropy 1 bit.
+  # Shuffled it tells less.
   own_NXE = np.tile(np.eye(2, dtype=np.int64), (1, 20, 1))
   told = specialization.information(own_NXE, np.arange(40) % 2, 2)
   assert told.bits_N == pytest.approx([1])
@@ -415,7 +416,9 @@ def test_measures_at_their_ends():
 
 
 def test_sequences_that_differ_for_no_reason_of_domain_tell_nothing_beyond_chance():
-  """Sequences each fond of an expert of their own: the plug-in estimate alone would see domains in that."""
+  """Sequences each fond of an expert of their own:
+  the plug-in estimate alone would see domains in that.
+  """
   generator = np.random.default_rng(0)
   choices_NXE = np.stack(
     [generator.multinomial(200, generator.dirichlet(np.full(E, 0.3)), size=1)[0] for _ in range(24)]

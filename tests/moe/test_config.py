@@ -20,7 +20,8 @@ def names(text):
   return text.split()
 
 
-# The least that each number may be, from what its use needs. The keys that are absent have a row of their own.
+# The least that each number may be, from what its use needs.
+# The keys that are absent have a row of their own.
 AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
   model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size data.num_threads
@@ -91,7 +92,9 @@ def test_no_number_may_be_one_that_no_run_can_use(value):
 
 
 def test_a_size_or_seed_is_bounded():
-  """2³¹ − 1 is what int32 counters hold; jax.random.key takes 32 bits of a seed, and would drop the others."""
+  """2³¹ − 1 is what int32 counters hold; jax.random.key takes 32 bits of a seed,
+  and would drop the others.
+  """
   for name in NUMBERS:
     if KEYS[name].type is int:
       assert 'must be at most ' in refusal(name, 2**32), name
@@ -200,7 +203,9 @@ def test_a_stored_config_is_read_back():
 
 @pytest.fixture
 def later(monkeypatch):
-  """A later version of the code: train.seed is new to it, and moe.num_experts had another name before."""
+  """A later version of the code: train.seed is new to it,
+  and moe.num_experts had another name before.
+  """
   new = KEYS | {'train.seed': dataclasses.replace(KEYS['train.seed'], default=5, before=3)}
   monkeypatch.setattr(moe_config, 'KEYS', new)
   monkeypatch.setattr(moe_config, 'ALIASES', {'moe.experts': 'moe.num_experts'})

@@ -1,4 +1,6 @@
-"""Sampling: the cache against recomputing everything, the choice of a token against a loop, where it stops."""
+"""Sampling: the cache against recomputing everything, the choice of a token against a loop,
+where it stops.
+"""
 
 import functools
 
@@ -132,7 +134,9 @@ def test_where_completions_stop():
 
 
 def test_an_end_token_and_the_length_asked_for():
-  """Of the greedy completions, what comes before their second token, called the end of text, or the fifth."""
+  """Of the greedy completions, what comes before their second token, called the end of text,
+  or the fifth.
+  """
   run = _run(seed=1)
   whole = generate(run, PROMPTS, 20, GREEDY)
   longest = max(range(5), key=lambda i: len(whole[i].tokens))
@@ -227,7 +231,9 @@ def test_a_token_that_is_not_allowed_is_never_drawn(temperature, top_p, top_k):
 
 
 class Words:
-  """A tokenizer as spm_train makes it by default: a leading space belongs to a piece, and decoding drops the first."""
+  """A tokenizer as spm_train makes it by default: a leading space belongs to a piece,
+  and decoding drops the first.
+  """
 
   bos_id, eos_id, vocab_size = 26, 27, 28
   is_text = np.arange(28) < 26

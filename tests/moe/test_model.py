@@ -1,4 +1,6 @@
-"""The whole model: against the loops; no leaks over documents or from the future; the same however computed."""
+"""The whole model: against the loops; no leaks over documents or from the future;
+the same however computed.
+"""
 
 import functools
 
@@ -130,7 +132,8 @@ def test_loss_against_the_loops_and_a_gradient_for_every_parameter(variant):
     assert all(np.abs(layer).max() > 0 for layer in layers), path
 
 
-# Row 0: document 1 has ids 0–4, document 2 ids 5–10, then padding with id 31. Rows 1 and 2 have one of them each.
+# Row 0: document 1 has ids 0–4, document 2 ids 5–10, then padding with id 31. Rows 1
+# and 2 have one of them each.
 TOKENS_BL = np.array(
   [[*range(11), 31], [*range(5), *[31] * 7], [*range(5, 11), *[31] * 6], [31] * 12], np.int32
 )
@@ -156,7 +159,9 @@ def test_a_packed_document_is_as_if_alone_and_as_the_loops_say(variant):
 
 
 def test_neither_other_documents_nor_the_future_are_seen():
-  """The gradient of one position's loss is exactly zero in the embeddings of every token that it must not see."""
+  """The gradient of one position's loss is exactly zero in the embeddings of every
+  token that it must not see.
+  """
   config = small_config(**VARIANTS['moe'])
   params = small_params(config)
   for position in range(11):

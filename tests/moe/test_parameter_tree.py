@@ -1,4 +1,6 @@
-"""The real parameter tree of every published config, by shape only, against accounting; and how it starts."""
+"""The real parameter tree of every published config, by shape only, against accounting;
+and how it starts.
+"""
 
 import importlib
 

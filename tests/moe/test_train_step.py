@@ -37,7 +37,9 @@ def gradients(config, params, batch):
 
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
 def test_microbatches_change_nothing(scope):
-  """Rows hold different numbers of tokens and targets, one of them none: parts must not be averaged as equals."""
+  """Rows hold different numbers of tokens and targets, one of them none:
+  parts must not be averaged as equals.
+  """
   config = lambda parts: small_config(
     **MOE
     | {'moe.balance_scope': scope, 'train.microbatches': parts, 'ops.implementation': 'reference'}
@@ -176,7 +178,9 @@ def test_routing_metrics(train_step):
 
 
 def test_the_implementation_changes_no_loss_beyond_rounding():
-  """50 steps on other data each: through the readable reference, and through what this platform prefers."""
+  """50 steps on other data each: through the readable reference,
+  and through what this platform prefers.
+  """
   curves = []
   for implementation in ('reference', 'auto'):
     config = small_config(**{'ops.implementation': implementation})

@@ -1,6 +1,8 @@
-"""Twenty times kill -9 of one of two processes, the coordinator included, at random steps: `make soak`.
+"""Twenty times kill -9 of one of two processes, the coordinator included,
+at random steps: `make soak`.
 
-Not part of `make test`. Half a minute a fault on 2 idle cores; SOAK_FAULTS and SOAK_SEED change their number and order.
+Not part of `make test`. Half a minute a fault on 2 idle cores;
+SOAK_FAULTS and SOAK_SEED change their number and order.
 """
 
 import os
@@ -64,7 +66,9 @@ def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
 
 
 def _starts(output):
-  """The step from which every start that came to training went on; 0 where it found nothing to go on with."""
+  """The step from which every start that came to training went on;
+  0 where it found nothing to go on with.
+  """
   starts = []
   for start in output.split('supervise: exit code'):
     if 'compiled the training step' in start:

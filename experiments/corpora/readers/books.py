@@ -29,7 +29,9 @@ def read_strings(raw: bytes) -> Iterator[str]:
 
 
 def read_poems(raw: bytes) -> Iterator[str]:
-  """chinese-poetry's JSON: every object that has lines, wherever it is nested, as title, author, lines."""
+  """chinese-poetry's JSON: every object that has lines, wherever it is nested, as title,
+  author, lines.
+  """
   yield from _poems(json.loads(raw))
 
 
@@ -47,10 +49,11 @@ def _poems(value):
 
 
 def read_r_novels(raw: bytes, without: str = '') -> Iterator[str]:
-  """Novels in an R package's lazy-load data (.rdb), chapter by chapter under the title. `without`: a title left out.
+  """Novels in an R package's lazy-load data (.rdb), chapter by chapter under the title.
+  `without`: a title left out.
 
-  The file is a row of blocks, each its length (4 bytes), then a zlib stream, of one R object in XDR format. PyPI's
-  rdata reads such objects, but not a row of them, and brings pandas and xarray.
+  The file is a row of blocks, each its length (4 bytes), then a zlib stream, of one R object in XDR
+  format. PyPI's rdata reads such objects, but not a row of them, and brings pandas and xarray.
   """
   while raw:
     inflate = zlib.decompressobj()

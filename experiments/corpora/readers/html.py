@@ -44,7 +44,8 @@ _NEVER = '//script|//style|//noscript|//head|//comment()|//processing-instructio
 def reader(
   content: str = '//body', without: Sequence[str] = ()
 ) -> Callable[[bytes], Iterator[str]]:
-  """A reader of UTF-8 pages. XPaths: `content` is where the text is (first match), `without` what to leave out of it.
+  """A reader of UTF-8 pages. XPaths: `content` is where the text is (first match),
+  `without` what to leave out of it.
 
   A page without `content` gives no document.
   """

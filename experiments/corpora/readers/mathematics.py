@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 from moe.data import arithmetic
 
-# A heading is a comment whose text stands between two lines of one of these, from parts down to subsections.
+# A heading is a comment whose text stands between two lines of one of these,
+# from parts down to subsections.
 _HEADING = re.compile(r'^\$\(\s*\n(#\*#\*|=-=-|-\.-\.|####)[^\n]*\n', re.MULTILINE)
 _PROOF = re.compile(r'\$=\s*\(([^)]*)\)[A-Z\s?]*\$\.')
 _CREDIT = re.compile(
@@ -18,8 +19,8 @@ _BLOCK = re.compile(r'^\{\n(.*?)^\}\n', re.MULTILINE | re.DOTALL)
 def read_metamath(raw: bytes) -> Iterator[str]:
   """A database, section by section.
 
-  Of a compressed proof only the theorems that it uses stay: its letters are indices into a list, which no one reads.
-  Credits, the same few names and dates under each theorem, go.
+  Of a compressed proof only the theorems that it uses stay: its letters are indices into a list,
+  which no one reads. Credits, the same few names and dates under each theorem, go.
   """
   text = raw.decode()
   starts = [match.start() for match in _HEADING.finditer(text)]

@@ -1,7 +1,8 @@
 """Manual pages: man(7) source → text.
 
-Only what changes the text is interpreted: headings, paragraphs, tags, fonts, characters, tbl's rows, `.if`. Layout
-requests are dropped. groff would depend on the machine, and pads and hyphenates lines for a terminal.
+Only what changes the text is interpreted: headings, paragraphs, tags, fonts, characters, tbl's
+rows, `.if`. Layout requests are dropped. groff would depend on the machine,
+and pads and hyphenates lines for a terminal.
 """
 
 import re
@@ -44,7 +45,9 @@ _SKIPPED = {'ig': '..', 'de': '..', 'de1': '..', 'am': '..', 'EQ': '.EN', 'PS': 
 
 
 def read(raw: bytes) -> Iterator[str]:
-  """The page, or nothing for a link (.so) and for mdoc(7), another language. ValueError (of Unicode) for Latin-1."""
+  """The page, or nothing for a link (.so) and for mdoc(7), another language.
+  ValueError (of Unicode) for Latin-1.
+  """
   source = raw.decode()
   if re.search(r'^\.Dd\b', source, re.MULTILINE) or re.match(r'(\s|[.\']\\".*\n)*\.so\s', source):
     return
@@ -171,7 +174,9 @@ class _Page:
         return
 
   def _table(self):
-    """tbl: options up to `;`, formats up to a full stop, rows with tabs between cells, T{ … T} around long ones."""
+    """tbl: options up to `;`, formats up to a full stop, rows with tabs between cells,
+    T{ … T} around long ones.
+    """
     self._break()
     rows, cell, formats = [], False, True
     for line in self._lines:

@@ -35,10 +35,12 @@ def attention(
   *,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """attended_BLHC in the query's type; softmax in float32. Differentiable in query, keys and values.
+  """attended_BLHC in the query's type; softmax in float32. Differentiable in query,
+  keys and values.
 
   Args:
-    query_BLHC, keys_BLGC, values_BLGC: one type, bfloat16 or float32. Head h reads key/value head h // (H / G).
+    query_BLHC, keys_BLGC, values_BLGC: one type, bfloat16 or float32. Head h reads
+    key/value head h // (H / G).
     segment_ids_BL: int32. A token sees the tokens of its own segment up to itself.
   """
   return run(

@@ -1,12 +1,14 @@
-"""attention through the Triton kernels that JAX ships (causal, segments, float32 softmax, forward and backward).
+"""attention through the Triton kernels that JAX ships (causal, segments, float32
+softmax, forward and backward).
 
-bfloat16 only: they would round float32 operands to TF32, so float32 is refused, and the automatic choice takes XLA.
-L is padded to a multiple of the kernels' blocks and C to 16, the least of Triton's products; key/value heads that
-several query heads read are repeated.
+bfloat16 only: they would round float32 operands to TF32, so float32 is refused,
+and the automatic choice takes XLA.
+L is padded to a multiple of the kernels' blocks and C to 16, the least of Triton's products;
+key/value heads that several query heads read are repeated.
 
-Not cuDNN (`jax.nn.dot_product_attention(implementation='cudnn')`): it asks the GPU at hand for its version while it is
-being traced, which rules out compiling for a GPU elsewhere, it wants the (L, L) mask of the segments written out as a
-bias, and it takes no odd L.
+Not cuDNN (`jax.nn.dot_product_attention(implementation='cudnn')`): it asks the GPU at hand for its
+version while it is being traced, which rules out compiling for a GPU elsewhere, it wants the (L, L)
+mask of the segments written out as a bias, and it takes no odd L.
 """
 
 import jax

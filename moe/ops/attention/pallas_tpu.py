@@ -1,6 +1,8 @@
-"""attention through JAX's own splash attention kernels (causal, segments, shared key/value heads, float32 softmax).
+"""attention through JAX's own splash attention kernels (causal, segments, shared
+key/value heads, float32 softmax).
 
-L is padded to a multiple of the kernel's blocks and C to one of 128. Pallas' interpreter runs it as well.
+L is padded to a multiple of the kernel's blocks and C to one of 128. Pallas'
+interpreter runs it as well.
 """
 
 import jax
@@ -11,7 +13,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from moe.ops.implementation import interpret
 from moe.ops.kernels import Kernel
 
-# JAX's own, by their names. Backward computes the scores again for each of its two, and their gradients once more.
+# JAX's own, by their names. Backward computes the scores again for each of its two,
+# and their gradients once more.
 KERNELS = (
   Kernel('splash_mha_fwd', products=2, suffixed=True),
   Kernel('splash_mha_dq', backward=True, products=3, again=2, suffixed=True),

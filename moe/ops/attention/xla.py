@@ -1,9 +1,11 @@
 """attention in plain XLA, in products that reach the fast units of a CPU, forward and backward.
 
-Up to 512 tokens all scores exist at once and the probabilities are kept for backward. Longer sequences take 512 queries
-at a time and compute their probabilities again in backward, so that memory grows with L and not with L².
+Up to 512 tokens all scores exist at once and the probabilities are kept for backward. Longer
+sequences take 512 queries at a time and compute their probabilities again in backward, so that
+memory grows with L and not with L².
 
-B sequences, L tokens, Q queries at a time, H heads, G key/value heads, P = H / G, C head width, Z = B·G.
+B sequences, L tokens, Q queries at a time, H heads, G key/value heads, P = H / G, C head width,
+Z = B·G.
 """
 
 import jax
@@ -56,7 +58,9 @@ def attention(
 def _attend(
   query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array
 ) -> jax.Array:
-  """attended_ZRC in the query's type, in which all products are; keys and values, and their gradients, float32."""
+  """attended_ZRC in the query's type, in which all products are;
+  keys and values, and their gradients, float32.
+  """
   return _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)[0]
 
 

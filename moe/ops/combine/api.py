@@ -31,5 +31,7 @@ IMPLEMENTATIONS = {
 def combine(
   rows_RD: jax.Array, gates_TK: jax.Array, plan: DispatchPlan, *, implementation: str = 'auto'
 ) -> jax.Array:
-  """tokens_TD float32 with tokens[t] = Σ_k gates[t, k] · rows[plan.row_TK[t, k]]. Differentiable in rows and gates."""
+  """tokens_TD float32 with tokens[t] = Σ_k gates[t, k] · rows[plan.row_TK[t, k]].
+  Differentiable in rows and gates.
+  """
   return run('combine', IMPLEMENTATIONS, implementation, rows_RD, gates_TK, plan)

@@ -1,7 +1,9 @@
-"""combine as Mosaic kernels: each token's K rows fetched by DMA and summed; backward fetches each row's token.
+"""combine as Mosaic kernels: each token's K rows fetched by DMA and summed;
+backward fetches each row's token.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot. A run with
-ops.implementation=pallas_tpu does not: routed_ffn/pallas_tpu.py has them fused into its products.
+What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot.
+A run with ops.implementation=pallas_tpu does not:
+routed_ffn/pallas_tpu.py has them fused into its products.
 
 Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
 """

@@ -31,5 +31,7 @@ IMPLEMENTATIONS = {
 def dispatch(
   tokens_TD: jax.Array, plan: DispatchPlan, *, implementation: str = 'auto'
 ) -> jax.Array:
-  """rows_RD with rows[r] = tokens[plan.token_R[r]], in the tokens' type. Differentiable in the tokens."""
+  """rows_RD with rows[r] = tokens[plan.token_R[r]], in the tokens' type.
+  Differentiable in the tokens.
+  """
   return run('dispatch', IMPLEMENTATIONS, implementation, tokens_TD, plan)

@@ -1,7 +1,9 @@
-"""dispatch as Mosaic kernels: rows fetched by DMA, 128 a step; the transpose fetches and sums each token's K rows.
+"""dispatch as Mosaic kernels: rows fetched by DMA, 128 a step;
+the transpose fetches and sums each token's K rows.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot. A run with
-ops.implementation=pallas_tpu does not: routed_ffn/pallas_tpu.py has them fused into its products.
+What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot.
+A run with ops.implementation=pallas_tpu does not:
+routed_ffn/pallas_tpu.py has them fused into its products.
 
 Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
 """

@@ -1,4 +1,6 @@
-"""dispatch as a gather, forward and backward: the transpose sums K gathered rows, since scatter-adds are slow."""
+"""dispatch as a gather, forward and backward: the transpose sums K gathered rows,
+since scatter-adds are slow.
+"""
 
 import jax
 

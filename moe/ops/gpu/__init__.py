@@ -1,1 +1,3 @@
-"""What the Triton kernels share: blocks of memory, matrix products, tile sizes, and how a kernel is called."""
+"""What the Triton kernels share: blocks of memory, matrix products, tile sizes,
+and how a kernel is called.
+"""

@@ -1,7 +1,9 @@
-"""The two grouped products that all others are made of: rows × a matrix per group, and rowsᵀ × rows per group.
+"""The two grouped products that all others are made of:
+rows × a matrix per group, and rowsᵀ × rows per group.
 
-R rows sorted by group, E groups, N columns of the result, K (depth) summed over. Programs of one group stand side by
-side, so that its matrix, or its rows, are read from HBM once and from L2 afterwards.
+R rows sorted by group, E groups, N columns of the result, K (depth) summed over. Programs of one
+group stand side by side, so that its matrix, or its rows,
+are read from HBM once and from L2 afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +28,9 @@ class Block(NamedTuple):
 
 
 class _Limits(NamedTuple):
-  """Largest tiles of an operand type. float32 runs on FMA units, whose operands are in registers."""
+  """Largest tiles of an operand type. float32 runs on FMA units,
+  whose operands are in registers.
+  """
 
   rows: int
   columns: int  # of all accumulators together
@@ -61,7 +65,8 @@ def rows_times_matrices(
   extras: Sequence[jax.Array] = (),
   share: int = 1,
 ) -> list[jax.Array]:
-  """One array of rows: its product with each of the matrices. As many as matrices: the sum of the pairs' products.
+  """One array of rows: its product with each of the matrices.
+  As many as matrices: the sum of the pairs' products.
 
   Args:
     name: of the kernel.
@@ -70,7 +75,8 @@ def rows_times_matrices(
     outputs: what `epilogue(block, extra_refs, output_refs)` writes.
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
-    share: an accumulator has 1 / share of the registers; the rest is the epilogue's, or the other accumulators'.
+    share: an accumulator has 1 / share of the registers;
+    the rest is the epilogue's, or the other accumulators'.
   """
   dtype, num_groups = rows[0].dtype, group_sizes_E.shape[0]
   depth, width = matrices[0].shape[1:][:: -1 if transposed else 1]
@@ -92,7 +98,8 @@ def rows_times_matrices(
     @pl.when(start < stop)
     def _():
       own = start + jnp.arange(tile, dtype=jnp.int32)
-      # Beyond the tile its last row is read again, and not written: masks in the loop would cost more.
+      # Beyond the tile its last row is read again, and not written:
+      # masks in the loop would cost more.
       readable = Span(jnp.minimum(own, stop - 1))
       source = Span(load(token_refs[0], readable)) if gathers else readable
       across = span(j * columns, columns, width)
@@ -154,7 +161,8 @@ def rows_times_rows(
   left_tokens_R: jax.Array | None = None,
   right_tokens_R: jax.Array | None = None,
 ) -> list[jax.Array]:
-  """Of each group its left rowsᵀ times its right rows: (E, M, N) in the given type, exact zeros for an empty group.
+  """Of each group its left rowsᵀ times its right rows:
+  (E, M, N) in the given type, exact zeros for an empty group.
 
   Args:
     left: (R, M), or (T, M) if gathered by `left_tokens_R`.
@@ -190,7 +198,8 @@ def rows_times_rows(
 
     def add(k, sums):
       own = start + k * step + jnp.arange(step, dtype=jnp.int32)
-      # Beyond the group its last row is read again: zero on the left, finite (if that row is) on the right.
+      # Beyond the group its last row is read again: zero on the left,
+      # finite (if that row is) on the right.
       readable = Span(jnp.minimum(own, stop - 1))
       source = lambda token_ref: readable if token_ref is None else Span(load(token_ref, readable))
       a = load(left_ref, Span(source(left_tokens).index, own < stop), down)

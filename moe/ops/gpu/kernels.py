@@ -1,8 +1,9 @@
 """Blocks of memory, matrix products and calls of Pallas kernels for Triton.
 
-Arrays stay in global memory and a kernel names the elements of a block itself, by the index of every row and column:
-gathered rows and the ragged ends of groups need no case of their own, and no dimension is padded in memory. Blocks are
-powers of two, at least 16 each way, as Triton's products demand; what of them lies outside an array is masked.
+Arrays stay in global memory and a kernel names the elements of a block itself, by the index of
+every row and column: gathered rows and the ragged ends of groups need no case of their own, and no
+dimension is padded in memory. Blocks are powers of two, at least 16 each way, as Triton's products
+demand; what of them lies outside an array is masked.
 """
 
 import functools
@@ -21,14 +22,18 @@ _SHARED_MEMORY = 200 * 1024  # bytes of a block's 227 KiB (H100) given to operan
 
 
 class Span(NamedTuple):
-  """Indices along one dimension of an array; what is not `inside` is read as zero and never written. None: all is."""
+  """Indices along one dimension of an array; what is not `inside` is read as zero and
+  never written. None: all is.
+  """
 
   index: jax.Array  # int32 (n,)
   inside: jax.Array | None = None  # bool (n,)
 
 
 def span(start: jax.Array | int, size: int, limit: jax.Array | int) -> Span:
-  """`size` indices from `start`, as far as they are below `limit`; a static limit's multiples of `size` are starts."""
+  """`size` indices from `start`, as far as they are below `limit`;
+  a static limit's multiples of `size` are starts.
+  """
   index = start + jnp.arange(size, dtype=jnp.int32)
   whole = isinstance(limit, int) and limit % size == 0
   return Span(index, None if whole else index < limit)
@@ -58,7 +63,9 @@ def _block(ref, spans, leading):
 
 
 def dot(a: jax.Array, b: jax.Array, a_axis: int = 1, b_axis: int = 0) -> jax.Array:
-  """Σ over the given axes, float32: on the tensor cores for bfloat16, never rounded to TF32 for float32."""
+  """Σ over the given axes, float32: on the tensor cores for bfloat16, never
+  rounded to TF32 for float32.
+  """
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   dimensions = (((a_axis,), (b_axis,)), ((), ()))
   return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -70,7 +77,9 @@ def power_of_two(extent: int, largest: int) -> int:
 
 
 def tile_size(extent: int, largest: int) -> int:
-  """The power of two that covers `extent` with the least padding; of equals the largest. From 64 where it is wider."""
+  """The power of two that covers `extent` with the least padding; of equals the largest.
+  From 64 where it is wider.
+  """
   if extent < 64:
     return power_of_two(extent, largest)
   sizes = [size for size in (512, 256, 128, 64) if size <= largest] or [largest]
@@ -92,7 +101,9 @@ def call(
   num_stages: int = 2,
   flops: int = 0,
 ) -> list[jax.Array]:
-  """kernel(program, *operand_refs, *output_refs) for each of `programs`; neighbours run at the same time."""
+  """kernel(program, *operand_refs, *output_refs) for each of `programs`;
+  neighbours run at the same time.
+  """
 
   def body(*refs):
     kernel(pl.program_id(0), *refs)

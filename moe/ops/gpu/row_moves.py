@@ -1,7 +1,8 @@
 """Moving rows between the order of tokens and that of experts, token by token.
 
-T tokens, K choices a token, R = T·K rows, D width. Each row belongs to one token, so a program that has a token reads
-or writes its K rows alone: no two programs meet, no atomics, the same result every time.
+T tokens, K choices a token, R = T·K rows, D width. Each row belongs to one token, so a program that
+has a token reads or writes its K rows alone: no two programs meet, no atomics,
+the same result every time.
 """
 
 import jax
@@ -41,7 +42,8 @@ def _choice(tokens: Span, choice: int, choices: int) -> Span:
 def _written(rows: jax.Array, tokens: Span, num_rows: int) -> Span:
   """Rows to write. Those of lanes past the last token aim past the last row.
 
-  The mask alone would do on a GPU; interpreted, a masked lane puts back what it found, and row 0 may have changed.
+  The mask alone would do on a GPU; interpreted, a masked lane puts back what it found,
+  and row 0 may have changed.
   """
   return Span(
     rows if tokens.inside is None else jnp.where(tokens.inside, rows, num_rows), tokens.inside
@@ -55,7 +57,9 @@ def sum_rows(
   dtype: jnp.dtype,
   gates_TK: jax.Array | None = None,
 ) -> jax.Array:
-  """tokens_TD: Σ_k gates[t, k] · rows[row_TK[t, k]], summed in float32, rounded to `dtype`. Without gates: of one."""
+  """tokens_TD: Σ_k gates[t, k] · rows[row_TK[t, k]], summed in float32, rounded to `dtype`.
+  Without gates: of one.
+  """
   (num_tokens, choices), width = row_TK.shape, rows_RD.shape[1]
   if num_tokens == 0:
     return jnp.zeros((0, width), dtype)

@@ -34,7 +34,8 @@ def grouped_matmul(
   *,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """rows_RF float32: rows of group e times weights_EDF[e]; operands share one type, bfloat16 or float32.
+  """rows_RF float32: rows of group e times weights_EDF[e];
+  operands share one type, bfloat16 or float32.
 
   group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights.
   """

@@ -1,4 +1,6 @@
-"""grouped_matmul one group after another, each over all rows with the others masked: O(E) in FLOPs."""
+"""grouped_matmul one group after another, each over all rows with the others masked:
+O(E) in FLOPs.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""grouped_matmul through `lax.ragged_dot`: tiled on TPU; on CPU and GPU XLA expands it to O(E) FLOPs.
+"""grouped_matmul through `lax.ragged_dot`: tiled on TPU;
+on CPU and GPU XLA expands it to O(E) FLOPs.
 
 The routed FFN therefore does not come here on CPU (see routed_ffn/tiled.py).
 """

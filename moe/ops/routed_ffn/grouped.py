@@ -1,7 +1,8 @@
-"""dispatch → grouped matmuls → combine: the routed FFN of three ops, in any of their implementations.
+"""dispatch → grouped matmuls → combine: the routed FFN of three ops,
+in any of their implementations.
 
-The plain XLA of platforms with a good grouped matmul (xla.py), and of what the fused kernels of pallas_tpu.py and
-pallas_gpu.py are compared with. Differentiable as the three ops are.
+The plain XLA of platforms with a good grouped matmul (xla.py), and of what the fused kernels of
+pallas_tpu.py and pallas_gpu.py are compared with. Differentiable as the three ops are.
 """
 
 import jax

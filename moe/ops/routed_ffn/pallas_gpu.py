@@ -1,9 +1,11 @@
-"""The routed FFN as Triton kernels: the arithmetic of tiled.py, with what surrounds each product fused into it.
+"""The routed FFN as Triton kernels: the arithmetic of tiled.py,
+with what surrounds each product fused into it.
 
-Forward: tokens are gathered as the gate and up products load them; SwiGLU and the gate of the assignment (folded into
-the F-wide activation, so that combine is a plain sum) follow in the same kernel; then the down product; then the sum of
-each token's K rows. Backward has one product a kernel for every product forward and its two gradients, none of them
-computed again: what forward keeps is gate and up, in `dtype`.
+Forward: tokens are gathered as the gate and up products load them; SwiGLU and the gate of the
+assignment (folded into the F-wide activation, so that combine is a plain sum) follow in the same
+kernel; then the down product; then the sum of each token's K rows. Backward has one product a
+kernel for every product forward and its two gradients, none of them computed again: what forward
+keeps is gate and up, in `dtype`.
 """
 
 import functools
@@ -135,7 +137,8 @@ def _backward(dtype, residuals, d_output_TD):
 
 
 def _differentiate(block, extra_refs, output_refs):
-  """From d_hidden before the gate: d_gate, d_up, the gated hidden, and this tile's share of the gate's gradient.
+  """From d_hidden before the gate: d_gate, d_up, the gated hidden,
+  and this tile's share of the gate's gradient.
 
   The shares of all column tiles are added later: a sum over F in a fixed order.
   """
@@ -143,7 +146,8 @@ def _differentiate(block, extra_refs, output_refs):
   d_gate_ref, d_up_ref, gated_ref, d_gates_ref = output_refs
   [d_hidden] = block.products
   gates = load(gates_ref, block.rows)[:, None]
-  # Each result is stored before the operands of the next are loaded (again, from cache): more at a time would spill.
+  # Each result is stored before the operands of the next are loaded (again, from cache):
+  # more at a time would spill.
   activations = lambda: [load(ref, block.rows, block.columns) for ref in (gate_ref, up_ref)]
   hidden = swiglu(*activations())
   store(d_gates_ref, (hidden * d_hidden).sum(axis=1), block.rows, leading=(block.column_tile,))

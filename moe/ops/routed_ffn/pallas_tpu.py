@@ -1,17 +1,20 @@
 """The routed FFN as Mosaic kernels; see tiled.py for the same mathematics in plain XLA.
 
-    forward   routed_ffn_gate_up    tokens fetched by row · gate, up → SwiGLU · gates → hidden_RF (gate, up kept)
+    forward   routed_ffn_gate_up    tokens fetched by row · gate, up → SwiGLU · gates →
+                                    hidden_RF (gate, up kept)
               routed_ffn_down       hidden · down → rows
               routed_ffn_combine    K rows a token fetched and summed
-    backward  routed_ffn_d_down     d_tokens fetched by row · downᵀ → d_gate, d_up, d_gates; hiddenᵀ · d_tokens → d_down
+    backward  routed_ffn_d_down     d_tokens fetched by row · downᵀ → d_gate, d_up, d_gates;
+                                    hiddenᵀ · d_tokens → d_down
               routed_ffn_d_rows     d_gate · gateᵀ + d_up · upᵀ → rows
               routed_ffn_d_tokens   K rows a token fetched and summed
               routed_ffn_d_gate_up  tokens fetched by rowᵀ · d_gate, d_up → d_gate_up
 
-Rows that DMAs fetch are 32-bit words (ops/tpu/words.py). Any T, D, E, K; D is padded to a multiple of 256 (bfloat16)
-or 128 (float32), F never. A block of rows is 128 to 512 (ops/tpu/visits.py) by the whole of D or F; where an expert's
-matrices exceed VMEM, F (or D, of a result) is cut into tiles, for each of which the rows are read again. From an F of
-about 20,000 (float32: 16,000) blocks of rows leave no room for a tile, and the compiler says so: mesh.tensor splits F.
+Rows that DMAs fetch are 32-bit words (ops/tpu/words.py). Any T, D, E, K; D is padded to a multiple
+of 256 (bfloat16) or 128 (float32), F never. A block of rows is 128 to 512 (ops/tpu/visits.py) by
+the whole of D or F; where an expert's matrices exceed VMEM, F (or D, of a result) is cut into
+tiles, for each of which the rows are read again. From an F of about 20,000 (float32: 16,000) blocks
+of rows leave no room for a tile, and the compiler says so: mesh.tensor splits F.
 """
 
 import functools
@@ -124,7 +127,9 @@ def _cast(weights, dtype):
 
 
 class _Fetched:
-  """A block's rows of tokens, fetched by DMA and unpacked when the grid reaches the block; later visits find them."""
+  """A block's rows of tokens, fetched by DMA and unpacked when the grid reaches the block;
+  later visits find them.
+  """
 
   def __init__(
     self, visits: Visits, words_NW: jax.Array, token_R: jax.Array, dtype: jnp.dtype, tiles: int = 1
@@ -323,7 +328,9 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
 
 
 def _gradient_tiles(width, hidden, rows, dtype):
-  """(number, height) of tiles of D and (number, width) of tiles of F: D is cut, or F where it is too wide for that."""
+  """(number, height) of tiles of D and (number, width) of tiles of F:
+  D is cut, or F where it is too wide for that.
+  """
   size = dtype.itemsize
   # Rows of F; gradients, fetched rows.
   fixed, per_row = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)

@@ -1,4 +1,6 @@
-"""Every expert on every token, weighted by a gate that is zero where the expert was not chosen: O(E) in FLOPs."""
+"""Every expert on every token, weighted by a gate that is zero where the expert was
+not chosen: O(E) in FLOPs.
+"""
 
 import jax
 import jax.numpy as jnp

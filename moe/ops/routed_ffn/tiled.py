@@ -1,12 +1,14 @@
 """The routed FFN for XLA:CPU: small batched products over tiles of rows, each of one expert.
 
-A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert's rows is too small to fill the cores.
-So every expert's rows are cut into tiles of at most 256, tiles of about the same size are put side by side in `lanes`,
-and a loop over them runs gather, three products and SwiGLU as batched operations while the data is in cache, twice in
-a turn. Sizes are rounded up to the steps of a ladder, so an expert wastes less than 32 rows. The gate multiplies the
-F-wide activation, hence combine is a plain sum of rows.
+A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert's rows is too small
+to fill the cores. So every expert's rows are cut into tiles of at most 256, tiles of about the same
+size are put side by side in `lanes`, and a loop over them runs gather, three products and SwiGLU as
+batched operations while the data is in cache, twice in a turn. Sizes are rounded up to the steps of
+a ladder, so an expert wastes less than 32 rows. The gate multiplies the F-wide activation, hence
+combine is a plain sum of rows.
 
-N tiles, n lanes, r rows of a lane (a step of the ladder), S slots: rows in the order in which the loop writes them.
+N tiles, n lanes, r rows of a lane (a step of the ladder), S slots:
+rows in the order in which the loop writes them.
 """
 
 import functools
@@ -129,20 +131,26 @@ routed_ffn.defvjp(_forward, _backward)
 
 
 def _lanes(weights):
-  """Tiles side by side: several where one expert's matrices are too small to keep the cores busy."""
+  """Tiles side by side: several where one expert's matrices are too
+  small to keep the cores busy.
+  """
   _, width, hidden = weights.gate_EDF.shape
   return 4 if width * hidden <= 1 << 17 else 1
 
 
 def _turn(lanes):
-  """Tiles in one turn of the loop: two steps of `lanes` tiles, of which neither waits for the other's products, so that
-  cores wait less. Between steps of a single tile XLA would copy whole buffers, so of these a turn has one."""
+  """Tiles in one turn of the loop: two steps of `lanes` tiles, of which neither waits for the
+  other's products, so that cores wait less. Between steps of a single tile XLA would copy whole
+  buffers, so of these a turn has one.
+  """
   return 2 * lanes if lanes > 1 else 1
 
 
 def _num_slots(plan, turn):
-  """Bounds the slots whatever the routing: an expert wastes up to 31 rows; tiles of a turn, as long as its longest, no
-  more than the ladder's height in all, since tiles come by size; and the last turn may be padding."""
+  """Bounds the slots whatever the routing: an expert wastes up to 31 rows; tiles of a turn, as long
+  as its longest, no more than the ladder's height in all, since tiles come by size;
+  and the last turn may be padding.
+  """
   highest, _ = _rungs(plan)[0]
   return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * turn * highest
 
@@ -173,15 +181,19 @@ def _make_layout(plan, turn):
 
 
 def _rungs(plan):
-  """(rows, the next smaller rung) from the top of the ladder down. An expert takes a token once, so no tile has more
-  rows than there are tokens; each rung that can't be needed is a loop less to compile."""
+  """(rows, the next smaller rung) from the top of the ladder down. An expert takes a
+  token once, so no tile has more rows than there are tokens; each rung that can't be
+  needed is a loop less to compile.
+  """
   num_tokens = plan.experts_TK.shape[0]
   rungs = zip(_LADDER, (*_LADDER[1:], 0), strict=True)
   return [(rows, smaller) for rows, smaller in rungs if smaller < num_tokens]
 
 
 def _over_tiles(layout, plan, lanes, carry, step):
-  """carry = step(rows, tile, slot, carry) for every `lanes` tiles, one loop for each rung of the ladder."""
+  """carry = step(rows, tile, slot, carry) for every `lanes` tiles,
+  one loop for each rung of the ladder.
+  """
 
   def steps(rows, tile, slot, carry):
     for _ in range(0, _turn(lanes), lanes):
@@ -206,7 +218,9 @@ def _rows_of_lanes(layout, plan, gates_R, tile, lanes, rows):
 
 
 def _joined(gate, up):
-  """Gate and up as one array where they are small: one product of twice the width is faster than two."""
+  """Gate and up as one array where they are small:
+  one product of twice the width is faster than two.
+  """
   if gate.shape[0] == 1:
     return gate, up
   # As bits: XLA:CPU would concatenate bfloat16 in float32.
@@ -227,7 +241,8 @@ def _add_lanes(total_EXY, lanes_nXY, group_n):
   return total_EXY
 
 
-# XLA:CPU rewrites a whole bfloat16 loop buffer at every update, but not one of its bits as integers.
+# XLA:CPU rewrites a whole bfloat16 loop buffer at every update,
+# but not one of its bits as integers.
 def _buffer(slots, columns, dtype):
   return jnp.zeros((slots, columns), jnp.uint16 if dtype == jnp.bfloat16 else dtype)
 

@@ -1,4 +1,6 @@
-"""The routed FFN in plain XLA: on CPU tiles side by side, elsewhere grouped matmuls (`lax.ragged_dot`)."""
+"""The routed FFN in plain XLA: on CPU tiles side by side,
+elsewhere grouped matmuls (`lax.ragged_dot`).
+"""
 
 import jax
 import jax.numpy as jnp

@@ -35,7 +35,8 @@ def route(
   *,
   implementation: str = 'auto',
 ) -> Routing:
-  """s = softmax(logits); the K largest are the gates, not renormalised over the chosen (Eq. 7, 8, 10).
+  """s = softmax(logits); the K largest are the gates,
+  not renormalised over the chosen (Eq. 7, 8, 10).
 
   Args:
     logits_BLE: float32.

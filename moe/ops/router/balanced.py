@@ -1,4 +1,6 @@
-"""Routing that is even by decree, for measuring machines: what a step costs where no expert waits for another."""
+"""Routing that is even by decree, for measuring machines:
+what a step costs where no expert waits for another.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,15 @@ from moe.ops.router.types import Routing
 
 
 def force_balance(routing: Routing, is_token_BL: jax.Array, num_experts: int) -> Routing:
-  """`routing` with its choices replaced: the j-th real token gets experts jK … jK + K − 1, modulo E.
+  """`routing` with its choices replaced: the j-th real token gets experts
+  jK … jK + K − 1, modulo E.
 
-  So the loads of two experts differ by one token at most. Gates, the float sums and their gradients stay the router's
-  own; counts are those of the new choices.
+  So the loads of two experts differ by one token at most. Gates, the float sums and their gradients
+  stay the router's own; counts are those of the new choices.
 
   Args:
-    is_token_BL: bool; False for padding, which takes the experts of the token after it and is not counted.
+    is_token_BL: bool; False for padding, which takes the experts of the token
+    after it and is not counted.
     num_experts: E.
   """
   k, real_BL = routing.experts_BLK.shape[2], is_token_BL.astype(jnp.int32)

@@ -1,8 +1,10 @@
 """route as two Triton kernels, one program a block of one sequence's tokens, float32 throughout.
 
-Forward: softmax, K rounds of argmax, and the block's share of every sum; XLA adds the shares, in a fixed order.
-Backward: the gradient of the logits from those of the gates and of the sums, with the softmax computed anew.
-A block has all E affinities of its tokens, E rounded up to a power of two inside; E up to a few thousand fits.
+Forward: softmax, K rounds of argmax, and the block's share of every sum; XLA adds the shares, in a
+fixed order. Backward: the gradient of the logits from those of the gates and of the sums,
+with the softmax computed anew.
+A block has all E affinities of its tokens, E rounded up to a power of two inside;
+E up to a few thousand fits.
 """
 
 import functools

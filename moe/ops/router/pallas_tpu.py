@@ -1,6 +1,8 @@
-"""The router as two Mosaic kernels: softmax, top-k and every sum from one reading of the logits, and their gradient.
+"""The router as two Mosaic kernels: softmax, top-k and every sum from one reading of the
+logits, and their gradient.
 
-Any B, L, K ≤ E; a step handles up to 512 tokens of one sequence and all E experts, so E is at most a few thousand.
+Any B, L, K ≤ E; a step handles up to 512 tokens of one sequence and all E experts,
+so E is at most a few thousand.
 """
 
 import functools
@@ -85,7 +87,8 @@ def _route_kernel(
 ):
   log_affinities_lE, affinities_lE, log_sum_l1 = _softmax(logits_ref[...])
   expert_lE = lax.broadcasted_iota(jnp.int32, affinities_lE.shape, 1).astype(jnp.float32)
-  # As lax.top_k: NaN is the largest. Whatever the logits, a token's experts must be distinct and exist.
+  # As lax.top_k: NaN is the largest. Whatever the logits,
+  # a token's experts must be distinct and exist.
   left_lE = jnp.where(affinities_lE != affinities_lE, 2.0, affinities_lE)
   choice_lK = lax.broadcasted_iota(jnp.int32, gates_ref.shape, 1)
   gates_lK, experts_lK = (

@@ -1,4 +1,6 @@
-"""Matrix products inside kernels: float32 sums; float32 operands at full precision, not rounded to bfloat16."""
+"""Matrix products inside kernels: float32 sums; float32 operands at full precision,
+not rounded to bfloat16.
+"""
 
 import jax
 import jax.numpy as jnp

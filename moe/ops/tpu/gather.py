@@ -17,12 +17,15 @@ def scratch(rows: int, words: int, word_type: jnp.dtype) -> list:
 def fetch(
   source_NW, here_ref, ahead_ref, buffer_ref, semaphores, *, block, blocks: int, first, column=None
 ) -> jax.Array:
-  """Words of the block's rows, once per block in the order of blocks; starts the DMAs of the next block's.
+  """Words of the block's rows, once per block in the order of blocks;
+  starts the DMAs of the next block's.
 
   Args:
     source_NW: words in HBM.
-    here_ref, ahead_ref: (1, 1, rows) in SMEM: source row of each row of this block, and of the next.
-    block, blocks, first: index of this block, their number, whether this is the first that the kernel fetches.
+    here_ref, ahead_ref: (1, 1, rows) in SMEM: source row of each row of this block,
+    and of the next.
+    block, blocks, first: index of this block, their number,
+    whether this is the first that the kernel fetches.
     column: first word of the columns that are wanted, as many as the buffer is wide; all if None.
   """
   rows, words = buffer_ref.shape[1:]

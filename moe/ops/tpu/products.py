@@ -1,6 +1,7 @@
 """Grouped products over a grid of visits: rows × weights, and the weights' gradient.
 
-R rows, E groups, X contracted and Y resulting columns; `width` is Y padded so that it packs into words.
+R rows, E groups, X contracted and Y resulting columns;
+`width` is Y padded so that it packs into words.
 """
 
 import functools
@@ -36,7 +37,8 @@ def grouped_product(
 
   Args:
     pairs: rows and weights of one type, bfloat16 or float32.
-    packed: the result's type if it is wanted as words (Y then a multiple of columns_per_group), else float32 comes.
+    packed: the result's type if it is wanted as words (Y then a multiple of
+    columns_per_group), else float32 comes.
 
   A weight tile is the whole X by Y or, where that is too big for VMEM, a multiple of 128 columns.
   """
@@ -94,7 +96,9 @@ def _product_kernel(group_ref, start_ref, stop_ref, *refs, visits, pairs, transp
 
 
 def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: Visits) -> jax.Array:
-  """float32 d_weights_EXY: of every group, rowsᵀ × d_rows. `visits` visit empty groups too, which get zeros."""
+  """float32 d_weights_EXY: of every group, rowsᵀ × d_rows.
+  `visits` visit empty groups too, which get zeros.
+  """
   (num_rows, height), width, size = rows_RX.shape, d_rows_RY.shape[1], rows_RX.dtype.itemsize
   num_groups, rows = visits.tiles.group_N.shape[0] - visits.blocks, visits.rows
   outer, tile = ragged_tiles_of(width, 2 * rows * height * size, 8 * height + 2 * rows * size)

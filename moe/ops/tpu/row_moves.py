@@ -36,8 +36,9 @@ _GATHER_BYTES = BLOCK_BYTES // 4  # for two buffers of gathered words
 
 
 def to_words(x_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """words_NW of rows rounded to `dtype`, columns padded with zeros. A kernel of its own: as XLA's reshapes it takes
-  several times the memory."""
+  """words_NW of rows rounded to `dtype`, columns padded with zeros. A kernel of its own: as XLA's
+  reshapes it takes several times the memory.
+  """
   width = padded_width(x_ND.shape[1], dtype)
   x_ND = pad_columns(x_ND, width)
   if dtype == jnp.float32:
@@ -73,7 +74,9 @@ def copy_rows(name: str, words_TW: jax.Array, token_R: jax.Array, dtype: jnp.dty
 def gate_rows(
   name: str, words_TW: jax.Array, token_R: jax.Array, gates_R: jax.Array, rows_RD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """(gates · tokens)_RD in the rows' type, and the float32 inner product of every row with its token, by row."""
+  """(gates · tokens)_RD in the rows' type, and the float32 inner product of every
+  row with its token, by row.
+  """
   rows = _rows_per_step(words_TW, token_R.shape[0])
   extra = [(by_block(gates_R, rows), (1, 1, rows)), (rows_RD, (rows, rows_RD.shape[1]))]
   gated_RD, products = _gather_rows(
@@ -149,7 +152,9 @@ def sum_rows(
   dtype: jnp.dtype,
   gates_TK: jax.Array | None = None,
 ) -> jax.Array:
-  """tokens_TD in `dtype`: the float32 sum of every token's K rows, times its gates if there are any."""
+  """tokens_TD in `dtype`: the float32 sum of every token's K rows,
+  times its gates if there are any.
+  """
   num_tokens, k = row_TK.shape
   words, width = (
     words_RW.shape[1],

@@ -1,7 +1,9 @@
-"""A grid over the tiles of a plan: row blocks in order, each visited once by every group that has rows in it.
+"""A grid over the tiles of a plan: row blocks in order,
+each visited once by every group that has rows in it.
 
-E groups, R rows, N visits. Groups share blocks rather than being padded to them: a visit computes the whole block and
-stores it from its group's first row on; the rows after its group's last one are stored again by the next visits.
+E groups, R rows, N visits. Groups share blocks rather than being padded to them: a visit computes
+the whole block and stores it from its group's first row on; the rows after its group's last one are
+stored again by the next visits.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +19,12 @@ from jax.experimental.pallas import tpu as pltpu
 from moe.ops.dispatch_plan import Tiles, make_tiles
 from moe.ops.implementation import interpret
 
-# Rows of a block. A block shared by two groups is computed twice, so it is small against a group; an MXU wants 128.
+# Rows of a block. A block shared by two groups is computed twice,
+# so it is small against a group; an MXU wants 128.
 LEAST_ROWS, MOST_ROWS, VISITS_PER_GROUP = 128, 512, 4
 SUBLANES = 16  # of a bfloat16 tile
-# What a kernel's blocks may take in VMEM, and what the compiler may use in all: v5p has 64 MiB, v5e and v6e 128.
+# What a kernel's blocks may take in VMEM, and what the compiler may use in all:
+# v5p has 64 MiB, v5e and v6e 128.
 BLOCK_BYTES, VMEM_LIMIT = 44 << 20, 60 << 20
 
 
@@ -41,7 +45,9 @@ class Visits(NamedTuple):
     )
 
   def group_spec(self, height: int, width: int, *, tiled: int | None) -> pl.BlockSpec:
-    """Of weights_EXY: the matrix of the visit's group, whole or cut into outer tiles along dimension `tiled`."""
+    """Of weights_EXY: the matrix of the visit's group,
+    whole or cut into outer tiles along dimension `tiled`.
+    """
     index = lambda o, i, group, start, stop: (group[i], o * (tiled == 0), o * (tiled == 1))
     return pl.BlockSpec((None, height, width), index)
 
@@ -56,10 +62,11 @@ class Visits(NamedTuple):
 
 
 def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
-  """128, or up to 512 where groups are so large that four blocks fit; fewer only where there are fewer rows.
+  """128, or up to 512 where groups are so large that four blocks fit;
+  fewer only where there are fewer rows.
 
-  row_bytes: of the widest row that a kernel holds whole. Four blocks of such rows, two arrays' here and ahead, leave
-  half of the room to the other blocks.
+  row_bytes: of the widest row that a kernel holds whole. Four blocks of such rows, two arrays' here
+  and ahead, leave half of the room to the other blocks.
   """
   rows = MOST_ROWS
   crowded = lambda: (
@@ -73,7 +80,9 @@ def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
 def make_visits(
   group_sizes_E: jax.Array, num_rows: int, weights_EXY: jax.Array, *, visit_empty: bool = False
 ) -> Visits:
-  """num_rows > 0, of X or Y columns. `visit_empty`: groups without rows get a visit, in which to write zeros."""
+  """num_rows > 0, of X or Y columns. `visit_empty`:
+  groups without rows get a visit, in which to write zeros.
+  """
   row_bytes = max(weights_EXY.shape[1:]) * weights_EXY.dtype.itemsize
   rows = rows_per_block(num_rows, group_sizes_E.shape[0], row_bytes)
   tiles = make_tiles(group_sizes_E, num_rows, rows, aligned=True, visit_empty=visit_empty)
@@ -88,7 +97,9 @@ def balanced_count(num_rows: int, num_groups: int, rows: int) -> int:
 
 
 def by_block(values_R: jax.Array, rows: int) -> jax.Array:
-  """One number a row as (blocks, 1, rows), padded with zeros: a block of it then lies along the lanes, or in SMEM."""
+  """One number a row as (blocks, 1, rows), padded with zeros:
+  a block of it then lies along the lanes, or in SMEM.
+  """
   return jnp.pad(values_R, (0, -values_R.shape[0] % rows)).reshape(-1, 1, rows)
 
 
@@ -105,7 +116,9 @@ def visit_call(
   bytes_accessed: int,
   scratch: Sequence = (),
 ):
-  """pallas_call over (outer tiles, visits) with the tiles' groups, first and last rows as its first three refs."""
+  """pallas_call over (outer tiles, visits) with the tiles' groups,
+  first and last rows as its first three refs.
+  """
   return pl.pallas_call(
     kernel,
     name=name,
@@ -124,16 +137,19 @@ def visit_call(
 
 
 def compiler_params(*semantics: str) -> pltpu.CompilerParams:
-  # Row indices come from a plan, which is a permutation: without checks a row's DMA takes fewer instructions.
+  # Row indices come from a plan, which is a permutation:
+  # without checks a row's DMA takes fewer instructions.
   return pltpu.CompilerParams(
     dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, disable_bounds_checks=True
   )
 
 
 def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
-  """(number, width) of equal tiles of `width`, a multiple of `unit`, that keep a kernel's blocks in BLOCK_BYTES.
+  """(number, width) of equal tiles of `width`, a multiple of `unit`,
+  that keep a kernel's blocks in BLOCK_BYTES.
 
-  Where even tiles of one unit do not, it is these: the compiler may find room for them yet, or says that there is none.
+  Where even tiles of one unit do not, it is these:
+  the compiler may find room for them yet, or says that there is none.
   """
   units = width // unit
   fitting = (
@@ -149,7 +165,9 @@ def fit(tile: int, fixed_bytes: int, bytes_per_column: int) -> bool:
 
 
 def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
-  """As tiles_of for any width: one tile as wide as it, or several of a multiple of 128, the last one overhanging."""
+  """As tiles_of for any width: one tile as wide as it,
+  or several of a multiple of 128, the last one overhanging.
+  """
   if fit(width, fixed_bytes, bytes_per_column):
     return 1, width
   widest = max((BLOCK_BYTES - fixed_bytes) // bytes_per_column // 128, 1) * 128
@@ -158,7 +176,9 @@ def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tupl
 
 
 def split_bytes(height: int, dtype: jnp.dtype) -> int:
-  """Of a column of weights: the parts that a float32 product splits them into. bfloat16 goes as it is."""
+  """Of a column of weights: the parts that a float32 product splits them into.
+  bfloat16 goes as it is.
+  """
   return height * 4 * (dtype == jnp.float32)
 
 

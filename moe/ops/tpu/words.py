@@ -1,8 +1,8 @@
 """Rows as 32-bit words: a DMA of one row needs them, since two bfloat16 rows share every sublane.
 
-float32 rows are their own words. Of bfloat16 rows, each 256 columns become 128 words: column j in the low half, column
-j + 128 in the high half, so that a kernel packs and unpacks by shifts, without moving anything between lanes, and any
-256 columns can be handled alone. N rows, D columns, W words.
+float32 rows are their own words. Of bfloat16 rows, each 256 columns become 128 words: column j in
+the low half, column j + 128 in the high half, so that a kernel packs and unpacks by shifts, without
+moving anything between lanes, and any 256 columns can be handled alone. N rows, D columns, W words.
 """
 
 import jax

@@ -1,7 +1,8 @@
-"""Compiles a program's Triton kernels for GPUs that this machine lacks, and says what the compiler made of them.
+"""Compiles a program's Triton kernels for GPUs that this machine lacks,
+and says what the compiler made of them.
 
-Needs jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12 (for ptxas), but no GPU and no driver; the plugin is
-only loaded at the first compilation. Run with JAX_PLATFORMS=cpu.
+Needs jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12 (for ptxas), but no GPU and no
+driver; the plugin is only loaded at the first compilation. Run with JAX_PLATFORMS=cpu.
 """
 
 import functools
@@ -63,8 +64,9 @@ def targets() -> tuple[str, ...]:
 def compile_program(program: Program, target: str) -> dict[str, Any]:
   """Compiles for one device of `target`: a JSON-able record.
 
-  AssertionError where a kernel is missing, work of the op is left to XLA, or bfloat16 products miss the tensor cores.
-  JaxRuntimeError from the compiler where registers spill or shared memory does not suffice.
+  AssertionError where a kernel is missing, work of the op is left to XLA, or bfloat16
+  products miss the tensor cores. JaxRuntimeError from the compiler where registers spill or
+  shared memory does not suffice.
   """
   sharding = SingleDeviceSharding(_device(target))
   dtype = jax.tree.leaves(program.arguments)[0].dtype
@@ -99,12 +101,14 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
 
 
 def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
-  """FLOPs and bytes of routed_ffn, forward and backward, by kernel, for equal groups; against the least.
+  """FLOPs and bytes of routed_ffn, forward and backward, by kernel, for equal groups;
+  against the least.
 
-  Read off the traced kernels (see gpu_costs): their dots times the programs and iterations that run. Bytes: `once` has
-  each operand and result of a kernel once, as if L2 kept what programs share; `requested` has every block that a
-  program loads or stores, as if nothing were kept. HBM sees something between, near `once` where one group's
-  operands fit in L2 (50 MiB), since programs of one group run side by side. Nothing is compiled.
+  Read off the traced kernels (see gpu_costs): their dots times the programs and iterations that
+  run. Bytes: `once` has each operand and result of a kernel once, as if L2 kept what programs
+  share; `requested` has every block that a program loads or stores, as if nothing were kept. HBM
+  sees something between, near `once` where one group's operands fit in L2 (50 MiB), since programs
+  of one group run side by side. Nothing is compiled.
   """
   items = itemise(*balanced_layer(shape, dtype))
   once, requested = (sum(item[key] for item in items) for key in ('bytes_once', 'bytes_requested'))
@@ -115,7 +119,9 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
 
 
 def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
-  """Every kernel that the program launches, XLA's too: what ptxas, the PTX and XLA's launch dimensions say of it."""
+  """Every kernel that the program launches, XLA's too:
+  what ptxas, the PTX and XLA's launch dimensions say of it.
+  """
   launches = {}
   for path in folder.glob('*thunk_sequence.txt'):
     pattern = r'\s(\w+) grid: \[(\d+)[^]]*\] threads: \[(\d+)[^]]*\]\s+shared_memory: (\d+)'
@@ -159,7 +165,8 @@ def _check(program: Program, kernels: list[dict], text: str, dtype: jnp.dtype) -
     assert not kernel['tf32'], f'{name}: {kernel["kernel"]} rounds to TF32'
     if dtype == jnp.bfloat16 and find(GPU[program.op], kernel['kernel']).products:
       assert kernel['tensor_core'], f'{name}: {kernel["kernel"]} misses the tensor cores'
-  # XLA may gather and scatter one number an assignment (a plan's arrays, gates by row and back) or a table of E.
+  # XLA may gather and scatter one number an assignment (a plan's arrays, gates by row
+  # and back) or a table of E.
   most = max(
     [
       1024,

@@ -1,8 +1,10 @@
-"""What traced Triton kernels compute and move at given routing, read off their jaxprs: nothing is run or compiled.
+"""What traced Triton kernels compute and move at given routing, read off their jaxprs:
+nothing is run or compiled.
 
-Integers that the routing decides (group sizes, tiles) are computed from the known arguments. Each kernel's jaxpr is
-then evaluated once for all its programs together: scalars are arrays over the programs, a branch narrows the programs
-that take part, a loop multiplies by each program's number of iterations.
+Integers that the routing decides (group sizes, tiles) are computed from the known arguments. Each
+kernel's jaxpr is then evaluated once for all its programs together: scalars are arrays over the
+programs, a branch narrows the programs that take part,
+a loop multiplies by each program's number of iterations.
 """
 
 import math
@@ -53,9 +55,11 @@ def _kernel(equation, inputs) -> dict[str, Any]:
 
 
 def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
-  """Adds what runs to `totals`, each program counting `weight`; returns the results, None where unknown.
+  """Adds what runs to `totals`, each program counting `weight`;
+  returns the results, None where unknown.
 
-  A known scalar is an array over the programs (or one number for all), a known ref the array behind it.
+  A known scalar is an array over the programs (or one number for all),
+  a known ref the array behind it.
   """
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
   read = lambda v: v.val if isinstance(v, core.Literal) else values[v]

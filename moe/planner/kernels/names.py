@@ -40,5 +40,7 @@ def of_direction(kernels: Sequence[Kernel], direction: str) -> list[Kernel]:
 
 
 def of_op(op: str, name: str) -> Kernel | None:
-  """The kernel of that name in `op`, on whichever platform; None where it is no kernel of that op."""
+  """The kernel of that name in `op`, on whichever platform;
+  None where it is no kernel of that op.
+  """
   return find((*TPU[op], *GPU[op]), name)

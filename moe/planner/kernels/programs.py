@@ -1,4 +1,6 @@
-"""What is compiled: every op, forward and backward, at the shapes of the paper's models and at odd ones."""
+"""What is compiled: every op, forward and backward,
+at the shapes of the paper's models and at odd ones.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,7 +36,8 @@ class Shape(NamedTuple):
     return self.sequences * self.length
 
 
-# The layer of each model (Table 7; Sections 5.1, 7.1), with the tokens that one device of a training run may hold.
+# The layer of each model (Table 7; Sections 5.1, 7.1),
+# with the tokens that one device of a training run may hold.
 PAPER = (
   Shape('2b', 4, 2048, 1280, 10, 128, 63, 7, 864),
   Shape('16b', 2, 4096, 2048, 16, 128, 64, 6, 1408),
@@ -112,7 +115,9 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
 
 
 def _with_gradients(function, num_floats):
-  """Values and gradients of the float arguments; the cotangents depend on the values, so that none folds away."""
+  """Values and gradients of the float arguments; the cotangents depend on the values,
+  so that none folds away.
+  """
 
   def run(*arguments):
     floats, others = arguments[:num_floats], arguments[num_floats:]

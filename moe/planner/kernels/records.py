@@ -1,4 +1,6 @@
-"""What launch.aot writes: a record a program that was compiled, or could not be, and its line for people."""
+"""What launch.aot writes: a record a program that was compiled, or could not be,
+and its line for people.
+"""
 
 from collections.abc import Iterator, Sequence
 from types import ModuleType

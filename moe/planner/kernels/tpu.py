@@ -1,6 +1,8 @@
-"""Compiles a program's Mosaic kernels for TPUs that this machine lacks, and says what the kernels do and move.
+"""Compiles a program's Mosaic kernels for TPUs that this machine lacks,
+and says what the kernels do and move.
 
-Needs libtpu (`pip install "jax[tpu]"`), which is only loaded at the first compilation; run with JAX_PLATFORMS=cpu.
+Needs libtpu (`pip install "jax[tpu]"`), which is only loaded at the first compilation;
+run with JAX_PLATFORMS=cpu.
 """
 
 import functools
@@ -31,8 +33,9 @@ ENVIRONMENT = {
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-# Work that belongs into kernels. XLA may gather and scatter one number an assignment (a plan's row_TK and token_R,
-# gates by row and back), look up the tiles' tables, and convert, pad or cut arrays.
+# Work that belongs into kernels. XLA may gather and scatter one number an assignment (a
+# plan's row_TK and token_R, gates by row and back), look up the tiles' tables, and
+# convert, pad or cut arrays.
 _FORBIDDEN = ('dot', 'convolution', 'ragged-dot')
 _NUMBERS_ONLY = ('gather', 'scatter', 'dynamic-update-slice')
 
@@ -42,7 +45,9 @@ def targets() -> tuple[str, ...]:
 
 
 def compile_program(program: Program, target: str) -> dict[str, Any]:
-  """Compiles for one device of `target`: a JSON-able record. AssertionError where work of the op is left to XLA."""
+  """Compiles for one device of `target`: a JSON-able record.
+  AssertionError where work of the op is left to XLA.
+  """
   sharding = _sharding(target)
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   arguments = jax.tree.map(place, program.arguments)
@@ -73,7 +78,9 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
 
 
 def check_kernels(program: Program, calls: list[dict], text: str) -> list[str]:
-  """The gathers and scatters that are allowed to XLA; raises on a missing kernel and on anything bigger."""
+  """The gathers and scatters that are allowed to XLA;
+  raises on a missing kernel and on anything bigger.
+  """
   empty = any(math.prod(a.shape) == 0 for a in jax.tree.leaves(program.arguments))
   wanted = [] if empty else of_direction(TPU[program.op], program.direction)
   found = [call['kernel'] for call in calls]
@@ -92,10 +99,11 @@ def check_kernels(program: Program, calls: list[dict], text: str) -> list[str]:
 
 
 def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
-  """FLOPs and HBM bytes of routed_ffn, forward and backward, by kernel, for equal groups; against the least.
+  """FLOPs and HBM bytes of routed_ffn, forward and backward, by kernel, for equal groups;
+  against the least.
 
-  Taken from the traced kernels: their dots, times the grid steps that compute; their blocks, times the steps on which
-  a block changes, as the pipeline copies it. Nothing is compiled.
+  Taken from the traced kernels: their dots, times the grid steps that compute; their blocks, times
+  the steps on which a block changes, as the pipeline copies it. Nothing is compiled.
   """
   function, arguments = balanced_layer(shape, dtype)
   items = [itemise(kernel) for kernel in traced_kernels(function, arguments)]
@@ -109,10 +117,12 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
 
 
 def parse_entry(text: str) -> list[dict[str, Any]]:
-  """Instructions of the entry computation that move bytes: name, op, result and operand bytes as if read once.
+  """Instructions of the entry computation that move bytes:
+  name, op, result and operand bytes as if read once.
 
-  Of kernels also name, VMEM (the scoped memory that the compiler allotted, of the limit that it was given), and FLOPs
-  and bytes of the cost estimate, which replace operands and results: a kernel may read an operand more than once.
+  Of kernels also name, VMEM (the scoped memory that the compiler allotted, of the limit that it was
+  given), and FLOPs and bytes of the cost estimate, which replace operands and results: a kernel may
+  read an operand more than once.
   """
   # A kernel's metadata may span lines.
   entry = re.split(r'\n(?=  (?:ROOT )?%)', text[text.index('\nENTRY ') :])[1:]
@@ -182,7 +192,9 @@ def _elements(dims: str) -> int:
 
 
 def _assignments(program: Program) -> int:
-  """The most numbers that XLA may gather or scatter: one a (token, expert) assignment, or a table of E by blocks."""
+  """The most numbers that XLA may gather or scatter:
+  one a (token, expert) assignment, or a table of E by blocks.
+  """
   of = {
     a.dtype: math.prod(a.shape) for a in jax.tree.leaves(program.arguments) if a.dtype == jnp.int32
   }

@@ -1,7 +1,8 @@
-"""What traced Mosaic kernels compute and move at given routing, read off their jaxprs: nothing is run or compiled.
+"""What traced Mosaic kernels compute and move at given routing, read off their jaxprs:
+nothing is run or compiled.
 
-The arrays that routing decides (groups and rows of tiles, grid sizes) are computed from the known arguments; every
-kernel's dots and index maps are then evaluated over its grid.
+The arrays that routing decides (groups and rows of tiles, grid sizes) are computed from the known
+arguments; every kernel's dots and index maps are then evaluated over its grid.
 """
 
 import math
@@ -50,7 +51,8 @@ def itemise(kernel: Kernel) -> dict[str, Any]:
   computing = len(steps)
   if len(tables) == 3:  # group, first row, end: kernels skip the tiles of empty groups
     computing = int((tables[2] > tables[1])[steps[:, -1]].sum())
-  # Rows come into the one scratch with two buffers, whenever the block of their indices (the first operand) changes.
+  # Rows come into the one scratch with two buffers, whenever the block of their indices
+  # (the first operand) changes.
   scratch = [getattr(a, 'inner_aval', a) for a in mapping.scratch_avals]
   buffer = next((a for a in scratch if len(a.shape) == 3 and a.shape[0] == 2), None)
   moved = {}
@@ -79,7 +81,9 @@ def itemise(kernel: Kernel) -> dict[str, Any]:
 
 
 def _changes(block, steps, tables) -> int:
-  """How often the pipeline copies the block: on the first step, and wherever its index is another than before."""
+  """How often the pipeline copies the block: on the first step,
+  and wherever its index is another than before.
+  """
   index = jax.jit(jax.vmap(lambda step: _block_index(block, step, tables)))
   indices = np.stack([np.asarray(i) for i in index(steps.astype(np.int32))], axis=-1)
   return 1 + int((indices[1:] != indices[:-1]).any(axis=1).sum())

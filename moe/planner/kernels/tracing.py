@@ -1,4 +1,6 @@
-"""What costs are read from: a traced program whose routing is known, and the least that it can do with."""
+"""What costs are read from: a traced program whose routing is known,
+and the least that it can do with.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +19,11 @@ CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
 def walk(
   function: Callable, arguments: tuple, platform: str, visit: Callable[[Any, list], None]
 ) -> None:
-  """Calls `visit(equation, inputs)` for every kernel, and every other equation whose inputs are not all known.
+  """Calls `visit(equation, inputs)` for every kernel,
+  and every other equation whose inputs are not all known.
 
-  `arguments` are ShapeDtypeStructs or, where known, arrays. What follows from known ones (tiles, grid sizes)
-  is computed; the rest of `inputs` is None. Nothing is compiled, no kernel is run.
+  `arguments` are ShapeDtypeStructs or, where known, arrays. What follows from known ones (tiles,
+  grid sizes) is computed; the rest of `inputs` is None. Nothing is compiled, no kernel is run.
   """
   flat, tree = jax.tree.flatten(arguments)
   known = [None if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
@@ -36,7 +39,9 @@ def inner(equation) -> core.ClosedJaxpr:
 
 
 def balanced_layer(shape: Shape, dtype: jnp.dtype) -> tuple[Callable, tuple]:
-  """routed_ffn, forward and backward, and its arguments for `walk`: experts round robin, groups as equal as can be."""
+  """routed_ffn, forward and backward, and its arguments for `walk`:
+  experts round robin, groups as equal as can be.
+  """
   t, k, e = shape.tokens, shape.experts_per_token, shape.num_experts
   program = next(
     p for p in programs(shape, dtype) if (p.op, p.direction) == ('routed_ffn', 'backward')
@@ -48,7 +53,9 @@ def balanced_layer(shape: Shape, dtype: jnp.dtype) -> tuple[Callable, tuple]:
 def against_the_least(
   shape: Shape, dtype: jnp.dtype, kernels: Sequence[dict], moved: int
 ) -> dict[str, Any]:
-  """The kernels' FLOPs, and the bytes `moved`, beside the least that routed_ffn, forward and backward, can do with."""
+  """The kernels' FLOPs, and the bytes `moved`, beside the least that routed_ffn,
+  forward and backward, can do with.
+  """
   t, k, e, d, f = (
     shape.tokens,
     shape.experts_per_token,

@@ -22,7 +22,9 @@ def tar(files: dict[str, bytes], prefix: str = '') -> bytes:
 
 
 def deb(files: dict[str, bytes]) -> bytes:
-  """A .deb: an `ar` of the version, no control files, and data.tar.xz. Members of odd length are padded."""
+  """A .deb: an `ar` of the version, no control files, and data.tar.xz.
+  Members of odd length are padded.
+  """
   members = {
     'debian-binary': b'2.0\n',
     'control.tar.xz': b'odd',

@@ -1,6 +1,8 @@
-"""A Cloud Storage bucket to read from, on this machine: a folder, served over what its JSON API says of objects.
+"""A Cloud Storage bucket to read from, on this machine:
+a folder, served over what its JSON API says of objects.
 
-With `environment` set, gcsfs and TensorStore take it for Google's, so that gs://BUCKET/… is the folder.
+With `environment` set, gcsfs and TensorStore take it for Google's,
+so that gs://BUCKET/… is the folder.
 """
 
 import contextlib
@@ -18,7 +20,9 @@ BUCKET = 'pod'
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[dict[str, str]]:
-  """Serves the files below `folder` as objects of gs://pod; yields the environment that makes clients ask here."""
+  """Serves the files below `folder` as objects of gs://pod;
+  yields the environment that makes clients ask here.
+  """
   handler = type('Handler', (_Handler,), {'folder': folder})
   with _Server(('127.0.0.1', 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,6 @@
-"""The notebooks, run from top to bottom: in kernels of their own on a trained run, and where models lack something."""
+"""The notebooks, run from top to bottom: in kernels of their own on a trained run,
+and where models lack something.
+"""
 
 import json
 import os
@@ -74,7 +76,9 @@ def read(name):
 
 
 def execute(name, workdir, folder, monkeypatch):
-  """The notebook with outputs, from a fresh kernel of this interpreter that starts where Jupyter starts it."""
+  """The notebook with outputs, from a fresh kernel of this interpreter that
+  starts where Jupyter starts it.
+  """
   spec = {
     'argv': [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
     'language': 'python',
@@ -146,7 +150,9 @@ def test_specialization_from_a_folder(workdir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_cells(workdir, monkeypatch, capsys):
-  """Runs a notebook's cells in this process with a model that is not trained; returns (what it prints, figures)."""
+  """Runs a notebook's cells in this process with a model that is not trained;
+  returns (what it prints, figures).
+  """
   trained = load_run(workdir)
 
   def run(name, overrides):

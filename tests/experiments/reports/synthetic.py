@@ -9,7 +9,8 @@ from experiments.studies.common import PROXY
 from experiments.sweeps import ledger, plan
 from moe.accounting import account
 
-# What all runs of a seed have in common, which a paired difference removes: far more than models differ by.
+# What all runs of a seed have in common, which a paired difference removes:
+# far more than models differ by.
 SEED = (0.0, 0.3, -0.2, 0.15, -0.25)
 # Losses at which every claim holds, by config and evaluation: the paper's, where it has them.
 LOSS = {

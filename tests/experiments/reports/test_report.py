@@ -1,4 +1,6 @@
-"""The report, of runs with known numbers: what it says and draws, and that its bytes depend on nothing else."""
+"""The report, of runs with known numbers: what it says and draws,
+and that its bytes depend on nothing else.
+"""
 
 import collections
 import itertools
@@ -295,7 +297,9 @@ def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, 
 
 
 def test_what_is_committed_is_what_the_runs_give():
-  """`make report` on a fresh clone changes nothing. After new runs, or a change of a study: make report."""
+  """`make report` on a fresh clone changes nothing.
+  After new runs, or a change of a study: make report.
+  """
   for path, content in page.of_folder(Path('experiments/results')).items():
     if content is None:
       assert not path.exists(), f'{path} is of other runs: make report'

@@ -753,7 +753,9 @@ def test_durations():
 
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
-  """sbatch that records its arguments and prints a job id; squeue that lists what is in the file `queued`."""
+  """sbatch that records its arguments and prints a job id;
+  squeue that lists what is in the file `queued`.
+  """
   fake(
     tmp_path / 'bin' / 'sbatch', f'printf "%s\\n" "$@" > {tmp_path}/submitted; echo "42;cluster"'
   )

@@ -1,4 +1,6 @@
-"""Every study of experiments/studies: its runs are configs that can be trained, and comparable with each other."""
+"""Every study of experiments/studies: its runs are configs that can be trained,
+and comparable with each other.
+"""
 
 import importlib
 import json
@@ -70,7 +72,9 @@ def test_a_study_opens_with_its_claim_and_its_command(name):
 
 @pytest.mark.parametrize('scale', SCALES.values(), ids=SCALES)
 def test_a_config_has_one_folder_whatever_the_study(scale, tmp_path):
-  """A later study finds the folder that an earlier one has made, under its own variant's name or another."""
+  """A later study finds the folder that an earlier one has made,
+  under its own variant's name or another.
+  """
   folders = {}
   for name in STUDIES:
     for job in plan.jobs(plan.load(f'experiments/studies/{name}.py'), scale, [0], {}, tmp_path):

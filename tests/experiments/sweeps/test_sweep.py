@@ -38,7 +38,9 @@ def _lines(folder):
 
 
 def _stop_while_training(flags, runs, number):
-  """Starts a sweep and sends it a signal once a run has logged a step. Returns (exit code, output)."""
+  """Starts a sweep and sends it a signal once a run has logged a
+  step. Returns (exit code, output).
+  """
   process = subprocess.Popen(
     programs.command('sweep', *flags),
     cwd=programs.ROOT,

@@ -1,4 +1,6 @@
-"""What the scripts under test lie in and call: their folder, and programs that stand in for the real ones."""
+"""What the scripts under test lie in and call: their folder,
+and programs that stand in for the real ones.
+"""
 
 import sys
 from pathlib import Path

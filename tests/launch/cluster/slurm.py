@@ -1,6 +1,8 @@
-"""A Slurm cluster of two nodes on this machine, of Debian's packages: real daemons, everything else in one folder.
+"""A Slurm cluster of two nodes on this machine, of Debian's packages:
+real daemons, everything else in one folder.
 
-No file of the system is changed and no fixed port is taken: configuration, keys, sockets and state lie in the folder.
+No file of the system is changed and no fixed port is taken:
+configuration, keys, sockets and state lie in the folder.
 """
 
 import contextlib
@@ -18,8 +20,9 @@ from tests import debian
 from tests.debian import CannotRun
 
 _HOST = socket.gethostname().split('.')[0]
-# JAX connects to the first node in the order of their names, so only that one must resolve: this machine's own name
-# does, and the other needs no line in /etc/hosts. (Slurm treats the name localhost in a way of its own.)
+# JAX connects to the first node in the order of their names, so only that one must resolve: this
+# machine's own name does, and the other needs no line in /etc/hosts. (Slurm treats the name
+# localhost in a way of its own.)
 NODES = (_HOST, f'{_HOST}x')
 _JAX_PORTS = range(65536 - 4096, 65536)  # of JAX's coordinator: the first + job id modulo 4096
 
@@ -33,7 +36,9 @@ class Cluster:
     self._daemons: list[subprocess.Popen] = []
 
   def start(self) -> None:
-    """Returns when both nodes are idle. CannotRun without Slurm, or, with the daemons' last words, after 60 s."""
+    """Returns when both nodes are idle. CannotRun without Slurm, or,
+    with the daemons' last words, after 60 s.
+    """
     debian.find(debian.SLURM)
     try:
       socket.gethostbyname(_HOST)
@@ -55,7 +60,9 @@ class Cluster:
     self._wait_for('idle nodes', self._all_idle)
 
   def stop(self) -> None:
-    """Ends the daemons, and whatever they started: every process that has this cluster in its environment."""
+    """Ends the daemons, and whatever they started: every process that has this
+    cluster in its environment.
+    """
     for daemon in reversed(self._daemons):
       daemon.kill()  # not SIGTERM: slurmd would wait for its jobs, and nothing that they save is wanted any more
       daemon.wait(10)
@@ -87,7 +94,9 @@ class Cluster:
     return dict(field.split('=', 1) for field in shown.split() if '=' in field)
 
   def wait(self, number: str, timeout: float) -> dict[str, str]:
-    """`job` once it has ended for good, after any requeueing; as it is after `timeout` seconds if it has not."""
+    """`job` once it has ended for good, after any requeueing;
+    as it is after `timeout` seconds if it has not.
+    """
     deadline = time.monotonic() + timeout
     while True:
       job = self.job(number)
@@ -97,7 +106,9 @@ class Cluster:
       time.sleep(0.3)
 
   def processes(self) -> Iterator[int]:
-    """Ids of the daemons, of those that watch over jobs (slurmstepd), and of the jobs' own processes."""
+    """Ids of the daemons, of those that watch over jobs (slurmstepd),
+    and of the jobs' own processes.
+    """
     mark = f'SLURM_CONF={self.folder}/slurm.conf'.encode()
     for entry in Path('/proc').iterdir():
       with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
@@ -119,7 +130,8 @@ class Cluster:
       f'SlurmctldHost={_HOST}(127.0.0.1)',
       f'SlurmctldPort={control}',
       *(f'{user}={getpass.getuser()}' for user in ('SlurmUser', 'SlurmdUser')),
-      # cred_expire: a requeued job waits until its old credentials have lapsed, by default two minutes.
+      # cred_expire: a requeued job waits until its old credentials have lapsed,
+      # by default two minutes.
       f'AuthInfo=socket={self.folder}/munge.socket,cred_expire=5',
       f'FirstJobId={jax - _JAX_PORTS.start + 4096}',
       f'StateSaveLocation={self.folder}/state',
@@ -142,7 +154,8 @@ class Cluster:
 
   def _daemon(self, program, *arguments):
     name = '-'.join((program, *(a for a in arguments if a in NODES)))
-    # A signal to the tests, such as Ctrl-C, is theirs alone; should they be killed, so are the daemons.
+    # A signal to the tests, such as Ctrl-C, is theirs alone;
+    # should they be killed, so are the daemons.
     command = ('setpriv', '--pdeathsig', 'KILL', program, *arguments)
     with open(self.folder / f'{name}.log', 'w') as log:
       self._daemons.append(

@@ -1,4 +1,6 @@
-"""The GKE manifest against the published schema of JobSets, and the script in it as a pod would run it."""
+"""The GKE manifest against the published schema of JobSets,
+and the script in it as a pod would run it.
+"""
 
 import contextlib
 import copy
@@ -20,8 +22,11 @@ def manifest():
 
 
 def _check(manifest):
-  """ValueError unless every field is one of the schema's, present where required, and of its type."""
-  # The models, generated from JobSet's OpenAPI schema, leave out fields they do not know: hence the comparison.
+  """ValueError unless every field is one of the schema's, present where required,
+  and of its type.
+  """
+  # The models, generated from JobSet's OpenAPI schema, leave out fields they do not know:
+  # hence the comparison.
   if JobsetV1alpha2JobSet.from_dict(manifest).to_dict() != manifest:
     raise ValueError('unknown fields')
 
@@ -81,7 +86,9 @@ def test_the_slice_and_its_names_agree(manifest):
 
 @pytest.fixture
 def start(manifest, tmp_path):
-  """start(script) runs the container's command with a `python` that does what the script of bash says."""
+  """start(script) runs the container's command with a `python` that does
+  what the script of bash says.
+  """
   pods = []
 
   def start(script):

@@ -1,4 +1,6 @@
-"""tpu_vm.sh against a gcloud that writes down its arguments and runs the command in the homes of two workers."""
+"""tpu_vm.sh against a gcloud that writes down its arguments and runs the command in
+the homes of two workers.
+"""
 
 import os
 import signal

@@ -18,7 +18,9 @@ CONFIG = '--config=tests/launch/runs/config.py'
 
 
 def config(data_flags, **overrides) -> Config:
-  """The tiny config with the flags of prepared data and overrides by dotted key, for a run in process."""
+  """The tiny config with the flags of prepared data and overrides by dotted key,
+  for a run in process.
+  """
   made = tiny.get_config()
   flags = dict(flag.removeprefix('--config.').split('=', 1) for flag in data_flags)
   made.update_from_flattened_dict(
@@ -76,7 +78,9 @@ OF_THE_MACHINE = (
 
 
 def losses(workdir: Path) -> list[tuple]:
-  """Everything logged that a step computed, exactly as it was written; OF_THE_MACHINE is left out."""
+  """Everything logged that a step computed, exactly as it was written;
+  OF_THE_MACHINE is left out.
+  """
   return [
     tuple(sorted((k, str(v)) for k, v in line.items() if k not in OF_THE_MACHINE))
     for line in lines(workdir)

@@ -1,4 +1,6 @@
-"""kill -9, SIGTERM, damaged checkpoints, a full disk: the run goes on, and computes bit for bit the same."""
+"""kill -9, SIGTERM, damaged checkpoints, a full disk:
+the run goes on, and computes bit for bit the same.
+"""
 
 import json
 import os

@@ -46,7 +46,9 @@ def test_metrics_of_every_logged_step(finished):
 
 
 def test_the_last_logged_loss_is_that_of_the_data(finished):
-  """The final held-out loss of the log is what launch.evaluate finds, since so small a corpus is scored whole."""
+  """The final held-out loss of the log is what launch.evaluate finds,
+  since so small a corpus is scored whole.
+  """
   scores = json.loads(in_process.check('evaluate', f'--workdir={finished}', '--format=json'))
   last = programs.lines(finished)[-1]
   assert scores['step'] == 40

@@ -25,7 +25,9 @@ WORDS += ['(', ')', ':', ',', '.', '\n', '\n\n', '', 'x', 'y\n   ']
 
 
 def small_config(**data):
-  """base.py with a 400-piece tokenizer and 4 rows of 32 tokens; keyword arguments change keys of `data`."""
+  """base.py with a 400-piece tokenizer and 4 rows of 32 tokens;
+  keyword arguments change keys of `data`.
+  """
   config = base.get_config()
   config.model.vocab_size = data.pop('model_vocab_size', 400)
   config.evaluation.batch_size = 4

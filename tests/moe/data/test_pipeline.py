@@ -77,7 +77,9 @@ def rows_of(prepared, config, domain):
 
 
 def test_epochs_and_mixing(prepared, config):
-  """Each epoch of a domain has each row once, whatever the other domain does meanwhile, in an order of its own."""
+  """Each epoch of a domain has each row once, whatever the other domain does meanwhile,
+  in an order of its own.
+  """
   wanted = {
     domain: Counter(map(identity, rows_of(prepared, config, domain))) for domain in prepared.domains
   }

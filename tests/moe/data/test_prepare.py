@@ -284,7 +284,9 @@ def test_a_name_in_metadata_leads_nowhere_else(prepared, tmp_path, name, where):
 
 
 def foreign(tmp_path):
-  """A model as spm_train makes it by default: no byte fallback, a dummy prefix, spaces normalised."""
+  """A model as spm_train makes it by default: no byte fallback, a dummy prefix,
+  spaces normalised.
+  """
   written = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(['alpha beta gamma delta of the and gate'] * 50),
@@ -385,7 +387,9 @@ def _ignore_vocab_size(self, name, value):
 
 
 def test_full_disk(corpus_at, tmp_path):
-  """A limit on the size of files stands for a full disk: writing fails with an OSError either way."""
+  """A limit on the size of files stands for a full disk:
+  writing fails with an OSError either way.
+  """
   write_corpus(tmp_path / 'text', 'a', 40, seed=1, words=(2000, 3000))
   program = (
     'import sys\nfrom moe.data.prepare import prepare\nfrom moe.errors import UserError\n'
@@ -414,7 +418,9 @@ def test_full_disk(corpus_at, tmp_path):
   'stop_at', ['tokenizer.model', 'train-a-00000.array_record', 'metadata.json']
 )
 def test_killed_at_any_moment_then_run_again(corpus_at, tmp_path, stop_at):
-  """kill -9 when a file of the unfinished directory appears; the next run builds as if nothing had been."""
+  """kill -9 when a file of the unfinished directory appears;
+  the next run builds as if nothing had been.
+  """
   program = (
     'import sys, time\nfrom moe.data import prepare as module\nfrom tests.moe.data.helpers import small_config\n'
     'module.os.rename = lambda *a: time.sleep(60)\n'  # the last moment lasts

@@ -58,7 +58,9 @@ def test_against_a_loop_over_pairs(kv_heads, dtype):
 
 
 def test_a_cache_filled_in_pieces_gives_the_same():
-  """A prompt right-padded to four, then one token at a time: the padding's slots are written over."""
+  """A prompt right-padded to four, then one token at a time:
+  the padding's slots are written over.
+  """
   config = small_config(**{'model.num_heads': 4, 'model.num_kv_heads': 2})
   params, x_BLD = _params(config.model), _normal(1, 7, 16)
   whole_BLD, _ = attend(config, params, x_BLD, np.arange(7)[None], np.ones((1, 7), np.int32))

@@ -1,4 +1,6 @@
-"""The MoE layer against the loop over tokens, against computing every expert densely, and against a dense FFN."""
+"""The MoE layer against the loop over tokens, against computing every expert densely,
+and against a dense FFN.
+"""
 
 import functools
 
@@ -73,7 +75,9 @@ def _weights(params, shared) -> oracles.MoEWeights:
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize(('k', 'shared'), [(1, 0), (3, 2)])
 def test_against_a_loop_over_tokens(k, shared, implementation):
-  """Shared plus routed experts; gradients of the input, of all weights, and through the gates of the router."""
+  """Shared plus routed experts; gradients of the input, of all weights,
+  and through the gates of the router.
+  """
   config = small_config(
     **{
       'moe.experts_per_token': k,
@@ -97,7 +101,9 @@ def test_against_a_loop_over_tokens(k, shared, implementation):
 
 
 def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
-  """Tokens 0, 1, … get experts (0, 1), (2, 3), (4, 5), (0, 1), …; each the gates that the router had for its own."""
+  """Tokens 0, 1, … get experts (0, 1), (2, 3), (4, 5), (0, 1), …;
+  each the gates that the router had for its own.
+  """
   k = 2
   config = small_config(
     **{
@@ -132,7 +138,9 @@ def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
 
 
 def test_equals_every_expert_computed_densely():
-  """Σ_e gate_e · FFN_e(u) over all experts, gates zero where not chosen, by plain einsums and autodiff."""
+  """Σ_e gate_e · FFN_e(u) over all experts, gates zero where not chosen,
+  by plain einsums and autodiff.
+  """
   config = small_config(**{'moe.num_shared_experts': 0})
   params, u_BLD, dy_BLD = _params(0), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
 
@@ -154,7 +162,9 @@ def test_equals_every_expert_computed_densely():
 
 @pytest.mark.parametrize('router', ['hash', 'softmax'])
 def test_a_dense_ffn_copied_into_every_expert(router):
-  """With a gate of one the layer is that FFN; with softmax gates it is scaled by their sum, and with K = E by one."""
+  """With a gate of one the layer is that FFN; with softmax gates it is scaled by their sum,
+  and with K = E by one.
+  """
   k = 1 if router == 'hash' else E
   config = small_config(
     **{'moe.router': router, 'moe.experts_per_token': k, 'moe.num_shared_experts': 0}

@@ -36,7 +36,9 @@ def _config(**changes):
 
 
 def _routing(k, seed=0):
-  """Logits of every layer and token, a mask with one row of padding, and what the paper derives from them."""
+  """Logits of every layer and token, a mask with one row of padding,
+  and what the paper derives from them.
+  """
   generator = np.random.default_rng(seed)
   logits_NBLE = generator.normal(size=(N, B, L, E))
   is_token_BL = generator.random((B, L)) < 0.7
@@ -133,7 +135,9 @@ def test_uniform_routing_gives_exactly_alpha(scope, groups):
 
 
 def test_balance_by_hand():
-  """2 tokens, E = 2, K = 1, both to expert 0 with affinity 3/4: f = (2, 0), P = (3/4, 1/4), Σ f P = 3/2."""
+  """2 tokens, E = 2, K = 1, both to expert 0 with affinity 3/4: f = (2, 0), P = (3/4, 1/4),
+  Σ f P = 3/2.
+  """
   config = _config(
     num_experts=2, experts_per_token=1, expert_balance_weight=1.0, device_balance_weight=1.0
   )

@@ -87,6 +87,7 @@ def test_logits_of_all_tokens_never_exist(gradient):
   )
   sizes = [math.prod(shape) for shape in _shapes(jax.make_jaxpr(function)(*shapes).jaxpr)]
   assert max(sizes) == chunk * vocab
-  # What the compiled program keeps at once: a few chunks' logits in float32, beside the head and its gradients.
+  # What the compiled program keeps at once: a few chunks' logits in float32, beside
+  # the head and its gradients.
   memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 8 * 4 * (chunk * vocab + width * vocab)

@@ -8,9 +8,11 @@ from tests.moe.ops.backends import interpreted
 
 @pytest.fixture
 def implementation(request, monkeypatch):
-  """The parameter's name, with its platform's kernels interpreted; on TPU in blocks of 16 rows, and without a race.
+  """The parameter's name, with its platform's kernels interpreted;
+  on TPU in blocks of 16 rows, and without a race.
 
-  Block sizes are no part of jit's cache key: nothing but these suites may trace their functions for a TPU.
+  Block sizes are no part of jit's cache key: nothing but these suites may trace
+  their functions for a TPU.
   """
   name = request.param
   if not name.endswith('tpu'):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-# random: any; hot: every token chooses expert E−1 (and others); few: only K experts are ever chosen; first: 0 … K−1.
+# random: any; hot: every token chooses expert E−1 (and others); few:
+# only K experts are ever chosen; first: 0 … K−1.
 PATTERNS = ('random', 'hot', 'few', 'first')
 
 

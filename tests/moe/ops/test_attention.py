@@ -1,4 +1,6 @@
-"""attention, every implementation, against float64 NumPy: values, gradients, lengths beyond a block of queries."""
+"""attention, every implementation, against float64 NumPy:
+values, gradients, lengths beyond a block of queries.
+"""
 
 import functools
 
@@ -17,7 +19,9 @@ SEGMENTS_BL = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0], [1] * 11], np.int32)
 
 
 def truth(query_BLHC, keys_BLGC, values_BLGC, d_BLHC, segments_BL):
-  """attended_BLHC, and the gradients of Σ d · attended with respect to query, keys and values; a loop over pairs."""
+  """attended_BLHC, and the gradients of Σ d · attended with respect to query, keys and values;
+  a loop over pairs.
+  """
   group, scale = query_BLHC.shape[2] // keys_BLGC.shape[2], query_BLHC.shape[3] ** -0.5
   y, dq, dk, dv = (np.zeros_like(x) for x in (query_BLHC, query_BLHC, keys_BLGC, values_BLGC))
   for b, t, h in np.ndindex(*query_BLHC.shape[:3]):
@@ -62,7 +66,9 @@ def _arrays(length, kv_heads, width, dtype):
 
 @functools.partial(jax.jit, static_argnames=('implementation', 'queries'))
 def run(arrays, d_BLHC, segments_BL, implementation, queries):
-  """attended_BLHC and the gradients; `queries`, which the module knows, as a part of the cache's key."""
+  """attended_BLHC and the gradients; `queries`, which the module knows,
+  as a part of the cache's key.
+  """
   y, pull = jax.vjp(lambda *x: attention(*x, segments_BL, implementation=implementation), *arrays)
   return y, *pull(d_BLHC)
 

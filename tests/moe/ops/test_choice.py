@@ -54,7 +54,8 @@ CALLS = {
     lambda i: attention(HEADS, HEADS, HEADS, ROW, implementation=i),
   ),
 }
-# asked for, platform → the module that runs, or None where that platform has none. Of routed_ffn's XLA, see below.
+# asked for, platform → the module that runs, or None where that platform has none.
+# Of routed_ffn's XLA, see below.
 RUNS = {
   ('auto', 'cpu'): 'xla',
   ('auto', 'tpu'): 'pallas_tpu',
@@ -122,7 +123,9 @@ def test_an_error_of_a_kernel_that_is_no_refusal_is_not_hidden(monkeypatch):
 
 
 def test_a_jitted_function_is_traced_again_for_another_platform(monkeypatch):
-  """One function, one shape: what it was traced for at first must not answer for another platform."""
+  """One function, one shape: what it was traced for at first must not
+  answer for another platform.
+  """
   implementations, traced = dispatch_api.IMPLEMENTATIONS, []
 
   def standing_in(name):

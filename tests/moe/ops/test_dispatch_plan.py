@@ -19,7 +19,8 @@ def test_sorted_by_expert_and_stable(shape, pattern, seed):
   experts_TK = routing(seed, tokens, num_experts, k, pattern)
   plan = jax.tree.map(np.asarray, make(experts_TK, num_experts))
 
-  # One row after another: expert by expert, in each the tokens in their order. Experts of a token are distinct.
+  # One row after another: expert by expert, in each the tokens in their order.
+  # Experts of a token are distinct.
   expected = [(e, t) for e in range(num_experts) for t in range(tokens) if e in experts_TK[t]]
   assert plan.token_R.tolist() == [t for _, t in expected]
   for t in range(tokens):
@@ -36,7 +37,8 @@ def test_sorted_by_expert_and_stable(shape, pattern, seed):
 
 
 def test_by_hand():
-  # Tokens a b c choose experts (2, 0) (0, 1) (2, 1): rows are a→0 b→0 | b→1 c→1 | a→2 c→2, and expert 3 is empty.
+  # Tokens a b c choose experts (2, 0) (0, 1) (2, 1):
+  # rows are a→0 b→0 | b→1 c→1 | a→2 c→2, and expert 3 is empty.
   plan = make(np.array([[2, 0], [0, 1], [2, 1]]), 4)
   assert plan.token_R.tolist() == [0, 1, 1, 2, 0, 2]
   assert plan.row_TK.tolist() == [[4, 0], [1, 2], [5, 3]]
@@ -45,7 +47,8 @@ def test_by_hand():
 
 
 @given(
-  # Groups and rows of an array: a compilation each, so few, and many ways to cut the rows into groups.
+  # Groups and rows of an array: a compilation each, so few,
+  # and many ways to cut the rows into groups.
   shape=st.sampled_from([(1, 33), (9, 100)]),
   cuts=st.lists(st.integers(0, 100), min_size=9, max_size=9),
   rows_per_tile=st.sampled_from([1, 4, 16]),

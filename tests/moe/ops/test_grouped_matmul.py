@@ -48,7 +48,9 @@ def test_against_a_loop_over_rows(implementation, dtype):
 
 @over('dtype', {'pallas_tpu': DTYPES})
 def test_column_tiles(implementation, dtype, monkeypatch):
-  """Tiles of 128 of 200 columns each way, the second overhanging; the last block of rows overhangs too."""
+  """Tiles of 128 of 200 columns each way, the second overhanging;
+  the last block of rows overhangs too.
+  """
   monkeypatch.setattr(visits, 'BLOCK_BYTES', 1)
   generator = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(generator.normal(size=shape), dtype)

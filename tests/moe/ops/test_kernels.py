@@ -1,4 +1,6 @@
-"""The kernels: which run, that nothing else multiplies, that a race would be seen, and batches without a token."""
+"""The kernels: which run, that nothing else multiplies, that a race would be seen,
+and batches without a token.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,9 @@ HELPERS = {'to_words'}
 
 
 def kernels(function, *arguments):
-  """Names of the Pallas kernels that the function and its gradient run. No other equation is a product."""
+  """Names of the Pallas kernels that the function and its gradient run.
+  No other equation is a product.
+  """
 
   def run(*floats):
     y, pull = jax.vjp(function, *floats)

@@ -38,7 +38,8 @@ FUNCTIONS = {
 # Those that are fast on CPU: they run every case.
 FAST = ('reference', 'grouped', 'tiled', 'pallas_gpu')
 D, F = 8, 12
-# Every product rounds its operands, activations and result to 2⁻⁹ of themselves, errors partly cancel in sums.
+# Every product rounds its operands, activations and result to 2⁻⁹ of themselves,
+# errors partly cancel in sums.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 
@@ -100,8 +101,9 @@ CASES = [
   ((1, 4, 4), jnp.float32, PATTERNS),
   *(((40, 7, 3), dtype, PATTERNS) for dtype in DTYPES),
 ]
-# On TPU: a few rows in one block; blocks shared by groups; one group that has all rows, which fill its block, behind
-# three empty ones; empty groups that begin behind the last row; empty groups between.
+# On TPU: a few rows in one block; blocks shared by groups; one group that has all rows, which fill
+# its block, behind three empty ones; empty groups that begin behind the last row;
+# empty groups between.
 IN_BLOCKS = [
   ((1, 4, 4), jnp.float32, ('random',)),
   ((13, 7, 3), jnp.bfloat16, ('random',)),
@@ -122,8 +124,9 @@ def test_against_a_loop_over_tokens(implementation, shape, dtype, patterns):
     check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are the multiples of 32 up to 256 rows, those that so many tokens can fill; sizes of the same
-# shape compile once. In the row of 1431 tokens one expert has tiles in both steps of a turn.
+# The rungs of tiled.py are the multiples of 32 up to 256 rows, those that so many tokens
+# can fill; sizes of the same shape compile once. In the row of 1431 tokens one expert has
+# tiles in both steps of a turn.
 BOUNDARIES = [
   (31, 32, 33, 0, 64, 65, 127, 128, 129, 0, 0, 121),
   (255, 0, 256, 0, 0, 0, 219, 0, 0, 0, 0, 0),
@@ -135,7 +138,8 @@ BOUNDARIES = [
   (0, 32),
   (33, 0),
 ]
-# Blocks of 16 rows: an empty group's visit is the first to its block, which the next group still needs fetched.
+# Blocks of 16 rows: an empty group's visit is the first to its block,
+# which the next group still needs fetched.
 AT_BLOCKS = [(0, 16, 0, 0, 20, 0)]
 
 
@@ -180,7 +184,9 @@ def _drawn(tokens, num_experts, k, d, f, scale):
 
 @over('dtype', {'pallas_gpu': DTYPES})
 def test_several_tiles_each_way(implementation, dtype):
-  """D = 150 and F = 140 are three tiles in float32, and no multiple of a loop's step in either type."""
+  """D = 150 and F = 140 are three tiles in float32, and no multiple of a
+  loop's step in either type.
+  """
   (x_TD, gates_TK, weights, dy_TD), experts_TK = _drawn(150, 3, 2, 150, 140, 16)
 
   def truth(x_TD, gates_TK, weights):
@@ -209,7 +215,8 @@ def test_several_tiles_each_way(implementation, dtype):
   {'pallas_tpu': [(500_000, (2, 128, 1, 150)), (1, (1, 256, 2, 128))]},
 )
 def test_columns_in_tiles(implementation, block_bytes, tiles, monkeypatch):
-  """Two tiles of D or of F, an F that overhangs, D padded; every kernel's columns are cut somewhere.
+  """Two tiles of D or of F, an F that overhangs, D padded;
+  every kernel's columns are cut somewhere.
 
   Of the gradients of gate and up: D, as long as half of it has room with the whole of F, else F.
   """
@@ -243,7 +250,9 @@ def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
   seed=st.integers(0, 10_000),
 )
 def test_the_routed_ffn_is_the_gated_sum_of_its_experts(shape, favourite, seed):
-  """`favourite` tilts the routing towards the first experts. Weights' gradients through d · y, d of ones."""
+  """`favourite` tilts the routing towards the first experts.
+  Weights' gradients through d · y, d of ones.
+  """
   tokens, num_experts, k, d, f = shape
   generator = np.random.default_rng(seed)
   scores_TE = generator.normal(size=(tokens, num_experts)) - favourite * np.arange(num_experts)

@@ -1,4 +1,6 @@
-"""The router, every implementation: the paper's loop over tokens, gradients, ties, and logits that are no numbers."""
+"""The router, every implementation: the paper's loop over tokens, gradients, ties,
+and logits that are no numbers.
+"""
 
 import functools
 
@@ -42,7 +44,8 @@ def test_ties_go_to_the_lower_index_and_no_expert_is_chosen_twice(shape, levels,
   assert (stats.counts_BE == counts_BE).all()
 
 
-# (B, L, E), K. 70 tokens are several of the GPU's blocks; 21 are several of the TPU's steps, the last overhanging.
+# (B, L, E), K. 70 tokens are several of the GPU's blocks;
+# 21 are several of the TPU's steps, the last overhanging.
 ROWS = {
   'xla': [((2, 70, 5), 2, 1e-5)],
   'pallas_gpu': [((2, 70, 5), 2, 1e-5), ((2, 70, 3), 3, 1e-5), ((2, 70, 40), 7, 1e-5)],

@@ -37,10 +37,11 @@ _NARROW = {
   'model.init_std': 0.1,
   'moe.d_expert': 16,
 }
-# At full width rounding is larger, and 20 steps of many tokens always meet a token with two experts within it of each
-# other, whose flipped choice no order of summation can avoid: few tokens, and parameters with which none comes as near.
-# The proxy's own warm-up of 30 steps makes so few tokens a bad measure of meshes: gradients then amplify rounding a
-# hundredfold by step 16, and one device differs from itself by 1e-5 if the parameters' last bits do (2e-7 with 300).
+# At full width rounding is larger, and 20 steps of many tokens always meet a token with two experts
+# within it of each other, whose flipped choice no order of summation can avoid: few tokens, and
+# parameters with which none comes as near. The proxy's own warm-up of 30 steps makes so few tokens
+# a bad measure of meshes: gradients then amplify rounding a hundredfold by step 16, and one device
+# differs from itself by 1e-5 if the parameters' last bits do (2e-7 with 300).
 _WHOLE = {'data.seq_len': 8, 'optimizer.warmup_steps': 300}
 _SEED, _SEED_WHOLE = 0, 5
 _COMMON = {
@@ -56,8 +57,9 @@ _COMMON = {
   'mesh.data': 1,
 }
 _AUTO = {'ops.implementation': 'auto'}
-# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token meets two experts within rounding of each other by
-# step 20, and one flipped choice shows in expert_load_NE; no order of summation is right there.
+# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token meets two experts within
+# rounding of each other by step 20, and one flipped choice shows in expert_load_NE; no order of
+# summation is right there.
 _UNEVEN = {'model.num_layers': 6, 'model.num_dense_layers': 1, 'model.d_ff': 40}
 _FEW, _EIGHT = (
   {'moe.num_experts': e, 'moe.experts_per_token': 2, 'moe.device_groups': 2} for e in (4, 8)
@@ -68,8 +70,8 @@ def _mesh(**sizes):
   return {f'mesh.{axis}': size for axis, size in sizes.items()}
 
 
-# Case → (what differs from one device, what both have: keys of the config, and two of this file). Groups run side by
-# side.
+# Case → (what differs from one device, what both have: keys of the config, and two of this
+# file). Groups run side by side.
 GROUPS = {
   'axes': {
     'data 8': (_AUTO | _mesh(data=8), {}),
@@ -113,7 +115,9 @@ GROUPS = {
 
 
 def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, list[dict]]:
-  """Gradients of the first step (clipped: Adam's first moments after it, but for a factor), and the metrics of all."""
+  """Gradients of the first step (clipped: Adam's first moments after it, but for a factor),
+  and the metrics of all.
+  """
   devices = int(np.prod([getattr(config.mesh, axis) for axis in mesh_lib.AXES]))
   mesh = mesh_lib.make_mesh(config, jax.devices()[:devices])
   batch = packed_batch(config, padding_row=True)
@@ -152,7 +156,9 @@ def _params(shapes, scale, seed):
 
 
 def distance(tree, truth) -> tuple[float, str]:
-  """The largest difference in an array of a tree, relative to the array's largest magnitude, and its name."""
+  """The largest difference in an array of a tree, relative to the array's largest magnitude,
+  and its name.
+  """
   found = {'': 0.0}
 
   def compare(path, a, b):
@@ -167,7 +173,9 @@ def distance(tree, truth) -> tuple[float, str]:
 
 
 def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
-  """lax.ragged_all_to_all from an all-gather, which XLA has for no CPU: sender s writes its part for me at to_s[me]."""
+  """lax.ragged_all_to_all from an all-gather, which XLA has for no CPU:
+  sender s writes its part for me at to_s[me].
+  """
   del received
   me = lax.axis_index(axis_name)
   rows, first, sent, to = (lax.all_gather(x, axis_name) for x in (rows, first, sent, to))
@@ -214,7 +222,9 @@ def _seed(shared, whole):
 
 
 def measure(group: str, name: str, whole: bool = False) -> dict:
-  """How far a case is from one device: gradients, the first step, losses, all metrics; and what it took."""
+  """How far a case is from one device: gradients, the first step, losses, all metrics;
+  and what it took.
+  """
   changed, shared = GROUPS[group][name]
   with ragged_emulated():
     gradients, history = _trained(shared, {'mesh.transport': 'padded', **changed}, whole)

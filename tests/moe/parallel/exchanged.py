@@ -89,7 +89,9 @@ def every_expert(x_BLD, gates_BLK, weights, experts_BLK):
 
 @functools.cache
 def measure(case: Case) -> dict:
-  """The telemetry; how far output and gradients are from `every_expert`; the largest of them in padding."""
+  """The telemetry; how far output and gradients are from `every_expert`;
+  the largest of them in padding.
+  """
   config = small_config(
     **{
       'moe.num_experts': case.experts,

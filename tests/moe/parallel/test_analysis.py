@@ -1,4 +1,6 @@
-"""Interventions and counts of choices on parameters and a batch that four devices share: as on one device."""
+"""Interventions and counts of choices on parameters and a batch that four devices share:
+as on one device.
+"""
 
 import functools
 

@@ -1,4 +1,6 @@
-"""Experts on different devices: the same training on every transport and number of experts, and what a round takes."""
+"""Experts on different devices: the same training on every transport and number of experts,
+and what a round takes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,18 @@ def test_training(case):
 
 @pytest.mark.parametrize('case', exchanged.CASES)
 def test_padding_goes_nowhere(case):
-  """It is NaN, and would show; outputs and gradients are those of computing every expert for real tokens alone."""
+  """It is NaN, and would show; outputs and gradients are those of computing every
+  expert for real tokens alone.
+  """
   record = exchanged.measure(exchanged.CASES[case])
   assert record['distance'][0] <= 1e-6, record
   assert record['in_padding'] == 0
 
 
 def count_exchange(case):
-  """(rounds, fullest shares of room for tokens and for assignments, device load), in loops over the real tokens."""
+  """(rounds, fullest shares of room for tokens and for assignments, device load),
+  in loops over the real tokens.
+  """
   given, own = exchanged.inputs(case), exchanged.SEQUENCES * exchanged.LENGTH // exchanged.DEVICES
   all_tokens, here = case.transport == 'all_gather', -(-case.experts // case.devices)
   capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, all_tokens)
@@ -123,7 +129,8 @@ def test_room_is_in_proportion_to_what_the_fullest_device_expects(
     (28, 7, 2, 4, 2.0, 13 / 28),
     (12, 4, 2, 2, 1.5, 10 / 12),  # 1 − C(2, 2) / C(4, 2) = 5/6, of which 1.5 times is more than all
     (12, 4, 2, 1, 1.5, 1.0),
-    # The 16B, and what the others need is more than all tokens: 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.
+    # The 16B, and what the others need is more than all tokens:
+    # 1.5 · (1 − C(112, 12) / C(128, 12)) and so on.
     (2**20, 64, 6, 8, 1.5, 0.6667),
     (2**20, 128, 12, 8, 1.5, 0.8138),
     (2**20, 64, 6, 4, 1.5, 0.8363),
@@ -171,7 +178,9 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
 
 
 def test_what_lies_past_the_last_group_is_never_read():
-  """Kernels leave those rows as they find them: even NaN must reach neither results nor gradients."""
+  """Kernels leave those rows as they find them: even NaN must reach
+  neither results nor gradients.
+  """
   slots, width, here, choices, room = 6, 4, 2, 2, 16
   generator = np.random.default_rng(0)
   x_SD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)

@@ -1,4 +1,6 @@
-"""Losses, gradients and metrics do not depend on the mesh, microbatches, rematerialisation or transport."""
+"""Losses, gradients and metrics do not depend on the mesh, microbatches,
+rematerialisation or transport.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The pipeline: the same training as one device, and 1F1B's schedule, in which only neighbours wait for each other."""
+"""The pipeline: the same training as one device, and 1F1B's schedule,
+in which only neighbours wait for each other.
+"""
 
 import pytest
 
@@ -14,7 +16,9 @@ def test_training(case):
 @pytest.mark.parametrize('stages', [1, 2, 3, 4, 8])
 @pytest.mark.parametrize('microbatches', [1, 2, 5, 16])
 def test_schedule(stages, microbatches):
-  """Everything once, just after what it needs; at most S − s inputs kept on stage s; 2 (M + S − 1) ticks in all."""
+  """Everything once, just after what it needs; at most S − s inputs kept on stage s;
+  2 (M + S − 1) ticks in all.
+  """
   forward, backward = {}, {}
   ticks = 2 * (microbatches + stages - 1)
   for stage in range(stages):
@@ -42,7 +46,9 @@ def test_schedule(stages, microbatches):
 
 @pytest.mark.parametrize('stages', [2, 3, 4, 8])
 def test_partners(stages):
-  """Whatever is made at a tick comes to the stage that takes it up at the next, and no stage hears from two."""
+  """Whatever is made at a tick comes to the stage that takes it up at the next,
+  and no stage hears from two.
+  """
   for tick in range(4 * stages):
     swaps = partners(tick % 2, stages)
     assert len({receiver for _, receiver in swaps}) == len(swaps)

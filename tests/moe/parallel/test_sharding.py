@@ -1,4 +1,6 @@
-"""A parameter declares its axes and its decay where it is made; everything else reads them there."""
+"""A parameter declares its axes and its decay where it is made;
+everything else reads them there.
+"""
 
 import flax.linen as nn
 import jax

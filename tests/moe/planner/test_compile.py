@@ -1,4 +1,6 @@
-"""A small config planned for real machines: in the compilers' own environments, where they are installed."""
+"""A small config planned for real machines: in the compilers' own environments,
+where they are installed.
+"""
 
 import json
 import subprocess
@@ -8,7 +10,8 @@ import pytest
 from tests.launch.runs.programs import ROOT
 from tests.small import plain_environment
 
-# A step small enough to compile in seconds, with layers, loss and optimizer of the published models.
+# A step small enough to compile in seconds, with layers,
+# loss and optimizer of the published models.
 SMALL = (
   '--config=experiments/proxy.py:dense',
   '--config.model.num_layers=2',
@@ -55,8 +58,9 @@ def test_a_step_with_experts_is_planned(environment, topology):
   assert 0 < record['peak_bytes_per_device'] < record['capacity_bytes_per_device']
   assert record['flops_per_step']['model_over_accounting'] == pytest.approx(1, abs=0.05)
   sent = record['collective_bytes_per_device']
-  # One MoE layer: each of a device's 4 · 256 tokens crosses to the other device at most once, and nothing is sent twice
-  # but what comes back, forward and backward: 4 times D bfloat16 numbers, and a few words of bookkeeping.
+  # One MoE layer: each of a device's 4 · 256 tokens crosses to the other device at most once, and
+  # nothing is sent twice but what comes back, forward and backward: 4 times D bfloat16 numbers, and
+  # a few words of bookkeeping.
   rows = 4 * 256 * 256 * 2
   assert 4 * rows * 0.9 <= sent['ragged-all-to-all']['expert'] <= 4 * rows * 1.6
   assert {axis for row in sent.values() for axes in row for axis in axes.split('+')} == {

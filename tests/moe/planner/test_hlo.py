@@ -10,7 +10,8 @@ from moe.planner.traffic import memory_traffic
 
 MESH = {'data': 2, 'fsdp': 2, 'expert': 2}
 
-# A loop of 4 trips (counter from 1, by 2, below 9) around one of 3, and one whose end depends on data.
+# A loop of 4 trips (counter from 1, by 2, below 9) around one of 3, and one
+# whose end depends on data.
 LOOPS = """HloModule step
 
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -233,7 +234,8 @@ def test_memory_traffic_reads_operands_and_writes_results_outside_the_chip():
 
 def test_memory_traffic_in_loops_is_told_from_what_runs_once():
   text = LOOPS.replace('  %one = ', '  %n = f32[8,4]{1,0} negate(%x)\n  %one = ')
-  # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter: it and 1 read, it written.
+  # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter:
+  # it and 1 read, it written.
   assert memory_traffic(text) == (256, 12 * 256 + 16 * 3 * 4)
 
 

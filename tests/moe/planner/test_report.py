@@ -27,7 +27,9 @@ def _of_paper_scale(config: str):
 
 
 def test_configs_of_paper_scale_that_have_no_plan_are_told():
-  """Some are the same model under two names. One without a plan is no fault: `make plan` takes minutes for each."""
+  """Some are the same model under two names. One without a plan is no fault:
+  `make plan` takes minutes for each.
+  """
   planned = [_of_paper_scale(record['config']) for record in RECORDS]
   names = [f'{file}:{variant}' for file, module in FILES.items() for variant in module.VARIANTS]
   if without := [name for name in names if _of_paper_scale(name) not in planned]:

@@ -18,7 +18,9 @@ DENSE = {'moe.num_experts': 0, 'moe.experts_per_token': 0, 'data.batch_size': 8,
 
 
 def meshes(capacity=2**30, **overrides):
-  """(stage, data, fsdp, expert, tensor) of what is tried on eight devices, in its order and each once."""
+  """(stage, data, fsdp, expert, tensor) of what is tried on eight devices,
+  in its order and each once.
+  """
   chip = dataclasses.replace(CHIPS['h100'], capacity=capacity)
   tried = candidates(
     small_config(**DENSE | overrides), Machine('h100:8', chip, (8,)), jax.devices()[:1] * 8
@@ -84,7 +86,9 @@ def test_stages_that_do_not_divide_the_devices_are_one_line():
 
 
 def test_zero_1_keeps_parameters_and_gradients_whole():
-  """Bytes a parameter: ZeRO-3 takes 16 / (fsdp · tensor); ZeRO-1 8 / tensor + 8 / (fsdp · tensor)."""
+  """Bytes a parameter: ZeRO-3 takes 16 / (fsdp · tensor);
+  ZeRO-1 8 / tensor + 8 / (fsdp · tensor).
+  """
   room = 4 * account(small_config(**DENSE)).total_params
   assert meshes(room) == [(1, 1, 8, 1, 1), (1, 1, 4, 1, 2)]
   with pytest.raises(UserError, match='exceed its memory'):

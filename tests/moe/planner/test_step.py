@@ -1,4 +1,6 @@
-"""A tiny dense training step compiled for eight devices of the CPU, its FLOPs and collectives checked by hand."""
+"""A tiny dense training step compiled for eight devices of the CPU,
+its FLOPs and collectives checked by hand.
+"""
 
 import jax
 import pytest
@@ -99,10 +101,11 @@ def test_a_split_over_widths_sends_activations(plans):
 
 
 def test_experts_on_four_devices_exchange_tokens_and_no_loop_is_guessed(plans):
-  """Of a device's 32 tokens a share of 1 − C(6, 2) / C(8, 2) chooses one of the 2 of 8 experts that another has.
+  """Of a device's 32 tokens a share of 1 − C(6, 2) / C(8, 2) chooses one of the 2 of 8
+  experts that another has.
 
-  One and a half times that many, 23, travel to each of three others and back, and their gradients too. The exchange's
-  further rounds count as none.
+  One and a half times that many, 23, travel to each of three others and back, and their gradients
+  too. The exchange's further rounds count as none.
   """
   sent = plans['expert']['collective_bytes_per_device']['all-to-all']
   rows = LAYERS * 4 * 3 * 23 * D * 4
@@ -112,7 +115,9 @@ def test_experts_on_four_devices_exchange_tokens_and_no_loop_is_guessed(plans):
 
 
 def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
-  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages, which share 3 layers and have one end each."""
+  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages,
+  which share 3 layers and have one end each.
+  """
   record = plans['stage']
   forward_of_a_layer = 2 * B * L * (4 * D * X + 3 * D * F) + 4 * B * L * L * X
   assert record['flops_per_step']['recomputed'] == pytest.approx(
@@ -126,17 +131,21 @@ def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
 
 
 def test_a_stage_sends_only_to_its_partner(plans):
-  """Of two, in 5 of the 10 ticks, when the first goes forward and the last backward: a sequence's activations."""
+  """Of two, in 5 of the 10 ticks, when the first goes forward and the last backward:
+  a sequence's activations.
+  """
   assert plans['stage']['collective_bytes_per_device']['collective-permute'] == {
     'stage': 5 * 4 * L * D
   }
 
 
 def test_stages_wait_for_one_another(plans):
-  """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6, its head's share: V / 192.
+  """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6,
+  its head's share: V / 192.
 
-  The first has two forwards, waits until the last has done a backward, at 2 + 3.5, and has 4 backwards and 2 forwards
-  left: 5.5 + 28 = 33.5, of which the mean stage is at work for 4 · (2 + 6 + 3.5) / 2 = 23.
+  The first has two forwards, waits until the last has done a backward, at 2 + 3.5, and has
+  4 backwards and 2 forwards left: 5.5 + 28 = 33.5, of which the mean stage is at work for
+  4 · (2 + 6 + 3.5) / 2 = 23.
   """
   assert plans['data']['stage_stretch'] == plans['fsdp']['stage_stretch'] == 1
   record = plans['stage']

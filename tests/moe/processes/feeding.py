@@ -1,4 +1,5 @@
-"""Two processes feed a batch to a mesh whose rows run through both, as those of a TPU slice run through its hosts.
+"""Two processes feed a batch to a mesh whose rows run through both,
+as those of a TPU slice run through its hosts.
 
   python -m tests.moe.processes.feeding PORT PROCESS
 

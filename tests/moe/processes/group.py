@@ -15,7 +15,9 @@ HEARTBEAT = 15  # seconds
 
 
 class Group:
-  """`count` processes of launch.train, each under launch/supervise.sh where `supervised`. Use it in a `with`."""
+  """`count` processes of launch.train, each under launch/supervise.sh where `supervised`.
+  Use it in a `with`.
+  """
 
   def __init__(self, count: int, workdir: Path, *flags: str, supervised: bool = False):
     self.workdir, self._supervised = workdir, supervised
@@ -72,7 +74,9 @@ class Group:
     return int(children.read_text().split()[0])
 
   def wait_for_end(self, pid: int) -> None:
-    """Returns when a process is no more, which must be within the heartbeat and what a busy machine adds."""
+    """Returns when a process is no more, which must be within the heartbeat and
+    what a busy machine adds.
+    """
     deadline = time.monotonic() + HEARTBEAT + 30
     while Path(f'/proc/{pid}').exists():
       assert time.monotonic() < deadline, self.output()

@@ -20,5 +20,6 @@ def test_rows_that_run_through_both_processes_come_from_each_once():
     json.loads(process.communicate(timeout=group.PATIENCE)[0].splitlines()[-1]) for process in both
   ]
   assert [each['share'] for each in told] == [[0, 2], [1, 2]]
-  # Process 0 has the first two and the last two rows of the mesh, in the order in which it feeds them.
+  # Process 0 has the first two and the last two rows of the mesh,
+  # in the order in which it feeds them.
   assert told[0]['batch'] == told[1]['batch'] == [0, 1, 100, 101, 102, 103, 2, 3]

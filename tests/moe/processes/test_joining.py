@@ -1,4 +1,6 @@
-"""How processes are told of each other: wrong flags are one line, before anything is started or written."""
+"""How processes are told of each other: wrong flags are one line,
+before anything is started or written.
+"""
 
 import contextlib
 import socket

@@ -20,8 +20,8 @@ from moe.run import open_workdir
 from moe.train_step import init_state
 from tests.launch.runs import config as tiny
 
-# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4. 3 layers: dealt out
-# to 3 stages, stored by width over 2.
+# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4. 3
+# layers: dealt out to 3 stages, stored by width over 2.
 CASES = (
   ({}, 1),
   ({'data': 8}, 8),

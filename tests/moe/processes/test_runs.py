@@ -104,7 +104,9 @@ def test_bad_input_ends_all_with_one_line(flags, tmp_path):
 
 
 def test_what_one_process_cannot_write_ends_all_with_one_line(flags, tmp_path):
-  """Process 0 alone writes it. A code that says to start again would have the others do so for ever."""
+  """Process 0 alone writes it. A code that says to start again would have
+  the others do so for ever.
+  """
   (tmp_path / 'run/tokenizer.model').mkdir(parents=True)
   with Group(2, tmp_path / 'run', *flags) as group:
     assert group.wait() == [2, 2], group.output()

@@ -66,8 +66,8 @@ def test_softmax_router(k):
 def test_routing_by_hand():
   """Centroids are ln 2 · (1, 0, 1, 2) on the first of two features, and 0 on the second.
 
-  So u = (1, ·) has affinities (2, 1, 2, 4) / 9, and u = (−1, ·) has (2, 4, 2, 1) / 9. Experts 0 and 2 always tie:
-  the lower index comes first. u = (0, ·) ties everywhere.
+  So u = (1, ·) has affinities (2, 1, 2, 4) / 9, and u = (−1, ·) has (2, 4, 2, 1) / 9. Experts 0 and
+  2 always tie: the lower index comes first. u = (0, ·) ties everywhere.
   """
   config = small_config(
     **{'moe.num_experts': 4, 'model.d_model': 2, 'model.num_heads': 2, 'moe.experts_per_token': 2}

@@ -12,7 +12,9 @@ NAN, INF = math.nan, math.inf
 
 
 def kept_after(folder, starts, last=1, best=1):
-  """Steps that are left after saves of [[(step, loss)], …], a list a start, deleting as Orbax does after each save."""
+  """Steps that are left after saves of [[(step, loss)], …], a list a start,
+  deleting as Orbax does after each save.
+  """
   config = small_config(**{'checkpoint.keep_last': last, 'checkpoint.keep_best': best}).checkpoint
   steps = []
   for saves in starts:

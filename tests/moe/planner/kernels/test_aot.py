@@ -1,4 +1,6 @@
-"""Kernels compiled for machines that are not here: a few in the compilers' own environments, and what they cost."""
+"""Kernels compiled for machines that are not here:
+a few in the compilers' own environments, and what they cost.
+"""
 
 import json
 import subprocess

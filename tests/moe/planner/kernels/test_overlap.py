@@ -1,4 +1,6 @@
-"""Shared experts compute while tokens travel: read off the schedule that the TPU compiler makes of a layer."""
+"""Shared experts compute while tokens travel: read off the schedule that the TPU
+compiler makes of a layer.
+"""
 
 import re
 import subprocess
