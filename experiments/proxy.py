@@ -34,7 +34,8 @@ _SCALE = {
   'data.seq_len': 256,
   'data.batch_size': 16,
   'optimizer.peak_lr': 2e-3,
-  'optimizer.schedule': 'step_decay',  # also where the original is constant: short runs are compared at their end
+  # Also where the original is constant: short runs are compared at their end.
+  'optimizer.schedule': 'step_decay',
   'optimizer.warmup_steps': 30,
   'mesh.data': -1,  # every device one more copy of so small a model
   'mesh.fsdp': 1,

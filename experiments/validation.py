@@ -1,5 +1,5 @@
-"""The 2B validation models: Table 1 (comparison),
-Tables 2, 8 and 9 (upper bounds) and Figure 6 (half the experts).
+"""The 2B validation models: Table 1 (comparison), Tables 2, 8 and 9 (upper bounds)
+and Figure 6 (half the experts).
 
   python -m launch.train --config=experiments/validation.py:deepseek_moe --workdir=DIR
 
@@ -16,7 +16,7 @@ Section 4.1.3, Table 7). On a CPU take the same names from `proxy.py`. Expected:
   dense_x4           experts 0.47B           –                     1.908
   dense_x16          experts 1.89B           24.6T                 1.806
   deepseek_moe       2.0B / 0.3B             4.3T                  1.808
-  deepseek_moe_half  –                       –                     – (beats gshard on six tasks, Figure 6)
+  deepseek_moe_half  –                       –                     – (Figure 6: beats gshard)
 
 Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
 """

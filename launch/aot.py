@@ -1,6 +1,6 @@
-"""Compiles every kernel for machines that this one is not: python -m launch.aot
---targets=v5e,v5p,v6e|h100 [--out=FILE]
+"""Compiles every kernel for machines that this one is not.
 
+  python -m launch.aot --targets=v5e,v5p,v6e|h100 [--out=FILE]
   make aot-tpu; make aot-gpu       # the environments that this needs, and everything below
 
 Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and

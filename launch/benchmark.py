@@ -1,5 +1,6 @@
-"""Paired timings in one process: python -m launch.benchmark
---suite=moe_layer|train_step|proxy [--rounds=9] [--check]
+"""Paired timings in one process.
+
+  python -m launch.benchmark --suite=moe_layer|train_step|proxy [--rounds=9] [--check]
 
 The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
 taken pair by pair. --format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar}

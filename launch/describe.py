@@ -1,6 +1,7 @@
 """Size and cost of a config, or of all of them, computed without a device; or what every key means.
 
-  python -m launch.describe --config=experiments/scaling.py:deepseek_moe_16b [--config.KEY=VALUE] [--format=json]
+  python -m launch.describe --config=experiments/scaling.py:deepseek_moe_16b
+    [--config.KEY=VALUE] [--format=json]
   python -m launch.describe --all [--format=json]
   python -m launch.describe --keys > docs/configuration.md
 

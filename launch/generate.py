@@ -1,5 +1,6 @@
-"""Samples from a run: python -m launch.generate --workdir=DIR --prompt='def main('
-[--prompt=… --temperature=0.8]
+"""Samples from a run.
+
+  python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
 """
 
 import json

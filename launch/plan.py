@@ -1,9 +1,7 @@
-"""Will it fit, and how fast could it be? Compiles the real training step for a
-machine that is not here.
+"""Will it fit, and how fast could it be? Compiles the real step for a machine that is not here.
 
-  .venv-tpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b --topology=v5p:4x4x4
-  .venv-gpu/bin/python -m launch.plan --config=experiments/scaling.py:deepseek_moe_16b
-  --topology=h100:8 --format=json
+  .venv-tpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=v5p:4x4x4
+  .venv-gpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=h100:8
 
 `make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.…
 changes it; with --search others are compiled, minutes each, and ranked: with the config's

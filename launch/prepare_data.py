@@ -1,7 +1,9 @@
 """Tokenises a corpus once into a directory that many runs can share.
 
-python -m launch.prepare_data --config=experiments/quickstart.py --out=DIR [--config.data.sources=… …]
-python -m launch.train --config=experiments/quickstart.py --config.data.dir=DIR [the same --config.data.…] …
+python -m launch.prepare_data --config=experiments/quickstart.py --out=DIR
+  [--config.data.sources=… …]
+python -m launch.train --config=experiments/quickstart.py --config.data.dir=DIR
+  [the same --config.data.…] …
 """
 
 from absl import flags

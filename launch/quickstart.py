@@ -1,7 +1,8 @@
 """A run from start to finish: data, tokenizer, training, evaluation, a sample and a report.
 `make quickstart` calls it.
 
-  python -m launch.quickstart --config=experiments/quickstart.py --workdir=DIR [--config.train.num_steps=… …]
+  python -m launch.quickstart --config=experiments/quickstart.py --workdir=DIR
+    [--config.train.num_steps=… …]
 
 Run it again and it goes on where it stopped, or reports again.
 """

@@ -1,8 +1,8 @@
 """Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg,
 and one page, RESULTS/index.html.
 
-  python -m launch.report [--results=experiments/results]                                 # or `make report`
-  python -m launch.report --sweep=my_study.py [--results=DIR]                             # one study, by its file
+  python -m launch.report [--results=experiments/results]       # or `make report`
+  python -m launch.report --sweep=my_study.py [--results=DIR]   # one study, by its file
 
 Reported is what the folder has lines of, whoever's study it is;
 a folder with a runs.jsonl of its own is one study.

@@ -1,8 +1,8 @@
 """Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
 
-  python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--launcher=local|slurm] [--dry_run]
-    [--runs=NAME,NAME] [--scale=proxy|long|paper] [--parallel=1] [--retrain]
-    [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
+  python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
+    [--launcher=local|slurm] [--runs=NAME,NAME] [--scale=proxy|long|paper] [--parallel=1]
+    [--retrain] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
 The same command again skips what is finished, goes on with what was interrupted and tries again
 what failed; a run that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save.

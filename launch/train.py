@@ -1,6 +1,7 @@
 """Trains a config, or goes on with a run.
 
-python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR [--config.SECTION.KEY=VALUE …]
+python -m launch.train --config=experiments/NAME.py[:variant] --workdir=DIR
+  [--config.SECTION.KEY=VALUE …]
 
 On several machines every process runs this command, with a workdir that all see. Under Slurm
 (srun), on a TPU pod or under Open MPI they find each other; elsewhere add --coordinator=HOST:PORT

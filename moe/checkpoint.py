@@ -225,7 +225,9 @@ class Checkpointer:
     except Exception as error:
       # A full disk reaches us as OSError, or as what tensorstore makes of it.
       if jax.process_count() > 1 and not _of_the_disk(error):
-        raise  # another process has ended: no fault of what the user gave, and nothing that this one can tell
+        # Another process has ended: no fault of what the user gave, and nothing that this one can
+        # tell.
+        raise
       kept = _kept(self._manager.all_steps(read=True))
       message = (
         f'could not save checkpoint step {step} to {self._directory}: {one_line(error)}; {kept}'

@@ -1,11 +1,13 @@
 """What every program of `launch/` shares: flags, the config they make,
 and one line instead of a traceback.
 
-  CONFIG = cli.config_flag()       # at the top: --config=FILE.py[:VARIANT] and --config.SECTION.KEY=VALUE
+  # At the top: --config=FILE.py[:VARIANT] and --config.SECTION.KEY=VALUE.
+  CONFIG = cli.config_flag()
 
   def main(argv):
-    config = cli.config(CONFIG)    # moe.config.Config, checked
-    …                              # or cli.overrides(CONFIG), of a program that finds its configs by itself
+    # moe.config.Config, checked; a program that finds its configs by itself: cli.overrides(CONFIG).
+    config = cli.config(CONFIG)
+    …
 
   if __name__ == '__main__':
     cli.run(main)
@@ -32,7 +34,8 @@ from moe.errors import UserError, chain
 from moe.host_memory import keep_freed_memory
 from moe.keys import wanted
 
-flags.disclaim_key_flags()  # --help of a program shows the flags that it defines through this module
+# --help of a program shows the flags that it defines through this module.
+flags.disclaim_key_flags()
 
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _BAD_VALUE = re.compile(r'flag --config\.([\w.]+)=(.*?): ', re.DOTALL)

@@ -16,7 +16,9 @@ class UserError(ValueError):
   file or value at fault and what would be right.
   """
 
-  exit_code = 2  # what starts runs again (launch/supervise.sh, launch/cluster) leaves these alone: it helps nobody
+  # What starts runs again (launch/supervise.sh, launch/cluster) leaves these alone:
+  # it helps nobody.
+  exit_code = 2
 
 
 class TryAgain(UserError):

@@ -1,6 +1,7 @@
 """A run's folder: opened to train in, and its trained model opened for programs and notebooks.
 
-DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tokenizer.model  tensorboard/  checkpoints/
+DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tokenizer.model
+DIR/tensorboard/  checkpoints/
 DIR/data/        prepared data, unless data.dir says where
 DIR/unreadable/  damaged checkpoints, set aside
 DIR/.lock        who trains in it

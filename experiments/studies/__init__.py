@@ -2,7 +2,7 @@
 which turns their lines into its figure.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
-  python -m launch.report                                                               # or `make report`
+  python -m launch.report                                             # or `make report`
 
 The first writes a line a finished run to experiments/results/STUDY/runs.jsonl, the only source of
 every figure; the second draws them. The first paragraph of a study's docstring is the claim that

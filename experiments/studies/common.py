@@ -38,7 +38,8 @@ _PROXY_SETTINGS = {
   'evaluation.every_steps': 250,
   'evaluation.max_batches': 8,
   'checkpoint.every_steps': 250,
-  'checkpoint.keep_last': 1,  # with the optimizer's state a checkpoint is three times the model, and runs are many
+  # With the optimizer's state a checkpoint is three times the model, and runs are many.
+  'checkpoint.keep_last': 1,
   'checkpoint.keep_best': 1,
 }
 

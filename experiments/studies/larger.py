@@ -6,7 +6,8 @@ GShard×1.2 and ×1.5 have experts 1.2 and 1.5 times as wide, in parameters and 
 ×16 have 4 and 16 FFNs a layer that every token passes: ×16, with the parameters of the MoE all
 activated, is its upper bound. The paper's numbers (2B, Pile loss):
 
-  GShard 1.867   GShard×1.2 1.824   GShard×1.5 1.808   Dense×4 1.908   Dense×16 1.806   DeepSeekMoE 1.808
+  GShard   GShard×1.2   GShard×1.5   Dense×4   Dense×16   DeepSeekMoE
+  1.867    1.824        1.808        1.908     1.806      1.808
 
 What has to carry over: the loss of DeepSeekMoE is above neither GShard×1.5's nor Dense×16's by more
 than 0.02. This presupposes that these two, which have or activate more parameters than GShard, are

@@ -1,7 +1,8 @@
 """The pilot: chooses what all studies share, before any of them is run.
 
   python -m launch.sweep --sweep=experiments/studies/pilot.py --seeds=1
-  python -m launch.sweep --sweep=experiments/studies/pilot.py --runs=dense_lr0.002,deepseek_moe_lr0.002
+  python -m launch.sweep --sweep=experiments/studies/pilot.py \\
+    --runs=dense_lr0.002,deepseek_moe_lr0.002
 
 Four learning rates, the same for five architectures; then more seeds at the rate chosen, whose runs
 table1 has, too. Hash Layer and Switch were searched when the other studies had been run at the rate

@@ -1,6 +1,7 @@
 """The pilot of the long scale: chooses what its studies share, before any of them is run.
 
-  python -m launch.sweep --sweep=experiments/studies/pilot_long.py --scale=long --seeds=1 --parallel=2
+  python -m launch.sweep --sweep=experiments/studies/pilot_long.py --scale=long \\
+    --seeds=1 --parallel=2
 
 Asked for, before the first run: a run sees at least 40 tokens an activated parameter of
 DeepSeekMoE, where the earlier scale (pilot.py) had 3; an expert gets hundreds of tokens
@@ -11,11 +12,11 @@ Stage 1 chooses width and vocabulary: GShard and DeepSeekMoE at three shapes, on
 learning rate, each for 40 tokens an activated parameter. Widths are multiples of 12, where a
 quarter of an FFN is a whole number of eights, so that experts of both sizes have exactly the same
 parameters. The shape with the largest difference between the two, beside what it costs, is taken.
-Float32, whose speed and rounding depend less on the kind of machine than bfloat16's. Stage 2
-chooses the learning rate at that shape, by the same three rates for every architecture that is
-compared, Dense×4 and Dense×16 included. Stage 3 repeats the five models of Table 1 with more
-seeds: the spread of their paired differences sets the number of seeds of every study (power 0.9
-for half of the paper's difference, 5 at least).
+Float32, whose speed and rounding depend less on the kind of machine than bfloat16's.
+Stage 2 chooses the learning rate at that shape, by the same three rates for every architecture that
+is compared, Dense×4 and Dense×16 included. Stage 3 repeats the five models of Table 1 with more
+seeds: the spread of their paired differences sets the number of seeds of every study (power 0.9 for
+half of the paper's difference, 5 at least).
 
 Tokens a second on one core of a Xeon with AMX, float32, while the other core was busy, and what 40
 tokens an activated parameter take there: d 48 with 1024 pieces 18 thousand, 9 minutes; d 48 with

@@ -30,7 +30,9 @@ TOKEN_CLASSES = (
   'space',  # spaces and newlines only
   'cjk',  # has a Chinese, Japanese or Korean letter
   'word',  # has a letter and begins with a space: the beginning of a word
-  'letters',  # has a letter and no space before it: a word's continuation, or its beginning after a newline or a symbol
+  # Has a letter and no space before it: a word's continuation, or its beginning after a newline or
+  # a symbol.
+  'letters',
   'digit',
   'symbol',  # punctuation and all else
 )

@@ -1,8 +1,9 @@
 """Prepared data → batches. Training: a Grain stream that is a pure function
 of the seed and the step.
 
-    documents of a domain, permuted once → one stream of tokens → rows of L → shuffled every epoch, repeated
-    → domains mixed by weight → batches → every process its slice → prefetched
+    documents of a domain, permuted once → one stream of tokens → rows of L
+    → shuffled every epoch, repeated → domains mixed by weight → batches
+    → every process its slice → prefetched
 
 L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the
 number of processes, nor where the stream was last restored.

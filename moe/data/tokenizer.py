@@ -29,14 +29,16 @@ _NEWLINES = [
   '\n\n',
   *('\n' + _SPACE_MARK * spaces for spaces in (2, 4, 6, 8, 12, 16, 20, 24)),
 ]
-_LONGEST_PART = 1_000_000  # characters encoded at once: the time of BPE grows faster than the text, books are long
+# Characters encoded at once: the time of BPE grows faster than the text, books are long.
+_LONGEST_PART = 1_000_000
 
 
 class Lost(NamedTuple):
   """Sums over documents."""
 
   documents: int  # that decode(encode(text)) does not give back
-  bytes: int  # UTF-8 bytes that their tokens do not say: under unknown pieces, or left out by normalisation
+  # UTF-8 bytes that their tokens do not say: under unknown pieces, or left out by normalisation.
+  bytes: int
 
   def plus(self, other: 'Lost') -> 'Lost':
     return Lost(*map(sum, zip(self, other, strict=True)))

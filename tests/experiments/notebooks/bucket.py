@@ -29,7 +29,8 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
     url = f'http://127.0.0.1:{server.server_port}'
     yield {
       'STORAGE_EMULATOR_HOST': url,  # gcsfs
-      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # else it asks Google what kind of bucket this is
+      # Otherwise it asks Google what kind of bucket this is.
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
       'TENSORSTORE_GCS_HTTP_URL': url,
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',  # else TensorStore looks for a metadata server
     }

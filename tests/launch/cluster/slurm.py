@@ -64,7 +64,8 @@ class Cluster:
     cluster in its environment.
     """
     for daemon in reversed(self._daemons):
-      daemon.kill()  # not SIGTERM: slurmd would wait for its jobs, and nothing that they save is wanted any more
+      # Not SIGTERM: slurmd would wait for its jobs, and nothing that they save is wanted any more.
+      daemon.kill()
       daemon.wait(10)
     deadline = time.monotonic() + 10
     while (left := list(self.processes())) and time.monotonic() < deadline:

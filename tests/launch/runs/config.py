@@ -30,7 +30,8 @@ def get_config():
       'evaluation.batch_size': 4,
       'evaluation.max_batches': 1000,
       'checkpoint.every_steps': 10,
-      'ops.implementation': 'reference',  # compiles fastest; test_resume.py has a run with what a user gets
+      # Compiles fastest; test_resume.py has a run with what a user gets.
+      'ops.implementation': 'reference',
     }
   )
   return config

@@ -3,7 +3,9 @@
 The model is proxy.py:deepseek_moe made narrower. As a program it measures a group of cases at the
 proxy's own width with --whole (8 GB, a minute a case):
 
-  python -m tests.moe.parallel.cases GROUP [--whole]   # one JSON line a case: how far it is, relative
+  python -m tests.moe.parallel.cases GROUP [--whole]
+
+One JSON line a case: how far it is, relative.
 """
 
 import contextlib
