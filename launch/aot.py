@@ -41,9 +41,7 @@ def main(_):
   module = gpu if TARGETS.value[0] in gpu.targets() else tpu
   _check('targets', TARGETS.value, module.targets())
   if not importlib.util.find_spec(module.COMPILER):
-    raise UserError(
-      f'compiling for {", ".join(TARGETS.value)} needs the package {module.COMPILER}: make setup-aot'
-    )
+    raise UserError(f'--targets={",".join(TARGETS.value)} needs {module.COMPILER}: make setup-aot')
   shapes = {shape.name: shape for shape in (*programs.PAPER, *programs.ODD)}
   _check('shapes', SHAPES.value, shapes)
   _check('dtypes', DTYPES.value, ('bfloat16', 'float32'))

@@ -20,7 +20,8 @@ SUITE = flags.DEFINE_enum(
   'suite',
   'train_step',
   ['moe_layer', 'train_step', 'proxy'],
-  'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; proxy: that beside dense only.',
+  'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; '
+  'proxy: that beside dense only.',
 )
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Pairs that are timed, after one that is not.')
 CHECK = flags.DEFINE_bool('check', False, 'Exit with 1 where a median is over its bar.')

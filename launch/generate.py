@@ -1,6 +1,6 @@
 """Samples from a run.
 
-  python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
+python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
 """
 
 import json
@@ -37,7 +37,8 @@ def main(_):
     return
   for completion in completions:
     print(
-      f'{completion.prompt}{completion.text}\n--- {len(completion.tokens)} tokens, stopped by {completion.stopped_by}'
+      f'{completion.prompt}{completion.text}\n--- {len(completion.tokens)} tokens, '
+      f'stopped by {completion.stopped_by}'
     )
 
 

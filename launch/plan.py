@@ -33,8 +33,8 @@ TOPOLOGY = flags.DEFINE_string(
 SEARCH = flags.DEFINE_bool(
   'search',
   False,
-  'Compile and rank every data × fsdp × expert × tensor (up to 4) that could fit, with the mesh.stage of the config '
-  'and with 1, and every model.remat; nothing else is varied.',
+  'Compile and rank every data × fsdp × expert × tensor (up to 4) that could fit, with the '
+  'mesh.stage of the config and with 1, and every model.remat; nothing else is varied.',
 )
 LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only so many of them; 0: all.')
 RECORD = flags.DEFINE_string(

@@ -44,7 +44,8 @@ def main(_):
 
   if '://' in WORKDIR.value:
     raise UserError(
-      f'--workdir={WORKDIR.value} is a bucket: mount it, or train in a folder and copy the run there'
+      f'--workdir={WORKDIR.value} is a bucket: mount it, '
+      'or train in a folder and copy the run there'
     )
   cluster = processes.Cluster(
     COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value, START.value

@@ -118,8 +118,8 @@ class Checkpointer:
       return restored
     if bad:
       raise UserError(
-        f'no checkpoint in {self._directory} can be read (steps {", ".join(map(str, sorted(bad)))}); '
-        'move that folder away to start from scratch'
+        f'no checkpoint in {self._directory} can be read (steps '
+        f'{", ".join(map(str, sorted(bad)))}); move that folder away to start from scratch'
       )
     return None
 
@@ -177,12 +177,13 @@ class Checkpointer:
       )
     if small.tokenizer != self._tokenizer:
       raise UserError(
-        f'{where} was trained with another tokenizer than the prepared data has: every id would mean '
-        'something else; bring that data back, or use another --workdir'
+        f'{where} was trained with another tokenizer than the prepared data has: every id would '
+        'mean something else; bring that data back, or use another --workdir'
       )
     if compared and (changed := must_stay.text_changes(small.text, self._text)):
       raise UserError(
-        f'{where} was trained on other text: {changed}; bring that text back, or use another --workdir'
+        f'{where} was trained on other text: {changed}; '
+        'bring that text back, or use another --workdir'
       )
     if not small.checked:
       _log_error(f'{where} is of an older version: its config and tokenizer have no checksums')

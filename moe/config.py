@@ -124,8 +124,8 @@ class OpsConfig:
   )
   force_balanced_routing: bool = key(
     False,
-    'only for measuring machines: every expert gets as many tokens as the others, whatever the router says; '
-    'gates and gradients stay the router’s',
+    'only for measuring machines: every expert gets as many tokens as the others, whatever the '
+    'router says; gates and gradients stay the router’s',
   )
 
 
@@ -160,16 +160,17 @@ class MeshConfig:
 class DataConfig:
   sources: str = key(
     'builtin',
-    "'builtin', or DOMAIN[@WEIGHT][:TEXT_KEY]=FILES, several separated by ';'; FILES is a file, a folder or a glob "
-    'with *, **, [ab], {a,b}, {00..09} and ~, of plain text, JSON, CSV or Parquet; .gz, .zst, .bz2 and .xz too',
+    "'builtin', or DOMAIN[@WEIGHT][:TEXT_KEY]=FILES, several separated by ';'; FILES is a file, a "
+    'folder or a glob with *, **, [ab], {a,b}, {00..09} and ~, of plain text, JSON, CSV or '
+    'Parquet; .gz, .zst, .bz2 and .xz too',
   )
   validation_sources: str = key(
     '', "the same for held-out text; '': hold out whole documents of `sources`"
   )
   holdout: float = key(
     0.02,
-    "share of documents held out, chosen by a hash of their text (builtin: of their file's path); of a domain with "
-    'too few for that, the end of the longest',
+    "share of documents held out, chosen by a hash of their text (builtin: of their file's path); "
+    'of a domain with too few for that, the end of the longest',
     at_least=0,
     below=1,
   )
@@ -339,7 +340,8 @@ class Config:
   ops: OpsConfig = section(OpsConfig, 'Implementations of the operations')
   mesh: MeshConfig = section(
     MeshConfig,
-    'Devices along each axis: their product is the number of devices, and -1 is filled with what is left',
+    'Devices along each axis: their product is the number of devices, '
+    'and -1 is filled with what is left',
     NOTHING,
   )
   data: DataConfig = section(DataConfig, 'Text, tokenizer and batches')
@@ -392,7 +394,8 @@ def from_stored(stored: Mapping, where: str) -> Config:
   renamed = {ALIASES.get(name, name): value for name, value in flat.items()}
   if unknown := [repr(name) for name in renamed if name not in KEYS]:
     raise UserError(
-      f'{where} has config keys that are unknown here, of another version of the code: {", ".join(unknown)}'
+      f'{where} has config keys that are unknown here, '
+      f'of another version of the code: {", ".join(unknown)}'
     )
   try:
     return _made({name: each.stored_default for name, each in KEYS.items()} | renamed)

@@ -24,7 +24,7 @@ line of an error. On the command line `--config.SECTION.KEY=VALUE` changes one m
 A run that goes on must keep the keys that decide its results. It may change those marked ○, which
 change nothing that is learnt, and those marked ≈, which change only the order in which floats are
 added up.
-"""
+"""  # noqa: E501
 _MARKS = {NOTHING: ' ○', ROUNDING: ' ≈'}
 
 

@@ -31,15 +31,22 @@ def _of_the_heads(c) -> Iterator[str]:
 def _of_the_profile(c) -> Iterator[str]:
   steps = c.train.profile_steps
   if steps and (len(steps) != 2 or steps[0] > steps[1] or any(step % 1 for step in steps)):
-    yield f'train.profile_steps={steps} must be the first and the last step to trace, such as (20, 22)'
+    yield (
+      f'train.profile_steps={steps} must be the first and the last step to trace, such as (20, 22)'
+    )
 
 
 def _of_the_dense_layers(c) -> Iterator[str]:
   m = c.model
   if m.num_dense_layers > m.num_layers:
-    yield f'model.num_dense_layers={m.num_dense_layers} is more than model.num_layers={m.num_layers}'
+    yield (
+      f'model.num_dense_layers={m.num_dense_layers} is more than model.num_layers={m.num_layers}'
+    )
   if m.num_dense_layers and not m.d_ff:
-    yield f'model.num_dense_layers={m.num_dense_layers} needs model.d_ff, the width of their FFN, above 0'
+    yield (
+      f'model.num_dense_layers={m.num_dense_layers} needs model.d_ff, '
+      'the width of their FFN, above 0'
+    )
 
 
 def _of_the_moe_layers(c) -> Iterator[str]:
@@ -57,7 +64,9 @@ def _of_the_moe_layers(c) -> Iterator[str]:
 def _of_the_experts(c) -> Iterator[str]:
   e = c.moe
   if e.experts_per_token > e.num_experts:
-    yield f'moe.experts_per_token={e.experts_per_token} is more than moe.num_experts={e.num_experts}'
+    yield (
+      f'moe.experts_per_token={e.experts_per_token} is more than moe.num_experts={e.num_experts}'
+    )
   if e.num_experts and not e.experts_per_token:
     yield (
       f'moe.experts_per_token={e.experts_per_token} must be at least 1 '
@@ -72,7 +81,9 @@ def _of_the_batch(c) -> Iterator[str]:
   if c.tokenizer_vocab_size > c.model.vocab_size:
     yield f'data.vocab_size={d.vocab_size} is more than model.vocab_size={c.model.vocab_size}'
   if d.batch_size % c.train.microbatches:
-    yield f'train.microbatches={c.train.microbatches} does not divide data.batch_size={d.batch_size}'
+    yield (
+      f'train.microbatches={c.train.microbatches} does not divide data.batch_size={d.batch_size}'
+    )
   if d.batch_size * d.seq_len >= 2**31:
     yield (
       f'data.batch_size={d.batch_size} × data.seq_len={d.seq_len} tokens a step are more than '

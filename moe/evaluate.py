@@ -148,7 +148,8 @@ def experts_in_words(evaluation: Evaluation, config: Config) -> str:
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
   """The rows of `report` for people."""
   lines = [
-    f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}'
+    f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}'
+    f'{"gzip -9":>9}{"xz -9":>8}'
   ]
   for name, row in rows.items():
     bits = '-' if row['bits_per_byte'] is None else f'{row["bits_per_byte"]:.3f}'

@@ -93,8 +93,8 @@ def folder(workdir: str | os.PathLike) -> epath.Path:
     raise UserError(f'--workdir={written!r}: its name must be printable UTF-8 on one line')
   if found := _PATTERNS.search(str(path)):
     raise UserError(
-      f'--workdir={written}: {found[0]!r} in {str(path)!r} is a pattern to the libraries that read checkpoints: '
-      'choose another name, or give a link to it'
+      f'--workdir={written}: {found[0]!r} in {str(path)!r} is a pattern to the libraries that read '
+      'checkpoints: choose another name, or give a link to it'
     )
   return epath.Path(path)
 
@@ -155,7 +155,8 @@ def _check_config(config, workdir):
   for old, where in stored:
     if changed := must_stay.config_changes(from_stored(old, where), config, compared):
       raise UserError(
-        f'{workdir} holds a run of another config: {changed}; use another --workdir, or those values'
+        f'{workdir} holds a run of another config: {changed}; '
+        'use another --workdir, or those values'
       )
 
 

@@ -297,10 +297,13 @@ def describe_run(config: Config, workdir: Path) -> str:
     axes = ', '.join(f'{axis} {size}' for axis, size in sizes.items() if size > 1)
     devices = f'{jax.device_count()} × {devices}, mesh {axes}, {jax.process_count()} processes'
   return (
-    f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, {counts.active_params / 1e6:,.1f}M active a token; '
-    f'{config.train.num_steps} steps of {config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '
-    f'writing {workdir}'
-    + '; ops.force_balanced_routing: experts are dealt out, not chosen; only its times mean anything'
+    f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, '
+    f'{counts.active_params / 1e6:,.1f}M active a token; {config.train.num_steps} steps of '
+    f'{config.data.batch_size} × {config.data.seq_len} tokens on {devices}; writing {workdir}'
+    + (
+      '; ops.force_balanced_routing: experts are dealt out, not chosen; '
+      'only its times mean anything'
+    )
     * config.ops.force_balanced_routing
   )
 
@@ -308,8 +311,8 @@ def describe_run(config: Config, workdir: Path) -> str:
 def _stop_if_bad(metrics, config, step, saved):
   if metrics['bad_streak'] > config.train.max_bad_steps:
     raise UserError(
-      f'loss or gradient was not finite for more than train.max_bad_steps={config.train.max_bad_steps} steps in a row, '
-      f'up to step {step}; '
+      'loss or gradient was not finite for more than '
+      f'train.max_bad_steps={config.train.max_bad_steps} steps in a row, up to step {step}; '
       + (f'the last checkpoint, step {saved}, is intact' if saved else 'there is no checkpoint yet')
       + ': lower optimizer.peak_lr or look at the data'
     )

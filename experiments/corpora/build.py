@@ -93,7 +93,8 @@ def _fetch(package, cache, other_versions):
   archive = archives.fetch(package, cache, other_versions)
   if not archive.pinned:
     say(
-      f'{package.name}: not {package.version} as pinned but {archive.path.name}, SHA-256 {archive.sha256}'
+      f'{package.name}: not {package.version} as pinned but {archive.path.name}, '
+      f'SHA-256 {archive.sha256}'
     )
   return archive
 

@@ -14,7 +14,8 @@ _NEAR = 0.5  # share of a document's long paragraphs that, seen before, make it 
 # Control characters but tab and newline, soft hyphens; zero-width spaces, bidirectional marks,
 # byte-order marks, noncharacters; lone surrogates, which JSON and HTML can spell and UTF-8 cannot.
 _UNSEEN = re.compile(
-  '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]'
+  '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069'
+  '\ufeff\ufffe\uffff\ud800-\udfff]'
 )
 _HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
 

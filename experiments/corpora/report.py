@@ -71,7 +71,8 @@ def by_source(manifest: dict) -> str:
     for source in entry['sources']:
       dropped = ', '.join(f'{count:,} {reason}' for reason, count in source['dropped'].items())
       lines.append(
-        f'| {domain} | {source["name"]} | {source["documents"]:,} | {source["bytes"]:,} | {dropped} |'
+        f'| {domain} | {source["name"]} | {source["documents"]:,} | '
+        f'{source["bytes"]:,} | {dropped} |'
       )
   return '\n'.join(lines)
 

@@ -31,13 +31,17 @@ def of_file(path: str, results: Path) -> Study:
   runs = {run.name: run for run in plan.runs(loaded, scale)}
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   seeds = sorted({line['seed'] for line in lines})
-  commands = f'python -m launch.sweep --sweep={path}\npython -m launch.report --sweep={path} --results={results}'
+  commands = (
+    f'python -m launch.sweep --sweep={path}\npython -m launch.report '
+    f'--sweep={path} --results={results}'
+  )
   found = None
   if loaded.analyse:
     analysis = plan.asked(loaded.path, lambda: loaded.analyse(Results(lines)))
     if not isinstance(analysis, Analysis):
       raise UserError(
-        f'analyse() of the study {loaded.name} must return an Analysis (experiments/studies/analysis.py)'
+        f'analyse() of the study {loaded.name} must return an Analysis '
+        '(experiments/studies/analysis.py)'
       )
     if analysis.comparisons:
       found = verdict(analysis.comparisons, len(lines), len(runs) * max(len(seeds), 1))

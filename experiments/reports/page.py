@@ -16,8 +16,8 @@ from moe.errors import of_file as of_system_file
 
 _TITLE = 'DeepSeekMoE in JAX: the studies'
 _INTRODUCTION = (
-  'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models. Everything below is '
-  'drawn from the runs.jsonl beside it, a line a finished run.'
+  'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models. '
+  'Everything below is drawn from the runs.jsonl beside it, a line a finished run.'
 )
 _OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'
 _LINES = 'runs.jsonl'
@@ -37,7 +37,7 @@ th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.6rem; text-ali
 th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-size: 0.85rem; }
-"""
+"""  # noqa: E501
 
 
 def of_folder(results: Path) -> dict[Path, str | None]:
@@ -47,7 +47,8 @@ def of_folder(results: Path) -> dict[Path, str | None]:
   """
   if not results.is_dir():
     raise UserError(
-      f'there is no folder {results} (--results): launch.sweep makes it, with STUDY/runs.jsonl in it'
+      f'there is no folder {results} (--results): launch.sweep makes it, '
+      'with STUDY/runs.jsonl in it'
     )
   if (results / _LINES).is_file():
     return _of_study(results, own.of_lines(results / _LINES, results.resolve().name))
@@ -59,7 +60,8 @@ def of_folder(results: Path) -> dict[Path, str | None]:
   others = [name for name in others if (results / name / _LINES).is_file()]
   if not names:
     raise UserError(
-      f'there is no STUDY/{_LINES} in {results} (--results): launch.sweep writes a line a finished run'
+      f'there is no STUDY/{_LINES} in {results} (--results): '
+      'launch.sweep writes a line a finished run'
     )
   loaded = [studies.load(name, results) for name in of_the_paper]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
@@ -120,7 +122,10 @@ def _page(loaded: Sequence[studies.Study], of_the_pilot: Sequence[Block]) -> str
     Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
   sections = [
-    f'<section id="{identifier(study.name)}">\n{to_html(studies.blocks(study, alone=False))}\n</section>'
+    (
+      f'<section id="{identifier(study.name)}">\n'
+      f'{to_html(studies.blocks(study, alone=False))}\n</section>'
+    )
     for study in loaded
   ]
   if of_the_pilot:

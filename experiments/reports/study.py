@@ -181,9 +181,9 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
   tokens = ' or '.join(f'{count:,}' for count in sorted({line['tokens'] for line in distinct}))
   hours = sum(line['seconds'] for line in distinct) / 3600
   return (
-    f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, {hours:.1f} hours of '
-    f'training steps in all. {_commits(distinct)}. '
-    f'Machine: {"; ".join(machines)}.{several}'
+    f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, '
+    f'{hours:.1f} hours of training steps in all. {_commits(distinct)}. Machine: '
+    f'{"; ".join(machines)}.{several}'
   )
 
 

@@ -35,7 +35,7 @@ _STYLE = """
 .figure .stroke0 { stroke: var(--first); } .figure .stroke1 { stroke: var(--second); }
 .figure .fill0 { fill: var(--first); } .figure .fill1 { fill: var(--second); }
 .figure .bar.paper { fill: var(--paper); }
-"""
+"""  # noqa: E501
 
 
 def figure(name: str, description: str, panels: Sequence[Panel]) -> str:
@@ -43,8 +43,8 @@ def figure(name: str, description: str, panels: Sequence[Panel]) -> str:
   columns = min(len(panels), 2)
   width, height = columns * _WIDTH, math.ceil(len(panels) / columns) * _HEIGHT
   parts = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" id="figure-{identifier(name)}" class="figure" role="img" '
-    f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
+    f'<svg xmlns="http://www.w3.org/2000/svg" id="figure-{identifier(name)}" class="figure" '
+    f'role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
     f'<title>{escape(description)}</title>',
     f'<style>{_STYLE}</style>',
     f'<rect class="page" width="{width}" height="{height}"/>',
@@ -115,20 +115,32 @@ class _Axes:
     for tick in self._ticks:
       y = self._y(tick)
       yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
-      yield f'<text class="soft" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.{digits}f}</text>'
+      yield (
+        f'<text class="soft" x="{_LEFT - 6}" y="{y + 4:.1f}" '
+        f'text-anchor="end">{tick:.{digits}f}</text>'
+      )
     cut = self._panel.categories and self._ticks[0] != 0
     label = self._panel.y_axis + (f' (bars start at {self._ticks[0]:.{digits}f})' if cut else '')
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    yield f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(label)}</text>'
+    yield (
+      f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 '
+      f'{middle})">{escape(label)}</text>'
+    )
     yield f'<path class="axis" d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>'
 
   def _x_axis(self):
     for value, label in self._x_ticks():
       x = self._x(value)
       yield f'<path class="axis" d="M{x:.1f} {_HEIGHT - _BOTTOM}v4"/>'
-      yield f'<text class="soft" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{label}</text>'
+      yield (
+        f'<text class="soft" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" '
+        f'text-anchor="middle">{label}</text>'
+      )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    yield f'<text x="{middle}" y="{_HEIGHT - 16}" text-anchor="middle">{escape(self._panel.x_axis)}</text>'
+    yield (
+      f'<text x="{middle}" y="{_HEIGHT - 16}" '
+      f'text-anchor="middle">{escape(self._panel.x_axis)}</text>'
+    )
 
   def _x_ticks(self):
     if not self._panel.log_x:  # the points themselves: they are few
@@ -153,7 +165,10 @@ class _Axes:
     for number, label in enumerate(self._panel.categories):
       for row, text in enumerate(_wrapped(label, most)):
         y = _HEIGHT - _BOTTOM + 16 + row * _LINE
-        yield f'<text {size}x="{self._x(number):.1f}" y="{y}" text-anchor="middle">{escape(text)}</text>'
+        yield (
+          f'<text {size}x="{self._x(number):.1f}" y="{y}" '
+          f'text-anchor="middle">{escape(text)}</text>'
+        )
 
   def _level(self):
     if self._panel.level and self._panel.level[1]:
@@ -161,7 +176,10 @@ class _Axes:
       y = self._y(found.mean)
       yield f'<path class="level" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
       label = f'{name} {self._text(found)}'
-      yield f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>'
+      yield (
+        f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{y - 5:.1f}" '
+        f'text-anchor="end">{escape(label)}</text>'
+      )
 
   def _bars(self, series: Series):
     width = 0.6 * (self._x(1) - self._x(0))
@@ -169,15 +187,22 @@ class _Axes:
     for number, found in series.points:
       x = self._x(number)
       if found is None:
-        yield f'<text class="soft" x="{x:.1f}" y="{bottom - 6:.1f}" text-anchor="middle">not given</text>'
+        yield (
+          f'<text class="soft" x="{x:.1f}" y="{bottom - 6:.1f}" '
+          'text-anchor="middle">not given</text>'
+        )
         continue
       y = self._y(found.mean)
       kind = 'bar paper' if series.paper else 'bar fill0'
       yield (
-        f'<rect class="{kind}" x="{x - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{bottom - y:.1f}"/>'
+        f'<rect class="{kind}" x="{x - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" '
+        f'height="{bottom - y:.1f}"/>'
       )
       yield from self._whisker(x, found)
-      yield f'<text x="{x:.1f}" y="{self._y(found.high) - 5:.1f}" text-anchor="middle">{self._text(found)}</text>'
+      yield (
+        f'<text x="{x:.1f}" y="{self._y(found.high) - 5:.1f}" '
+        f'text-anchor="middle">{self._text(found)}</text>'
+      )
 
   def _line(self, number: int, series: Series):
     points = [(self._x(x), found) for x, found in series.points if found]
@@ -186,7 +211,9 @@ class _Axes:
     yield f'<path class="line stroke{number % 2}{kind}" d="M{path}"/>'
     for x, found in points:
       yield from self._whisker(x, found)
-      yield f'<circle class="fill{number % 2}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>'
+      yield (
+        f'<circle class="fill{number % 2}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>'
+      )
 
   def _whisker(self, x: float, found: Interval):
     if found.half is not None:

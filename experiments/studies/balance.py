@@ -151,10 +151,11 @@ def analyse(results: Results) -> Analysis:
       panel('Busiest group of 9 experts, held-out text', group, "group's load ÷ mean", digits=2),
       panel('Loss', loss, HELD_OUT_LOSS, from_zero=False),
     ),
-    f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to set beside these. What imbalance costs in time across devices '
-    'is not measured, and a routing that has not collapsed after few tokens may do so later; idle is an expert that '
-    'none of the 14,336 choices of a batch and layer has met, where evenly spread each would have 228. The loss '
-    'balances each sequence, which here is of 128 tokens and in the paper of 2048: at the same α1 that is a tighter '
+    f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to set beside these. What imbalance costs '
+    'in time across devices is not measured, and a routing that has not collapsed after few '
+    'tokens may do so later; idle is an expert that none of the 14,336 choices of a batch and '
+    'layer has met, where evenly spread each would have 228. The loss balances each sequence, '
+    'which here is of 128 tokens and in the paper of 2048: at the same α1 that is a tighter '
     "constraint than the paper's.",
   )
 

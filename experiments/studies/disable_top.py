@@ -79,8 +79,8 @@ def analyse(results: Results) -> Analysis:
       Panel('This repository', HELD_OUT_LOSS, _series(ours), x_axis=axis),
       Panel('The paper, Figure 4 (2B)', 'Pile loss', _series(paper, paper=True), x_axis=axis),
     ),
-    'How irreplaceable experts become by the end of a long training: after few tokens they may be less specialised, '
-    'which would make the rise smaller; that was not tested.',
+    'How irreplaceable experts become by the end of a long training: after few tokens they may be '
+    'less specialised, which would make the rise smaller; that was not tested.',
   )
 
 

@@ -90,8 +90,8 @@ def analyse(results: Results) -> Analysis:
         level=('GShard', given(_PAPER_GSHARD)),
       ),
     ),
-    f'{BOUND_MAY_BE_WIDE} How well a fully trained model does with fewer experts: what the last ones add may grow with '
-    'the tokens they have seen.',
+    f'{BOUND_MAY_BE_WIDE} How well a fully trained model does with fewer experts: what the last '
+    'ones add may grow with the tokens they have seen.',
   )
 
 

@@ -46,6 +46,7 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     [*steps, ends],
     'The paper (2B), of which it gives the ends',
-    'The six downstream tasks that Figure 3 draws, of which models of this size solve none above chance: loss stands '
-    'in for them. Small experts specialise on what there is to specialise in, and few tokens hold less of it.',
+    'The six downstream tasks that Figure 3 draws, of which models of this size solve none above '
+    'chance: loss stands in for them. Small experts specialise on what there is to specialise in, '
+    'and few tokens hold less of it.',
   )

@@ -41,5 +41,6 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The paper (2B), which gives two of them',
-    'The six downstream tasks that Figure 6 draws; the paper gives no loss of the half-activated model.',
+    'The six downstream tasks that Figure 6 draws; '
+    'the paper gives no loss of the half-activated model.',
   )

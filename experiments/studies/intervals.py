@@ -22,8 +22,9 @@ UNDECIDED = 'undecided'
 # DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
 BOUND_MAY_BE_WIDE = (
-  '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. Where they are no '
-  'further apart than that here, which table1 measures, being about as good as another says little.'
+  '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. '
+  'Where they are no further apart than that here, which table1 measures, '
+  'being about as good as another says little.'
 )
 _MOST_SEEDS = 1000
 
@@ -163,9 +164,15 @@ class Comparison:
       return 'seeds differ in whether they diverge'
     in_the_end = self._between(self.interval.mean, self.interval.mean)
     if in_the_end == UNDECIDED:
-      return 'more seeds would not decide it: it is only a bound, which runs nearer to the point would narrow'
+      return (
+        'more seeds would not decide it: it is only a bound, '
+        'which runs nearer to the point would narrow'
+      )
     if self.seeds_needed:
-      return f'about {self.seeds_needed} seeds would decide {"for" if in_the_end == HOLDS else "against"} it'
+      return (
+        f'about {self.seeds_needed} seeds would decide '
+        f'{"for" if in_the_end == HOLDS else "against"} it'
+      )
     return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
 
 
@@ -197,5 +204,8 @@ def _why_open(comparison: Comparison) -> str:
   if comparison.role is not Role.PREMISE:
     return comparison.decides
   if comparison.outcome == FAILS:
-    return f'presupposed, and not {comparison.needs} here: only models of which it is could show the claim'
+    return (
+      f'presupposed, and not {comparison.needs} here: '
+      'only models of which it is could show the claim'
+    )
   return f'presupposed: {comparison.decides}'

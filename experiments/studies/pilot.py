@@ -21,22 +21,26 @@ _RATES = (0.004, 0.008, 0.002, 0.001)  # in the order in which they were tried
 _LARGER = ('dense_x4', 'dense_x16')  # more parameters often want lower rates
 _LARGER_RATES = (0.002, 0.001)
 CHOICE = (
-  'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 of them a step, '
-  'bfloat16, and 1500 steps: 3.07M tokens. At multiples of 12 a quarter of an FFN is a whole number, so that experts '
-  'of both sizes have exactly the same parameters.',
-  'Tried before, one seed each: d 256 and 6 layers pass 2 to 3 thousand tokens a second on 2 cores, which leaves 0.7M '
-  'tokens a run if all studies are to take about 8 hours. With 4 layers, d 96 and sequences of 256, after 500 steps '
-  '(1.0M tokens, peak learning rate 0.002) GShard was still behind Dense, by 0.02: experts need more tokens than that '
-  'to pay. Sequences of 128, 2 heads rather than 4 and 3 layers pass about 12 thousand tokens a second.',
-  'The learning rate is one for all: the lowest loss of Dense, GShard and DeepSeekMoE is at 0.002, and at half and at '
-  'twice that rate all three are worse. The same holds of Switch; Hash Layer is as good at 0.004 (3.3402, and 3.3418 '
-  'at 0.002). These two were searched when the studies had been run. Dense×4 and Dense×16, which lower rates might '
-  'have suited better, were tried at half of it, one seed each: both are worse, Dense×4 by 0.032, Dense×16 by 0.011, '
-  'which is within what seeds differ by; higher rates were not tried. All other variants, and the other widths of the '
-  'scaling study, take the rate as it is. Seed 0 of Dense, GShard and DeepSeekMoE at 0.002 is a run of the studies, '
-  'too, and has helped to choose the rate; the other seeds have not.',
-  'Seeds differ alike for all models, so that only paired differences count: DeepSeekMoE is ahead of Dense by 0.135 in '
-  'the mean of three seeds, and that difference varies by 0.015 (standard deviation), a ninth of it.',
+  'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 '
+  'of them a step, bfloat16, and 1500 steps: 3.07M tokens. At multiples of 12 a quarter of an FFN '
+  'is a whole number, so that experts of both sizes have exactly the same parameters.',
+  'Tried before, one seed each: d 256 and 6 layers pass 2 to 3 thousand tokens a second on 2 '
+  'cores, which leaves 0.7M tokens a run if all studies are to take about 8 hours. With 4 layers, '
+  'd 96 and sequences of 256, after 500 steps (1.0M tokens, peak learning rate 0.002) GShard was '
+  'still behind Dense, by 0.02: experts need more tokens than that to pay. Sequences of 128, 2 '
+  'heads rather than 4 and 3 layers pass about 12 thousand tokens a second.',
+  'The learning rate is one for all: the lowest loss of Dense, GShard and DeepSeekMoE is at '
+  '0.002, and at half and at twice that rate all three are worse. The same holds of Switch; Hash '
+  'Layer is as good at 0.004 (3.3402, and 3.3418 at 0.002). These two were searched when the '
+  'studies had been run. Dense×4 and Dense×16, which lower rates might have suited better, were '
+  'tried at half of it, one seed each: both are worse, Dense×4 by 0.032, Dense×16 by 0.011, which '
+  'is within what seeds differ by; higher rates were not tried. All other variants, and the other '
+  'widths of the scaling study, take the rate as it is. Seed 0 of Dense, GShard and DeepSeekMoE '
+  'at 0.002 is a run of the studies, too, and has helped to choose the rate; '
+  'the other seeds have not.',
+  'Seeds differ alike for all models, so that only paired differences count: DeepSeekMoE is ahead '
+  'of Dense by 0.135 in the mean of three seeds, '
+  'and that difference varies by 0.015 (standard deviation), a ninth of it.',
 )
 
 

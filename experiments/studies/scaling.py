@@ -101,13 +101,14 @@ def analyse(results: Results) -> Analysis:
       Panel('This repository', HELD_OUT_LOSS, ours, x_axis='training FLOPs', log_x=True),
       Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
     ),
-    'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; every width is '
-    'trained on the same few tokens, so that the compute here buys width alone; attention and the output head, equal '
-    'in both models, are a larger part of the compute of a small model. Between runs the loss is taken from a straight '
-    'line over log FLOPs, below which a curve lies that flattens from width to width, as these do with every seed; '
-    'where the curves do not overlap, from the nearest DeepSeekMoE run: the comparison says "at most" or "at least". A '
-    'width whose loss is nearer to that of the best Dense would tell more. The learning rate was searched at d 96 '
-    'alone: another may suit the other widths better.',
+    'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; '
+    'every width is trained on the same few tokens, so that the compute here buys width alone; '
+    'attention and the output head, equal in both models, are a larger part of the compute of a '
+    'small model. Between runs the loss is taken from a straight line over log FLOPs, below which '
+    'a curve lies that flattens from width to width, as these do with every seed; where the '
+    'curves do not overlap, from the nearest DeepSeekMoE run: the comparison says "at most" or '
+    '"at least". A width whose loss is nearer to that of the best Dense would tell more. The '
+    'learning rate was searched at d 96 alone: another may suit the other widths better.',
   )
 
 

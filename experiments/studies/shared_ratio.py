@@ -43,6 +43,6 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The paper, Section 4.4 (2B)',
-    'Differences of a few thousandths, as the paper has them: with few seeds only those beyond about 0.02 can be told. '
-    + BOUND_MAY_BE_WIDE,
+    'Differences of a few thousandths, as the paper has them: '
+    'with few seeds only those beyond about 0.02 can be told. ' + BOUND_MAY_BE_WIDE,
   )

@@ -55,7 +55,8 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The paper, Table 1 (2B)',
-    'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: routing that is '
-    'learned may need more tokens to pay than a fixed hash does. Every model has the one learning rate that is '
-    'best for four of them; for Hash Layer twice that is as good (pilot).',
+    'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: '
+    'routing that is learned may need more tokens to pay than a fixed hash does. Every model has '
+    'the one learning rate that is best for four of them; '
+    'for Hash Layer twice that is as good (pilot).',
   )

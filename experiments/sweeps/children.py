@@ -41,8 +41,9 @@ def sole_sweep(runs_folder: Path) -> Iterator[IO]:
       holders = lock.read().split()
       alive = [number for number in holders if number.isdigit() and _alive(int(number))]
       raise UserError(
-        f'another sweep, or a run that a killed one has left, is at work in {runs_folder} '
-        f'(process {", ".join(alive) or "unknown"}): let it end, stop it with `kill`, or use another --workdir'
+        f'another sweep, or a run that a killed one has left, is at work in {runs_folder} (process '
+        f'{", ".join(alive) or "unknown"}): let it end, stop it with `kill`, '
+        'or use another --workdir'
       ) from None
     yield lock
 

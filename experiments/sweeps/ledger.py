@@ -78,8 +78,8 @@ def read(file: Path) -> dict[Key, dict]:
   for number, line in enumerate(jsonl.read(file, _SHAPE, _KEY), start=1):
     if line.get('format', 1) > FORMAT:
       raise UserError(
-        f'{file}, line {number} has format {line["format"]}, and this version knows those up to {FORMAT}: '
-        f'update it, or use another --results'
+        f'{file}, line {number} has format {line["format"]}, and this version knows those up to '
+        f'{FORMAT}: update it, or use another --results'
       )
     lines[line['run'], line['seed'], line['config_hash']] = _of_today(line)
   return lines
@@ -205,5 +205,6 @@ def check_data(file: Path, lines: Sequence[Mapping]) -> None:
   if len(runs_of) > 1:
     listed = '; '.join(f'{data}: {runs[0]}, {len(runs)} in all' for data, runs in runs_of.items())
     raise UserError(
-      f'{file} has runs of different data ({listed}): delete the lines and folders of one, train it on the other'
+      f'{file} has runs of different data ({listed}): '
+      'delete the lines and folders of one, train it on the other'
     )

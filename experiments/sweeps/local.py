@@ -44,7 +44,10 @@ def prepare(
   """Builds what data the jobs lack, each once. UserError if it cannot be built."""
   if plan.corpus_needed(jobs):
     command = ('-m', common.CORPUS_MODULE, f'--out={common.CORPUS}')
-    hint = f'; `python {" ".join(command)}` builds the corpus of the studies, --config.data.sources=builtin needs none'
+    hint = (
+      f'; `python {" ".join(command)}` builds the corpus of the studies, '
+      '--config.data.sources=builtin needs none'
+    )
     say(f'building the corpus {common.CORPUS} (once; log: {runs_folder / "corpus.log"})')
     _to_the_end(command, runs_folder / 'corpus.log', children, hint)
   log = runs_folder / 'prepare_data.log'

@@ -19,7 +19,8 @@ def located(path: str) -> str:
     return path
   if here.is_file() and not here.samefile(shipped):
     raise UserError(
-      f'{path} is a file here and one of the installed package ({shipped}): rename yours, or give its full path'
+      f'{path} is a file here and one of the installed package ({shipped}): '
+      'rename yours, or give its full path'
     )
   return path if here.is_file() else str(shipped)
 

@@ -277,11 +277,13 @@ def _check_evaluations(evaluations, where):
   for name, intervention in evaluations.items():
     if not isinstance(name, str) or not isinstance(intervention, Mapping):
       raise UserError(
-        f'{where}: the evaluation {name!r} must be a name with keyword arguments, not {intervention!r}'
+        f'{where}: the evaluation {name!r} must be a name with keyword arguments, '
+        f'not {intervention!r}'
       )
     if unknown := sorted(map(str, intervention.keys() - set(INTERVENTIONS))):
       raise UserError(
-        f'{where}: the evaluation {name!r} has no {unknown[0]!r}: it takes {", ".join(INTERVENTIONS)}'
+        f'{where}: the evaluation {name!r} has no {unknown[0]!r}: '
+        f'it takes {", ".join(INTERVENTIONS)}'
       )
     try:
       json.dumps(dict(intervention), allow_nan=False)

@@ -48,7 +48,8 @@ def deal(parallel: int) -> list[Share]:
   cores, gpus = _cores(), _gpus()
   if gpus and parallel > len(gpus):
     raise UserError(
-      f'--parallel={parallel}: a run takes at least one GPU, and there are {len(gpus)} here (JAX_PLATFORMS=cpu: none)'
+      f'--parallel={parallel}: a run takes at least one GPU, '
+      f'and there are {len(gpus)} here (JAX_PLATFORMS=cpu: none)'
     )
   if parallel == 1:
     return [WHOLE]

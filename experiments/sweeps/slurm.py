@@ -73,8 +73,8 @@ def refuse_while_queued(runs_folder: Path) -> None:
     number = file.read_text(encoding='utf-8').strip()
     if _is_queued(number, file):
       raise UserError(
-        f'job array {number} for {runs_folder} is still in the queue: wait for it (--collect makes lines of what is '
-        f'finished), or `scancel {number}`'
+        f'job array {number} for {runs_folder} is still in the queue: wait for it (--collect makes '
+        f'lines of what is finished), or `scancel {number}`'
       )
 
 
@@ -82,7 +82,10 @@ def _is_queued(number, file):
   """UserError where Slurm does not say: of all its failures,
   only that of a job unknown means that it has ended.
   """
-  untold = f'is job array {number} still in the queue? Try again where squeue works, or delete {file} if it has ended'
+  untold = (
+    f'is job array {number} still in the queue? Try again where squeue works, '
+    f'or delete {file} if it has ended'
+  )
   try:
     asked = subprocess.run(
       ['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False

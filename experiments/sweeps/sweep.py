@@ -102,7 +102,8 @@ class _Sweep:
       jobs = [task.job for task in untrained]
       number = slurm.submit(self._study.name, jobs, options.workdir, options.sbatch)
       _say(
-        f'job array {number} trains {len(jobs)} runs. Then, on a machine that may compute, --collect scores\n'
+        f'job array {number} trains {len(jobs)} runs. '
+        'Then, on a machine that may compute, --collect scores\n'
         'them and writes their lines; this command again submits what has not finished'
       )
       return 0
@@ -225,8 +226,9 @@ def _require_text(scale, jobs, overrides):
   builtin = any(job.config.data.sources == 'builtin' for job in jobs)
   if scale is common.PAPER and builtin and 'data.sources' not in overrides:
     raise UserError(
-      "--scale=paper needs text of your own, such as --config.data.sources='english=/data/en/*.jsonl.gz;"
-      "code=/data/src/**/*.py': the built-in corpus, which data.sources=builtin would repeat, is a few megabytes"
+      '--scale=paper needs text of your own, such as '
+      "--config.data.sources='english=/data/en/*.jsonl.gz;code=/data/src/**/*.py': the built-in "
+      'corpus, which data.sources=builtin would repeat, is a few megabytes'
     )
 
 
@@ -249,7 +251,8 @@ def _summary(tasks, results, stopped_by):
   finished = [task for task in tasks if task.state == 'finished']
   before = sum(not task.new for task in finished)
   _say(
-    f'{len(finished)} of {len(tasks)} runs finished{f" ({before} before)" if before else ""}: {results}'
+    f'{len(finished)} of {len(tasks)} runs '
+    f'finished{f" ({before} before)" if before else ""}: {results}'
   )
   for task in tasks:
     if task.state == 'failed':

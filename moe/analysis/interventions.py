@@ -131,7 +131,8 @@ def _check(config, intervention, chosen):
   require(0 <= share < 1, f'masked_share={share} must be at least 0 and below 1')
   require(
     intervention == Intervention() or config.model.num_dense_layers < config.model.num_layers,
-    f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer whose routing could be changed',
+    f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer '
+    'whose routing could be changed',
   )
   if experts:
     can = ROUTERS[moe.router].interventions
@@ -151,8 +152,8 @@ def _check(config, intervention, chosen):
     require(experts > 0, f'masked_share={share} needs routed experts, and moe.num_experts is 0')
     require(
       chosen + masked <= experts,
-      f'masked_share={share} of moe.num_experts={experts} leaves {experts - masked} to choose from, '
-      f'fewer than the {chosen} that each token needs: lower it, or experts_per_token',
+      f'masked_share={share} of moe.num_experts={experts} leaves {experts - masked} to choose '
+      f'from, fewer than the {chosen} that each token needs: lower it, or experts_per_token',
     )
   if intervention.without_shared:
     require(

@@ -125,7 +125,8 @@ def division(dice) -> str:
     if rest >= divisor:
       times = rest // divisor
       lines.append(
-        f'  {rest} holds {divisor} {_times(times)}: {rest} - {divisor * times} = {rest - divisor * times}'
+        f'  {rest} holds {divisor} {_times(times)}: {rest} - '
+        f'{divisor * times} = {rest - divisor * times}'
       )
     rest %= divisor
   quotient = dividend // divisor
@@ -181,7 +182,10 @@ def story(dice) -> str:
   receiver = other if other != who else 'a friend'
   end = f'{total} - {more} = {total - more}'
   question = f'and gives {more} of them to {receiver}. How many {things} are left?'
-  return f'{opening} {question}\n{begin}\n  Without those: {end}\n{who} has {total - more} {things} left.'
+  return (
+    f'{opening} {question}\n{begin}\n'
+    f'  Without those: {end}\n{who} has {total - more} {things} left.'
+  )
 
 
 def _times(count):

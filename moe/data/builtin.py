@@ -66,8 +66,8 @@ def documents() -> Iterator[BuiltinDocument]:
       yield BuiltinDocument(page, 'docs', f'{_SALT} {name}')
   if size < _FEWEST_BYTES:
     raise UserError(
-      f'data.sources=builtin: {root} holds {size} bytes of Python source, too little: '
-      'install the full standard library (Debian: libpython3-stdlib), or give files of your own in data.sources'
+      f'data.sources=builtin: {root} holds {size} bytes of Python source, too little: install the '
+      'full standard library (Debian: libpython3-stdlib), or give files of your own in data.sources'
     )
   for topic, text in topics():
     yield BuiltinDocument(text, 'docs', f'{_SALT} topic {topic}')

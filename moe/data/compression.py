@@ -115,8 +115,8 @@ class _Counted(io.RawIOBase):
     self._count += count
     if self._most is not None and self._count > self._most:
       raise UserError(
-        f'{self._path}: unpacks to more than {self._most} bytes, {_MOST_EXPANSION} times its size and more, '
-        'which no text does: raise data.max_document_mb if it is one'
+        f'{self._path}: unpacks to more than {self._most} bytes, {_MOST_EXPANSION} times its size '
+        'and more, which no text does: raise data.max_document_mb if it is one'
       )
     return count
 

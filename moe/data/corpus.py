@@ -71,7 +71,8 @@ def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, 
   if both or (any(not s.files for s in held_out) and any(not s.files for s in sources)):
     named = f'{len(both)} files, such as {both[0]}' if both else "'builtin'"
     raise UserError(
-      f'data.sources and data.validation_sources both have {named}: text cannot be trained on and held out'
+      f'data.sources and data.validation_sources both have {named}: '
+      'text cannot be trained on and held out'
     )
   return sources, held_out, notes + more
 
@@ -95,7 +96,8 @@ def _parsed(spec, key):
     twice = [path for name, path in by_identity.items() if owner.setdefault(name, domain) != domain]
     if twice:
       notes.append(
-        f'{key}: {len(twice)} files of domain {domain!r}, such as {twice[0]}, belong to another domain too'
+        f'{key}: {len(twice)} files of domain {domain!r}, such as {twice[0]}, '
+        'belong to another domain too'
       )
   return tuple(found.values()), notes
 

@@ -131,7 +131,8 @@ def _check_settings(config, metadata, directory):
       f'data.{key}: {old} there, {new} now' for key, (old, new) in different.items()
     )
     raise UserError(
-      f'{directory} was prepared with other settings ({listed}): choose another data.dir or delete it'
+      f'{directory} was prepared with other settings ({listed}): '
+      'choose another data.dir or delete it'
     )
 
 
@@ -144,14 +145,17 @@ def _notes(prepared):
   """What a user should know of prepared data, a line each."""
   for domain in prepared.held_out_domains:
     if prepared.totals(HELD_OUT, domain)['documents'] == 1:
-      yield f'warning: one document alone is held out of domain {domain!r}: its held-out loss says little'
+      yield (
+        f'warning: one document alone is held out of domain {domain!r}: '
+        'its held-out loss says little'
+      )
   for split, entries in prepared.metadata['splits'].items():
     for domain, entry in entries.items():
       if lost := entry.get('lost'):
         yield (
-          f'warning: the tokenizer is lossy: it does not give back {lost["documents"]} of {entry["documents"]} '
-          f'{split} documents of domain {domain!r}; {lost["bytes"]} of their {entry["bytes"]} bytes are unknown to it, '
-          'and count 8 bits each in bits per byte'
+          f'warning: the tokenizer is lossy: it does not give back {lost["documents"]} of '
+          f'{entry["documents"]} {split} documents of domain {domain!r}; {lost["bytes"]} of their '
+          f'{entry["bytes"]} bytes are unknown to it, and count 8 bits each in bits per byte'
         )
 
 
@@ -160,8 +164,9 @@ def _check_size(data, prepared):
   documents = sum(prepared.totals(TRAIN, domain)['documents'] for domain in prepared.domains)
   if tokens + documents < data.batch_size * data.seq_len:
     raise UserError(
-      f'too little text for one batch: data.batch_size={data.batch_size} × data.seq_len={data.seq_len} is '
-      f'{data.batch_size * data.seq_len} tokens, the training text has {tokens + documents}: lower them or add text'
+      f'too little text for one batch: data.batch_size={data.batch_size} × '
+      f'data.seq_len={data.seq_len} is {data.batch_size * data.seq_len} tokens, the training text '
+      f'has {tokens + documents}: lower them or add text'
     )
 
 
@@ -195,8 +200,8 @@ def _build(config, directory):
   _tell(corpus.parse_and_tell(data)[2])
   stamps, made_with = _stamps(data), settings(data, vocab_size)
   _tell(
-    f'domain {domain!r} has too few documents to hold out a share of data.holdout={data.holdout:g}: '
-    'the end of the longest is held out'
+    f'domain {domain!r} has too few documents to hold out a share of '
+    f'data.holdout={data.holdout:g}: the end of the longest is held out'
     for domain in corpus.find_ends(data)
   )
   total = None
@@ -297,12 +302,13 @@ def _check_splits(data, present):
       if (HELD_OUT, domain) not in present:
         raise UserError(f'data.sources: domain {domain!r} is empty: its files hold no text')
       raise UserError(
-        f'domain {domain!r}: every document is held out: lower data.holdout={data.holdout:g} or add text'
+        f'domain {domain!r}: every document is held out: '
+        f'lower data.holdout={data.holdout:g} or add text'
       )
     if not data.validation_sources and (HELD_OUT, domain) not in present:
       raise UserError(
-        f'domain {domain!r} has no held-out text: raise data.holdout={data.holdout:g} (a share of whole documents) '
-        'or give data.validation_sources'
+        f'domain {domain!r} has no held-out text: raise data.holdout={data.holdout:g} (a share of '
+        'whole documents) or give data.validation_sources'
       )
   for domain in (
     corpus.weights(data.validation_sources, 'data.validation_sources')
@@ -333,8 +339,9 @@ def _existing_tokenizer(data, vocab_size):
   if pieces != vocab_size:
     key = 'data.vocab_size' if data.vocab_size else 'config.model.vocab_size'
     raise UserError(
-      f'tokenizer {data.tokenizer} has {pieces} pieces, {key} is {vocab_size}: set --config.model.vocab_size={pieces}, '
-      f"or --config.data.vocab_size={pieces} if the model's is padded above it"
+      f'tokenizer {data.tokenizer} has {pieces} pieces, {key} is {vocab_size}: set '
+      f'--config.model.vocab_size={pieces}, or --config.data.vocab_size={pieces} if '
+      "the model's is padded above it"
     )
   return tokenizer
 

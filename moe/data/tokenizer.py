@@ -199,7 +199,8 @@ def _training_error(error, vocab_size):
     )
   if limit := re.search(r'smaller than required_chars\. \d+ vs (\d+)', str(error)):
     return UserError(
-      f'model.vocab_size={vocab_size} is too small: set it (or data.vocab_size) to at least {int(limit[1]) + 1}'
+      f'model.vocab_size={vocab_size} is too small: '
+      f'set it (or data.vocab_size) to at least {int(limit[1]) + 1}'
     )
   return UserError(
     f'no tokenizer of model.vocab_size={vocab_size} can be trained on this corpus: {error}'

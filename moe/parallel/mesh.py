@@ -92,7 +92,8 @@ def _check(config: Config, sizes: dict[str, int]) -> None:
   layers = model.num_layers - model.num_dense_layers or model.num_layers
   if sizes['stage'] > layers:
     raise UserError(
-      f'mesh.stage={sizes["stage"]} is more than the {layers} layers that are dealt out to the stages'
+      f'mesh.stage={sizes["stage"]} is more than the {layers} layers '
+      'that are dealt out to the stages'
     )
   rows = data.batch_size // config.train.microbatches
   divides(BATCH_AXES, 'data.batch_size / train.microbatches', rows)

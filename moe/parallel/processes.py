@@ -228,8 +228,8 @@ def _check(cluster):
     return
   if missing:
     raise UserError(
-      f'{" and ".join(missing)} must be given too: --coordinator=HOST:PORT, --num_processes=N and --process_id=I '
-      'belong together'
+      f'{" and ".join(missing)} must be given too: --coordinator=HOST:PORT, --num_processes=N and '
+      '--process_id=I belong together'
     )
   host, _, port = cluster.coordinator.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 65536:

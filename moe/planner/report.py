@@ -8,8 +8,8 @@ from typing import Any
 from moe.chips import GIB
 
 _HEADER = (
-  '| config | machine | mesh | remat | microbatches | fits | peak / reserved / capacity, GiB | step, s | binds '
-  '| tokens/s | MFU | MFU, no overlap | FLOPs ÷ accounting | compiled in (CPU) |'
+  '| config | machine | mesh | remat | microbatches | fits | peak / reserved / capacity, GiB | '
+  'step, s | binds | tokens/s | MFU | MFU, no overlap | FLOPs ÷ accounting | compiled in (CPU) |'
 )
 
 
@@ -22,13 +22,14 @@ def text(record: dict[str, Any]) -> str:
   verdict = 'fits' if record['fits'] else f'does not fit, by {gib(record["over_bytes_per_device"])}'
   flops = record['flops_per_step']
   lines = [
-    f'{record["config"]} on {record["topology"]} ({record["devices"]} devices), mesh {_mesh(record)}, '
-    f'remat {record["remat"]}, {record["microbatches"]} microbatches: {verdict}',
+    f'{record["config"]} on {record["topology"]} ({record["devices"]} devices), mesh '
+    f'{_mesh(record)}, remat {record["remat"]}, {record["microbatches"]} microbatches: {verdict}',
     f'  memory a device   {peak} at the peak, {reserved} reserved, of {capacity}; '
     'at the peak '
     + ', '.join(f'{name.replace("_", " ")} {gib(size)}' for name, size in record['memory'].items()),
-    f'  FLOPs a step      {flops["model"]:.4g} of the model ({flops["model_over_accounting"]:.4f} of launch.describe), '
-    f'{flops["recomputed"]:.3g} computed again, {flops["padding"]:.3g} padding, {flops["skipped"]:.3g} skipped',
+    f'  FLOPs a step      {flops["model"]:.4g} of the model ({flops["model_over_accounting"]:.4f} '
+    f'of launch.describe), {flops["recomputed"]:.3g} computed again, {flops["padding"]:.3g} '
+    f'padding, {flops["skipped"]:.3g} skipped',
   ]
   if 'refusal' in record:
     lines.append(f'  the compiler      {record["refusal"]}')
@@ -36,7 +37,8 @@ def text(record: dict[str, Any]) -> str:
     lines += _performance(record)
   seconds, cpu = record['compile_seconds'], record['compile_cpu_seconds']
   lines.append(
-    f'  compiled in       {seconds:.0f} s ({cpu:.0f} s of CPU) and {gib(record["compile_resident_bytes"])}'
+    f'  compiled in       {seconds:.0f} s ({cpu:.0f} s of CPU) and '
+    f'{gib(record["compile_resident_bytes"])}'
   )
   return '\n'.join(lines)
 
@@ -61,7 +63,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
   rows = [_HEADER, '|' + '---|' * (_HEADER.count('|') - 1), *map(_row, records)]
   return (
     '# What the published models take of machines that are not here\n\n'
-    '`make plan`: the real training step, compiled for each machine. Step time is a roofline of public figures (see\n'
+    '`make plan`: the real training step, compiled for each machine. '
+    'Step time is a roofline of public figures (see\n'
     '`moe/chips.py`), with compute, HBM and interconnect overlapped; nothing here has been run.\n\n'
     + '\n'.join(rows)
     + '\n'

@@ -44,7 +44,8 @@ def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) 
   if not found:
     ((commonest, _),) = refusals.most_common(1)
     raise UserError(
-      f'none of {refusals.total()} meshes of {machine.topology} is worth compiling, such as: {commonest}'
+      f'none of {refusals.total()} meshes of {machine.topology} is worth compiling, '
+      f'such as: {commonest}'
     )
 
 

@@ -43,7 +43,8 @@ class Hold:
     other = _read(self._path)
     if other and other.get('token') != self._holder['token']:
       raise TryAgain(
-        f'{self._path.parent} was taken over by {_named(other)}, as this process gave no sign for {SILENCE:.0f} s'
+        f'{self._path.parent} was taken over by {_named(other)}, '
+        f'as this process gave no sign for {SILENCE:.0f} s'
       )
 
   def close(self) -> None:
@@ -86,7 +87,8 @@ def _take(path, holder):
         break
     if living or _gives_a_sign(path):
       raise TryAgain(
-        f'{path.parent} is in use by {_named(other)}: let it end or stop it; the same command then goes on'
+        f'{path.parent} is in use by {_named(other)}: let it end or stop it; '
+        'the same command then goes on'
       )
     # It was silent: dead, unless another start has taken its place meanwhile.
     with _guarded(path) as guarded:

@@ -54,7 +54,10 @@ def text_changes(stored: Mapping, text: Mapping) -> str:
     for domain, entry in there[split].items():
       for name in entry.keys() & now[split][domain].keys():
         if entry[name] != now[split][domain][name]:
-          return f'{split} {name} of domain {domain!r}: {entry[name]} there, {now[split][domain][name]} now'
+          return (
+            f'{split} {name} of domain {domain!r}: {entry[name]} there, '
+            f'{now[split][domain][name]} now'
+          )
   return ''
 
 

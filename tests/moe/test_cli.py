@@ -180,7 +180,10 @@ def test_a_renamed_key_is_understood_by_its_old_name(monkeypatch):
   [
     ('def get_config(:\n', ['line 1', 'syntax']),
     (
-      'from experiments import base\n\ndef get_config():\n  config = base.get_config()\n  config.model.d_modle = 1\n',
+      (
+        'from experiments import base\n\ndef get_config():\n'
+        '  config = base.get_config()\n  config.model.d_modle = 1\n'
+      ),
       ['line 5', "'d_modle'", "'model.d_model'"],
     ),
     ('import absent_module\n', ['line 1', 'absent_module']),
@@ -206,7 +209,8 @@ def test_overrides_take_every_kind_of_value():
     'flag = cli.config_flag()\n'
     'def main(argv):\n'
     '  c = cli.config(flag)\n'
-    '  print([c.optimizer.peak_lr, c.optimizer.decay_at, c.data.dir, c.data.reset_at_documents, c.train.num_steps])\n'
+    '  print([c.optimizer.peak_lr, c.optimizer.decay_at, c.data.dir, '
+    'c.data.reset_at_documents, c.train.num_steps])\n'
     'cli.run(main)\n'
   )
   done = in_process.run_source(

@@ -24,8 +24,8 @@ def names(text):
 # The keys that are absent have a row of their own.
 AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
-  model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size data.num_threads
-  data.prefetch train.num_steps train.microbatches train.log_every train.loss_chunk
+  model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size
+  data.num_threads data.prefetch train.num_steps train.microbatches train.log_every train.loss_chunk
   evaluation.batch_size evaluation.max_batches checkpoint.every_steps checkpoint.keep_last
 """)
 AT_LEAST_0 = names("""

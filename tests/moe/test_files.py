@@ -24,8 +24,10 @@ def test_a_file_is_replaced_whole_and_a_failed_write_leaves_the_old_one(tmp_path
   'value, wanted',
   [
     ({'a': float('nan'), 'b': (1, float('inf'))}, {'a': None, 'b': [1, None]}),
-    ([np.float32(0.1), np.int32(3), np.array([[1.0, np.nan]])], [float(np.float32(0.1)), 3, [[1.0, None]]]),
-    ({'x': jnp.float32(-np.inf), 'y': True, 'z': None, 'w': 'NaN'}, {'x': None, 'y': True, 'z': None, 'w': 'NaN'}),
+    ([np.float32(0.1), np.int32(3), np.array([[1.0, np.nan]])],
+     [float(np.float32(0.1)), 3, [[1.0, None]]]),
+    ({'x': jnp.float32(-np.inf), 'y': True, 'z': None, 'w': 'NaN'},
+     {'x': None, 'y': True, 'z': None, 'w': 'NaN'}),
   ],
 )  # fmt: skip
 def test_json_is_strict(value, wanted):

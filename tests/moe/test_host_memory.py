@@ -17,7 +17,8 @@ from moe.host_memory import keep_freed_memory
 if sys.argv[1] == 'keep':
   keep_freed_memory()
 c = ctypes.CDLL(None)
-c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
 def step():
   block = c.malloc(130 << 20)
   ctypes.memset(block, 1, 130 << 20)

@@ -51,7 +51,8 @@ def test_faults_at_random_steps_change_no_bit(data_flags, tmp_path):
       assert seconds < groups.HEARTBEAT + 5
       step = programs.lines(group.workdir)[-1]['step']
       print(
-        f'fault {number + 1}: process {victim} at step {step}, the other ended {seconds:.1f} s later',
+        f'fault {number + 1}: process {victim} at step {step}, '
+        f'the other ended {seconds:.1f} s later',
         flush=True,
       )
     assert group.wait() == [0, 0], group.output()

@@ -11,7 +11,8 @@ _NO_TEXT = {'ref', 'references', 'table', 'gallery', 'timeline', 'imagemap', 'ma
 _NO_ARTICLE = re.compile(r'(file|image|category|[a-z]{2,3}(-[a-z]+)?)\s*:', re.IGNORECASE)
 # What follows is lists of links and sources.
 _APPENDIX = re.compile(
-  r'^=+ *(see also|references|notes|footnotes|external links|further reading|bibliography|sources|citations) *=+ *$',
+  r'^=+ *(see also|references|notes|footnotes|external links|further reading'
+  r'|bibliography|sources|citations) *=+ *$',
   re.IGNORECASE | re.MULTILINE,
 )
 

@@ -138,7 +138,10 @@ def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
       continue
     command = [toolkit() / 'bin/ptxas', '-v', f'-arch={architecture}', path, '-o', os.devnull]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    pattern = r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    pattern = (
+      r"entry function '(\w+)'.*?(\d+) bytes spill stores, "
+      r'(\d+) bytes spill loads.*?Used (\d+) registers'
+    )
     for name, stores, loads, registers in re.findall(pattern, report, re.DOTALL):
       kernels.append(
         {

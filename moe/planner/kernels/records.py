@@ -62,6 +62,7 @@ def _kernel(kernel: dict) -> str:
   if 'vmem_bytes' in kernel:
     return f'{kernel["kernel"]} {(kernel["vmem_bytes"] or 0) / 2**20:.1f} MiB VMEM'
   return (
-    f'{kernel["kernel"]} {kernel["registers"]} registers, {kernel.get("shared_memory_bytes", 0) >> 10} KiB shared, '
-    f'{kernel["spill_bytes"]} B spilled, {kernel["tensor_core"] or "no tensor cores"}'
+    f'{kernel["kernel"]} {kernel["registers"]} registers, '
+    f'{kernel.get("shared_memory_bytes", 0) >> 10} KiB shared, {kernel["spill_bytes"]} B spilled, '
+    f'{kernel["tensor_core"] or "no tensor cores"}'
   )

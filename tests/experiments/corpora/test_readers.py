@@ -116,8 +116,10 @@ def test_no_html(page, error):
 
 def test_wiki():
   source_text = (
-    "{{Infobox|x=y}}'''Apollo''' is a [[spaceflight|flight]]<ref>no</ref> of {{convert|1|m}} note.\n"
-    '[[File:x.jpg|thumb|no]]\n* item\n{| class="x"\n| no\n|}\n== Crew ==\nThree.\n== See also ==\n* no\n[[Category:no]]'
+    "{{Infobox|x=y}}'''Apollo''' is a [[spaceflight|flight]]<ref>no</ref> "
+    'of {{convert|1|m}} note.\n'
+    '[[File:x.jpg|thumb|no]]\n* item\n{| class="x"\n| no\n|}\n== Crew ==\nThree.\n'
+    '== See also ==\n* no\n[[Category:no]]'
   )
   page = lambda inside: f'<page><title>Apollo</title>{inside}</page>'
   article = f'<ns>0</ns><revision><text>{source_text.replace("<", "&lt;")}</text></revision>'
@@ -228,7 +230,10 @@ def test_metamath():
 
 
 def test_hol_help():
-  page = b'\\DOC X\n\n\\SYNOPSIS\nMaps {`t`}.\n\n\\EXAMPLE\n{\n  # f {| x |};;\n}\n\\noindent So.\n\n\\ENDDOC\n'
+  page = (
+    b'\\DOC X\n\n\\SYNOPSIS\nMaps {`t`}.\n\n\\EXAMPLE\n{\n  # f {| x |};;\n}\n'
+    b'\\noindent So.\n\n\\ENDDOC\n'
+  )
   assert list(mathematics.read_hol_help(page)) == [
     'X\n\nSynopsis\nMaps `t`.\n\nExample\n  # f | x |;;\nSo.\n\n\n'
   ]

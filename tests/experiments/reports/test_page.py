@@ -9,17 +9,20 @@ from tests.launch.runs import programs
 _FIGURES = """
 figures => figures.map(figure => {
   const box = figure.getBoundingClientRect();
-  const texts = [...figure.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const texts = [...figure.querySelectorAll('text')].map(
+    text => [text.textContent, text.getBoundingClientRect()]);
   const overlapping = texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) =>
-    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2).map(([other]) =>
-    `${one} | ${other}`));
-  const outside = texts.filter(([, a]) => a.left < box.left || a.right > box.right || a.bottom > box.bottom)
-    .map(([text]) => text);
+    a.left < b.right - 1 && b.left < a.right - 1 &&
+    a.top < b.bottom - 2 && b.top < a.bottom - 2).map(([other]) => `${one} | ${other}`));
+  const outside = texts.filter(([, a]) =>
+    a.left < box.left || a.right > box.right || a.bottom > box.bottom).map(([text]) => text);
   const page = figure.querySelector('.page');
   return {
-    id: figure.id, width: box.width, height: box.height, overlapping, outside, visible: figure.checkVisibility(),
+    id: figure.id, width: box.width, height: box.height, overlapping, outside,
+    visible: figure.checkVisibility(),
     page: getComputedStyle(page).fill, ink: getComputedStyle(figure.querySelector('text')).fill,
-    paper: getComputedStyle(document.body).backgroundColor, bars: figure.querySelectorAll('.bar, .line').length,
+    paper: getComputedStyle(document.body).backgroundColor,
+    bars: figure.querySelectorAll('.bar, .line').length,
   };
 })
 """

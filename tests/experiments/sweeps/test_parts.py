@@ -720,7 +720,10 @@ def test_what_goes_wrong_with_one_line_fails_that_task_alone(tmp_path):
 def test_a_diverged_run_is_finished_and_never_tried_again(tmp_path):
   (job,) = _jobs(tmp_path, Run('a', _CONFIG))
   logged = json.dumps({'step': 20, 'loss': None, 'bad_streak': 99})
-  give_up = f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); raise SystemExit(2)'
+  give_up = (
+    f'open({str(job.workdir / "metrics.jsonl")!r}, "w").write({logged!r} + chr(10)); '
+    'raise SystemExit(2)'
+  )
   for commands in ([give_up], []):  # the second time nothing is started
     task = local.Task(job)
     local.run([task], shares.deal(1), _at_hand(commands), lambda job: 'diverged', View([task]))

@@ -44,7 +44,10 @@ def from_the_root(monkeypatch):
 
 
 def test_all_ten_are_there():
-  expected = 'balance disable_top fewer_active granularity half_active larger scaling shared_off shared_ratio table1'
+  expected = (
+    'balance disable_top fewer_active granularity half_active larger scaling '
+    'shared_off shared_ratio table1'
+  )
   assert expected.split() == STUDIES == sorted(studies.STUDIES)
 
 

@@ -19,7 +19,10 @@ _FLAGS = (
   '--config.data.sources=a=$HOME/*;b=c',
 )
 # Writes its arguments down, and notes the SIGTERM that a real one hands on.
-_SUPERVISE = 'printf "%s\\n" "$@" >arguments; trap "echo stopped >>stopped; exit" TERM; while :; do sleep 0.05; done'
+_SUPERVISE = (
+  'printf "%s\\n" "$@" >arguments; trap "echo stopped >>stopped; exit" TERM; '
+  'while :; do sleep 0.05; done'
+)
 _GCLOUD = """
 printf '%s\\n' "$@" >{folder}/gcloud
 for argument; do command=${{argument#--command=}}; done

@@ -139,8 +139,10 @@ def test_notebook_gets_the_same_parameters_on_any_device_count(finished, run):
   """Opened by a process with four devices, after a run on one."""
   code = (
     'import sys, jax, numpy as np; from moe.run import load_run; run = load_run(sys.argv[1]);'
-    'print(jax.device_count(), run.step, repr(float(sum(np.abs(np.asarray(x, np.float64)).sum()'
-    ' for x in jax.tree.leaves(run.params)))), run.tokenizer.decode(run.tokenizer.encode("the expert")))'
+    'print(jax.device_count(), run.step, '
+    'repr(float(sum(np.abs(np.asarray(x, np.float64)).sum() '
+    'for x in jax.tree.leaves(run.params)))), '
+    'run.tokenizer.decode(run.tokenizer.encode("the expert")))'
   )
   environment = {
     'XLA_FLAGS': f'{programs.os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=4'

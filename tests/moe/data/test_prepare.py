@@ -363,7 +363,10 @@ def test_empty_files(tmp_path):
 def test_existing_tokenizer(corpus_at, tmp_path):
   model = tmp_path / 'mine.model'
   model.write_bytes(train_tokenizer([text(i, 300) for i in range(20)], 380).to_bytes())
-  wanted = rf'{model} has 380 pieces, config\.model\.vocab_size is 400: set --config\.model\.vocab_size=380, or'
+  wanted = (
+    rf'{model} has 380 pieces, config\.model\.vocab_size is 400: '
+    r'set --config\.model\.vocab_size=380, or'
+  )
   with pytest.raises(UserError, match=wanted):
     prepare(small_config(sources=corpus_at, tokenizer=str(model)), tmp_path / 'data')
   config = small_config(sources=corpus_at, tokenizer=str(model), vocab_size=380)
@@ -422,7 +425,8 @@ def test_killed_at_any_moment_then_run_again(corpus_at, tmp_path, stop_at):
   the next run builds as if nothing had been.
   """
   program = (
-    'import sys, time\nfrom moe.data import prepare as module\nfrom tests.moe.data.helpers import small_config\n'
+    'import sys, time\nfrom moe.data import prepare as module\n'
+    'from tests.moe.data.helpers import small_config\n'
     'module.os.rename = lambda *a: time.sleep(60)\n'  # the last moment lasts
     f'module.prepare(small_config(sources={corpus_at!r}), {str(tmp_path / "data")!r})'
   )

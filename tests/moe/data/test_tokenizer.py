@@ -135,5 +135,8 @@ def test_sample_is_bounded_even_and_independent_of_order():
 
 
 def test_corpus_and_tokenizer_import_no_jax():
-  program = 'import sys, moe.data.corpus, moe.data.tokenizer, moe.data.prepare; assert "jax" not in sys.modules'
+  program = (
+    'import sys, moe.data.corpus, moe.data.tokenizer, moe.data.prepare; '
+    'assert "jax" not in sys.modules'
+  )
   subprocess.run([sys.executable, '-c', program], check=True)

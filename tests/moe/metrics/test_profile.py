@@ -44,7 +44,10 @@ def test_a_trace_gives_each_scope_its_time(tmp_path):
 @pytest.mark.parametrize(
   'name, expected',
   [
-    ('jit(step)/jvp(Transformer)/moe_blocks/while/body/moe/router/dot_general', 'moe_blocks/moe/router'),
+    (
+      'jit(step)/jvp(Transformer)/moe_blocks/while/body/moe/router/dot_general',
+      'moe_blocks/moe/router',
+    ),
     ('jit(step)/transpose(jvp(Transformer))/embed/scatter-add', 'embed'),
     ('jit(step)/jvp(Transformer)/checkpoint/rematted_computation/attention/tanh', 'attention'),
     ('jit(step)/optimizer/mul', 'optimizer'),

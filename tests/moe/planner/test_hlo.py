@@ -82,7 +82,7 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %loop.2 = (s32[], f32[8,4]{1,0}) while(%start.2), condition=%outer_condition, body=%outer_body
   ROOT %y = f32[8,4]{1,0} get-tuple-element(%loop.2), index=1
 }
-"""
+"""  # noqa: E501
 
 
 def entry(*lines: str) -> str:
@@ -122,7 +122,7 @@ def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
   ROOT %own = f32[4,4]{1,0} dynamic-slice(%sum.1, %place, %place), dynamic_slice_sizes={4,4}
 }
 
-"""
+"""  # noqa: E501
   calls = '%own.1 = f32[4,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter'
   text = entry('%x = f32[8,4]{1,0} parameter(0)', calls).replace('ENTRY', fused + 'ENTRY')
   [found] = collectives(text, MESH)
@@ -216,7 +216,10 @@ def test_steps_of_an_asynchronous_collective_are_no_others_wherever_they_lie():
 
 
 def test_a_ragged_exchange_moves_its_rows_and_not_the_buffer_that_it_writes_into():
-  line = 'ROOT %r = f32[64,4]{1,0} ragged-all-to-all(%x, %to, %n, %n, %n, %n), replica_groups={{0,1},{2,3},{4,5},{6,7}}'
+  line = (
+    'ROOT %r = f32[64,4]{1,0} ragged-all-to-all(%x, %to, %n, %n, %n, %n), '
+    'replica_groups={{0,1},{2,3},{4,5},{6,7}}'
+  )
   to, n = '%to = f32[64,4]{1,0} parameter(1)', '%n = s32[2]{0} parameter(2)'
   assert memory_traffic(entry('%x = f32[8,4]{1,0} parameter(0)', to, n, line)) == (2 * 128, 0)
 

@@ -56,7 +56,10 @@ def test_the_environments_have_the_names_that_the_makefile_gives_them():
 
 
 def test_how_much_a_refused_program_asked_for():
-  only_temporaries = 'Ran out of memory on HBM, the total memory required for HLO temporaries (26.52G) exceeds 15.75G'
+  only_temporaries = (
+    'Ran out of memory on HBM, the total memory required for HLO '
+    'temporaries (26.52G) exceeds 15.75G'
+  )
   assert asked_for(only_temporaries, 2**30) == int(26.52 * 2**30) + 2**30
   assert asked_for(
     'Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm.', 2**30
