@@ -54,7 +54,7 @@ def objective(
   Args:
     loss: the part's share of the cross-entropy, see `token_loss`.
     aside: what some layers measured of this part's sequences;
-    its telemetry may be any tree of readings.
+      its telemetry may be any tree of readings.
     part: the part, a microbatch.
     totals: of the whole batch.
     counts_NE: the whole batch's choices in these layers, where moe.balance_scope needs them.

@@ -42,7 +42,7 @@ class Attention(nn.Module):
     Args:
       x_BLD: compute type.
       positions_BL: position in the document, for the rotary angles;
-      with a cache also the slot to write.
+        with a cache also the slot to write.
       segment_ids_BL: documents of a row; ignored with a cache, whose rows hold one document each.
       cache: None, or what earlier calls returned. A slot is always written before it is
         seen, so right-padding a prompt is harmless: padding's slots are overwritten by the

@@ -162,7 +162,7 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
   Args:
     declared: the parameters' `Declared` boxes, holding their shapes.
     zero: mesh.zero. 3 spreads parameters and optimizer state over the devices that share a batch,
-    1 only the latter.
+      1 only the latter.
   """
   boxes = {
     _names(path): box

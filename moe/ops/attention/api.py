@@ -40,7 +40,7 @@ def attention(
 
   Args:
     query_BLHC, keys_BLGC, values_BLGC: one type, bfloat16 or float32. Head h reads
-    key/value head h // (H / G).
+      key/value head h // (H / G).
     segment_ids_BL: int32. A token sees the tokens of its own segment up to itself.
   """
   return run(

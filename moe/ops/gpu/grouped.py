@@ -76,7 +76,7 @@ def rows_times_matrices(
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
     share: an accumulator has 1 / share of the registers;
-    the rest is the epilogue's, or the other accumulators'.
+      the rest is the epilogue's, or the other accumulators'.
   """
   dtype, num_groups = rows[0].dtype, group_sizes_E.shape[0]
   depth, width = matrices[0].shape[1:][:: -1 if transposed else 1]

@@ -46,7 +46,7 @@ def routed_ffn(
     gates_TK: float32 weights of the assignments in `plan.experts_TK`.
     plan: from `make_plan` of this layer's routing.
     weights: of the E experts, usually float32; cast to `dtype` inside,
-    their gradients come in their own type.
+      their gradients come in their own type.
     dtype: of the matrix products' operands; sums are float32.
     implementation: see `moe.ops.implementation`.
 

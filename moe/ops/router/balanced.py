@@ -18,7 +18,7 @@ def force_balance(routing: Routing, is_token_BL: jax.Array, num_experts: int) ->
 
   Args:
     is_token_BL: bool; False for padding, which takes the experts of the token
-    after it and is not counted.
+      after it and is not counted.
     num_experts: E.
   """
   k, real_BL = routing.experts_BLK.shape[2], is_token_BL.astype(jnp.int32)

@@ -23,9 +23,9 @@ def fetch(
   Args:
     source_NW: words in HBM.
     here_ref, ahead_ref: (1, 1, rows) in SMEM: source row of each row of this block,
-    and of the next.
+      and of the next.
     block, blocks, first: index of this block, their number,
-    whether this is the first that the kernel fetches.
+      whether this is the first that the kernel fetches.
     column: first word of the columns that are wanted, as many as the buffer is wide; all if None.
   """
   rows, words = buffer_ref.shape[1:]

@@ -38,7 +38,7 @@ def grouped_product(
   Args:
     pairs: rows and weights of one type, bfloat16 or float32.
     packed: the result's type if it is wanted as words (Y then a multiple of
-    columns_per_group), else float32 comes.
+      columns_per_group), else float32 comes.
 
   A weight tile is the whole X by Y or, where that is too big for VMEM, a multiple of 128 columns.
   """
