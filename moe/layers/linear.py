@@ -15,40 +15,40 @@ _TENSOR_AXES = ('heads', 'hidden')
 
 
 def projection(
-  module: nn.Module, x_BLK: jax.Array, name: str, columns: int, axes: tuple[str, str]
+  module: nn.Module, x_BLX: jax.Array, name: str, columns: int, axes: tuple[str, str]
 ) -> jax.Array:
   """x w with a matrix of the module's own, declared here by its name and logical axes;
   see `linear`.
   """
-  w_KN = sharding.param(module, name, (x_BLK.shape[-1], columns), axes)
-  return linear(x_BLK, w_KN, axes, module.config)
+  w_XY = sharding.param(module, name, (x_BLX.shape[-1], columns), axes)
+  return linear(x_BLX, w_XY, axes, module.config)
 
 
-def linear(x_BLK: jax.Array, w_KN: jax.Array, axes: tuple[str, str], config: Config) -> jax.Array:
+def linear(x_BLX: jax.Array, w_XY: jax.Array, axes: tuple[str, str], config: Config) -> jax.Array:
   """x w in the compute type, as `ops.matmul.linear`.
 
   Written out for each device, since XLA, left to itself, sums gradients over all devices and then
   throws most of the sum away: half of its traffic.
 
   Args:
-    x_BLK: laid out by batch and, where w's rows are split by tensor, by K.
+    x_BLX: laid out by batch and, where w's rows are split by tensor, by X.
     axes: logical axes of w, as it was declared.
 
   Returns:
-    y_BLN, laid out by batch and, where w's columns are split by tensor, by N.
+    y_BLY, laid out by batch and, where w's columns are split by tensor, by Y.
   """
   dtype = jnp.dtype(config.model.dtype)
   rows, columns = axes
-  stored = sharding.stored(axes, w_KN.shape)
+  stored = sharding.stored(axes, w_XY.shape)
   by_tensor = lambda axis: axis if axis in _TENSOR_AXES else None
 
-  def on_shard(x_BLK, w_KN):
-    y_BLN = matmul.linear(x_BLK, zero.gathered(w_KN, stored, dtype), dtype)
-    return lax.psum(y_BLN, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLN
+  def on_shard(x_BLX, w_XY):
+    y_BLY = matmul.linear(x_BLX, zero.gathered(w_XY, stored, dtype), dtype)
+    return lax.psum(y_BLY, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLY
 
   # With 'full' backward gathers again anyway.
   if zero.gathers(stored) and config.model.remat != 'full':
     on_shard = jax.checkpoint(on_shard)
   laid_out = lambda axis: sharding.spec('batch', None, by_tensor(axis))
   specs = laid_out(rows), stored.spec
-  return sharding.per_shard(on_shard, specs, laid_out(columns))(x_BLK, w_KN)
+  return sharding.per_shard(on_shard, specs, laid_out(columns))(x_BLX, w_XY)

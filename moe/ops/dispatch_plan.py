@@ -1,6 +1,6 @@
 """DispatchPlan: where every (token, expert) assignment lies once rows are sorted by expert.
 
-T tokens, K experts a token, E experts, R = T·K rows.
+T tokens, K experts a token, E experts, R = T·K rows, U tiles.
 """
 
 from typing import Any, NamedTuple
@@ -72,13 +72,13 @@ def sort_assignments(
 class Tiles(NamedTuple):
   """Runs of rows of one group each, in the order of the rows; what a kernel's grid walks over.
 
-  N = ⌈R / rows_per_tile⌉ + E bounds their number whatever the routing;
+  U = ⌈R / rows_per_tile⌉ + E bounds their number whatever the routing;
   those from `count` on are idle (empty, at R).
   """
 
-  group_N: jax.Array  # int32
-  start_N: jax.Array  # int32: first row
-  stop_N: jax.Array  # int32: one past the last row
+  group_U: jax.Array  # int32
+  start_U: jax.Array  # int32: first row
+  stop_U: jax.Array  # int32: one past the last row
   count: jax.Array  # int32 scalar
 
 
@@ -106,15 +106,15 @@ def make_tiles(
   tiles_E = -(-(end_E - origin_E) // rows_per_tile)
   tiles_E = jnp.where(group_sizes_E == 0, int(visit_empty), tiles_E)
   last_tile_E = jnp.cumsum(tiles_E)
-  tile_N = jnp.arange(-(-num_rows // rows_per_tile) + num_groups, dtype=jnp.int32)
-  group_N = jnp.searchsorted(last_tile_E, tile_N, side='right', method='compare_all').astype(
+  tile_U = jnp.arange(-(-num_rows // rows_per_tile) + num_groups, dtype=jnp.int32)
+  group_U = jnp.searchsorted(last_tile_E, tile_U, side='right', method='compare_all').astype(
     jnp.int32
   )
-  idle_N = group_N == num_groups
-  group_N = jnp.minimum(group_N, num_groups - 1)
-  begin_N = origin_E[group_N] + (tile_N - (last_tile_E - tiles_E)[group_N]) * rows_per_tile
-  start_N = jnp.where(idle_N, num_rows, jnp.maximum(begin_N, start_E[group_N]))
-  stop_N = jnp.where(idle_N, num_rows, jnp.minimum(begin_N + rows_per_tile, end_E[group_N]))
+  idle_U = group_U == num_groups
+  group_U = jnp.minimum(group_U, num_groups - 1)
+  begin_U = origin_E[group_U] + (tile_U - (last_tile_E - tiles_E)[group_U]) * rows_per_tile
+  start_U = jnp.where(idle_U, num_rows, jnp.maximum(begin_U, start_E[group_U]))
+  stop_U = jnp.where(idle_U, num_rows, jnp.minimum(begin_U + rows_per_tile, end_E[group_U]))
   return Tiles(
-    group_N, start_N.astype(jnp.int32), stop_N.astype(jnp.int32), last_tile_E[-1].astype(jnp.int32)
+    group_U, start_U.astype(jnp.int32), stop_U.astype(jnp.int32), last_tile_E[-1].astype(jnp.int32)
   )

@@ -5,7 +5,7 @@ sequences take 512 queries at a time and compute their probabilities again in ba
 memory grows with L and not with L².
 
 B sequences, L tokens, Q queries at a time, H heads, G key/value heads, P = H / G, C head width,
-Z = B·G.
+Z = B·G, I = P·Q rows.
 """
 
 import jax
@@ -34,12 +34,12 @@ def attention(
     """Attention of Q tokens: their queries_BQHC, segments_BQ and positions_Q."""
     query_BQHC, segments_BQ, position_Q = queries
     size = position_Q.shape[0]
-    # R = P·Q: heads that share keys.
-    query_ZRC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)
+    # I = P·Q: heads that share keys.
+    query_ZIC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)
     sees_BQL = segments_BQ[:, :, None] == segment_ids_BL[:, None, :]
     sees_BQL &= (position_Q[:, None] >= position_L[None, :])[None]
-    attended_ZRC = _attend(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)
-    return attended_ZRC.reshape(b, h, size, c).swapaxes(1, 2)
+    attended_ZIC = _attend(query_ZIC, keys_ZLC, values_ZLC, sees_BQL)
+    return attended_ZIC.reshape(b, h, size, c).swapaxes(1, 2)
 
   if length <= _QUERIES:
     return block((query_BLHC, segment_ids_BL, position_L)).astype(dtype)
@@ -56,45 +56,45 @@ def attention(
 
 @jax.custom_vjp
 def _attend(
-  query_ZRC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array
+  query_ZIC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array
 ) -> jax.Array:
-  """attended_ZRC in the query's type, in which all products are;
+  """attended_ZIC in the query's type, in which all products are;
   keys and values, and their gradients, float32.
   """
-  return _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL)[0]
+  return _forward(query_ZIC, keys_ZLC, values_ZLC, sees_BQL)[0]
 
 
-def _forward(query_ZRC, keys_ZLC, values_ZLC, sees_BQL):
-  dtype = query_ZRC.dtype
-  scores_ZRL = batched_nt(query_ZRC, keys_ZLC.astype(dtype)) * query_ZRC.shape[-1] ** -0.5
-  scores_ZRL = _hide_unseen(sees_BQL, scores_ZRL)
-  weights_ZRL = jnp.exp(scores_ZRL - scores_ZRL.max(axis=-1, keepdims=True))
+def _forward(query_ZIC, keys_ZLC, values_ZLC, sees_BQL):
+  dtype = query_ZIC.dtype
+  scores_ZIL = batched_nt(query_ZIC, keys_ZLC.astype(dtype)) * query_ZIC.shape[-1] ** -0.5
+  scores_ZIL = _hide_unseen(sees_BQL, scores_ZIL)
+  weights_ZIL = jnp.exp(scores_ZIL - scores_ZIL.max(axis=-1, keepdims=True))
   # A token that sees none, as padded queries may be, has equal weights rather than NaN.
-  probabilities_ZRL = (weights_ZRL / weights_ZRL.sum(axis=-1, keepdims=True)).astype(dtype)
-  attended_ZRC = batched(probabilities_ZRL, values_ZLC.astype(dtype)).astype(dtype)
-  return attended_ZRC, (query_ZRC, keys_ZLC, values_ZLC, probabilities_ZRL, attended_ZRC)
+  probabilities_ZIL = (weights_ZIL / weights_ZIL.sum(axis=-1, keepdims=True)).astype(dtype)
+  attended_ZIC = batched(probabilities_ZIL, values_ZLC.astype(dtype)).astype(dtype)
+  return attended_ZIC, (query_ZIC, keys_ZLC, values_ZLC, probabilities_ZIL, attended_ZIC)
 
 
-def _backward(residuals, d_attended_ZRC):
-  query_ZRC, keys_ZLC, values_ZLC, probabilities_ZRL, attended_ZRC = residuals
-  dtype = query_ZRC.dtype
-  d_values_ZLC = batched_tn(probabilities_ZRL, d_attended_ZRC)
-  d_probabilities_ZRL = batched_nt(d_attended_ZRC, values_ZLC.astype(dtype))
+def _backward(residuals, d_attended_ZIC):
+  query_ZIC, keys_ZLC, values_ZLC, probabilities_ZIL, attended_ZIC = residuals
+  dtype = query_ZIC.dtype
+  d_values_ZLC = batched_tn(probabilities_ZIL, d_attended_ZIC)
+  d_probabilities_ZIL = batched_nt(d_attended_ZIC, values_ZLC.astype(dtype))
   # Σ_l p dp of a row is attended · d_attended: C terms instead of L.
-  inner_ZR1 = (attended_ZRC.astype(jnp.float32) * d_attended_ZRC.astype(jnp.float32)).sum(
+  inner_ZI1 = (attended_ZIC.astype(jnp.float32) * d_attended_ZIC.astype(jnp.float32)).sum(
     axis=-1, keepdims=True
   )
-  d_scores_ZRL = probabilities_ZRL.astype(jnp.float32) * (d_probabilities_ZRL - inner_ZR1)
-  d_scores_ZRL = (d_scores_ZRL * query_ZRC.shape[-1] ** -0.5).astype(dtype)
-  d_query_ZRC = batched(d_scores_ZRL, keys_ZLC.astype(dtype)).astype(dtype)
-  return d_query_ZRC, batched_tn(d_scores_ZRL, query_ZRC), d_values_ZLC, None
+  d_scores_ZIL = probabilities_ZIL.astype(jnp.float32) * (d_probabilities_ZIL - inner_ZI1)
+  d_scores_ZIL = (d_scores_ZIL * query_ZIC.shape[-1] ** -0.5).astype(dtype)
+  d_query_ZIC = batched(d_scores_ZIL, keys_ZLC.astype(dtype)).astype(dtype)
+  return d_query_ZIC, batched_tn(d_scores_ZIL, query_ZIC), d_values_ZLC, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _hide_unseen(sees_BQL, scores_ZRL):
+def _hide_unseen(sees_BQL, scores_ZIL):
   """Scores that the mask of their sequence hides, replaced; G·P heads share a sequence's mask."""
   b, queries, length = sees_BQL.shape
-  scores_BHQL = scores_ZRL.reshape(b, -1, queries, length)
-  return jnp.where(sees_BQL[:, None], scores_BHQL, _HIDDEN).reshape(scores_ZRL.shape)
+  scores_BHQL = scores_ZIL.reshape(b, -1, queries, length)
+  return jnp.where(sees_BQL[:, None], scores_BHQL, _HIDDEN).reshape(scores_ZIL.shape)

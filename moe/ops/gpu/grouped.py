@@ -1,7 +1,7 @@
 """The two grouped products that all others are made of:
 rows × a matrix per group, and rowsᵀ × rows per group.
 
-R rows sorted by group, E groups, N columns of the result, K (depth) summed over. Programs of one
+R rows sorted by group, E groups, X (depth) summed over, Y columns of the result. Programs of one
 group stand side by side, so that its matrix, or its rows,
 are read from HBM once and from L2 afterwards.
 """
@@ -70,8 +70,8 @@ def rows_times_matrices(
 
   Args:
     name: of the kernel.
-    rows: each (R, K), or (T, K) if gathered by `tokens_R`. R > 0.
-    matrices: each (E, K, N), `transposed`: (E, N, K).
+    rows: each (R, X), or (T, X) if gathered by `tokens_R`. R > 0.
+    matrices: each (E, X, Y), `transposed`: (E, Y, X).
     outputs: what `epilogue(block, extra_refs, output_refs)` writes.
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
@@ -88,12 +88,12 @@ def rows_times_matrices(
   tiles = make_tiles(group_sizes_E, num_rows, tile, aligned=False)[:3]
   gathers = [] if tokens_R is None else [tokens_R]
 
-  def kernel(program, group_N, start_N, stop_N, *refs):
+  def kernel(program, group_U, start_U, stop_U, *refs):
     row_refs, matrix_refs, token_refs, extra_refs, output_refs = _split(
       refs, len(rows), len(matrices), len(gathers), len(extras), len(outputs)
     )
     n, j = program // column_tiles, program % column_tiles
-    group, start, stop = group_N[n], start_N[n], stop_N[n]
+    group, start, stop = group_U[n], start_U[n], stop_U[n]
 
     @pl.when(start < stop)
     def _():
@@ -162,11 +162,11 @@ def rows_times_rows(
   right_tokens_R: jax.Array | None = None,
 ) -> list[jax.Array]:
   """Of each group its left rowsᵀ times its right rows:
-  (E, M, N) in the given type, exact zeros for an empty group.
+  (E, X, Y) in the given type, exact zeros for an empty group.
 
   Args:
-    left: (R, M), or (T, M) if gathered by `left_tokens_R`.
-    rights: each (R, N), or (T, N) if gathered by `right_tokens_R`. All float32 or all bfloat16.
+    left: (R, X), or (T, X) if gathered by `left_tokens_R`.
+    rights: each (R, Y), or (T, Y) if gathered by `right_tokens_R`. All float32 or all bfloat16.
   """
   dtype, num_groups, (height, width) = (
     left.dtype,

@@ -132,16 +132,16 @@ class _Fetched:
   """
 
   def __init__(
-    self, visits: Visits, words_NW: jax.Array, token_R: jax.Array, dtype: jnp.dtype, tiles: int = 1
+    self, visits: Visits, words_IW: jax.Array, token_R: jax.Array, dtype: jnp.dtype, tiles: int = 1
   ):
-    words = words_NW.shape[1] // tiles
+    words = words_IW.shape[1] // tiles
     width = words // 128 * columns_per_group(dtype)
     tokens = by_block(token_R, visits.rows)
     indices = [visits.lane_spec(ahead=ahead, memory_space=pltpu.SMEM) for ahead in (0, 1)]
     self.specs = [*indices, pl.BlockSpec(memory_space=pl.ANY)]
-    self.arrays = [tokens, tokens, words_NW]
+    self.arrays = [tokens, tokens, words_IW]
     self.scratch = [
-      *gather.scratch(visits.rows, words, words_NW.dtype),
+      *gather.scratch(visits.rows, words, words_IW.dtype),
       pltpu.VMEM((visits.rows, width), dtype),
     ]
     self.vmem_bytes = _fetched_bytes(visits.rows, width, dtype)

@@ -7,7 +7,7 @@ batched operations while the data is in cache, twice in a turn. Sizes are rounde
 a ladder, so an expert wastes less than 32 rows. The gate multiplies the F-wide activation, hence
 combine is a plain sum of rows.
 
-N tiles, n lanes, r rows of a lane (a step of the ladder), S slots:
+U tiles, M turns of the loop, n lanes, r rows of a lane (a step of the ladder), A slots:
 rows in the order in which the loop writes them.
 """
 
@@ -31,9 +31,9 @@ _TILE = _LADDER[0]
 class _Layout(NamedTuple):
   """Tiles by falling size, padded to whole turns of the loop, and where their rows are written."""
 
-  group_N: jax.Array  # expert of a tile
-  start_N: jax.Array  # its first row in the plan's order
-  rows_N: jax.Array  # its number of rows; 0 for padding
+  group_U: jax.Array  # expert of a tile
+  start_U: jax.Array  # its first row in the plan's order
+  rows_U: jax.Array  # its number of rows; 0 for padding
   slot_TK: jax.Array  # slot of every assignment
 
 
@@ -72,9 +72,9 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   _, width, hidden = weights.gate_EDF.shape
   slots = _num_slots(plan, _turn(lanes))
   empty = tuple(_buffer(slots, columns, dtype) for columns in (hidden, hidden, width))
-  gate_SF, up_SF, output_SD = _over_tiles(layout, plan, lanes, empty, step)
-  output_TD = sum_rows(as_floats(output_SD, dtype), layout.slot_TK).astype(dtype)
-  return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_SF, up_SF))
+  gate_AF, up_AF, output_AD = _over_tiles(layout, plan, lanes, empty, step)
+  output_TD = sum_rows(as_floats(output_AD, dtype), layout.slot_TK).astype(dtype)
+  return output_TD, (tokens_TD, gates_TK, plan, weights, layout, (gate_AF, up_AF))
 
 
 def _backward(dtype, residuals, d_output_TD):
@@ -120,9 +120,9 @@ def _backward(dtype, residuals, d_output_TD):
   slots = _num_slots(plan, _turn(lanes))
   d_weights = tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
   empty = _buffer(slots, tokens_TD.shape[1], dtype), jnp.zeros(slots, jnp.float32), d_weights
-  dx_SD, d_gates_S, d_weights = _over_tiles(layout, plan, lanes, empty, step)
-  d_tokens_TD = sum_rows(as_floats(dx_SD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
-  d_gates_TK = take_rows(d_gates_S, layout.slot_TK).astype(gates_TK.dtype)
+  dx_AD, d_gates_A, d_weights = _over_tiles(layout, plan, lanes, empty, step)
+  d_tokens_TD = sum_rows(as_floats(dx_AD, dtype), layout.slot_TK).astype(tokens_TD.dtype)
+  d_gates_TK = take_rows(d_gates_A, layout.slot_TK).astype(gates_TK.dtype)
   d_weights = ExpertWeights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)))
   return d_tokens_TD, d_gates_TK, None, d_weights
 
@@ -157,25 +157,25 @@ def _num_slots(plan, turn):
 
 def _make_layout(plan, turn):
   tiles = make_tiles(plan.group_sizes_E, plan.token_R.shape[0], _TILE, aligned=False)
-  order_N = jnp.argsort(tiles.start_N - tiles.stop_N, stable=True)  # largest first
-  padding = (0, -order_N.size % turn + turn)
-  rows_N = jnp.pad((tiles.stop_N - tiles.start_N)[order_N], padding)
-  longest_M = rows_N.reshape(-1, turn)[:, 0]  # of every turn
+  order_U = jnp.argsort(tiles.start_U - tiles.stop_U, stable=True)  # largest first
+  padding = (0, -order_U.size % turn + turn)
+  rows_U = jnp.pad((tiles.stop_U - tiles.start_U)[order_U], padding)
+  longest_M = rows_U.reshape(-1, turn)[:, 0]  # of every turn
   # Rounded up.
   rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan))
   slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
-  slot_N = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_N.size]
+  slot_U = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_U.size]
   # By the tile's number in the plan.
-  slot_N = jnp.zeros_like(slot_N).at[order_N].set(slot_N, unique_indices=True)
+  slot_U = jnp.zeros_like(slot_U).at[order_U].set(slot_U, unique_indices=True)
 
   tiles_E = -(-plan.group_sizes_E // _TILE)
   first_tile_E = jnp.cumsum(tiles_E) - tiles_E
   within_TK = plan.row_TK - plan.group_offsets_E[plan.experts_TK]
-  slot_TK = slot_N[first_tile_E[plan.experts_TK] + within_TK // _TILE] + within_TK % _TILE
+  slot_TK = slot_U[first_tile_E[plan.experts_TK] + within_TK // _TILE] + within_TK % _TILE
   return _Layout(
-    jnp.pad(tiles.group_N[order_N], padding),
-    jnp.pad(tiles.start_N[order_N], padding),
-    rows_N,
+    jnp.pad(tiles.group_U[order_U], padding),
+    jnp.pad(tiles.start_U[order_U], padding),
+    rows_U,
     slot_TK,
   )
 
@@ -202,7 +202,7 @@ def _over_tiles(layout, plan, lanes, carry, step):
 
   state = jnp.int32(0), jnp.int32(0), carry
   for rows, smaller in _rungs(plan):
-    more = lambda state, smaller=smaller: layout.rows_N[state[0]] > smaller
+    more = lambda state, smaller=smaller: layout.rows_U[state[0]] > smaller
     body = lambda state, rows=rows: steps(rows, *state)
     state = lax.while_loop(more, body, state)
   return state[2]

@@ -1,5 +1,7 @@
 """Matrix products inside kernels: float32 sums; float32 operands at full precision,
 not rounded to bfloat16.
+
+I rows, X contracted, Y columns of the result.
 """
 
 import jax
@@ -7,18 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def dot(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
-  return _dot(a_MK, b_KN, 1, 0)
+def dot(a_IX: jax.Array, b_XY: jax.Array) -> jax.Array:
+  return _dot(a_IX, b_XY, 1, 0)
 
 
-def dot_nt(a_MN: jax.Array, b_KN: jax.Array) -> jax.Array:
+def dot_nt(a_IY: jax.Array, b_XY: jax.Array) -> jax.Array:
   """a bᵀ; the transpose happens in the matrix unit's loads."""
-  return _dot(a_MN, b_KN, 1, 1)
+  return _dot(a_IY, b_XY, 1, 1)
 
 
-def dot_tn(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
+def dot_tn(a_IX: jax.Array, b_IY: jax.Array) -> jax.Array:
   """aᵀ b."""
-  return _dot(a_MK, b_MN, 0, 0)
+  return _dot(a_IX, b_IY, 0, 0)
 
 
 def _dot(a, b, a_axis, b_axis):

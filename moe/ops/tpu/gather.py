@@ -15,13 +15,13 @@ def scratch(rows: int, words: int, word_type: jnp.dtype) -> list:
 
 
 def fetch(
-  source_NW, here_ref, ahead_ref, buffer_ref, semaphores, *, block, blocks: int, first, column=None
+  source_IW, here_ref, ahead_ref, buffer_ref, semaphores, *, block, blocks: int, first, column=None
 ) -> jax.Array:
   """Words of the block's rows, once per block in the order of blocks;
   starts the DMAs of the next block's.
 
   Args:
-    source_NW: words in HBM.
+    source_IW: words in HBM.
     here_ref, ahead_ref: (1, 1, rows) in SMEM: source row of each row of this block,
       and of the next.
     block, blocks, first: index of this block, their number,
@@ -34,7 +34,7 @@ def fetch(
   def start(index_ref, slot):
     def copy(r, carry):
       row = pl.ds(index_ref[0, 0, r], 1)
-      source = source_NW.at[row] if column is None else source_NW.at[row, pl.ds(column, words)]
+      source = source_IW.at[row] if column is None else source_IW.at[row, pl.ds(column, words)]
       pltpu.make_async_copy(source, buffer_ref.at[slot, pl.ds(r, 1)], semaphores.at[slot]).start()
       return carry
 

@@ -100,7 +100,7 @@ def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: V
   `visits` visit empty groups too, which get zeros.
   """
   (num_rows, height), width, size = rows_RX.shape, d_rows_RY.shape[1], rows_RX.dtype.itemsize
-  num_groups, rows = visits.tiles.group_N.shape[0] - visits.blocks, visits.rows
+  num_groups, rows = visits.tiles.group_U.shape[0] - visits.blocks, visits.rows
   outer, tile = ragged_tiles_of(width, 2 * rows * height * size, 8 * height + 2 * rows * size)
   visited = balanced_count(num_rows, num_groups, rows)
   return visit_call(

@@ -35,15 +35,15 @@ from moe.ops.tpu.words import (
 _GATHER_BYTES = BLOCK_BYTES // 4  # for two buffers of gathered words
 
 
-def to_words(x_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """words_NW of rows rounded to `dtype`, columns padded with zeros. A kernel of its own: as XLA's
+def to_words(x_ID: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """words_IW of rows rounded to `dtype`, columns padded with zeros. A kernel of its own: as XLA's
   reshapes it takes several times the memory.
   """
-  width = padded_width(x_ND.shape[1], dtype)
-  x_ND = pad_columns(x_ND, width)
+  width = padded_width(x_ID.shape[1], dtype)
+  x_ID = pad_columns(x_ID, width)
   if dtype == jnp.float32:
-    return x_ND.astype(dtype)
-  num_rows, words = x_ND.shape[0], num_words(width, dtype)
+    return x_ID.astype(dtype)
+  num_rows, words = x_ID.shape[0], num_words(width, dtype)
   rows = min(2 * LEAST_ROWS, -(-num_rows // SUBLANES) * SUBLANES)
   return pl.pallas_call(
     functools.partial(_words_kernel, dtype=dtype),
@@ -56,10 +56,10 @@ def to_words(x_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
     cost_estimate=pl.CostEstimate(
       flops=0,
       transcendentals=0,
-      bytes_accessed=x_ND.size * x_ND.dtype.itemsize + num_rows * words * 4,
+      bytes_accessed=x_ID.size * x_ID.dtype.itemsize + num_rows * words * 4,
     ),
     interpret=interpret(),
-  )(x_ND)
+  )(x_ID)
 
 
 def _words_kernel(x_ref, out_ref, *, dtype):
@@ -224,10 +224,10 @@ def _index_specs(blocks, rows):
   return here, ahead
 
 
-def _rows_per_step(words_NW, results, choices=1):
+def _rows_per_step(words_IW, results, choices=1):
   """How many of the `results` a step makes from `choices` rows each: a power of two up to 128."""
   rows = LEAST_ROWS
-  while rows > SUBLANES and 2 * rows * choices * words_NW.shape[1] * 4 > _GATHER_BYTES:
+  while rows > SUBLANES and 2 * rows * choices * words_IW.shape[1] * 4 > _GATHER_BYTES:
     rows //= 2
   return min(rows, -(-results // SUBLANES) * SUBLANES)
 

@@ -1,7 +1,7 @@
 """A grid over the tiles of a plan: row blocks in order,
 each visited once by every group that has rows in it.
 
-E groups, R rows, N visits. Groups share blocks rather than being padded to them: a visit computes
+E groups, R rows, U visits. Groups share blocks rather than being padded to them: a visit computes
 the whole block and stores it from its group's first row on; the rows after its group's last one are
 stored again by the next visits.
 """
@@ -133,7 +133,7 @@ def visit_call(
     compiler_params=compiler_params('parallel', 'arbitrary'),
     cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=bytes_accessed),
     interpret=interpret(),
-  )(visits.tiles.group_N, visits.tiles.start_N, visits.tiles.stop_N, *arrays)
+  )(visits.tiles.group_U, visits.tiles.start_U, visits.tiles.stop_U, *arrays)
 
 
 def compiler_params(*semantics: str) -> pltpu.CompilerParams:
@@ -194,16 +194,16 @@ def store(ref, value: jax.Array, first: jax.Array) -> None:
   ref[...] = jnp.where(row >= first, value.astype(ref.dtype), ref[...])
 
 
-def column_of(lanes_1N: jax.Array) -> jax.Array:
-  """(N, 1) of (1, N), in a kernel, for any N and exactly."""
-  n = lanes_1N.shape[1]
-  return jnp.where(_diagonal(n), jnp.broadcast_to(lanes_1N, (n, n)), 0).sum(axis=1, keepdims=True)
+def column_of(lanes_1I: jax.Array) -> jax.Array:
+  """(I, 1) of (1, I), in a kernel, for any I and exactly."""
+  n = lanes_1I.shape[1]
+  return jnp.where(_diagonal(n), jnp.broadcast_to(lanes_1I, (n, n)), 0).sum(axis=1, keepdims=True)
 
 
-def lanes_of(column_N1: jax.Array) -> jax.Array:
-  """(1, N) of (N, 1)."""
-  n = column_N1.shape[0]
-  return jnp.where(_diagonal(n), jnp.broadcast_to(column_N1, (n, n)), 0).sum(axis=0, keepdims=True)
+def lanes_of(column_I1: jax.Array) -> jax.Array:
+  """(1, I) of (I, 1)."""
+  n = column_I1.shape[0]
+  return jnp.where(_diagonal(n), jnp.broadcast_to(column_I1, (n, n)), 0).sum(axis=0, keepdims=True)
 
 
 def _diagonal(n):

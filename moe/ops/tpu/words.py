@@ -2,7 +2,7 @@
 
 float32 rows are their own words. Of bfloat16 rows, each 256 columns become 128 words: column j in
 the low half, column j + 128 in the high half, so that a kernel packs and unpacks by shifts, without
-moving anything between lanes, and any 256 columns can be handled alone. N rows, D columns, W words.
+moving anything between lanes, and any 256 columns can be handled alone. I rows, D columns, W words.
 """
 
 import jax
@@ -37,22 +37,22 @@ def pad_columns(x: jax.Array, width: int) -> jax.Array:
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
-def unpack(words_NW: jax.Array) -> jax.Array:
-  """float32 rows_ND of words, in a kernel."""
-  if words_NW.dtype == jnp.float32:
-    return words_NW
+def unpack(words_IW: jax.Array) -> jax.Array:
+  """float32 rows_ID of words, in a kernel."""
+  if words_IW.dtype == jnp.float32:
+    return words_IW
   parts = []
-  for j in range(0, words_NW.shape[1], LANES):
-    both = words_NW[:, j : j + LANES]
+  for j in range(0, words_IW.shape[1], LANES):
+    both = words_IW[:, j : j + LANES]
     parts += [both << 16, both & jnp.uint32(0xFFFF0000)]
   return lax.bitcast_convert_type(jnp.concatenate(parts, axis=1), jnp.float32)
 
 
-def pack(rows_ND: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """words_NW of float32 rows rounded to `dtype`, in a kernel."""
+def pack(rows_ID: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """words_IW of float32 rows rounded to `dtype`, in a kernel."""
   if dtype == jnp.float32:
-    return rows_ND
-  bits = lax.bitcast_convert_type(rows_ND.astype(dtype).astype(jnp.float32), jnp.uint32)
+    return rows_ID
+  bits = lax.bitcast_convert_type(rows_ID.astype(dtype).astype(jnp.float32), jnp.uint32)
   half = lambda j: bits[:, j : j + LANES]
   return jnp.concatenate(
     [(half(j) >> 16) | half(j + LANES) for j in range(0, bits.shape[1], 2 * LANES)], axis=1

@@ -65,16 +65,16 @@ def test_tiles_hold_every_row_of_every_group_once(shape, cuts, rows_per_tile, al
   )
   tiles = jax.tree.map(np.asarray, tiles)
   used = range(int(tiles.count))
-  rows = [(tiles.group_N[n], r) for n in used for r in range(tiles.start_N[n], tiles.stop_N[n])]
+  rows = [(tiles.group_U[n], r) for n in used for r in range(tiles.start_U[n], tiles.stop_U[n])]
   group_of_row = np.repeat(np.arange(len(sizes)), sizes)
   assert rows == [(group_of_row[r], r) for r in range(sum(sizes))]  # in order, so tiles are too
   for n in used:
-    start, stop = int(tiles.start_N[n]), int(tiles.stop_N[n])
+    start, stop = int(tiles.start_U[n]), int(tiles.stop_U[n])
     assert stop - start <= rows_per_tile
     if aligned and stop > start:
       assert start // rows_per_tile == (stop - 1) // rows_per_tile
-  empty = [tiles.group_N[n] for n in used if tiles.start_N[n] == tiles.stop_N[n]]
+  empty = [tiles.group_U[n] for n in used if tiles.start_U[n] == tiles.stop_U[n]]
   assert empty == ([e for e, size in enumerate(sizes) if size == 0] if visit_empty else [])
-  assert len(tiles.group_N) == -(-num_rows // rows_per_tile) + len(sizes)
-  assert (tiles.start_N[int(tiles.count) :] == num_rows).all()
-  assert (tiles.stop_N[int(tiles.count) :] == num_rows).all()
+  assert len(tiles.group_U) == -(-num_rows // rows_per_tile) + len(sizes)
+  assert (tiles.start_U[int(tiles.count) :] == num_rows).all()
+  assert (tiles.stop_U[int(tiles.count) :] == num_rows).all()

@@ -22,17 +22,17 @@ def _normal(*shape, dtype=jnp.float32):
 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_products_are_summed_in_float32(dtype):
-  a_MK, b_KN, c_MN = (
+  a_IX, b_XY, c_IY = (
     _normal(3, 50, dtype=dtype),
     _normal(50, 4, dtype=dtype),
     _normal(3, 4, dtype=dtype),
   )
-  a, b, c = map(exact, (a_MK, b_KN, c_MN))
+  a, b, c = map(exact, (a_IX, b_XY, c_IY))
   for computed, truth in (
-    (jax.jit(matmul)(a_MK, b_KN), a @ b),
-    (jax.jit(matmul_nt)(c_MN, b_KN), c @ b.T),
-    (jax.jit(matmul_tn)(a_MK, c_MN), a.T @ c),
-    (jax.jit(matmul)(a_MK[None], b_KN), (a @ b)[None]),
+    (jax.jit(matmul)(a_IX, b_XY), a @ b),
+    (jax.jit(matmul_nt)(c_IY, b_XY), c @ b.T),
+    (jax.jit(matmul_tn)(a_IX, c_IY), a.T @ c),
+    (jax.jit(matmul)(a_IX[None], b_XY), (a @ b)[None]),
   ):
     assert computed.dtype == jnp.float32
     assert_close(computed, truth, 1e-6)
@@ -42,24 +42,24 @@ def test_products_are_summed_in_float32(dtype):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('leading', [(5,), (2, 5)])
 def test_linear(leading, dtype, x_dtype):
-  x, w_KN, dy = (
+  x, w_XY, dy = (
     _normal(*leading, 6, dtype=x_dtype),
     _normal(6, 7),
     _normal(*leading, 7, dtype=dtype),
   )
 
   @jax.jit
-  def run(x, w_KN, dy):
-    y, pull = jax.vjp(functools.partial(linear, dtype=dtype), x, w_KN)
+  def run(x, w_XY, dy):
+    y, pull = jax.vjp(functools.partial(linear, dtype=dtype), x, w_XY)
     return y, *pull(dy)
 
-  y, dx, dw_KN = run(x, w_KN, dy)
-  assert (y.dtype, dx.dtype, dw_KN.dtype) == (dtype, x_dtype, jnp.float32)
+  y, dx, dw_XY = run(x, w_XY, dy)
+  assert (y.dtype, dx.dtype, dw_XY.dtype) == (dtype, x_dtype, jnp.float32)
   rows = lambda a: exact(a).reshape(-1, a.shape[-1])
   relative = 1e-6 if dtype == x_dtype == jnp.float32 else 2**-6
-  assert_close(rows(y), rows(x) @ exact(w_KN), relative)
-  assert_close(rows(dx), rows(dy) @ exact(w_KN).T, relative)
-  assert_close(dw_KN, rows(x).T @ rows(dy), relative)
+  assert_close(rows(y), rows(x) @ exact(w_XY), relative)
+  assert_close(rows(dx), rows(dy) @ exact(w_XY).T, relative)
+  assert_close(dw_XY, rows(x).T @ rows(dy), relative)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -96,15 +96,15 @@ def test_activation_is_swiglu_in_the_operands_type(dtype):
 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_batched_products_are_one_product_each(dtype):
-  a_nMK, b_nKN, c_nMN = (
+  a_nIX, b_nXY, c_nIY = (
     _normal(3, 5, 6, dtype=dtype),
     _normal(3, 6, 4, dtype=dtype),
     _normal(3, 5, 4, dtype=dtype),
   )
   for computed, product in (
-    (batched(a_nMK, b_nKN), lambda n: exact(a_nMK[n]) @ exact(b_nKN[n])),
-    (batched_nt(c_nMN, b_nKN), lambda n: exact(c_nMN[n]) @ exact(b_nKN[n]).T),
-    (batched_tn(a_nMK, c_nMN), lambda n: exact(a_nMK[n]).T @ exact(c_nMN[n])),
+    (batched(a_nIX, b_nXY), lambda n: exact(a_nIX[n]) @ exact(b_nXY[n])),
+    (batched_nt(c_nIY, b_nXY), lambda n: exact(c_nIY[n]) @ exact(b_nXY[n]).T),
+    (batched_tn(a_nIX, c_nIY), lambda n: exact(a_nIX[n]).T @ exact(c_nIY[n])),
   ):
     assert computed.dtype == jnp.float32
     assert_close(computed, np.stack([product(n) for n in range(3)]), 1e-6)
