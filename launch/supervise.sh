@@ -3,9 +3,10 @@
 #
 #   sh launch/supervise.sh [-n RESTARTS] [-p SECONDS] python -m launch.train …
 #
-# Ends with the command's exit code when that is 0 (done, or stopped by SIGTERM), 130 or 129 (stopped by Ctrl-C, or by a
-# closed terminal) or 2 (bad input: trying again helps nobody), after RESTARTS restarts (100), and when it has been asked to stop itself: SIGTERM and Ctrl-C go on to the
-# command. It waits SECONDS (5) before a restart, in which the other processes of the run notice and end too.
+# Ends with the command's exit code when that is 0 (done, or stopped by SIGTERM), 130 or 129 (stopped by
+# Ctrl-C, or by a closed terminal) or 2 (bad input: trying again helps nobody), after RESTARTS restarts
+# (100), and when it has been asked to stop itself: SIGTERM and Ctrl-C go on to the command. It waits
+# SECONDS (5) before a restart, in which the other processes of the run notice and end too.
 
 usage() {
   echo 'error: usage: sh launch/supervise.sh [-n RESTARTS] [-p SECONDS] COMMAND…' >&2

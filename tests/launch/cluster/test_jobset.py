@@ -76,6 +76,8 @@ def test_the_slice_and_its_names_agree(manifest):
   assert job['parallelism'] * container['resources']['limits']['google.com/tpu'] == chips
   assert job['completions'] == job['parallelism']
   assert job['podFailurePolicy']['rules'][0]['onExitCodes']['containerName'] == container['name']
+  # Those that launch/supervise.sh ends with, but success.
+  assert job['podFailurePolicy']['rules'][0]['onExitCodes']['values'] == [2, 129, 130]
   assert [mount['name'] for mount in container['volumeMounts']] == [
     volume['name'] for volume in pod['volumes']
   ]
@@ -108,7 +110,7 @@ def start(manifest, tmp_path):
     pod.communicate()
 
 
-@pytest.mark.parametrize('code', [0, 2, 134])
+@pytest.mark.parametrize('code', [0, 2, 130, 134])
 def test_the_pod_ends_as_the_run_does(manifest, start, code):
   pod = start(f'printf "%s\\n" "$@"; exit {code}')
   output, _ = pod.communicate(timeout=60)

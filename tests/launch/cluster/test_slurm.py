@@ -147,6 +147,15 @@ def test_bad_input_is_told_once(cluster, tmp_path):
   assert 'error: ' in job.output() and 'queueing again' not in job.output()
 
 
+def test_what_somebody_stops_by_hand_stays_stopped(cluster, tmp_path):
+  save = 'trap "echo saved; exit 130" INT; echo started; while :; do sleep 0.1; done'
+  job = _Job(cluster, tmp_path / 'log', fake(tmp_path / 'bin' / 'python', save))
+  job.until(lambda: job.output().count('started') == 2)
+  cluster.check('scancel', '--signal=INT', job.number)
+  assert job.end() == ('FAILED', '130:0', '0'), job.output()
+  assert job.output().count('saved') == 2 and 'queueing again' not in job.output()
+
+
 def test_a_process_that_dies_ends_the_others_and_the_job_queues_again_a_few_times(
   cluster, tmp_path
 ):
