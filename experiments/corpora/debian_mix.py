@@ -39,7 +39,7 @@ def main(argv):
     from experiments.corpora import build, report
     from experiments.corpora.sources import SOURCES
   except ModuleNotFoundError as error:
-    raise UserError(f"{error.name} is not installed: pip install -e '.[corpora]'") from error
+    raise UserError(f'{error.name} is not installed: pip install lxml mwparserfromhell') from error
   out = Path(_OUT.value).expanduser().absolute()
   cache = Path(_CACHE.value).expanduser().absolute() if _CACHE.value else out / 'archives'
   built = build.build(SOURCES, out, cache, _OTHER_VERSIONS.value)

@@ -16,7 +16,7 @@ from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.ops.implementation import compiling_for
 from moe.parameters import decayed
-from moe.routers import Probe, SoftmaxRouter
+from moe.routers import ROUTERS, Probe, SoftmaxRouter
 from moe.train_step import forward
 from tests import oracles
 from tests.moe.data.helpers import write_corpus
@@ -321,6 +321,27 @@ def test_survey_and_loss_of_all_held_out_text(data):
   assert survey.class_tokens_C[TOKEN_CLASSES.index('control')] == sum(
     data.totals('held_out', domain)['documents'] for domain in data.held_out_domains
   )
+
+
+def test_a_router_with_gates_of_its_own_is_masked_and_surveyed(data, monkeypatch):
+  class Renormalised(SoftmaxRouter):
+    def gates(self, affinities_BLK):
+      return affinities_BLK / affinities_BLK.sum(axis=-1, keepdims=True)
+
+  monkeypatch.setitem(ROUTERS, 'softmax', Renormalised)
+  config = _data_config()
+  params, masked = small_params(config), Intervention(masked_share=1 / 3)
+  (batch, *_) = pipeline.evaluation_batches(data, 'a', config)
+  best, rest = (
+    jax.device_get(specialization.routing(config, params, batch, each))
+    for each in (Intervention(), masked)
+  )
+  assert_close(rest.gates_NBLK.sum(axis=-1), np.ones(rest.gates_NBLK.shape[:3]), 1e-6)
+  # Of the first layer: what the others see is changed with it.
+  first, second = best.experts_NBLK[0], rest.experts_NBLK[0]
+  assert not (first[..., :, None] == second[..., None, :]).any()
+  surveyed = specialization.survey(config, params, data, masked, max_batches=1)
+  assert (surveyed.sequences_NXE.sum(axis=(1, 2)) == 2 * surveyed.class_tokens_C.sum()).all()
 
 
 def test_token_classes(data):

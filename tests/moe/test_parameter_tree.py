@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.accounting import account
+from moe.accounting import account, check
 from moe.config import from_config_dict
+from moe.errors import UserError
 from moe.model import init_params
 from tests.small import small_config
 
@@ -47,6 +48,17 @@ def test_sizes_equal_the_accounting(file, name):
   assert counts.active_expert_params == counts.expert_params - idle
   assert counts.non_embedding_params == total() - embedding
   assert counts.active_non_embedding_params == total() - embedding - idle
+
+
+def test_a_tree_of_another_size_than_is_counted_is_refused_by_its_part():
+  config = small_config()
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  check(config, shapes)
+  shapes['moe_blocks']['moe']['router']['bias'] = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+  with pytest.raises(
+    UserError, match='^routers of .* has 204 parameters.* counts 192: mend num_par'
+  ):
+    check(config, shapes)
 
 
 def test_every_matrix_starts_from_the_same_normal_distribution_and_no_two_are_alike():
