@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 from moe.errors import UserError
 
 SUITE = flags.DEFINE_enum(
@@ -47,4 +47,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

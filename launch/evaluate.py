@@ -8,7 +8,7 @@ has the rows in 'domains', the last of which is over all of them; that one is in
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; the newest without it.')
@@ -31,4 +31,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

@@ -7,7 +7,7 @@ import json
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest without it.')
@@ -43,4 +43,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.SAMPLING)

@@ -22,7 +22,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for 
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 from moe.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -66,4 +66,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -64,4 +64,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

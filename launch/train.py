@@ -15,7 +15,7 @@ folder. The same command goes on after all of them.
 
 from absl import flags
 
-from moe import cli
+from moe import cli, host_memory
 from moe.errors import UserError
 
 CONFIG = cli.config_flag()
@@ -58,4 +58,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

@@ -30,8 +30,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moe import config as moe_config
-from moe.errors import UserError, chain
-from moe.host_memory import keep_freed_memory
+from moe import host_memory
+from moe.errors import UserError, chain, one_line
 from moe.keys import wanted
 
 # --help of a program shows the flags that it defines through this module.
@@ -98,30 +98,44 @@ def overrides(flag: flags.FlagHolder) -> dict[str, object]:
   return config_flags.get_override_values(flags.FLAGS[flag.name])
 
 
-def run(main: Callable[[Sequence[str]], int | None], config_file: str = '') -> None:
+def run(
+  main: Callable[[Sequence[str]], int | None],
+  config_file: str = '',
+  memory: host_memory.Need | None = None,
+) -> None:
   """Parses the flags, calls `main([program])` and exits; see the top of this file.
   No program takes bare arguments.
 
   `config_file`: of a program that takes no --config, the file that has the keys of its
   --config.SECTION.KEY=VALUE.
+  `memory`: what a program that computes needs at least.
   """
-  keep_freed_memory()
+  host_memory.keep_freed_memory()
   # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    app.run(main, flags_parser=functools.partial(_parse, config_file=config_file))
+    app.run(
+      functools.partial(_main, main, memory),
+      flags_parser=functools.partial(_parse, config_file=config_file),
+    )
   except UserError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    # At once: library threads whose work has failed print tracebacks while Python shuts down.
-    os._exit(error.exit_code)
+    _refuse(error)
   except KeyboardInterrupt:
     _stop(130, 'interrupted')
   except BrokenPipeError:
     # `… | head` has read enough; what is still buffered would raise again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _stop(1)
+  except Exception as error:
+    if not _is_out_of_memory(error):
+      raise
+    _refuse(
+      UserError(
+        f'out of memory: {one_line(error)}: lower data.batch_size or evaluation.batch_size, raise '
+        'train.microbatches, or set model.remat'
+      )
+    )
 
 
 def show_log(name: str) -> None:
@@ -132,6 +146,26 @@ def show_log(name: str) -> None:
   log.addHandler(std_logging.StreamHandler(sys.stdout))
   log.setLevel(std_logging.INFO)
   log.propagate = False
+
+
+def _main(main, memory, argv):
+  if memory:
+    host_memory.require(memory)
+  return main(argv)
+
+
+def _is_out_of_memory(error):
+  """Of this machine or of a device: JAX's error is told by its words, as its class needs jax."""
+  return isinstance(error, MemoryError) or (
+    isinstance(error, RuntimeError) and str(error).startswith('RESOURCE_EXHAUSTED')
+  )
+
+
+def _refuse(error):
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  # At once: library threads whose work has failed print tracebacks while Python shuts down.
+  os._exit(error.exit_code)
 
 
 def _stop(code, line=''):

@@ -1,12 +1,79 @@
-"""Keeps glibc from returning memory to the kernel between two steps on CPU."""
+"""The memory of this process: whether it may have enough, and that glibc keeps what a step has freed."""
 
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import resource
+from pathlib import Path
+from typing import NamedTuple
+
+from moe.errors import UserError
 
 # From malloc.h; not exported by the C library under any other name.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+class Need(NamedTuple):
+  """What a program takes with the smallest of models on two cores, bytes. A larger model takes more."""
+
+  addresses: (
+    int  # what `ulimit -v` bounds: stacks of threads are most of it, though little is in use
+  )
+  resident: int  # what a container's limit bounds
+
+
+# VmPeak and VmHWM of /proc/self/status at the end of 2 steps of tests/launch/runs/config.py, and of
+# launch.generate on that run: 1,998 and 723 MiB, 1,039 and 516. Of the resident part 200 MiB are the
+# libraries' files, which the kernel can drop.
+TRAINING = Need(2100 << 20, 520 << 20)
+SAMPLING = Need(1100 << 20, 320 << 20)
+# Threads of one core more, likewise with PJRT_NPROC=64: 2,983 MiB.
+_A_CORE = 16 << 20
+_CGROUPS = Path('/sys/fs/cgroup')
+
+
+def require(need: Need) -> None:
+  """UserError where this process may not have that much. To be asked before jax starts.
+
+  Without it a thread that gets no stack or no buffer leaves the others waiting for ever, or the kernel ends the
+  process without a word.
+  """
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+  addresses = need.addresses + _A_CORE * max(cores - 2, 0)
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if limit != resource.RLIM_INFINITY and limit < addresses:
+    raise UserError(
+      f'too little memory: this process may have {_mib(limit)} of addresses (ulimit -v '
+      f'{limit >> 10}), and needs {_mib(addresses)} on {cores} cores for the smallest of models: '
+      'raise the limit, or take it away'
+    )
+  for file in _limits_of_container():
+    text = file.read_text(encoding='ascii').strip() if file.is_file() else 'max'
+    if text.isdigit() and int(text) < need.resident:
+      raise UserError(
+        f'too little memory: {file} allows {_mib(int(text))}, and {_mib(need.resident)} are needed '
+        'for the smallest of models: raise the limit of the container or job'
+      )
+
+
+def _limits_of_container():
+  """The files that bound this process's memory, of version 2 and 1 of control groups."""
+  try:
+    groups = Path('/proc/self/cgroup').read_text(encoding='utf-8').splitlines()
+  except OSError:
+    groups = []
+  found = [_CGROUPS / 'memory.max', _CGROUPS / 'memory/memory.limit_in_bytes']
+  for _, controllers, path in (line.split(':', 2) for line in groups):
+    if not controllers:
+      found.append(_CGROUPS / path.lstrip('/') / 'memory.max')
+    elif 'memory' in controllers.split(','):
+      found.append(_CGROUPS / 'memory' / path.lstrip('/') / 'memory.limit_in_bytes')
+  return found
+
+
+def _mib(size):
+  return f'{size >> 20:,} MiB'
 
 
 def keep_freed_memory() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.sweeps import line
-from moe import cli
+from moe import cli, host_memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects.')
@@ -80,4 +80,4 @@ def evaluate(run, data, intervention: dict) -> dict:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, memory=host_memory.TRAINING)

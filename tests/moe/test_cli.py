@@ -237,6 +237,12 @@ def test_overrides_take_every_kind_of_value():
     ('return 3', 3, ''),
     ('raise KeyboardInterrupt', 130, 'interrupted\n'),
     ('raise UserError("first\\n  second")', 2, 'error: first second\n'),
+    (
+      'raise MemoryError("no 8 GB left")',
+      2,
+      'error: out of memory: no 8 GB left: lower data.batch_size or evaluation.batch_size, raise '
+      'train.microbatches, or set model.remat\n',
+    ),
     ('logging.info("told only with --verbosity=0")', 0, ''),
   ],
 )

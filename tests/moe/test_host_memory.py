@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from moe import host_memory
+from moe.errors import UserError
 from tests.launch.runs import programs
 
 # Takes and frees blocks as a step does, from a thread that is not the first, as XLA's are.
@@ -66,3 +67,27 @@ def test_jax_is_taken_to_compute_on_cpu_where_it_has_nothing_else(monkeypatch):
     assert host_memory._computes_on_cpu()
     monkeypatch.delenv('JAX_PLATFORMS')
     installed.clear()
+
+
+def test_too_few_addresses_are_told_before_jax_starts(tmp_path):
+  command = f'ulimit -v 1200000; exec {sys.executable} -m launch.train --config=proxy:dense'
+  command += f' --workdir={tmp_path}/run'
+  done = subprocess.run(
+    ['bash', '-c', command], cwd=programs.ROOT, capture_output=True, text=True, timeout=60
+  )
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: too little memory') and 'ulimit -v 1200000' in line
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('file', ['memory.max', 'memory/memory.limit_in_bytes'])
+def test_the_limit_of_a_container(monkeypatch, tmp_path, file):
+  monkeypatch.setattr(host_memory, '_CGROUPS', tmp_path)
+  (tmp_path / 'memory').mkdir()
+  for enough in ('max', str(1 << 40)):
+    (tmp_path / file).write_text(f'{enough}\n')
+    host_memory.require(host_memory.TRAINING)
+  (tmp_path / file).write_text(f'{256 << 20}\n')
+  with pytest.raises(UserError, match=r'too little memory: .* allows 256 MiB, and 520 MiB are'):
+    host_memory.require(host_memory.TRAINING)
