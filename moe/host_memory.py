@@ -1,4 +1,4 @@
-"""The memory of this process: whether it may have enough, and that glibc keeps what a step has freed."""
+"""The memory of this process: whether it may have enough; and what a step has freed stays with it."""
 
 import ctypes
 import importlib.metadata
@@ -15,17 +15,17 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 class Need(NamedTuple):
-  """What a program takes with the smallest of models on two cores, bytes. A larger model takes more."""
+  """Bytes that a program takes with the smallest of models on two cores; a larger one takes more."""
 
-  addresses: (
-    int  # what `ulimit -v` bounds: stacks of threads are most of it, though little is in use
-  )
-  resident: int  # what a container's limit bounds
+  # What `ulimit -v` bounds: stacks of threads are most of it, though little of them is in use.
+  addresses: int
+  # What a container's limit bounds.
+  resident: int
 
 
 # VmPeak and VmHWM of /proc/self/status at the end of 2 steps of tests/launch/runs/config.py, and of
-# launch.generate on that run: 1,998 and 723 MiB, 1,039 and 516. Of the resident part 200 MiB are the
-# libraries' files, which the kernel can drop.
+# launch.generate on that run: 1,998 and 723 MiB, 1,039 and 516. 200 MiB of the latter are files of
+# libraries, which the kernel can drop.
 TRAINING = Need(2100 << 20, 520 << 20)
 SAMPLING = Need(1100 << 20, 320 << 20)
 # Threads of one core more, likewise with PJRT_NPROC=64: 2,983 MiB.
@@ -36,8 +36,8 @@ _CGROUPS = Path('/sys/fs/cgroup')
 def require(need: Need) -> None:
   """UserError where this process may not have that much. To be asked before jax starts.
 
-  Without it a thread that gets no stack or no buffer leaves the others waiting for ever, or the kernel ends the
-  process without a word.
+  Without it a thread that gets no stack or no buffer leaves the others waiting for ever, or the
+  kernel ends the process without a word.
   """
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
   addresses = need.addresses + _A_CORE * max(cores - 2, 0)
