@@ -51,6 +51,7 @@ def main(_):
   if SEARCH.value and RECORD.value:
     raise UserError('--record collects plans of configs as they are: leave it out, or --search')
   target = machine.parse(TOPOLOGY.value)
+  report.try_record(RECORD.value)
   if not SEARCH.value:
     record = planner.plan(config, target)
     if RECORD.value:

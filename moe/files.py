@@ -89,7 +89,8 @@ def try_folder(folder: str | os.PathLike, what: str) -> None:
     trial.write_bytes(b'0' * 4096)
     trial.unlink()
   except OSError as error:
-    trial.unlink(missing_ok=True) if folder.is_dir() else None
+    with contextlib.suppress(OSError):
+      trial.unlink()
     raise type(of_file(error))(
       f'cannot write {what} in {folder}: {error.filename or folder}: {error.strerror or error}'
     ) from error

@@ -1,4 +1,4 @@
-"""The memory of this process: whether it may have enough; and what a step has freed stays with it."""
+"""The memory of this process: whether it may have enough; what a step has freed stays with it."""
 
 import ctypes
 import importlib.metadata
@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 class Need(NamedTuple):
-  """Bytes that a program takes with the smallest of models on two cores; a larger one takes more."""
+  """Bytes that a program takes with the smallest model on two cores; a larger one takes more."""
 
   # What `ulimit -v` bounds: stacks of threads are most of it, though little of them is in use.
   addresses: int

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe import files
 from moe.chips import GIB
 
 _HEADER = (
@@ -41,6 +42,15 @@ def text(record: dict[str, Any]) -> str:
     f'{gib(record["compile_resident_bytes"])}'
   )
   return '\n'.join(lines)
+
+
+def try_record(path: str) -> None:
+  """UserError unless `record_plan` can write there: before a plan is compiled for minutes."""
+  if not path:
+    return
+  for file in (Path(path), Path(path).with_suffix('.md')):
+    files.must_be_file(file)
+  files.try_folder(Path(path).parent, 'the record')
 
 
 def record_plan(path: Path, record: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Small files: whole or not at all, strict JSON, tried before work."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     files.try_folder(tmp_path / 'file' / 'below', 'results')
   files.try_folder(tmp_path / 'new' / 'folder', 'results')
   assert list((tmp_path / 'new' / 'folder').iterdir()) == []
+
+
+def test_a_folder_that_takes_no_file_is_named_with_what_it_is_for(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise OSError(errno.EROFS, 'Read-only file system', 'x')
+
+  files.try_folder(tmp_path / 'new', 'the run')
+  monkeypatch.setattr(Path, 'write_bytes', refuse)
+  monkeypatch.setattr(Path, 'unlink', refuse)
+  with pytest.raises(UserError, match=r'^cannot write the run in .*: x: Read-only file system$'):
+    files.try_folder(tmp_path, 'the run')
 
 
 def test_who_waits_for_a_lock_is_told_what_its_file_says(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import ablations, scaling, validation
 from experiments.plans import PLANS
+from moe.errors import UserError
 from moe.planner import report
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +49,15 @@ def test_what_make_plan_plans_is_recorded():
   )
   listed = re.findall(r'(?:ablations|scaling|validation):\w+@\S+', done.stdout.replace(';', ' '))
   assert sorted(listed) == sorted(PLANS)
+
+
+def test_where_a_plan_is_to_be_recorded_is_tried_before(tmp_path):
+  report.try_record(str(tmp_path / 'new/plans.jsonl'))
+  (tmp_path / 'plans.md').mkdir()
+  (tmp_path / 'file').touch()
+  for name, wanted in (('plans.jsonl', 'plans.md must be a file'), ('file/x.jsonl', 'the record')):
+    with pytest.raises(UserError, match=wanted):
+      report.try_record(str(tmp_path / name))
 
 
 @pytest.mark.parametrize('record', RECORDS, ids=NAMES)
