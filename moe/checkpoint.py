@@ -169,6 +169,7 @@ class Checkpointer:
     tokenizer or text than the run that is to go on.
     """
     where = f'checkpoint step {step} in {self._directory}'
+    must_stay.check_can_go_on(small.has_training, where)
     compared = small.text is not None and self._text is not None
     stored = from_stored(small.config, f'{self._directory / str(step)}/config')
     if changed := must_stay.config_changes(stored, self._config, compared):

@@ -10,22 +10,25 @@ DIR/.lock        who trains in it
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 
 from moe import files
-from moe.config import Config, OpsConfig, from_stored
+from moe.config import Config, MeshConfig, OpsConfig, from_stored
 from moe.data.tokenizer import Tokenizer
 from moe.errors import UserError
 from moe.model import Transformer, init_params
+from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
-from moe.storage import checksums, must_stay, small_items
-from moe.storage.reading import attempt, available_steps, read_items
+from moe.parameters import shardings
+from moe.storage import arrays, checksums, must_stay, small_items
+from moe.storage.reading import attempt, available_steps
 
 _FOLDERS = ('checkpoints', 'tensorboard', 'unreadable')
 _FILES = (
@@ -41,32 +44,33 @@ class Run(NamedTuple):
 
   model: Transformer
   params: dict
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None  # None: weights of others, whose tokenizer is not read here
   config: Config
   step: int
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
-  """Opens the newest readable checkpoint of a run, or a given step:
-  model, params, tokenizer, config, step.
+def load_run(
+  workdir: str | os.PathLike,
+  step: int | None = None,
+  dtype: str | None = None,
+  mesh: Mesh | Mapping[str, int] | None = None,
+) -> Run:
+  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
 
-  Reads parameters only, onto this process's default device, whatever devices wrote them. `workdir`
-  may be in a bucket (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no
-  checkpoint, or not of the step, or unreadable.
+  Reads parameters only, whatever devices wrote them. `workdir` may be in a bucket (gs://BUCKET/DIR); nothing in it is
+  changed. UserError if there is no checkpoint, or not of the step, or unreadable.
+
+  Args:
+    dtype: 'bfloat16' or 'float32', of the parameters; without it, as they are stored.
+    mesh: where they are to lie, each process reading what its devices hold: a mesh of `moe.parallel.mesh`, or the sizes
+      of its axes, {'expert': 8}, the others 1; a model on several devices runs inside `mesh.use(mesh, zero)`. Without
+      it, this process's default device.
   """
-  given, workdir = workdir, folder(workdir)
-  directory = workdir / 'checkpoints'
-  steps, fault = attempt(lambda: available_steps(workdir))
-  if fault:
-    raise UserError(f'cannot list {directory}: {fault}')
-  if not steps:
-    raise UserError(f'no checkpoint in {directory}: train with --workdir={given} first')
-  if step is not None and step not in steps:
-    raise UserError(
-      f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}'
-    )
+  if dtype not in (None, 'bfloat16', 'float32'):
+    raise UserError(f"dtype={dtype!r} must be 'bfloat16' or 'float32', or None: as stored")
+  steps, directory = _steps(workdir, step), folder(workdir) / 'checkpoints'
   for candidate in [step] if step is not None else reversed(steps):
-    run, fault = attempt(lambda candidate=candidate: _load(directory, candidate))
+    run, fault = attempt(lambda candidate=candidate: _load(directory, candidate, dtype, mesh))
     if not fault:
       return run
     message = f'checkpoint step {candidate} in {directory} is unreadable: {fault}'
@@ -74,6 +78,12 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> Run:
       raise UserError(message)
     logging.error('%s', message)
   raise UserError(f'no checkpoint in {directory} can be read (steps {", ".join(map(str, steps))})')
+
+
+def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
+  """The newest checkpoint's step, or `step` itself. UserError if there is none."""
+  steps = _steps(workdir, step)
+  return steps[-1] if step is None else step
 
 
 def folder(workdir: str | os.PathLike) -> epath.Path:
@@ -138,10 +148,28 @@ def data_directory(config: Config, workdir: str | os.PathLike) -> epath.Path:
   return epath.Path(config.data.dir) if config.data.dir else epath.Path(folder(workdir)) / 'data'
 
 
+def _steps(workdir, step):
+  """Those there are, ascending. UserError if `step` is not among them, or there is none at all."""
+  given, workdir = workdir, folder(workdir)
+  directory = workdir / 'checkpoints'
+  steps, fault = attempt(lambda: available_steps(workdir))
+  if fault:
+    raise UserError(f'cannot list {directory}: {fault}')
+  if not steps:
+    raise UserError(f'no checkpoint in {directory}: train with --workdir={given} first')
+  if step is not None and step not in steps:
+    raise UserError(
+      f'no checkpoint of step {step} in {directory}; there are {", ".join(map(str, steps))}'
+    )
+  return steps
+
+
 def _check_config(config, workdir):
   """UserError if config.json, or the newest checkpoint's own config, is of another run."""
   path = workdir / 'config.json'
   step, own = _newest_items(workdir)
+  if own:
+    must_stay.check_can_go_on(own.has_training, f'{workdir}/checkpoints/{step}')
   compared = own is None or own.text is not None
   stored = []
   if path.exists():
@@ -172,19 +200,27 @@ def _newest_items(workdir):
   return 0, None
 
 
-def _load(directory, step):
+def _load(directory, step, dtype, mesh):
   path = directory / str(step)
   small = small_items.read(path)
   # The run's kernels need not exist on this machine.
   config = from_stored(small.config, f'{path}/config')
   config = dataclasses.replace(config, ops=OpsConfig('auto'))
+  if isinstance(mesh, Mapping):
+    config = dataclasses.replace(config, mesh=MeshConfig(**{'data': 1, **mesh}))
+    mesh = mesh_lib.make_mesh(config)
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-  params = read_items(path, params=ocp.args.StandardRestore(params))['params']
+  if mesh is None:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = jax.tree.map(lambda _: device, shapes)
+  else:
+    where = shardings(config, mesh, shapes)
+  params = arrays.read(path, 'params', shapes, where)
   if fault := checksums.difference(params, small.checksums['params']):
     raise ValueError(fault)
-  tokenizer = Tokenizer.from_bytes(small.tokenizer)
+  if dtype:
+    params = arrays.cast(params, dtype)
+  tokenizer = Tokenizer.from_bytes(small.tokenizer) if small.tokenizer else None
   if not small.checked:
     logging.error(
       'checkpoint step %d in %s is of an older version: its config and tokenizer have no checksums',

@@ -39,7 +39,7 @@ ORDER = [
   ['moe.storage'],
   ['moe.run'],
   ['moe.checkpoint'],
-  ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.analysis', 'moe.planner'],
+  ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.convert', 'moe.analysis', 'moe.planner'],
   ['experiments'],  # the config files, right in it
   ['experiments.studies'],
   ['experiments.corpora', 'experiments.benchmarks'],

@@ -15,6 +15,15 @@ from moe.errors import UserError
 _PLACES = ('data.sources', 'data.validation_sources', 'data.tokenizer')
 
 
+def check_can_go_on(has_training: bool, where: str) -> None:
+  """UserError for a checkpoint without optimizer and data."""
+  if not has_training:
+    raise UserError(
+      f'{where} holds weights only, converted from elsewhere: there is no training to go on with; '
+      'evaluate, sample or export it, and train with another --workdir'
+    )
+
+
 def config_changes(stored: Config, config: Config, text_is_compared: bool) -> str:
   """'', or the keys that differ though they decide a run's results, with both values.
 

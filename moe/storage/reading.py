@@ -52,18 +52,26 @@ def attempt(read: Callable) -> tuple[object, str]:
   return result, fault
 
 
-def read_items(path: epath.Path, **items) -> dict:
+def read_items(path: epath.Path, concurrent_gb: int | None = None, **items) -> dict:
   """Items of a checkpoint, without any other process: one that fails then leaves none waiting.
 
-  `path`: of the step. `items`: Orbax's arguments of restoring, by name.
+  `path`: of the step. `items`: Orbax's arguments of restoring, by name. `concurrent_gb`: of arrays, so much at
+  most is on its way to the devices.
   """
   own = ocp.options.MultiprocessingOptions(
     primary_host=jax.process_index(),
     active_processes={jax.process_index()},
     barrier_sync_key_prefix=f'process{jax.process_index()}',
   )
+  of_arrays = {
+    name: ocp.PyTreeCheckpointHandler(
+      restore_concurrent_gb=concurrent_gb, multiprocessing_options=own
+    )
+    for name, args in items.items()
+    if isinstance(args, ocp.args.PyTreeRestore)
+  }
   handler = ocp.CompositeCheckpointHandler(
-    composite_options=ocp.CompositeOptions(multiprocessing_options=own)
+    composite_options=ocp.CompositeOptions(multiprocessing_options=own), **of_arrays
   )
   with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=own)) as checkpointer:
     # epath would put the current directory before a bucket's address.

@@ -14,8 +14,9 @@ from moe.storage.reading import read_items
 
 
 class SmallItems(NamedTuple):
-  """As they were saved. `text` is None, and `checked` False,
-  of checkpoints from before these were kept.
+  """As they were saved. `text` is None, and `checked` False, of checkpoints from before these were kept.
+
+  `tokenizer` is empty where the run has none: weights of others whose tokenizer is not read.
   """
 
   config: dict
@@ -23,6 +24,11 @@ class SmallItems(NamedTuple):
   text: dict | None
   checksums: dict
   checked: bool
+
+  @property
+  def has_training(self) -> bool:
+    """Whether a run can go on from it: converted weights come without optimizer and data."""
+    return 'training' in self.checksums
 
 
 def to_save(config: dict, tokenizer: bytes, text: dict | None, of_rest: Mapping) -> dict:
@@ -33,9 +39,11 @@ def to_save(config: dict, tokenizer: bytes, text: dict | None, of_rest: Mapping)
     'tokenizer': checksums.of_bytes(tokenizer),
     'text': checksums.of_json(text),
   }
+  # Orbax saves no empty array.
+  model = {'model': np.frombuffer(tokenizer, np.uint8)}
   return {
     'config': ocp.args.JsonSave(config),
-    'tokenizer': ocp.args.StandardSave({'model': np.frombuffer(tokenizer, np.uint8)}),
+    **({'tokenizer': ocp.args.StandardSave(model)} if tokenizer else {}),
     'text': ocp.args.JsonSave({'identity': text}),
     'checksums': ocp.args.JsonSave(sums),
   }
@@ -46,15 +54,12 @@ def read(path: epath.Path) -> SmallItems:
   what Orbax raises if it cannot be read.
   """
   names = ['config', 'checksums'] + ['text'] * (path / 'text').is_dir()
-  found = read_items(
-    path,
-    tokenizer=ocp.args.StandardRestore(),
-    **{name: ocp.args.JsonRestore() for name in names},
-  )
+  tokenizer = {'tokenizer': ocp.args.StandardRestore()} if (path / 'tokenizer').is_dir() else {}
+  found = read_items(path, **tokenizer, **{name: ocp.args.JsonRestore() for name in names})
   sums = found['checksums']
   items = SmallItems(
     found['config'],
-    np.asarray(found['tokenizer']['model']).tobytes(),
+    np.asarray(found['tokenizer']['model']).tobytes() if tokenizer else b'',
     found['text']['identity'] if 'text' in found else None,
     sums,
     'config' in sums,

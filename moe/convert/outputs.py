@@ -1,0 +1,62 @@
+"""A folder that appears whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe import files
+from moe.errors import UserError, of_file
+from moe.run import folder
+
+
+def new_folder(flag: str, written: str | os.PathLike) -> Path:
+  """The path of a folder that is to be made. UserError if something is there, or nothing can be made there."""
+  if '://' in os.fspath(written):
+    raise UserError(f'--{flag}={written} must be a folder of this machine')
+  try:
+    path = Path(folder(written))
+  except UserError as error:
+    raise UserError(str(error).replace('--workdir', f'--{flag}')) from error
+  if os.path.lexists(path):
+    raise UserError(f'--{flag}={path} exists: name a folder that does not')
+  return path
+
+
+@contextlib.contextmanager
+def appearing(path: Path, size: int) -> Iterator[Path]:
+  """A folder to fill, which gets the name `path` when the block ends well, and is deleted when it does not.
+
+  Args:
+    size: bytes that will be written. UserError if the disk has less room.
+  """
+  parent = path.parent
+  files.try_folder(parent, path.name)
+  free = shutil.disk_usage(parent).free
+  if free < size:
+    raise UserError(
+      f'not enough room in {parent}: {size / 1e9:,.2f} GB needed, {free / 1e9:,.2f} GB free'
+    )
+  beside = parent / f'.{path.name}.partial'
+  beside.mkdir(exist_ok=True)
+
+  def refuse(_):
+    raise UserError(f'{beside} is being written by another process')
+
+  with files.locked(beside, refuse):
+    try:
+      # What a killed process has left.
+      _empty(beside)
+      yield beside
+      os.rename(beside, path)
+    except OSError as error:
+      raise of_file(error, path) from error
+    finally:
+      if beside.exists():
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _empty(path):
+  for each in path.iterdir():
+    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()

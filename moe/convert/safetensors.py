@@ -1,0 +1,299 @@
+"""The safetensors format, read and written by position: a file is never mapped, so that no page of it counts as ours.
+
+A file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, and the tensors'
+bytes, row-major, little-endian, without gaps. Several files are shards, which model.safetensors.index.json lists.
+https://github.com/huggingface/safetensors
+"""
+
+import contextlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from moe import files
+from moe.convert.table import first
+from moe.errors import UserError, of_file
+
+DTYPES = {
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F16': np.dtype(np.float16),
+  'F32': np.dtype(np.float32),
+}
+INDEX = 'model.safetensors.index.json'
+_LARGEST_HEADER = 100_000_000  # bytes, as the format says
+
+
+class Tensor(NamedTuple):
+  """Where a tensor lies."""
+
+  name: str
+  dtype: str  # as the format writes it, 'BF16'
+  shape: tuple[int, ...]
+  file: Path
+  begin: int  # byte of the file
+  size: int  # bytes
+
+
+class Reader:
+  """The tensors of a folder, read a few rows at a time."""
+
+  def __init__(self, tensors: Mapping[str, Tensor]):
+    self.tensors = tensors
+    self._stack = contextlib.ExitStack()
+    self._open: dict[Path, int] = {}
+
+  def __enter__(self) -> 'Reader':
+    for path in sorted({tensor.file for tensor in self.tensors.values()}):
+      try:
+        self._open[path] = os.open(path, os.O_RDONLY)
+      except OSError as error:
+        self._stack.close()
+        raise of_file(error, path) from error
+      self._stack.callback(os.close, self._open[path])
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._stack.close()
+
+  def read(self, name: str, row: int, block: np.ndarray) -> None:
+    """Fills a contiguous block [rows, columns] of the file's type, from a row of the tensor on. Any thread may call."""
+    tensor = self.tensors[name]
+    at = tensor.begin + row * block.shape[1] * block.itemsize
+    left = memoryview(block.reshape(-1).view(np.uint8))
+    while left:
+      try:
+        count = os.preadv(self._open[tensor.file], [left], at)
+      except OSError as error:
+        raise of_file(error, tensor.file) from error
+      if not count:
+        raise UserError(f'{tensor.file} is truncated: {name} ends beyond it')
+      left, at = left[count:], at + count
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+  """Every tensor of a checkpoint, by name. UserError where files and index disagree, or a file is no safetensors file.
+
+  Headers are read, and nothing else.
+  """
+  weight_map = _read_index(folder)
+  if weight_map is None:
+    paths = sorted(folder.glob('*.safetensors'))
+  else:
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
+  if not paths:
+    other = sorted(path.name for path in folder.glob('*.bin'))
+    raise UserError(
+      f'{folder} has no *.safetensors file'
+      + (
+        f' (but {first(other)}, which hold pickled Python: save them as safetensors)'
+        if other
+        else ''
+      )
+    )
+  tensors: dict[str, Tensor] = {}
+  for path in paths:
+    for tensor in _read_header(path):
+      if tensor.name in tensors:
+        raise UserError(
+          f'the tensor {tensor.name} is given twice: in {tensors[tensor.name].file.name} and in {path.name} of {folder}'
+        )
+      tensors[tensor.name] = tensor
+  if weight_map is not None:
+    _compare(folder, weight_map, tensors)
+  return tensors
+
+
+class Planned(NamedTuple):
+  """A file to be written: its header, and where every tensor begins and ends."""
+
+  name: str
+  header: bytes
+  spans: dict[str, tuple[int, int]]
+  size: int
+
+
+def plan(
+  shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], largest: int
+) -> list[Planned]:
+  """Shards of at most `largest` bytes, or of one tensor that is larger, in the order of `shapes`."""
+  sizes = {name: math.prod(shape) * DTYPES[dtypes[name]].itemsize for name, shape in shapes.items()}
+  groups: list[list[str]] = [[]]
+  total = 0
+  for name, size in sizes.items():
+    if groups[-1] and total + size > largest:
+      groups.append([])
+      total = 0
+    groups[-1].append(name)
+    total += size
+  planned = []
+  for number, names in enumerate(groups, start=1):
+    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    for name in names:
+      offsets = [end, end + sizes[name]]
+      header[name] = {'dtype': dtypes[name], 'shape': list(shapes[name]), 'data_offsets': offsets}
+      end = offsets[1]
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    begin = 8 + len(text)
+    spans = {name: tuple(begin + at for at in header[name]['data_offsets']) for name in names}
+    file = f'model-{number:05}-of-{len(groups):05}.safetensors'
+    planned.append(Planned(file, struct.pack('<Q', len(text)) + text, spans, begin + end))
+  return planned
+
+
+class Writer:
+  """Planned files in a folder, written at any place in any order."""
+
+  def __init__(self, folder: Path, planned: Sequence[Planned]):
+    self._folder, self._planned = folder, planned
+    self._stack = contextlib.ExitStack()
+    self._open: dict[str, tuple[int, int]] = {}  # by tensor: descriptor, first byte
+
+  def __enter__(self) -> 'Writer':
+    for file in self._planned:
+      descriptor = os.open(self._folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+      self._stack.callback(os.close, descriptor)
+      self._stack.callback(os.fsync, descriptor)
+      _write(descriptor, file.header, 0)
+      os.ftruncate(descriptor, file.size)
+      self._open |= {name: (descriptor, begin) for name, (begin, _) in file.spans.items()}
+    return self
+
+  def __exit__(self, *raised) -> None:
+    if raised[0]:
+      self._stack.pop_all()
+      return
+    self._stack.close()
+
+  def write(self, name: str, row: int, column: int, width: int, block: np.ndarray) -> None:
+    """Writes a block [rows, columns] at a row and column of a tensor of `width` columns. Any thread may call."""
+    descriptor, begin = self._open[name]
+    at = begin + (row * width + column) * block.itemsize
+    if block.shape[1] == width:
+      _write(descriptor, np.ascontiguousarray(block).reshape(-1).view(np.uint8), at)
+      return
+    for line in block:
+      _write(descriptor, np.ascontiguousarray(line).view(np.uint8), at)
+      at += width * block.itemsize
+
+
+def index(planned: Sequence[Planned]) -> dict:
+  """The content of model.safetensors.index.json."""
+  total = sum(end - begin for file in planned for begin, end in file.spans.values())
+  weight_map = {name: file.name for file in planned for name in file.spans}
+  return {'metadata': {'total_size': total}, 'weight_map': weight_map}
+
+
+def _write(descriptor, content, at):
+  left = memoryview(content)
+  while left:
+    count = os.pwrite(descriptor, left, at)
+    left, at = left[count:], at + count
+
+
+def _read_index(folder):
+  """{tensor: file} of the index; None without one."""
+  path = folder / INDEX
+  try:
+    weight_map = files.read_json(path).get('weight_map')
+  except FileNotFoundError:
+    return None
+  except OSError as error:
+    raise of_file(error, path) from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON of an index ({error})') from error
+  plain = isinstance(weight_map, dict) and all(
+    isinstance(name, str) and name == os.path.basename(name) for name in weight_map.values()
+  )
+  if not plain or not weight_map:
+    raise UserError(f"{path} has no 'weight_map' of tensors to files beside it")
+  return weight_map
+
+
+def _compare(folder, weight_map, tensors):
+  """UserError unless every file has the tensors that the index says, and no other."""
+  for name, file in weight_map.items():
+    if name not in tensors:
+      raise UserError(f'{folder / INDEX} says that {name} is in {file}: it is not')
+    if tensors[name].file.name != file:
+      raise UserError(
+        f'{folder / INDEX} says that {name} is in {file}: it is in {tensors[name].file.name}'
+      )
+  if extra := [name for name in tensors if name not in weight_map]:
+    raise UserError(
+      f'{tensors[extra[0]].file} has tensors that {INDEX} does not list: {first(extra)}'
+    )
+
+
+def _read_header(path: Path) -> Iterator[Tensor]:
+  """The tensors of a file. UserError unless it is whole."""
+  try:
+    with open(path, 'rb') as file:
+      size = os.fstat(file.fileno()).st_size
+      (length,) = struct.unpack('<Q', file.read(8).ljust(8, b'\xff'))
+      if length > min(_LARGEST_HEADER, size - 8):
+        raise UserError(
+          f'{path} is damaged or truncated: its header would be {length:,} bytes long'
+        )
+      text = file.read(length)
+  except FileNotFoundError as error:
+    raise UserError(f'{path} is missing: {INDEX} lists it') from error
+  except OSError as error:
+    raise of_file(error, path) from error
+  try:
+    header = json.loads(text.decode('utf-8'), object_pairs_hook=lambda pairs: _once(pairs, path))
+    entries = {name: entry for name, entry in header.items() if name != '__metadata__'}
+    found = [
+      Tensor(
+        name,
+        str(entry['dtype']),
+        tuple(map(_count, entry['shape'])),
+        path,
+        8 + length + _count(entry['data_offsets'][0]),
+        _count(entry['data_offsets'][1]) - entry['data_offsets'][0],
+      )
+      for name, entry in entries.items()
+    ]
+  except UserError:
+    raise
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    raise UserError(f'{path} is damaged: its header is not that of a safetensors file') from error
+  _check_spans(path, found, 8 + length, size)
+  return iter(found)
+
+
+def _check_spans(path, tensors, begin, size):
+  """UserError unless the tensors fill a file without gaps, each as large as its shape and type say."""
+  end = begin
+  for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.size)):
+    known = DTYPES.get(tensor.dtype)
+    if tensor.begin != end or (known and tensor.size != math.prod(tensor.shape) * known.itemsize):
+      raise UserError(f'{path} is damaged: {tensor.name} does not lie where its header says')
+    end += tensor.size
+  if end > size:
+    raise UserError(f'{path} is truncated: {size:,} bytes of {end:,}')
+  if end < size:
+    raise UserError(f'{path} is damaged: {size - end:,} bytes of it belong to no tensor')
+
+
+def _once(pairs, path):
+  """An object of the header, each name given once."""
+  found = dict(pairs)
+  if len(found) != len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f'{path}: {twice} is given twice')
+  return found
+
+
+def _count(value):
+  if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    raise ValueError(f'{value!r} is no count')
+  return value
