@@ -101,7 +101,7 @@ VARIANTS = {
   # Their training settings are not published here: the 16B's.
   'deepseek_7b': _TRAINING_16B | _VOCABULARY | _shape(30, 4096, 32) | variants.dense(30, 11_008),
   'llama2_7b': _TRAINING_16B
-  | {'model.vocab_size': 32_000}
+  | {'model.vocab_size': 32_000, 'model.norm_eps': 1e-5}
   | _shape(32, 4096, 32)
   | variants.dense(32, 11_008),
   'deepseek_moe_145b': _BASE_145B

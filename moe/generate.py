@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from moe.config import Config
-from moe.data.tokenizer import Tokenizer
+from moe.data.tokenizer import Tokenizer, must_have
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
 from moe.run import Run
@@ -72,7 +72,7 @@ def generate(
     raise UserError(f'seed={seed} must be at least 0 and at most {_SEEDS - 1}')
   for prompt in prompts:
     _check_unicode(prompt)
-  tokenizer, context = run.tokenizer, run.config.data.seq_len
+  tokenizer, context = must_have(run.tokenizer), run.config.data.seq_len
   prompt_ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
   for prompt, ids in zip(prompts, prompt_ids, strict=True):
     if len(ids) > context:

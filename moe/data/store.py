@@ -30,7 +30,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from moe import files
-from moe.data.tokenizer import Lost, Tokenizer
+from moe.data.tokenizer import Lost, Tokenizer, must_have
 from moe.errors import UserError
 
 FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
@@ -245,7 +245,7 @@ class PreparedData:
     return text
 
 
-def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> PreparedData:
+def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer | None) -> PreparedData:
   """The held-out text of a complete directory, without its training text.
   Nothing is built where there is none.
 
@@ -253,6 +253,7 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer) -> Prepare
   folder, which goes with the process. UserError if there is no prepared data, it is damaged,
   or not of `tokenizer`'s tokens.
   """
+  tokenizer = must_have(tokenizer)
   directory = epath.Path(os.path.expanduser(directory))
   metadata = read_metadata(directory)
   if metadata is None:

@@ -156,6 +156,15 @@ class Tokenizer:
     return _unescape(self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size]))
 
 
+def must_have(tokenizer: Tokenizer | None) -> Tokenizer:
+  """A run's tokenizer. UserError where it has none: it holds weights of others, whose tokenizer is not read here."""
+  if tokenizer is None:
+    raise UserError(
+      'the run has no tokenizer: it was converted without one, and takes token ids only'
+    )
+  return tokenizer
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Trains BPE on `texts` (all held in memory), deterministically.
 
