@@ -3,8 +3,9 @@
   python -m launch.convert --from=HF_DIR --workdir=RUN [--dtype=bfloat16|float32]
   python -m launch.convert --to=hf --workdir=RUN --out=DIR [--step=N] [--dtype=…]
 
-The first makes RUN, which launch.evaluate, launch.generate and notebooks open; the second makes DIR. Neither writes
-over anything, and what cannot be converted exactly is refused by name. docs/weights.md has more.
+The first makes RUN, which launch.evaluate, launch.generate and notebooks open;
+the second makes DIR. Neither writes over anything, and what cannot be converted exactly is refused
+by name. docs/weights.md has more.
 """
 
 from absl import flags

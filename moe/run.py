@@ -55,16 +55,19 @@ def load_run(
   dtype: str | None = None,
   mesh: Mesh | Mapping[str, int] | None = None,
 ) -> Run:
-  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer, config, step.
+  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer,
+  config, step.
 
-  Reads parameters only, whatever devices wrote them. `workdir` may be in a bucket (gs://BUCKET/DIR); nothing in it is
-  changed. UserError if there is no checkpoint, or not of the step, or unreadable.
+  Reads parameters only, whatever devices wrote them. `workdir` may be in a bucket
+  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint,
+  or not of the step, or unreadable.
 
   Args:
     dtype: 'bfloat16' or 'float32', of the parameters; without it, as they are stored.
-    mesh: where they are to lie, each process reading what its devices hold: a mesh of `moe.parallel.mesh`, or the sizes
-      of its axes, {'expert': 8}, the others 1; a model on several devices runs inside `mesh.use(mesh, zero)`. Without
-      it, this process's default device.
+    mesh: where they are to lie, each process reading what its devices hold:
+      a mesh of `moe.parallel.mesh`, or the sizes of its axes, {'expert': 8}, the others 1.
+      A model on several devices runs inside `mesh.use(mesh, zero)`.
+      Without it, this process's default device.
   """
   if dtype not in (None, 'bfloat16', 'float32'):
     raise UserError(f"dtype={dtype!r} must be 'bfloat16' or 'float32', or None: as stored")

@@ -37,9 +37,11 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
   """Makes the run's folder `workdir` of the checkpoint in `source`.
 
   Args:
-    dtype: 'bfloat16' or 'float32', of the parameters and of what is computed; without it, as the file has them.
+    dtype: 'bfloat16' or 'float32', of the parameters and of what is computed; without it,
+      as the file has them.
 
-  UserError for whatever in config.json or the files the model cannot hold; then there is no `workdir`.
+  UserError for whatever in config.json or the files the model cannot hold;
+  then there is no `workdir`.
   """
   source, target = Path(source).expanduser(), new_folder('workdir', workdir)
   hf = HFConfig.read(source)
@@ -103,7 +105,9 @@ def _computed_in(hf, dtype) -> dict[str, Any]:
 
 
 def _placed(layout: str, config: Config, tensors: Mapping) -> Sequence[Placed]:
-  """The table that fits the files. UserError unless it and they have the same tensors, of the same shapes."""
+  """The table that fits the files. UserError unless it and they have the same tensors,
+  of the same shapes.
+  """
   made = {
     name: table.place(entries, config, layout)
     for name, entries in LAYOUTS[layout].tables(config).items()
@@ -122,17 +126,20 @@ def _placed(layout: str, config: Config, tensors: Mapping) -> Sequence[Placed]:
     )
   if extra := [name for name in tensors if name not in shapes and name not in derived]:
     raise UserError(
-      f'{folder} has {len(extra):,} tensors that its config.json does not account for: {table.first(extra)}'
+      f'{folder} has {len(extra):,} tensors that its config.json does not account for: '
+      f'{table.first(extra)}'
     )
   for name, shape in shapes.items():
     if tensors[name].shape != shape:
       raise UserError(
-        f'{tensors[name].file}: {name} has the shape {list(tensors[name].shape)}; by config.json it is {list(shape)}'
+        f'{tensors[name].file}: {name} has the shape {list(tensors[name].shape)}; '
+        f'by config.json it is {list(shape)}'
       )
     if tensors[name].dtype not in safetensors.DTYPES:
       raise UserError(
         f'{tensors[name].file}: {name} is of type {tensors[name].dtype}; '
-        f'of quantised checkpoints the original is needed, in one of {", ".join(safetensors.DTYPES)}'
+        f'of quantised checkpoints the original is needed, in one of '
+        f'{", ".join(safetensors.DTYPES)}'
       )
   return placed
 

@@ -1,4 +1,6 @@
-"""config.json of a checkpoint, read key by key: what nobody has asked for is told, or refused where it may matter."""
+"""config.json of a checkpoint, read key by key: what nobody has asked for is told,
+or refused where it may matter.
+"""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -7,14 +9,19 @@ from typing import Any
 from moe import files
 from moe.errors import UserError, of_file
 
-# Of the text, of how a program runs, or of where a file came from: no part of what a model computes.
-IRRELEVANT = frozenset({
-  *('architectures', 'auto_map', 'model_type', 'transformers_version', '_name_or_path', 'name_or_path'),
-  *('bos_token_id', 'eos_token_id', 'pad_token_id', 'unk_token_id', 'use_cache', 'pretraining_tp'),
-  *('return_dict', 'output_attentions', 'output_hidden_states', 'torchscript', 'ep_size', 'language'),
-  # What computes it, not what is computed.
-  *('_attn_implementation', '_attn_implementation_autoset', 'attn_implementation'),
-})  # fmt: skip
+# Of the text, of how a program runs, or of where a file came from:
+# no part of what a model computes.
+IRRELEVANT = frozenset(
+  {
+    *('architectures', 'auto_map', 'model_type', 'transformers_version'),
+    *('_name_or_path', 'name_or_path', 'language'),
+    *('bos_token_id', 'eos_token_id', 'pad_token_id', 'unk_token_id'),
+    *('return_dict', 'output_attentions', 'output_hidden_states', 'torchscript'),
+    # How it is computed, not what.
+    *('use_cache', 'pretraining_tp', 'ep_size', 'attn_implementation'),
+    *('_attn_implementation', '_attn_implementation_autoset'),
+  }
+)
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
@@ -45,7 +52,7 @@ class HFConfig:
     return self._values
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """What the format means by `default` where it is absent or null. UserError without one, or for no integer."""
+    """`default` where it is absent or null. UserError without one, or for no integer."""
     return self._number(key, int, default)
 
   def real(self, key: str, default: float | None = None) -> float:
@@ -73,7 +80,9 @@ class HFConfig:
     return UserError(f'{self._where}: {key}={self._values.get(key)!r} must be {words}')
 
   def finish(self, irrelevant: Collection[str] = ()) -> None:
-    """UserError for a key that nobody knows and that says something: it may change what the model computes."""
+    """UserError for a key that nobody knows and that says something:
+    it may change what the model computes.
+    """
     unknown = {
       key: value
       for key, value in self._values.items()

@@ -12,7 +12,9 @@ from moe.run import folder
 
 
 def new_folder(flag: str, written: str | os.PathLike) -> Path:
-  """The path of a folder that is to be made. UserError if something is there, or nothing can be made there."""
+  """The path of a folder that is to be made. UserError if something is there,
+  or nothing can be made there.
+  """
   if '://' in os.fspath(written):
     raise UserError(f'--{flag}={written} must be a folder of this machine')
   try:
@@ -26,7 +28,8 @@ def new_folder(flag: str, written: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def appearing(path: Path, size: int) -> Iterator[Path]:
-  """A folder to fill, which gets the name `path` when the block ends well, and is deleted when it does not.
+  """A folder to fill, which gets the name `path` when the block ends well,
+  and is deleted when it does not.
 
   Args:
     size: bytes that will be written. UserError if the disk has less room.

@@ -1,7 +1,9 @@
-"""A checkpoint's parameters, written and read a box at a time, in as much memory as a few boxes take.
+"""A checkpoint's parameters, written and read a box at a time,
+in as much memory as a few boxes take.
 
-What is written is Orbax's own format: `Handler` stands where its handler of arrays would, and Orbax does the rest. The
-arrays are not compressed: bfloat16 weights hardly shrink, and reading them back costs no more than their bytes.
+What is written is Orbax's own format: `Handler` stands where its handler of arrays would,
+and Orbax does the rest. The arrays are not compressed: bfloat16 weights hardly shrink,
+and reading them back costs no more than their bytes.
 """
 
 import concurrent.futures
@@ -50,7 +52,9 @@ class Stored(NamedTuple):
 
 
 def chunks_for(placed: Placed, itemsize: int) -> tuple[int, ...]:
-  """The shape of what a file stores together: of one matrix, and of a width what one of several devices has."""
+  """The shape of what a file stores together: of one matrix,
+  and of a width what one of several devices has.
+  """
   shape = [1 if i < placed.stacked else n for i, n in enumerate(placed.shape)]
   if math.prod(shape) * itemsize > _CHUNK // 4 and 'width' in placed.axes:
     width = placed.axes.index('width')
@@ -64,7 +68,8 @@ def chunks_for(placed: Placed, itemsize: int) -> tuple[int, ...]:
 
 
 def boxes(placed: Placed, chunks: Sequence[int], itemsize: int) -> Iterator[Box]:
-  """Boxes of whole chunks that make up a parameter, each of about _BOX bytes, or of one chunk that is larger.
+  """Boxes of whole chunks that make up a parameter, each of about _BOX bytes,
+  or of one chunk that is larger.
 
   They grow along the file's columns first, then its rows, then over experts and layers.
   """
@@ -82,7 +87,8 @@ def boxes(placed: Placed, chunks: Sequence[int], itemsize: int) -> Iterator[Box]
 
 
 def save(path: Path, tree: dict, others: dict, progress: Callable[[int], None]) -> dict[str, int]:
-  """Writes a step's folder: the items `params`, a tree of `Source`, and `others`; returns the checksums of params.
+  """Writes a step's folder: the items `params`, a tree of `Source`, and `others`;
+  returns the checksums of params.
 
   progress: is told of bytes written. What a source raises is raised here.
   """
@@ -183,7 +189,9 @@ def _create(source, info):
 
 
 def open_stored(path: Path, name: str) -> Stored:
-  """A parameter, by its dotted name, of the step in `path`. What TensorStore raises if it cannot be opened."""
+  """A parameter, by its dotted name, of the step in `path`. What TensorStore raises if it cannot
+  be opened.
+  """
   base = f'file://{path.absolute()}/params/'
   spec = {'driver': 'zarr', 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}}
   array = ts.open(spec, open=True, read=True).result()
@@ -196,7 +204,9 @@ def keystr(name: str) -> str:
 
 
 def run(work: Iterable[tuple], stop: threading.Event | None = None) -> Iterator:
-  """The results of (function, arguments…), a few at a time. What one raises, or `stop`, ends the others."""
+  """The results of (function, arguments…), a few at a time. What one raises, or `stop`,
+  ends the others.
+  """
   with concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
     futures = [pool.submit(*each) for each in work]
     try:

@@ -1,7 +1,9 @@
-"""The safetensors format, read and written by position: a file is never mapped, so that no page of it counts as ours.
+"""The safetensors format, read and written by position: a file is never mapped,
+so that no page of it counts as ours.
 
-A file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, and the tensors'
-bytes, row-major, little-endian, without gaps. Several files are shards, which model.safetensors.index.json lists.
+A file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape,
+data_offsets}}, and the tensors' bytes, row-major, little-endian, without gaps.
+Several files are shards, which model.safetensors.index.json lists.
 https://github.com/huggingface/safetensors
 """
 
@@ -63,7 +65,9 @@ class Reader:
     self._stack.close()
 
   def read(self, name: str, row: int, block: np.ndarray) -> None:
-    """Fills a contiguous block [rows, columns] of the file's type, from a row of the tensor on. Any thread may call."""
+    """Fills a contiguous block [rows, columns] of the file's type, from a row of the tensor on.
+    Any thread may call.
+    """
     tensor = self.tensors[name]
     at = tensor.begin + row * block.shape[1] * block.itemsize
     left = memoryview(block.reshape(-1).view(np.uint8))
@@ -78,7 +82,8 @@ class Reader:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-  """Every tensor of a checkpoint, by name. UserError where files and index disagree, or a file is no safetensors file.
+  """Every tensor of a checkpoint, by name. UserError where files and index disagree,
+  or a file is no safetensors file.
 
   Headers are read, and nothing else.
   """
@@ -102,7 +107,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     for tensor in _read_header(path):
       if tensor.name in tensors:
         raise UserError(
-          f'the tensor {tensor.name} is given twice: in {tensors[tensor.name].file.name} and in {path.name} of {folder}'
+          f'the tensor {tensor.name} is given twice: in {tensors[tensor.name].file.name} and in '
+          f'{path.name} of {folder}'
         )
       tensors[tensor.name] = tensor
   if weight_map is not None:
@@ -122,7 +128,9 @@ class Planned(NamedTuple):
 def plan(
   shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], largest: int
 ) -> list[Planned]:
-  """Shards of at most `largest` bytes, or of one tensor that is larger, in the order of `shapes`."""
+  """Shards of at most `largest` bytes, or of one tensor that is larger,
+  in the order of `shapes`.
+  """
   sizes = {name: math.prod(shape) * DTYPES[dtypes[name]].itemsize for name, shape in shapes.items()}
   groups: list[list[str]] = [[]]
   total = 0
@@ -173,7 +181,9 @@ class Writer:
     self._stack.close()
 
   def write(self, name: str, row: int, column: int, width: int, block: np.ndarray) -> None:
-    """Writes a block [rows, columns] at a row and column of a tensor of `width` columns. Any thread may call."""
+    """Writes a block [rows, columns] at a row and column of a tensor of `width` columns.
+    Any thread may call.
+    """
     descriptor, begin = self._open[name]
     at = begin + (row * width + column) * block.itemsize
     if block.shape[1] == width:
@@ -270,7 +280,9 @@ def _read_header(path: Path) -> Iterator[Tensor]:
 
 
 def _check_spans(path, tensors, begin, size):
-  """UserError unless the tensors fill a file without gaps, each as large as its shape and type say."""
+  """UserError unless the tensors fill a file without gaps, each as large as its shape and type
+  say.
+  """
   end = begin
   for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.size)):
     known = DTYPES.get(tensor.dtype)

@@ -1,7 +1,8 @@
 """A layout's table: which tensor of a file holds which parameter, and how it lies in it.
 
-Every tensor is looked at as a matrix [rows, columns], whatever its axes: [out, in] of a linear layer, [E · out, in] of
-stacked experts, [1, D] of a norm's scale. A parameter is a stack of matrices, by layer and by expert.
+Every tensor is looked at as a matrix [rows, columns], whatever its axes:
+[out, in] of a linear layer, [E · out, in] of stacked experts, [1, D] of a norm's scale.
+A parameter is a stack of matrices, by layer and by expert.
 """
 
 import math
@@ -77,7 +78,9 @@ class Placed:
         yield name, shape
 
   def pieces(self, box: Sequence[slice]) -> Iterator[Piece]:
-    """The blocks of matrices that make up a box of the parameter, which has a slice for every dimension."""
+    """The blocks of matrices that make up a box of the parameter,
+    which has a slice for every dimension.
+    """
     stacks, core = box[: self.stacked], list(box[self.stacked :])
     core = [slice(0, 1), *core] if len(core) == 1 else core
     rows, columns = core[::-1] if self.entry.transposed else core
@@ -101,7 +104,9 @@ class Placed:
     return content.reshape(*content.shape[:-2], content.shape[-1]) if is_scale else content
 
   def in_file_order(self, array):
-    """A box of the parameter as matrices of the file, or back: a view. NumPy's arrays and TensorStore's."""
+    """A box of the parameter as matrices of the file, or back: a view.
+    NumPy's arrays and TensorStore's.
+    """
     if not self.entry.transposed:
       return array
     axes = [*range(len(self.shape))]
@@ -120,7 +125,9 @@ class Placed:
 
 
 def place(table: Sequence[Entry], config: Config, layout: str) -> list[Placed]:
-  """The table's entries with the shapes of a config's parameters. UserError names parameters that have no entry."""
+  """The table's entries with the shapes of a config's parameters.
+  UserError names parameters that have no entry.
+  """
   import jax
 
   from moe.parallel.sharding import is_declared
@@ -135,7 +142,9 @@ def place(table: Sequence[Entry], config: Config, layout: str) -> list[Placed]:
 
 
 def tensor_shapes(placed: Sequence[Placed]) -> dict[str, tuple[int, ...]]:
-  """{name: shape} of all tensors, in the order in which files have them: embedding, layers, the rest."""
+  """{name: shape} of all tensors, in the order in which files have them: embedding, layers,
+  the rest.
+  """
   shapes = {name: shape for each in placed for name, shape in each.tensors()}
   return dict(sorted(shapes.items(), key=lambda item: _order(item[0])))
 

@@ -84,7 +84,9 @@ def to_hf(
 
 
 def _open(path, placed):
-  """{name: Stored}. ValueError where a shape is not the config's, or the type none that is written."""
+  """{name: Stored}. ValueError where a shape is not the config's,
+  or the type none that is written.
+  """
   stored = {each.name: parameters.open_stored(path, each.name) for each in placed}
   for each in placed:
     array = stored[each.name].array
@@ -128,7 +130,8 @@ def _check(path, sums, expected):
   """UserError unless what was read is what the run has saved."""
   if different := [name for name, value in sums.items() if expected.get(name) != value]:
     raise UserError(
-      f'{path} is damaged: the bytes of {different[0]} are not those that were saved; give another --step'
+      f'{path} is damaged: the bytes of {different[0]} are not those that were saved; '
+      f'give another --step'
     )
 
 

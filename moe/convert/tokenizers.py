@@ -12,7 +12,9 @@ _SENTENCEPIECE, _HF = 'tokenizer.model', 'tokenizer.json'
 
 
 def find(source: Path) -> tuple[Tokenizer | None, str]:
-  """The tokenizer of a folder, and what there is to tell of it. UserError for one that cannot be read."""
+  """The tokenizer of a folder, and what there is to tell of it.
+  UserError for one that cannot be read.
+  """
   if (source / _SENTENCEPIECE).exists():
     return Tokenizer.from_file(source / _SENTENCEPIECE), ''
   without = 'the run has no tokenizer: programs that take text refuse it, token ids work'
@@ -22,7 +24,9 @@ def find(source: Path) -> tuple[Tokenizer | None, str]:
 
 
 def write(tokenizer: Tokenizer | None, target: Path) -> dict[str, int]:
-  """Writes a run's tokenizer into a folder for others, and returns its token ids as config.json names them."""
+  """Writes a run's tokenizer into a folder for others, and returns its token ids as config.json
+  names them.
+  """
   if tokenizer is None:
     return {}
   files.replace(target / _SENTENCEPIECE, tokenizer.to_bytes())

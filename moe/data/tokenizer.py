@@ -157,7 +157,9 @@ class Tokenizer:
 
 
 def must_have(tokenizer: Tokenizer | None) -> Tokenizer:
-  """A run's tokenizer. UserError where it has none: it holds weights of others, whose tokenizer is not read here."""
+  """A run's tokenizer. UserError where it has none: it holds weights of others,
+  whose tokenizer is not read here.
+  """
   if tokenizer is None:
     raise UserError(
       'the run has no tokenizer: it was converted without one, and takes token ids only'

@@ -1,4 +1,6 @@
-"""Arrays of a checkpoint, read in the type they are stored in, each device's part straight to it."""
+"""Arrays of a checkpoint, read in the type they are stored in,
+each device's part straight to it.
+"""
 
 import math
 
@@ -34,7 +36,9 @@ def read(path: epath.Path, item: str, shapes: dict, where: dict) -> dict:
 
 
 def cast(tree: dict, dtype: str) -> dict:
-  """The tree with arrays of another type. Takes those of `tree` one by one: never all are there twice."""
+  """The tree with arrays of another type. Takes those of `tree` one by one:
+  never all are there twice.
+  """
   leaves, structure = jax.tree.flatten(tree)
   tree.clear()
   for i, leaf in enumerate(leaves):

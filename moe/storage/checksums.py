@@ -23,9 +23,11 @@ def of_arrays(tree) -> dict[str, int]:
 
 
 def of_part(part: np.ndarray, begins: Sequence[int], strides: Sequence[int]) -> int:
-  """What a box of an array adds to its checksum: that of the array is the sum of its boxes', modulo 2³².
+  """What a box of an array adds to its checksum: that of the array is the sum of its boxes',
+  modulo 2³².
 
-  An element's index is a sum over dimensions: sums over all other dimensions are all that is needed of the elements.
+  An element's index is a sum over dimensions: sums over all other dimensions are all that is
+  needed of the elements.
 
   Args:
     part: the box, its dimensions in any order; fastest where it is contiguous.

@@ -55,8 +55,8 @@ def attempt(read: Callable) -> tuple[object, str]:
 def read_items(path: epath.Path, concurrent_gb: int | None = None, **items) -> dict:
   """Items of a checkpoint, without any other process: one that fails then leaves none waiting.
 
-  `path`: of the step. `items`: Orbax's arguments of restoring, by name. `concurrent_gb`: of arrays, so much at
-  most is on its way to the devices.
+  `path`: of the step. `items`: Orbax's arguments of restoring, by name. `concurrent_gb`:
+  of arrays, so much at most is on its way to the devices.
   """
   own = ocp.options.MultiprocessingOptions(
     primary_host=jax.process_index(),

@@ -14,7 +14,8 @@ from moe.storage.reading import read_items
 
 
 class SmallItems(NamedTuple):
-  """As they were saved. `text` is None, and `checked` False, of checkpoints from before these were kept.
+  """As they were saved. `text` is None, and `checked` False,
+  of checkpoints from before these were kept.
 
   `tokenizer` is empty where the run has none: weights of others whose tokenizer is not read.
   """

@@ -1,4 +1,6 @@
-"""Layouts: one file each, and the only list of them. A new one is a file with a `Layout` and a line in LAYOUTS."""
+"""Layouts: one file each, and the only list of them. A new one is a file with a `Layout` and a
+line in LAYOUTS.
+"""
 
 from moe.config import Config
 from moe.convert.layouts import deepseek, llama

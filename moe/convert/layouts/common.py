@@ -18,7 +18,8 @@ class Layout(NamedTuple):
   to_config: Callable[[HFConfig], dict[str, Any]]
   # Config → config.json, without types and token ids. UserError for what the layout cannot express.
   to_json: Callable[[Config], dict[str, Any]]
-  # The tables of a model, the one that is written first; others hold the same parameters in other tensors.
+  # The tables of a model, the one that is written first; others hold the same parameters in other
+  # tensors.
   tables: Callable[[Config], dict[str, Sequence[Entry]]]
   # Tensors that some files have beside the parameters, and that config.json already says.
   derived: tuple[str, ...] = ()
@@ -90,7 +91,9 @@ def outside_of_layers() -> list[Entry]:
 
 
 def of_blocks(stack: str, first_layer: int, ffn: dict[str, str]) -> list[Entry]:
-  """The entries of a stack of blocks. `ffn`: {parameter within the block: tensor within the layer}."""
+  """The entries of a stack of blocks.
+  `ffn`: {parameter within the block: tensor within the layer}.
+  """
   norms = {'attention_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm'}
   matrices = {
     f'attention.{here}': f'self_attn.{there}_proj.weight'

@@ -1,7 +1,8 @@
-"""DeepSeekMoE 16B and its kin (`DeepseekForCausalLM`), a tensor an expert; read also with a layer's experts stacked.
+"""DeepSeekMoE 16B and its kin (`DeepseekForCausalLM`), a tensor an expert;
+read also with a layer's experts stacked.
 
-The routed experts of a layer are `mlp.experts.0…E−1`, or, stacked, gate_up_proj [E, 2F, D] and down_proj [E, D, F].
-Both shared experts are one FFN, there as here.
+The routed experts of a layer are `mlp.experts.0…E−1`, or, stacked, gate_up_proj [E, 2F, D]
+and down_proj [E, D, F]. Both shared experts are one FFN, there as here.
 """
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""Tiny checkpoints of the released layouts, and an independent forward pass over them: NumPy, float64, tensors by name.
+"""Tiny checkpoints of the released layouts, and an independent forward pass over them: NumPy,
+float64, tensors by name.
 
 Written from the published configuration and layout, not from the code under test.
 """
@@ -108,7 +109,9 @@ def tensors(hf: dict, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def stacked(hf: dict, each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same weights with a layer's routed experts stacked: gate_up_proj [E, 2F, D], down_proj [E, D, F]."""
+  """The same weights with a layer's routed experts stacked: gate_up_proj [E, 2F, D],
+  down_proj [E, D, F].
+  """
   found = {name: w for name, w in each.items() if '.mlp.experts.' not in name}
   for layer in range(hf['num_hidden_layers']):
     if is_dense(hf, layer):

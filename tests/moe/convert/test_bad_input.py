@@ -1,4 +1,6 @@
-"""Bad checkpoints and folders: one line each that names what is wrong, and nothing half-done left behind."""
+"""Bad checkpoints and folders: one line each that names what is wrong,
+and nothing half-done left behind.
+"""
 
 import json
 import shutil

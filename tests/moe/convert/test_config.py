@@ -1,4 +1,6 @@
-"""config.json ↔ Config: published ones are the configs of experiments/scaling.py; what cannot be said is refused."""
+"""config.json ↔ Config: published ones are the configs of experiments/scaling.py;
+what cannot be said is refused.
+"""
 
 import dataclasses
 

@@ -1,4 +1,6 @@
-"""Weights in and out: every tensor comes back byte for byte, and the run computes what the released layout says."""
+"""Weights in and out: every tensor comes back byte for byte,
+and the run computes what the released layout says.
+"""
 
 import json
 
