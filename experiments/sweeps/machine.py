@@ -8,28 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.sweeps.places import ROOT
-from moe.storage.provenance import cpu
+from moe.storage import provenance
 
 _ROOT = ROOT
-# What no run depends on. Results are what sweeps write: a line more is no change of the code. What
-# a study asks of a run is in its config.
-_NO_CODE = (
-  *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
-  *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
-)
 
 
 def commit() -> str:
   """The repository's commit, '-dirty' if files that a run could depend on differ from it;
   'unknown' outside of one.
   """
-  try:
-    if Path(_git('rev-parse', '--show-toplevel')) != _ROOT.resolve():
-      return 'unknown'  # installed into an environment that lies in a repository of somebody else's
-    changed = _git('status', '--porcelain', '--', '.', *_NO_CODE)
-    return _git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
-  except (OSError, subprocess.CalledProcessError):
-    return 'unknown'
+  revision, dirty = provenance.commit(_ROOT)
+  return 'unknown' if revision is None else revision + '-dirty' * dirty
 
 
 def is_certain(commit: str) -> bool:
@@ -54,7 +43,7 @@ def _same_code(one: str, other: str) -> bool:
   if not is_certain(one):
     return False
   try:
-    _git('diff', '--quiet', one, other, '--', '.', *_NO_CODE)
+    _git('diff', '--quiet', one, other, '--', '.', *provenance.NO_CODE)
   except (OSError, subprocess.CalledProcessError):  # they differ, or one is not in this clone
     return False
   return True
@@ -90,7 +79,7 @@ def describe() -> dict[str, str]:
   device = jax.devices()[0]
   count = f'{jax.device_count()} × ' if jax.device_count() > 1 else ''
   return {
-    'cpu': cpu(),
+    'cpu': provenance.cpu(),
     'device': f'{count}{device.platform} ({device.device_kind})',
     'jax': jax.__version__,
   }
@@ -98,4 +87,4 @@ def describe() -> dict[str, str]:
 
 def describe_without_device() -> dict[str, str]:
   """The same where nothing has been computed."""
-  return {'cpu': cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}
+  return {'cpu': provenance.cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}

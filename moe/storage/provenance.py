@@ -17,8 +17,12 @@ from moe import files
 
 FILE = 'provenance.json'
 _ROOT = Path(__file__).parent.parent.parent
-# What no run depends on.
-_NO_CODE = (':!experiments/results', ':!tests', ':!docs', ':!*.md')
+# What no run depends on. Results are what sweeps write: a line more is no change of the code. What
+# a study asks of a run is in its config.
+NO_CODE = (
+  *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
+  *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
+)
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain'),
   *('sentencepiece', 'array-record', 'ml-collections'),
@@ -64,17 +68,17 @@ def note(workdir: Path, now: Mapping) -> str:
   return damage or (_changes(last, now) if last else '')
 
 
-def commit() -> tuple[str | None, bool | None]:
-  """(the repository's commit, whether files that a run depends on differ from it);
+def commit(root: Path = _ROOT) -> tuple[str | None, bool | None]:
+  """(the commit of the repository at `root`, whether files that a run depends on differ from it);
   None outside of a repository.
   """
   git = lambda *arguments: subprocess.run(
-    ['git', *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+    ['git', *arguments], cwd=root, capture_output=True, text=True, check=True
   ).stdout.strip()
   try:
-    if not os.path.samefile(git('rev-parse', '--show-toplevel'), _ROOT):
+    if not os.path.samefile(git('rev-parse', '--show-toplevel'), root):
       return None, None  # installed below a repository of somebody else's
-    return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.', *_NO_CODE))
+    return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.', *NO_CODE))
   except (OSError, subprocess.CalledProcessError):
     return None, None
 
