@@ -3,13 +3,55 @@ other optimisers are a line in OPTIMIZERS.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from moe.config import OptimizerConfig
+from moe.config import Config, OptimizerConfig
+
+
+class Hyperparameters(NamedTuple):
+  """Numbers of a config that the compiled training step takes as arguments: runs that differ in these share a program.
+
+  Scalars, float32 unless stated. What a number is divided by is kept as its reciprocal, which XLA makes of it in a
+  division by a constant: the same bits, whether it is one or not.
+  """
+
+  peak_lr: np.ndarray
+  warmup_steps: np.ndarray
+  per_warmup_step: np.ndarray  # 1 / warmup_steps
+  decay_steps: np.ndarray  # (number of decays,): step_decay: from which on each acts
+  decay_factor: np.ndarray
+  per_cosine_step: np.ndarray  # cosine: 1 / steps after warm-up
+  final_lr_fraction: np.ndarray
+  cosine_lr_fraction: np.ndarray  # 1 − final_lr_fraction
+  weight_decay: np.ndarray
+  clip_norm: np.ndarray  # infinite: no clipping
+  max_bad_steps: np.ndarray  # int32
+
+
+def hyperparameters(config: Config) -> Hyperparameters:
+  """Those of a config, as NumPy arrays."""
+  optimizer, num_steps = config.optimizer, config.train.num_steps
+  warmup = max(optimizer.warmup_steps, 1)
+  numbers = Hyperparameters(
+    peak_lr=optimizer.peak_lr,
+    warmup_steps=optimizer.warmup_steps,
+    per_warmup_step=1 / warmup,
+    decay_steps=[round(share * num_steps) for share in optimizer.decay_at],
+    decay_factor=optimizer.decay_factor,
+    per_cosine_step=1 / max(num_steps - optimizer.warmup_steps, 1),
+    final_lr_fraction=optimizer.final_lr_fraction,
+    cosine_lr_fraction=1 - optimizer.final_lr_fraction,
+    weight_decay=optimizer.weight_decay,
+    clip_norm=optimizer.clip_norm or np.inf,
+    max_bad_steps=0,
+  )
+  numbers = jax.tree.map(np.float32, numbers, is_leaf=lambda x: isinstance(x, list))
+  return numbers._replace(max_bad_steps=np.int32(min(config.train.max_bad_steps, 2**31 - 1)))
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -22,8 +64,10 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]]
 }
 
 
-def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTransformation:
-  """The optimiser without its learning rate: updates are to be scaled by −`schedule(step)`.
+def make_optimizer(
+  config: OptimizerConfig, decayed: Any, weight_decay: float | jax.Array
+) -> optax.GradientTransformation:
+  """The optimiser without its learning rate: updates are to be scaled by −`learning_rate`.
 
   Clipping comes before. The rate is kept out so that it follows the training step, also when a bad
   step's update was skipped.
@@ -32,38 +76,33 @@ def make_optimizer(config: OptimizerConfig, decayed: Any) -> optax.GradientTrans
   """
   return optax.chain(
     OPTIMIZERS[config.name](config),
-    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    optax.add_decayed_weights(weight_decay, mask=decayed),
   )
 
 
-def clip(gradients, norm: jax.Array, max_norm: float):
-  """Gradients scaled so that their global norm is at most `max_norm`; 0 turns it off."""
-  if not max_norm:
-    return gradients
+def clip(gradients, norm: jax.Array, max_norm: jax.Array):
+  """Gradients scaled so that their global norm is at most `max_norm`, which may be infinite."""
   scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
   return jax.tree.map(lambda g: g * scale, gradients)
 
 
-def schedule(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Array], jax.Array]:
-  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first
-  step already above it; then
+def learning_rate(kind: str, numbers: Hyperparameters, step: jax.Array) -> jax.Array:
+  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first step already above it; then
 
   step_decay: × decay_factor at each share `decay_at` of num_steps (0.316 at 80% and again at 90%);
   constant: the peak; cosine: half a cosine down to final_lr_fraction · peak at the last step.
+
+  kind: optimizer.schedule.
   """
-  decay_steps = [round(share * num_steps) for share in config.decay_at]
-
-  def rate(step):
-    step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
-    if config.schedule == 'step_decay':
-      factor = config.decay_factor ** sum((step >= at).astype(jnp.float32) for at in decay_steps)
-    elif config.schedule == 'cosine':
-      progress = (step + 1 - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
-      cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-      factor = config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine
-    else:
-      factor = 1.0
-    return config.peak_lr * warmup * factor
-
-  return rate
+  step = jnp.asarray(step, jnp.float32)
+  warmup = jnp.minimum(1.0, (step + 1) * numbers.per_warmup_step)
+  if kind == 'step_decay':
+    decays = (step >= numbers.decay_steps).astype(jnp.float32).sum()
+    factor = numbers.decay_factor**decays
+  elif kind == 'cosine':
+    progress = (step + 1 - numbers.warmup_steps) * numbers.per_cosine_step
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    factor = numbers.final_lr_fraction + numbers.cosine_lr_fraction * cosine
+  else:
+    factor = 1.0
+  return numbers.peak_lr * warmup * factor

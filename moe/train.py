@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from moe import accounting, files
@@ -28,9 +29,11 @@ from moe.metrics.profile import Profile
 from moe.metrics.progress import Progress
 from moe.metrics.writers import MetricWriter
 from moe.ops.implementation import check as check_implementation
+from moe.optimizer import hyperparameters
 from moe.parallel import feeding, processes
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.compiler import compiler_options
+from moe.parallel.sharding import replicated
 from moe.parameters import shardings
 from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
@@ -103,7 +106,8 @@ def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
     _say(f'going on from step {start} in {workdir}')
   else:
     shapes = jax.eval_shape(lambda: init_state(config))
-    start, state = 0, jax.jit(lambda: init_state(config), out_shardings=where(shapes))()
+    init = jax.jit(functools.partial(init_state, config), out_shardings=where(shapes))
+    start, state = 0, init(np.uint32(config.train.seed))
   finished, owed = start >= config.train.num_steps, _is_owed(run, start)
   if finished and not owed:
     _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
@@ -139,7 +143,8 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   """The steps after `start`. Only those that log, evaluate or save wait for the device."""
   config, num_steps = run.config, run.config.train.num_steps
   batch = _feed(run)
-  train_step = _compile(config, run.mesh, state, batch, *run.stop.asked())
+  numbers = jax.device_put(hyperparameters(config), replicated(run.mesh))
+  train_step = _compile(config, run.mesh, state, batch, numbers, *run.stop.asked())
   flops = accounting.account(config).train_flops_per_token
   tokens = config.data.batch_size * config.data.seq_len
   progress = Progress(num_steps, tokens, flops, run.epochs)
@@ -148,7 +153,7 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
   logged, saved = None, start
   for step in range(start + 1, num_steps + 1):
     profile.before(step)
-    state, metrics = train_step(state, batch, *run.stop.asked())
+    state, metrics = train_step(state, batch, numbers, *run.stop.asked())
     if table := profile.after(step, metrics):
       _say(table)
     progress.step_done()
@@ -193,10 +198,10 @@ def _feed(run):
   return feeding.place(next(run.batches), run.mesh)
 
 
-def _compile(config, mesh, state, batch, *wish):
+def _compile(config, mesh, state, *arguments):
   began = time.perf_counter()
   train_step = jit_step(processes.with_stop(make_train_step(config)), mesh, state)
-  train_step = train_step.lower(state, batch, *wish).compile(compiler_options(mesh))
+  train_step = train_step.lower(state, *arguments).compile(compiler_options(mesh))
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
   return train_step
 

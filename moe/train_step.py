@@ -22,7 +22,7 @@ from moe.losses import Totals
 from moe.metrics import routing
 from moe.model import Transformer, after_step, init_params
 from moe.objective import add, nothing, objective, token_loss, total
-from moe.optimizer import clip, make_optimizer, schedule
+from moe.optimizer import Hyperparameters, clip, learning_rate, make_optimizer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.sharding import constrain, replicated
 from moe.parameters import decayed
@@ -39,42 +39,46 @@ class TrainState:
   bad_streak: jax.Array  # int32: of these, the ones in a row up to now
 
 
-def init_state(config: Config) -> TrainState:
-  """The state before step 0, a pure function of the config.
-  Jit it, or take its shapes with jax.eval_shape.
+def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
+  """The state before step 0, a pure function of the config. Jit it, or take its shapes with jax.eval_shape.
+
+  seed: uint32, train.seed as an argument, for a compiled program to serve others too.
   """
-  params = init_params(config, jax.random.key(config.train.seed))
+  params = init_params(config, jax.random.key(config.train.seed if seed is None else seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
-  optimizer = make_optimizer(config.optimizer, decayed(config))
+  optimizer = make_optimizer(config.optimizer, decayed(config), config.optimizer.weight_decay)
   return TrainState(zero(), params, optimizer.init(params), zero(), zero())
 
 
 def make_train_step(
   config: Config,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """train_step(state, batch) → (state, metrics). Pure; jit it with the state donated.
+) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]]:
+  """train_step(state, batch, `hyperparameters(config)`) → (state, metrics). Pure; jit it with the state donated.
+
+  No seed, and no number that is in the hyperparameters, is a constant of the program: runs that differ in those alone
+  compile the same one.
 
   The gradient is that of the whole batch's objective however many microbatches it is computed in.
   When it or the loss is not finite the parameters stay as they are and the step is counted; after
   more than max_bad_steps in a row nothing is updated any more, so that a host that looks only now
   and then still finds the state as it was then.
   """
-  optimizer = make_optimizer(config.optimizer, decayed(config))
-  learning_rate = schedule(config.optimizer, config.train.num_steps)
+  is_decayed = decayed(config)
 
-  def train_step(state, batch):
+  def train_step(state, batch, numbers):
+    optimizer = make_optimizer(config.optimizer, is_decayed, numbers.weight_decay)
     gradients, metrics = loss_and_gradients(config, state.params, batch)
     with jax.named_scope('optimizer'):
       norm = optax.tree.norm(gradients)
       updates, optimizer_state = optimizer.update(
-        clip(gradients, norm, config.optimizer.clip_norm), state.optimizer_state, state.params
+        clip(gradients, norm, numbers.clip_norm), state.optimizer_state, state.params
       )
-      rate = learning_rate(state.step)
+      rate = learning_rate(config.optimizer.schedule, numbers, state.step)
       params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
       if 'expert_counts_NE' in metrics:
         params = after_step(config, params, metrics['expert_counts_NE'])
 
-    halted = state.bad_streak > config.train.max_bad_steps
+    halted = state.bad_streak > numbers.max_bad_steps
     good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted
     keep_if_bad = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     state = TrainState(

@@ -20,6 +20,7 @@ from experiments.studies import common
 from experiments.sweeps import plan
 from moe import accounting, analysis
 from moe.checkpoint import Checkpointer
+from moe.optimizer import hyperparameters
 from moe.parallel import feeding
 from moe.parallel import mesh as mesh_lib
 from moe.train_step import init_state, make_train_step
@@ -51,7 +52,8 @@ def train(config, steps, state=None):
     state = state or jax.jit(lambda: init_state(config))()
     step = jax.jit(make_train_step(config))
     for number in steps:
-      state, metrics = step(state, feeding.place_whole(packed_batch(config, number), mesh))
+      batch = feeding.place_whole(packed_batch(config, number), mesh)
+      state, metrics = step(state, batch, hyperparameters(config))
       states.append(jax.device_get(state))
       history.append(jax.device_get(metrics))
   return states, history

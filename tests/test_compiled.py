@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from moe.optimizer import hyperparameters
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.feeding import place_whole
 from moe.parameters import shardings
@@ -37,7 +38,8 @@ def test_a_step_read_back_computes_the_same_bits(axes, read_back):
     where = shardings(config, mesh, shapes)
     state = jax.device_put(state.replace(params=small_params(config)), where)
     batch = place_whole(packed_batch(config), mesh)
-    compile_step = lambda: jax.jit(make_train_step(config)).lower(state, batch).compile()
+    arguments = state, batch, hyperparameters(config)
+    compile_step = lambda: jax.jit(make_train_step(config)).lower(*arguments).compile()
     compile_step()
     before = len(read_back)
     read = compile_step()
@@ -45,5 +47,5 @@ def test_a_step_read_back_computes_the_same_bits(axes, read_back):
     with compiled_anew():
       anew = compile_step()
     assert len(read_back) == before + 1
-    for a, b in zip(jax.tree.leaves(read(state, batch)), jax.tree.leaves(anew(state, batch))):
+    for a, b in zip(jax.tree.leaves(read(*arguments)), jax.tree.leaves(anew(*arguments))):
       np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

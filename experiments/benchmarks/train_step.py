@@ -20,7 +20,7 @@ from moe.layers.mlp import MLP
 from moe.losses.cross_entropy import cross_entropy
 from moe.ops.attention import attention
 from moe.ops.routed_ffn import grouped, tiled
-from moe.optimizer import make_optimizer
+from moe.optimizer import hyperparameters, make_optimizer
 from moe.parameters import decayed
 from moe.train_step import init_state, make_train_step
 
@@ -77,11 +77,11 @@ def train_step(config: Config) -> Callable[[], None]:
     np.ones(shape, np.float32),
   )
   step = jax.jit(make_train_step(config), donate_argnums=0)
-  state = jax.jit(lambda: init_state(config))()
+  state, numbers = jax.jit(lambda: init_state(config))(), hyperparameters(config)
 
   def run():
     nonlocal state
-    state, metrics = step(state, batch)
+    state, metrics = step(state, batch, numbers)
     jax.block_until_ready(metrics)
 
   return run
@@ -127,7 +127,7 @@ def _parts(config: Config) -> list[Part]:
 def _optimizer(config):
   state, optimizer = (
     jax.jit(lambda: init_state(config))(),
-    make_optimizer(config.optimizer, decayed(config)),
+    make_optimizer(config.optimizer, decayed(config), config.optimizer.weight_decay),
   )
 
   @jax.jit

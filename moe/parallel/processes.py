@@ -180,12 +180,10 @@ class Stop:
 
 
 def with_stop(train_step: Callable) -> Callable:
-  """train_step(state, batch, *Stop.asked()) → (state, metrics),
-  with metrics['stop'] where there are others.
-  """
+  """train_step(state, batch, numbers, *Stop.asked()) → (state, metrics); metrics['stop'] where there are others."""
 
-  def step(state, batch, *wish_P):
-    state, metrics = train_step(state, batch)
+  def step(state, batch, numbers, *wish_P):
+    state, metrics = train_step(state, batch, numbers)
     return state, metrics | ({'stop': wish_P[0].any()} if wish_P else {})
 
   return step

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.errors import UserError
 from moe.ops.implementation import compiling_for
+from moe.optimizer import Hyperparameters, hyperparameters
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.compiler import compiler_options
 from moe.parallel.feeding import batch_sharding
@@ -68,7 +69,8 @@ def compile_for_devices(
       laid_out(jax.eval_shape(lambda: init_state(config)), mesh, config),
       _batch(config, mesh),
     )
-    traced = jit_step(make_train_step(config), mesh, state).trace(state, batch)
+    arguments = state, batch, _numbers(config, mesh)
+    traced = jit_step(make_train_step(config), mesh, state).trace(*arguments)
     lowered = traced.lower()
     try:
       compiled = lowered.compile(compiler_options(mesh) | (options or {}))
@@ -152,6 +154,13 @@ def _batch(config: Config, mesh: Mesh) -> Batch:
   sharding = batch_sharding(mesh)
   return Batch(
     *(jax.ShapeDtypeStruct(shape, dtype(name), sharding=sharding) for name in Batch._fields)
+  )
+
+
+def _numbers(config: Config, mesh: Mesh) -> Hyperparameters:
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), hyperparameters(config)
   )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe.optimizer import clip, make_optimizer, schedule
+from moe.optimizer import clip, hyperparameters, learning_rate, make_optimizer
 from tests import oracles
 from tests.small import small_config
 
@@ -16,6 +16,14 @@ def _optimizer(**changes):
 
 
 PEAK = 1.08e-3
+
+
+def _schedule(num_steps, **changes):
+  """step → rate."""
+  keys = {f'optimizer.{key}': value for key, value in changes.items()}
+  config = small_config(**keys, **{'train.num_steps': num_steps})
+  numbers = hyperparameters(config)
+  return lambda step: learning_rate(config.optimizer.schedule, numbers, step)
 
 
 @pytest.mark.parametrize(
@@ -41,22 +49,22 @@ PEAK = 1.08e-3
   ],
 )
 def test_schedule(kind, share_of_peak):
-  rate = schedule(_optimizer(schedule=kind, warmup_steps=100, peak_lr=PEAK), num_steps=1000)
+  rate = _schedule(1000, schedule=kind, warmup_steps=100, peak_lr=PEAK)
   for step, share in share_of_peak.items():
     assert float(rate(jnp.int32(step))) == pytest.approx(share * PEAK, rel=1e-5), step
 
 
 def test_schedule_without_warmup_or_decay():
-  rate = schedule(_optimizer(warmup_steps=0, decay_at=()), num_steps=10)
+  rate = _schedule(10, warmup_steps=0, decay_at=())
   assert [float(rate(step)) for step in (0, 9)] == pytest.approx([PEAK, PEAK])
   # Warm-up to the end.
-  cosine = schedule(_optimizer(schedule='cosine', warmup_steps=10), num_steps=10)
+  cosine = _schedule(10, schedule='cosine', warmup_steps=10)
   assert float(cosine(9)) == pytest.approx(PEAK)
 
 
 def test_paper_schedule_of_16b():
   """106,449 steps: × 0.316 at 80% and 90%."""
-  rate = schedule(_optimizer(warmup_steps=2000, peak_lr=4.2e-4), num_steps=106_449)
+  rate = _schedule(106_449, warmup_steps=2000, peak_lr=4.2e-4)
   values = [float(rate(s)) / 4.2e-4 for s in (1999, 85_158, 85_159, 95_803, 95_804)]
   assert values == pytest.approx([1, 1, 0.316, 0.316, 0.316**2], rel=1e-5)
 
@@ -64,7 +72,7 @@ def test_paper_schedule_of_16b():
 def test_adamw_decays_what_is_declared_to_be():
   config = _optimizer(weight_decay=0.1)
   decayed = {'norm': {'scale': False}, 'w': True, 'deep': {'gate': True}}
-  optimizer = make_optimizer(config, decayed)
+  optimizer = make_optimizer(config, decayed, config.weight_decay)
   start, gradients, rates = 0.7, [0.3, -0.2, 1e-4, 0.0], [1e-3, 2e-3, 3e-3, 1e-2]
   tree = lambda x: {
     'norm': {'scale': jnp.full(3, x)},
@@ -90,7 +98,8 @@ def test_clip():
   norm = optax.tree.norm(gradients)
   assert float(optax.tree.norm(clip(gradients, norm, 1.0))) == pytest.approx(1)
   np.testing.assert_allclose(clip(gradients, norm, 2.5)['a'], [1.5, 0])
-  for loose in (5.0, 100.0, 0.0):  # 0 is off
+  off = hyperparameters(small_config(**{'optimizer.clip_norm': 0.0})).clip_norm
+  for loose in (5.0, 100.0, off):
     np.testing.assert_array_equal(clip(gradients, norm, loose)['b'], [[4.0]])
   zero = jax.tree.map(jnp.zeros_like, gradients)
   assert (clip(zero, optax.tree.norm(zero), 1.0)['a'] == 0).all()

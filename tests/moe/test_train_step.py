@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from moe.optimizer import OPTIMIZERS, hyperparameters
+from moe.routers import ROUTERS
 from moe.train_step import init_state, loss_and_gradients, make_train_step
 from tests import oracles
 from tests.small import assert_close, packed_batch, small_config, small_params
@@ -59,7 +61,8 @@ def test_microbatches_change_nothing(scope):
 
 @pytest.fixture(scope='module')
 def train_step():
-  return jax.jit(make_train_step(CONFIG), donate_argnums=0)
+  step = jax.jit(make_train_step(CONFIG), donate_argnums=0)
+  return lambda state, batch: step(state, batch, hyperparameters(CONFIG))
 
 
 def _state():
@@ -187,7 +190,7 @@ def test_the_implementation_changes_no_loss_beyond_rounding():
     step = jax.jit(make_train_step(config), donate_argnums=0)
     state, losses = jax.jit(lambda config=config: init_state(config))(), []
     for seed in range(50):
-      state, metrics = step(state, packed_batch(config, seed))
+      state, metrics = step(state, packed_batch(config, seed), hyperparameters(config))
       losses.append(metrics['loss'])
     curves.append(np.array(losses))
   assert not (curves[0] == curves[1]).all()  # they are not the same program
@@ -206,3 +209,41 @@ def test_rematerialisation_keeps_the_plan(remat):
     )
 
   assert sorts(small_config(**{'model.remat': remat})) == sorts(small_config()) > 0
+
+
+SWEPT = {
+  'optimizer.peak_lr': 0.02,
+  'optimizer.warmup_steps': 3,
+  'optimizer.decay_at': (0.5, 0.7),
+  'optimizer.decay_factor': 0.5,
+  'optimizer.final_lr_fraction': 0.3,
+  'optimizer.weight_decay': 0.0,
+  'optimizer.clip_norm': 0.0,
+  'train.num_steps': 7,
+  'train.seed': 1,
+  'train.max_bad_steps': 0,
+  'data.seed': 1,
+}
+
+
+@pytest.mark.parametrize('schedule', ['step_decay', 'constant', 'cosine'])
+@pytest.mark.parametrize('router', ROUTERS)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_runs_that_differ_in_swept_numbers_share_a_program(optimizer, router, schedule):
+  same = {'optimizer.name': optimizer, 'moe.router': router, 'optimizer.schedule': schedule}
+
+  def program(config):
+    shapes = jax.eval_shape(lambda: init_state(config))
+    arguments = shapes, packed_batch(config), hyperparameters(config)
+    return jax.jit(make_train_step(config)).lower(*arguments).as_text()
+
+  assert program(small_config(**same)) == program(small_config(**same | SWEPT))
+  other = small_config(**same, **{'optimizer.b1': 0.8})
+  assert program(small_config(**same)) != program(other)
+
+
+def test_the_seed_may_be_an_argument():
+  config = small_config(**{'train.seed': 5})
+  expected = jax.jit(lambda: init_state(config))()
+  found = jax.jit(functools.partial(init_state, small_config()))(np.uint32(5))
+  assert _same(expected, found)

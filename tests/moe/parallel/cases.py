@@ -23,9 +23,11 @@ from jax import lax
 
 from experiments import proxy
 from moe.config import Config, first_name, from_config_dict
+from moe.optimizer import hyperparameters
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.experts import exchange
 from moe.parallel.feeding import place_whole
+from moe.parallel.sharding import replicated
 from moe.parameters import shardings
 from moe.train_step import init_state, make_train_step
 from tests.small import packed_batch
@@ -134,14 +136,14 @@ def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, l
       state.replace(params=_params(shapes.params, config.model.init_std, seed)), where
     )
     batch = place_whole(batch, mesh)
-    step = (
-      jax.jit(make_train_step(config), out_shardings=(where, None)).lower(state, batch).compile()
-    )
-    state, metrics = step(state, batch)
+    numbers = jax.device_put(hyperparameters(config), replicated(mesh))
+    step = jax.jit(make_train_step(config), out_shardings=(where, None))
+    step = step.lower(state, batch, numbers).compile()
+    state, metrics = step(state, batch, numbers)
     gradients = jax.device_get(state.optimizer_state[0].mu)
     history = [jax.device_get(metrics)]
     for _ in range(STEPS - 1):
-      state, metrics = step(state, batch)
+      state, metrics = step(state, batch, numbers)
       history.append(jax.device_get(metrics))
   return gradients, history
 
