@@ -1,7 +1,10 @@
 """Sampling with a key-value cache: batched prompts of different lengths,
 greedy or from the tempered distribution.
 
-B prompts, P prompt tokens (right-padded), N new tokens, V vocabulary.
+B prompts, P prompt tokens (right-padded), S positions of the cache, N new tokens, V vocabulary.
+
+What is drawn with, and how much, are arguments of the compiled program. Its sizes, B, P and S, are powers of two (S and
+P at most the context), so that few programs serve all requests; a row does not depend on what they are filled up with.
 """
 
 import functools
@@ -26,14 +29,15 @@ _COLDEST, _HOTTEST = 1e-30, 1e30
 _LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at any
 # JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones.
 _SEEDS = 2**32
+_LEAST_LENGTH = 32  # positions: shorter prompts and caches cost no less
 
 
 class Sampling(NamedTuple):
   """How the next token is chosen; the restrictions apply one after the other."""
 
-  temperature: float = 0.0  # 0: greedy
-  top_k: int = 0  # only the k most likely tokens; 0: all
-  top_p: float = 1.0  # only the fewest tokens that together have this probability
+  temperature: float | np.float32 = 0.0  # 0: greedy
+  top_k: int | np.int32 = 0  # only the k most likely tokens; 0: all
+  top_p: float | np.float32 = 1.0  # only the fewest tokens that together have this probability
 
   def check(self) -> None:
     """UserError for a value out of range."""
@@ -43,6 +47,15 @@ class Sampling(NamedTuple):
       raise UserError(f'top_k={self.top_k} must be at least 0 (0 is no limit)')
     if not 0 < self.top_p <= 1:
       raise UserError(f'top_p={self.top_p} must be above 0 and at most 1')
+
+  def as_arrays(self, vocab_size: int) -> 'Sampling':
+    """The same choice for `choose`, of whatever values: what does not restrict has top_k = V and top_p = ∞."""
+    temperature, top_k, top_p = self
+    if temperature:
+      temperature = min(max(temperature, _COLDEST), _HOTTEST)
+    top_k = min(top_k or vocab_size, vocab_size)
+    top_p = max(top_p, _LEAST_TOP_P) if top_p < 1 else np.inf
+    return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))
 
 
 class Completion(NamedTuple):
@@ -125,62 +138,94 @@ def generate_tokens(
   A context of S positions yields up to S + 1 − length new tokens:
   the last one needs no position of its own.
   """
+  rows, context, vocab_size = len(prompt_ids), run.config.data.seq_len, run.config.model.vocab_size
   longest, shortest = max(map(len, prompt_ids)), min(map(len, prompt_ids))
   # No row can have more: memory is for what can come, not for what was asked.
-  max_new_tokens = min(max_new_tokens, run.config.data.seq_len + 1 - shortest)
-  padded = -(-longest // 32) * 32  # few shapes, few compilations
-  prompts_BP = np.zeros((len(prompt_ids), min(padded, run.config.data.seq_len)), np.int32)
-  for row, ids in zip(prompts_BP, prompt_ids, strict=True):
-    row[: len(ids)] = ids
-  lengths_B = np.array([len(ids) for ids in prompt_ids], np.int32)
-  allowed_V = _allowed(run.tokenizer, run.config.model.vocab_size)
+  max_new_tokens = min(max_new_tokens, context + 1 - shortest)
+  padded, positions = (
+    min(_size(length, _LEAST_LENGTH), context) for length in (longest, longest + max_new_tokens)
+  )
+  prompts_BP = np.zeros((_size(rows), padded), np.int32)
+  # A row beyond the prompts has one token, and has ended.
+  lengths_B = np.ones(len(prompts_BP), np.int32)
+  for row, ids in enumerate(prompt_ids):
+    prompts_BP[row, : len(ids)], lengths_B[row] = ids, len(ids)
   new_BN, counts_B = _generate(
     run.config,
-    max_new_tokens,
-    sampling,
-    run.tokenizer.eos_id,
+    positions,
     run.params,
-    prompts_BP,
-    lengths_B,
-    allowed_V,
-    jax.random.key(seed),
+    _Request(
+      prompts_BP,
+      lengths_B,
+      np.arange(len(prompts_BP)) >= rows,
+      np.int32(max_new_tokens),
+      sampling.as_arrays(vocab_size),
+      np.int32(run.tokenizer.eos_id),
+      _allowed(run.tokenizer, vocab_size),
+      jax.random.key(seed),
+    ),
   )
-  return np.asarray(new_BN), np.asarray(counts_B)
+  return np.asarray(new_BN)[:rows, :max_new_tokens], np.asarray(counts_B)[:rows]
+
+
+def _size(count: int, least: int = 1) -> int:
+  """The smallest power of two that is not below either."""
+  return 1 << (max(count, least) - 1).bit_length()
+
+
+class _Request(NamedTuple):
+  """All that `_generate` does not compile in."""
+
+  prompts_BP: np.ndarray  # int32
+  lengths_B: np.ndarray  # int32
+  ended_B: np.ndarray  # bool: before the first new token
+  max_new: np.ndarray  # int32
+  sampling: Sampling  # as arrays
+  eos_id: np.ndarray  # int32
+  allowed_V: np.ndarray  # bool
+  key: jax.Array
 
 
 def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
   """The next token of every row, int32, each from its own key:
   a row does not depend on its neighbours.
 
-  Greedy, ties go to the lower id; a token as likely as the last that top_k or
-  top_p lets in comes in too.
+  Greedy, ties go to the lower id; a token as likely as the last that top_k or top_p lets in comes in too.
+
+  sampling: `as_arrays`.
   """
-  if sampling.temperature == 0:
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = logits_BV / min(max(sampling.temperature, _COLDEST), _HOTTEST)
+
+  def drawn():
+    tempered_BV = logits_BV / sampling.temperature
+    is_restricted = (sampling.top_k < logits_BV.shape[1]) | (sampling.top_p < 1)
+    # Without this nothing would be sorted out, but sorted.
+    kept_BV = lax.cond(is_restricted, _restricted, lambda x, _: x, tempered_BV, sampling)
+    return jax.vmap(jax.random.categorical)(keys_B, kept_BV)
+
+  greedy = lambda: jnp.argmax(logits_BV, axis=-1)
+  return lax.cond(sampling.temperature == 0, greedy, drawn).astype(jnp.int32)
+
+
+def _restricted(logits_BV, sampling):
+  """Tempered logits, −∞ where top_k or top_p lets a token not in."""
   descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-  if 0 < sampling.top_k < logits_BV.shape[1]:
-    logits_BV = jnp.where(
-      logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV
-    )
-    descending_BV = descending_BV.at[:, sampling.top_k :].set(-jnp.inf)
-  if sampling.top_p < 1:
-    probabilities_BV = jax.nn.softmax(descending_BV)
-    # A token stays while those more likely than it have not reached top_p:
-    # the most likely one always does.
-    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    top_p = max(sampling.top_p, _LEAST_TOP_P)
-    least_B1 = jnp.where(before_BV < top_p, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+  last_B1 = lax.dynamic_slice_in_dim(descending_BV, sampling.top_k - 1, 1, axis=1)
+  logits_BV = jnp.where(logits_BV < last_B1, -jnp.inf, logits_BV)
+  rank_V = jnp.arange(logits_BV.shape[1])
+  descending_BV = jnp.where((rank_V < sampling.top_k)[None], descending_BV, -jnp.inf)
+  probabilities_BV = jax.nn.softmax(descending_BV)
+  # A token stays while those more likely than it have not reached top_p: the most likely one always does.
+  before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
+  stays_BV = before_BV < sampling.top_p
+  least_B1 = jnp.where(stays_BV, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
+  return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(
-  config: Config, max_new, sampling, eos_id, params, prompts_BP, lengths_B, allowed_V, key
-):
-  """Prefill, then one token at a time until every row has ended."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(config: Config, positions: int, params: dict, request: _Request):
+  """new_BN, N the cache's `positions`, and counts_B. Prefill, then one token at a time until every row has ended."""
   model = Transformer(config)
+  prompts_BP, lengths_B, ended_B, max_new, sampling, eos_id, allowed_V, key = request
   batch, padded = prompts_BP.shape
   context = config.data.seq_len
 
@@ -211,10 +256,11 @@ def _generate(
 
   row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
   positions_BP = jnp.broadcast_to(jnp.arange(padded), prompts_BP.shape)
-  cache = make_cache(config.model, batch, min(context, padded + max_new))
+  cache = make_cache(config.model, batch, positions)
   chosen_B, cache = next_tokens(prompts_BP, positions_BP, cache, lengths_B - 1, 0)
-  new_BN = jnp.zeros((batch, max_new), jnp.int32)
-  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, jnp.zeros(batch, bool), chosen_B
+  # As every prompt has a token, no row has more new ones than there are positions.
+  new_BN = jnp.zeros((batch, positions), jnp.int32)
+  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, ended_B, chosen_B
   _, new_BN, counts_B, *_ = lax.while_loop(more, step, start)
   return new_BN, counts_B
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe import generate as generate_lib
 from moe.errors import UserError
 from moe.generate import Sampling, choose, generate, generate_tokens
 from moe.model import Transformer
@@ -165,10 +166,14 @@ def test_sampling_is_reproducible_and_of_the_seed():
 LOGITS_BV = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32) * 2
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def draw(sampling, logits_BV, key):
+@jax.jit
+def _draw(sampling, logits_BV, key):
   keys = jax.random.split(key, (4000, logits_BV.shape[0]))
   return jax.vmap(lambda keys_B: choose(logits_BV, sampling, keys_B))(keys)
+
+
+def draw(sampling, logits_BV, key):
+  return _draw(sampling.as_arrays(logits_BV.shape[1]), logits_BV, key)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +217,9 @@ def test_greedy_and_what_equals_it(sampling):
 
 
 def test_greedy_ties_go_to_the_lower_id():
-  assert choose(
-    jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), GREEDY, jax.random.split(jax.random.key(0), 2)
-  ).tolist() == [1, 0]
+  logits_BV = jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
+  keys_B = jax.random.split(jax.random.key(0), 2)
+  assert choose(logits_BV, GREEDY.as_arrays(3), keys_B).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('top_k', [0, 2, 2**70])
@@ -223,7 +228,7 @@ def test_greedy_ties_go_to_the_lower_id():
 def test_a_token_that_is_not_allowed_is_never_drawn(temperature, top_p, top_k):
   logits_BV = jnp.array([[-jnp.inf, 0.0, -jnp.inf, -1e4, -jnp.inf, 1e4]])
   keys_B = jax.random.split(jax.random.key(0), 64)
-  sampling = Sampling(temperature, top_k, top_p)
+  sampling = Sampling(temperature, top_k, top_p).as_arrays(6)
   drawn_B = choose(jnp.broadcast_to(logits_BV, (64, 6)), sampling, keys_B)
   assert set(drawn_B.tolist()) <= {1, 3, 5}
   hot = temperature >= 1e30 and top_p > 0.5 and top_k != 2
@@ -290,3 +295,64 @@ def test_a_sample_does_not_depend_on_its_neighbours():
   together = generate(run, ['abc', 'zz'], 6, sampling, seed=5)
   assert generate(run, ['abc', 'yxw'], 6, sampling, seed=5)[0] == together[0]
   assert generate(run, ['abc'], 6, sampling, seed=5)[0] == together[0]
+
+
+def _sampled_without_a_cache(run, prompt_ids, max_new, sampling, seed):
+  """Tokens drawn from the whole sequence's logits by the NumPy oracle's probabilities and each row's own key."""
+  key, rows = jax.random.key(seed), []
+  for number, ids in enumerate(prompt_ids):
+    row_key, ids, new = jax.random.fold_in(key, number), list(ids), []
+    while len(new) < max_new and len(ids) <= CONTEXT and run.tokenizer.eos_id not in new:
+      tokens_BL = np.zeros((1, CONTEXT), np.int32)
+      tokens_BL[0, : len(ids)] = ids
+      logits_V = np.array(_next(run.config, run.params, tokens_BL, np.array([len(ids)])))[0]
+      logits_V[[Letters.bos_id, *range(28, VOCAB)]] = -np.inf
+      shares_V = oracles.sampling_probabilities(exact(logits_V), *sampling)
+      with np.errstate(divide='ignore'):
+        noise_V = jax.random.gumbel(jax.random.fold_in(row_key, len(new)), (VOCAB,))
+        new.append(int((np.log(shares_V) + np.asarray(noise_V)).argmax()))
+      ids.append(new[-1])
+    rows.append(new)
+  return rows
+
+
+@pytest.mark.parametrize('count', [1, 3, 5])
+@pytest.mark.parametrize(
+  'sampling',
+  [Sampling(0.7), Sampling(1.5, top_k=20, top_p=0.95), Sampling(2.0, top_p=0.8)],
+  ids=str,
+)
+def test_samples_do_not_depend_on_what_shapes_are_filled_up_with(sampling, count):
+  """1 row is as many as its program has, 3 are one fewer, 5 three."""
+  run = _run()
+  prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS[:count]]
+  for max_new in (1, 4, 20):
+    new_BN, counts_B = generate_tokens(run, prompt_ids, max_new, sampling, seed=7)
+    found = [row[:n].tolist() for row, n in zip(new_BN, counts_B, strict=True)]
+    assert found == _sampled_without_a_cache(run, prompt_ids, max_new, sampling, 7)
+
+
+def _long_run():
+  config = small_config(**{'data.seq_len': 500, 'model.num_layers': 1})
+  return Run(Transformer(config), small_params(config, std=0.5), Letters(), config, step=0)
+
+
+def test_few_programs_serve_all_requests():
+  run = _long_run()
+  programs = lambda: generate_lib._generate._cache_size()
+  before = programs()
+  for sampling in (
+    GREEDY,
+    Sampling(0.5),
+    Sampling(0.9, 7),
+    Sampling(1.1, 0, 0.9),
+    Sampling(2, 3, 0.5),
+  ):
+    for max_new in (33, 48, 60):
+      for prompts in (['a', 'bc', 'd'], ['a' * 3, 'b' * 2, '', 'zz']):
+        generate(run, prompts, max_new, sampling, seed=max_new)
+  assert programs() == before + 1
+  for length in range(1, 400, 20):
+    generate(run, ['a' * length], 500, GREEDY)
+  # Prompts of up to 32, 64, 128, 256 and 500 tokens; the cache has 500 positions.
+  assert programs() == before + 6
