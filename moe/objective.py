@@ -17,6 +17,8 @@ from moe.layers.moe_layer import Aside
 from moe.losses import LOSSES, Statistics, Totals, weight
 from moe.losses.cross_entropy import cross_entropy
 from moe.metrics import telemetry as telemetry_lib
+from moe.metrics.domains import domain_telemetry
+from moe.metrics.telemetry import Telemetry
 
 
 class Sums(NamedTuple):
@@ -26,7 +28,7 @@ class Sums(NamedTuple):
 
   loss: jax.Array  # cross-entropy, nats a target token of the whole batch
   terms: dict[str, jax.Array]  # weighted, by their names in LOSSES
-  telemetry: Any  # a tree of Readings, with one row a layer
+  telemetry: Any  # a tree of Readings: (with one row a layer, by domain) of a whole model
 
 
 def add(a: Sums, b: Sums) -> Sums:
@@ -77,9 +79,10 @@ def total(loss: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
 
 def token_loss(
   config: Config, head_DV: jax.Array, hidden_BLD: jax.Array, batch: Batch, totals: Totals
-) -> jax.Array:
-  """A microbatch's share of the cross-entropy, nats a target token of the whole batch."""
+) -> tuple[jax.Array, Telemetry]:
+  """A microbatch's share of the cross-entropy, nats a target token of the whole batch; its readings by domain."""
   with jax.named_scope('cross_entropy'):
     targets = batch.targets_BL, batch.weights_BL
-    summed = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)
-  return summed / totals.targets
+    summed, losses_BL = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)
+    by_domain = domain_telemetry(losses_BL, batch.weights_BL, batch.domains_BJ)
+  return summed / totals.targets, by_domain

@@ -71,9 +71,9 @@ def gradients(
   d_stack, d_rest, summed, measured = run(
     deal(params[name]), rest, batches, totals, deal(counts_NE)
   )
-  loss, terms, measured_before = summed
+  loss, terms, (measured_before, by_domain) = summed
   d_stack, measured = jax.tree.map(lambda x: x[:layers], (d_stack, measured))
-  sums = Sums(loss, terms, telemetry.by_layer(*measured_before, measured))
+  sums = Sums(loss, terms, (telemetry.by_layer(*measured_before, measured), by_domain))
   return {**d_rest, name: d_stack}, sums
 
 
@@ -155,9 +155,9 @@ class _Schedule(NamedTuple):
     state = inputs, (zeros(stack), zeros(rest)), sums
     ticks = 2 * (microbatches + stages - 1)
     _, (_, (d_stack, d_rest), sums) = lax.fori_loop(0, ticks, tick, (no_input, state))
-    before, measured = sums.telemetry
+    on_one_stage, measured = sums.telemetry
     d_rest, loss, terms = lax.psum((d_rest, sums.loss, sums.terms), _AXIS)
-    return d_stack, d_rest, (loss, terms, telemetry.over_axis(before, _AXIS)), measured
+    return d_stack, d_rest, (loss, terms, telemetry.over_axis(on_one_stage, _AXIS)), measured
 
   def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
     """((the stage's result, its share of the objective), Sums) of one microbatch."""
@@ -173,9 +173,9 @@ class _Schedule(NamedTuple):
         measured.append(aside.telemetry)
       return x_BLD, measured
 
-    shapes = jax.eval_shape(begin)[1]
+    shapes_before = jax.eval_shape(begin)[1]
     with runs(1 - 1 / self.stages, 1 / self.stages):
-      x_BLD, before = lax.cond(stage == 0, begin, lambda: (x_BLD, telemetry.nothing(shapes)))
+      x_BLD, before = lax.cond(stage == 0, begin, lambda: (x_BLD, telemetry.nothing(shapes_before)))
 
     used = self.layers / (self.stages * self.per_stage)
     is_used_N = stage * self.per_stage + jnp.arange(self.per_stage) < self.layers
@@ -188,9 +188,11 @@ class _Schedule(NamedTuple):
       hidden_BLD = apply(x_BLD, method='finish')
       return token_loss(config, rest['head'], hidden_BLD, batch, totals)
 
+    shapes = jax.eval_shape(finish)[1]
+    nothing_yet = lambda: (jnp.zeros((), jnp.float32), telemetry.nothing(shapes))
     with runs(1 - 1 / self.stages, 1 / self.stages):
-      loss = lax.cond(stage == self.stages - 1, finish, lambda: jnp.zeros((), jnp.float32))
-    aside = aside._replace(telemetry=(before, aside.telemetry))
+      loss, by_domain = lax.cond(stage == self.stages - 1, finish, nothing_yet)
+    aside = aside._replace(telemetry=((before, by_domain), aside.telemetry))
     share, sums = objective(config, loss, aside, batch, totals, counts_nE)
     return (x_BLD, share), sums
 

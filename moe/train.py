@@ -25,6 +25,7 @@ from moe.data.prepare import prepare
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
 from moe.metrics import lines, writers
+from moe.metrics.domains import loss_by_domain
 from moe.metrics.profile import Profile
 from moe.metrics.progress import Progress
 from moe.metrics.writers import MetricWriter
@@ -136,7 +137,7 @@ class _Run(NamedTuple):
   evaluator: Evaluator
   stop: processes.Stop
   hold: lock.Hold | None  # of process 0
-  epochs: dict[str, float]  # by domain, the share of its text that a step sees
+  epochs: dict[str, float]  # by domain, in the data's order, the share of its text that a step sees
 
 
 def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
@@ -164,7 +165,7 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
     evaluating = _evaluates(config, step) and not stopping
     if saving or evaluating or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
-      logged |= progress.rates(step)
+      logged |= loss_by_domain(logged, tuple(run.epochs)) | progress.rates(step)
       if config.ops.force_balanced_routing:
         logged['force_balanced_routing'] = True
       paused = time.perf_counter()

@@ -19,7 +19,7 @@ from moe.config import Config
 from moe.data.packing import Batch
 from moe.layers.moe_layer import Aside
 from moe.losses import Totals
-from moe.metrics import routing
+from moe.metrics import domains, routing
 from moe.model import Transformer, after_step, init_params
 from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import Hyperparameters, clip, learning_rate, make_optimizer
@@ -114,9 +114,10 @@ def loss_and_gradients(
 ) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
-  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
-  `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
-  (real ones), and those of `moe.metrics.routing.metrics`: all that the layers measured.
+  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), `loss/NAME` of
+  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), those of
+  `moe.metrics.domains` where the batch tells its rows' domains, and of `moe.metrics.routing.metrics`: all that the
+  layers measured.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches
@@ -132,7 +133,8 @@ def loss_and_gradients(
 
   def of_part(params, part):
     hidden_BLD, aside = forward(config, params, part)
-    loss = token_loss(config, params['head'], hidden_BLD, part, totals)
+    loss, by_domain = token_loss(config, params['head'], hidden_BLD, part, totals)
+    aside = aside._replace(telemetry=(aside.telemetry, by_domain))
     return objective(config, loss, aside, part, totals, counts_NE)
 
   gradient = jax.grad(of_part, has_aux=True)
@@ -150,12 +152,14 @@ def loss_and_gradients(
 
     (gradients, sums), _ = lax.scan(add_part, (zeros, nothing(shapes[1])), batches)
 
+  by_layer, by_domain = sums.telemetry
   return gradients, {
     'loss': sums.loss,
     'objective': total(sums.loss, sums.terms),
     **{f'loss/{name}': term for name, term in sums.terms.items()},
     'tokens': totals.tokens,
-    **routing.metrics(sums.telemetry, totals.tokens),
+    **domains.values(by_domain),
+    **routing.metrics(by_layer, totals.tokens),
   }
 
 

@@ -96,7 +96,7 @@ def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Ba
   """Rows of two documents and some padding; row 0 is full.
   A few targets in the middle are not scored either.
 
-  `padding_row`: the last row is nothing but padding.
+  Rows are of two domains in turn. `padding_row`: the last row is nothing but padding.
   """
   generator = np.random.default_rng(seed)
   batch, length = config.data.batch_size, config.data.seq_len
@@ -109,7 +109,10 @@ def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Ba
     positions_BL[row, :end] = [*range(first), *range(end - first)]
   ids = lambda: generator.integers(0, config.model.vocab_size, (batch, length)).astype(np.int32)
   weights_BL = (segment_ids_BL > 0) & (generator.random((batch, length)) < 0.9)
-  return Batch(ids(), ids(), positions_BL, segment_ids_BL, weights_BL.astype(np.float32))
+  domains_BJ = np.eye(2, dtype=np.float32)[np.arange(batch) % 2]
+  return Batch(
+    *(ids(), ids(), positions_BL, segment_ids_BL, weights_BL.astype(np.float32), domains_BJ)
+  )
 
 
 def assert_close(actual, truth, relative: float, name: str = '') -> None:

@@ -105,7 +105,7 @@ def _parts(config: Config) -> list[Part]:
   shared = {'gate': draw(d, width), 'up': draw(d, width), 'down': draw(width, d)}
   mlp = MLP(config, width)
   targets_1T, weights_1T = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens), jnp.float32)
-  head = lambda x, w: cross_entropy(x[None], w, targets_1T, weights_1T, config.train.loss_chunk)
+  head = lambda x, w: cross_entropy(x[None], w, targets_1T, weights_1T, config.train.loss_chunk)[0]
   shape = moe_layer.Shape(d, moe.d_expert, moe.num_experts, moe.experts_per_token)
   run = moe_layer.with_gradients
   attend = lambda q, k, v: attention(q, k, v, segments_BL)

@@ -67,15 +67,15 @@ class TrainingRows:
   """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream
   and the targets after them.
 
-  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by
-  the one token that is a target in the first and an input in the next.
-  The last row is padded, not dropped.
+  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by the one token that
+  is a target in the first and an input in the next. The last row is padded, not dropped. Every row tells its domain.
   """
 
   def __init__(self, prepared: PreparedData, domain: str, seq_len: int, seed: int, reset: bool):
     self._documents: Documents = prepared.documents(TRAIN, domain)
     self._bos, self._eos = prepared.tokenizer.bos_id, prepared.tokenizer.eos_id
     self._seq_len, self._reset = seq_len, reset
+    self._domain_J = np.array([name == domain for name in prepared.domains], np.float32)
     self._identity = f'TrainingRows({domain!r}, {seq_len=}, {seed=}, {reset=})'
     first = self._documents.first_record
     order_D = permutation(len(self._documents), _seed_of(seed, f'{domain} documents'))
@@ -102,7 +102,7 @@ class TrainingRows:
     return self._identity
 
   def __getitem__(self, row: int) -> Batch:
-    """One row: `Batch` fields (L,)."""
+    """One row: `Batch` fields (L,), and its domain (J,)."""
     begin = int(row) * self._seq_len
     end = min(begin + self._seq_len + 1, int(self._ends_R[-1]))
     first, last = np.searchsorted(self._ends_R, (begin, end - 1), side='right')
@@ -120,7 +120,8 @@ class TrainingRows:
     skipped = begin - int(self._ends_R[first]) + len(tokens[0])
     here = slice(skipped, skipped + end - begin)
     tokens_N, starts_N = np.concatenate(tokens)[here], np.concatenate(starts)[here]
-    return packing.training_row(tokens_N, starts_N, self._seq_len, self._reset)
+    row = packing.training_row(tokens_N, starts_N, self._seq_len, self._reset)
+    return row._replace(domains_BJ=self._domain_J)
 
 
 def evaluation_batches(

@@ -1,7 +1,7 @@
 """Token documents → rows of a batch. NumPy only; every function is pure.
 
-B rows, L tokens a row, N tokens of a stretch of the stream. A document's stream is BOS t1 … tn EOS;
-every token of it but BOS is a target once.
+B rows, L tokens a row, J domains, N tokens of a stretch of the stream. A document's stream is BOS t1 … tn EOS; every
+token of it but BOS is a target once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,6 +20,7 @@ class Batch(NamedTuple):
   positions_BL: np.ndarray  # int32, from 0 in each segment
   segment_ids_BL: np.ndarray  # int32, documents of a row counted from 1; 0: padding
   weights_BL: np.ndarray  # float32, 1 where the target is to be scored, else 0
+  domains_BJ: np.ndarray | None = None  # float32, 1 at the row's domain, else 0; None: not told
 
 
 class Window(NamedTuple):
@@ -39,7 +40,7 @@ def empty_rows(*shape: int) -> Batch:
 
 def stack_rows(rows: list[Batch]) -> Batch:
   """Rows (L,) → batch (B, L)."""
-  return Batch(*map(np.stack, zip(*rows)))
+  return Batch(*(None if field[0] is None else np.stack(field) for field in zip(*rows)))
 
 
 def training_row(tokens_N: np.ndarray, starts_N: np.ndarray, seq_len: int, reset: bool) -> Batch:

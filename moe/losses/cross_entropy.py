@@ -21,14 +21,14 @@ def cross_entropy(
   targets_BL: jax.Array,
   weights_BL: jax.Array,
   chunk: int,
-) -> jax.Array:
-  """Σ weight · −log softmax(hidden · head)[target],
-  float32, with the logits of `chunk` tokens alive at once.
+) -> tuple[jax.Array, jax.Array]:
+  """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
 
-  The gradients of hidden and head are computed along with the value, so logits are never
-  computed twice. The products take the type of `hidden`; everything after them is float32.
-  Targets and weights have no gradient. On a mesh every device takes its own sequences and its
-  own part of the vocabulary.
+  Beside it losses_BL, without weights and without a gradient.
+
+  The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
+  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient. On a mesh every
+  device takes its own sequences and its own part of the vocabulary.
   """
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
@@ -36,10 +36,14 @@ def cross_entropy(
   def on_shard(hidden_BLD, head_DV, *targets_and_weights):
     hidden_TD, targets_T, weights_T = (_rows(x) for x in (hidden_BLD, *targets_and_weights))
     head_DV = zero.gathered(head_DV, stored, hidden_TD.dtype)
-    return _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, _vocabulary_axis())[None]
+    total, losses_T = _cross_entropy(
+      hidden_TD, head_DV, targets_T, weights_T, chunk, _vocabulary_axis()
+    )
+    return total[None], losses_T.reshape(targets_and_weights[0].shape)
 
-  run = sharding.per_shard(on_shard, (batch, stored.spec, batch, batch), batch)
-  return run(hidden_BLD, head_DV, targets_BL, weights_BL).sum()
+  run = sharding.per_shard(on_shard, (batch, stored.spec, batch, batch), (batch, batch))
+  totals, losses_BL = run(hidden_BLD, head_DV, targets_BL, weights_BL)
+  return totals.sum(), losses_BL
 
 
 def token_losses(
@@ -71,7 +75,8 @@ def _vocabulary_axis():
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, axis):
-  return (_token_losses(hidden_TD, head_DV, targets_T, chunk, axis) * weights_T).sum()
+  losses_T = _token_losses(hidden_TD, head_DV, targets_T, chunk, axis)
+  return (losses_T * weights_T).sum(), losses_T
 
 
 def _token_losses(hidden_TD, head_DV, targets_T, chunk, axis):
@@ -91,19 +96,23 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis
     shares_cV, is_target_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c, axis)
     d_logits_cV = ((shares_cV - is_target_cV) * weights_c[:, None]).astype(dtype)
     d_head_DV += matmul_tn(hidden_cD, d_logits_cV)
-    return (total + (losses_c * weights_c).sum(), d_head_DV), matmul_nt(d_logits_cV, head)
+    total += (losses_c * weights_c).sum()
+    return (total, d_head_DV), (matmul_nt(d_logits_cV, head), losses_c)
 
   start = jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32)
-  (total, d_head_DV), d_hidden = lax.scan(
+  (total, d_head_DV), (d_hidden, losses) = lax.scan(
     step, start, _chunks((hidden_TD, targets_T, weights_T), chunk)
   )
   d_hidden_TD = d_hidden.reshape(-1, hidden_TD.shape[1])[: hidden_TD.shape[0]]
+  losses_T = losses.reshape(-1)[: targets_T.shape[0]]
   # Zero-sized: carry the types of the gradients to backward.
-  return total, (d_hidden_TD, d_head_DV, jnp.zeros(0, hidden_TD.dtype), jnp.zeros(0, head_DV.dtype))
+  types = jnp.zeros(0, hidden_TD.dtype), jnp.zeros(0, head_DV.dtype)
+  return (total, losses_T), (d_hidden_TD, d_head_DV, *types)
 
 
-def _cross_entropy_backward(chunk, axis, residuals, d_total):
+def _cross_entropy_backward(chunk, axis, residuals, gradients):
   del chunk
+  d_total, _ = gradients
   if axis:  # every part of the vocabulary was handed its share of one gradient
     d_total = lax.psum(d_total, axis)
   d_hidden_TD, d_head_DV, like_hidden, like_head = residuals

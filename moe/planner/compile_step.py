@@ -149,12 +149,12 @@ def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
 
 
 def _batch(config: Config, mesh: Mesh) -> Batch:
-  shape = (config.data.batch_size, config.data.seq_len)
-  dtype = lambda name: jnp.float32 if name == 'weights_BL' else jnp.int32
-  sharding = batch_sharding(mesh)
-  return Batch(
-    *(jax.ShapeDtypeStruct(shape, dtype(name), sharding=sharding) for name in Batch._fields)
-  )
+  """Of text of one domain."""
+  rows, sharding = config.data.batch_size, batch_sharding(mesh)
+  of_rows = lambda width, dtype: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding)
+  of_tokens = lambda dtype: of_rows(config.data.seq_len, dtype)
+  ids = (of_tokens(jnp.int32) for _ in range(4))
+  return Batch(*ids, of_tokens(jnp.float32), of_rows(1, jnp.float32))
 
 
 def _numbers(config: Config, mesh: Mesh) -> Hyperparameters:

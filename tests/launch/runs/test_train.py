@@ -40,6 +40,7 @@ def test_metrics_of_every_logged_step(finished):
     assert all(0 <= value <= 1 for value in line['max_vio_N'])
     assert all(0 < value <= np.log(4) + 1e-6 for value in line['router_entropy_N'])
     assert line['objective'] >= line['loss']
+    assert line['loss_by_domain'] == {'prose': pytest.approx(line['loss'], rel=1e-6)}
   assert logged[-1]['loss'] < logged[0]['loss'] - 1
   # Every checkpoint, for the best.
   assert [line['step'] for line in logged if 'held_out_loss' in line] == [10, 20, 30, 40]
@@ -80,6 +81,7 @@ def test_tensorboard_has_scalars_and_a_heatmap(finished):
     'max_vio_N/layer_0',
     'max_vio_N/layer_1',
     'held_out_loss_by_domain/prose',
+    'loss_by_domain/prose',
     'tokens_per_second',
   } <= tags
   images = [value.image for value in values if value.tag == 'expert_load']

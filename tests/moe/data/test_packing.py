@@ -82,7 +82,7 @@ def test_packed_windows_keep_documents_apart(lengths, seq_len, open_rows, batch_
   scored = []
   for batch in batches:
     assert batch.tokens_BL.shape == (batch_size, seq_len)
-    for row in map(packing.Batch._make, zip(*batch)):
+    for row in map(packing.Batch, *batch[:5]):
       for segment in range(1, row.segment_ids_BL.max() + 1):
         here = np.flatnonzero(row.segment_ids_BL == segment)
         np.testing.assert_array_equal(here, np.arange(here[0], here[-1] + 1))

@@ -89,7 +89,9 @@ def test_epochs_and_mixing(prepared, config):
   for batch in take(pipeline.train_iterator(prepared, config), steps):
     for row in map(pipeline.Batch._make, zip(*batch)):
       key = identity(row)
-      seen['a' if key in wanted['a'] else 'b'].append(key)
+      domain = 'a' if key in wanted['a'] else 'b'
+      assert row.domains_BJ.tolist() == [name == domain for name in prepared.domains]
+      seen[domain].append(key)
   assert abs(len(seen['a']) - 0.75 * 4 * steps) < 2  # weights 3 and 1
   for domain, keys in seen.items():
     count = wanted[domain].total()

@@ -32,8 +32,9 @@ def test_cross_entropy(chunk, dtype):
 
   @jax.jit
   def run(hidden_TD, head_DV):
-    # The cotangent is not one.
-    scaled = lambda h, w: 3 * cross_entropy(h[None], w, targets_T[None], weights_T[None], chunk)
+    scaled = lambda h, w: (
+      3 * cross_entropy(h[None], w, targets_T[None], weights_T[None], chunk)[0]
+    )  # the cotangent is not one
     return jax.value_and_grad(scaled, argnums=(0, 1))(hidden_TD, head_DV)
 
   loss, (d_hidden_TD, d_head_DV) = jax.device_get(run(hidden_TD, head_DV))
@@ -45,21 +46,48 @@ def test_cross_entropy(chunk, dtype):
   relative = 1e-5 if dtype == jnp.float32 else 2**-7
   assert_close((d_hidden_TD, d_head_DV), (3 * d_hidden, 3 * d_head), relative)
   assert (d_hidden_TD[weights_T == 0] == 0).all()
-  value = jax.jit(cross_entropy, static_argnums=4)(
+  value, losses_1T = jax.jit(cross_entropy, static_argnums=4)(
     hidden_TD[None], head_DV, targets_T[None], weights_T[None], chunk
   )
   assert_close(value, np.array(truth), 1e-6)
+  assert_close(losses_1T[0], _losses(hidden_TD, head_DV, targets_T), 1e-6)
+
+
+def _losses(hidden_TD, head_DV, targets_T):
+  return np.array(
+    [
+      oracles.cross_entropy(exact(h)[None], exact(head_DV), [target], [1.0])[0]
+      for h, target in zip(hidden_TD, targets_T)
+    ]
+  )
+
+
+@pytest.mark.parametrize('chunk', [5, 100])
+def test_losses_beside_the_gradient(chunk):
+  """They are not weighed, and what is done with them has no gradient."""
+  hidden_TD, head_DV, targets_T, weights_T = _inputs(jnp.float32)
+
+  def run(hidden_TD):
+    total, losses_1T = cross_entropy(
+      hidden_TD[None], head_DV, targets_T[None], weights_T[None], chunk
+    )
+    return total + jnp.square(losses_1T).sum(), (total, losses_1T[0])
+
+  (_, (total, losses_T)), d_hidden_TD = jax.jit(jax.value_and_grad(run, has_aux=True))(hidden_TD)
+  assert_close(losses_T, _losses(hidden_TD, head_DV, targets_T), 1e-6)
+  assert_close(total, (np.asarray(losses_T) * weights_T).sum(), 1e-6)
+  _, d_hidden, _ = oracles.cross_entropy(
+    exact(hidden_TD), exact(head_DV), targets_T, exact(weights_T)
+  )
+  assert_close(d_hidden_TD, d_hidden, 1e-5)
 
 
 def test_token_losses():
   hidden_TD, head_DV, targets_T, _ = _inputs(jnp.float32)
-  truth = [
-    oracles.cross_entropy(exact(h)[None], exact(head_DV), [target], [1.0])[0]
-    for h, target in zip(np.asarray(hidden_TD), targets_T)
-  ]
+  truth = _losses(hidden_TD, head_DV, targets_T)
   assert_close(
     jax.jit(token_losses, static_argnums=3)(hidden_TD[None], head_DV, targets_T[None], 5)[0],
-    np.array(truth),
+    truth,
     1e-6,
   )
 
@@ -79,7 +107,7 @@ def test_logits_of_all_tokens_never_exist(gradient):
   tokens, width, vocab, chunk = 4096, 2, 100_000, 64
   loss = lambda h, w: cross_entropy(
     h[None], w, jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens)), chunk
-  )
+  )[0]
   function = jax.value_and_grad(loss, argnums=(0, 1)) if gradient else loss
   shapes = (
     jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16),
