@@ -3,8 +3,9 @@ greedy or from the tempered distribution.
 
 B prompts, P prompt tokens (right-padded), S positions of the cache, N new tokens, V vocabulary.
 
-What is drawn with, and how much, are arguments of the compiled program. Its sizes, B, P and S, are powers of two (S and
-P at most the context), so that few programs serve all requests; a row does not depend on what they are filled up with.
+What is drawn with, and how much, are arguments of the compiled program. Its sizes, B, P and S, are
+powers of two (S and P at most the context), so that few programs serve all requests; a row does not
+depend on what they are filled up with.
 """
 
 import functools
@@ -49,7 +50,7 @@ class Sampling(NamedTuple):
       raise UserError(f'top_p={self.top_p} must be above 0 and at most 1')
 
   def as_arrays(self, vocab_size: int) -> 'Sampling':
-    """The same choice for `choose`, of whatever values: what does not restrict has top_k = V and top_p = ∞."""
+    """The same choice for `choose`: what does not restrict has top_k = V and top_p = ∞."""
     temperature, top_k, top_p = self
     if temperature:
       temperature = min(max(temperature, _COLDEST), _HOTTEST)
@@ -190,7 +191,8 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
   """The next token of every row, int32, each from its own key:
   a row does not depend on its neighbours.
 
-  Greedy, ties go to the lower id; a token as likely as the last that top_k or top_p lets in comes in too.
+  Greedy, ties go to the lower id; a token as likely as the last that top_k or
+  top_p lets in comes in too.
 
   sampling: `as_arrays`.
   """
@@ -198,7 +200,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
   def drawn():
     tempered_BV = logits_BV / sampling.temperature
     is_restricted = (sampling.top_k < logits_BV.shape[1]) | (sampling.top_p < 1)
-    # Without this nothing would be sorted out, but sorted.
+    # Sorting the vocabulary takes time, and need not be where all of it is let in.
     kept_BV = lax.cond(is_restricted, _restricted, lambda x, _: x, tempered_BV, sampling)
     return jax.vmap(jax.random.categorical)(keys_B, kept_BV)
 
@@ -214,7 +216,8 @@ def _restricted(logits_BV, sampling):
   rank_V = jnp.arange(logits_BV.shape[1])
   descending_BV = jnp.where((rank_V < sampling.top_k)[None], descending_BV, -jnp.inf)
   probabilities_BV = jax.nn.softmax(descending_BV)
-  # A token stays while those more likely than it have not reached top_p: the most likely one always does.
+  # A token stays while those more likely than it have not reached top_p:
+  # the most likely one always does.
   before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
   stays_BV = before_BV < sampling.top_p
   least_B1 = jnp.where(stays_BV, descending_BV, jnp.inf).min(axis=-1, keepdims=True)
@@ -223,7 +226,10 @@ def _restricted(logits_BV, sampling):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(config: Config, positions: int, params: dict, request: _Request):
-  """new_BN, N the cache's `positions`, and counts_B. Prefill, then one token at a time until every row has ended."""
+  """new_BN, N the cache's `positions`, and counts_B.
+
+  Prefill, then one token at a time until every row has ended.
+  """
   model = Transformer(config)
   prompts_BP, lengths_B, ended_B, max_new, sampling, eos_id, allowed_V, key = request
   batch, padded = prompts_BP.shape

@@ -80,7 +80,9 @@ def total(loss: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
 def token_loss(
   config: Config, head_DV: jax.Array, hidden_BLD: jax.Array, batch: Batch, totals: Totals
 ) -> tuple[jax.Array, Telemetry]:
-  """A microbatch's share of the cross-entropy, nats a target token of the whole batch; its readings by domain."""
+  """A microbatch's share of the cross-entropy, nats a target token of the whole batch,
+  and its readings by domain.
+  """
   with jax.named_scope('cross_entropy'):
     targets = batch.targets_BL, batch.weights_BL
     summed, losses_BL = cross_entropy(hidden_BLD, head_DV, *targets, config.train.loss_chunk)

@@ -14,10 +14,11 @@ from moe.config import Config, OptimizerConfig
 
 
 class Hyperparameters(NamedTuple):
-  """Numbers of a config that the compiled training step takes as arguments: runs that differ in these share a program.
+  """Numbers of a config that the compiled training step takes as arguments:
+  runs that differ in these share a program.
 
-  Scalars, float32 unless stated. What a number is divided by is kept as its reciprocal, which XLA makes of it in a
-  division by a constant: the same bits, whether it is one or not.
+  Scalars, float32 unless stated. Of a divisor the reciprocal is kept: where it was a constant of
+  the program XLA multiplied by that, and runs of then go on with the same bits.
   """
 
   peak_lr: np.ndarray
@@ -87,7 +88,8 @@ def clip(gradients, norm: jax.Array, max_norm: jax.Array):
 
 
 def learning_rate(kind: str, numbers: Hyperparameters, step: jax.Array) -> jax.Array:
-  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first step already above it; then
+  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first
+  step already above it; then
 
   step_decay: × decay_factor at each share `decay_at` of num_steps (0.316 at 80% and again at 90%);
   constant: the peak; cosine: half a cosine down to final_lr_fraction · peak at the last step.

@@ -40,7 +40,8 @@ class TrainState:
 
 
 def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
-  """The state before step 0, a pure function of the config. Jit it, or take its shapes with jax.eval_shape.
+  """The state before step 0, a pure function of the config.
+  Jit it, or take its shapes with jax.eval_shape.
 
   seed: uint32, train.seed as an argument, for a compiled program to serve others too.
   """
@@ -53,10 +54,11 @@ def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
 def make_train_step(
   config: Config,
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]]:
-  """train_step(state, batch, `hyperparameters(config)`) → (state, metrics). Pure; jit it with the state donated.
+  """train_step(state, batch, `hyperparameters(config)`) → (state, metrics).
+  Pure; jit it with the state donated.
 
-  No seed, and no number that is in the hyperparameters, is a constant of the program: runs that differ in those alone
-  compile the same one.
+  Neither train.seed nor a number that is in the hyperparameters is a constant of the program:
+  runs that differ in those alone compile the same one.
 
   The gradient is that of the whole batch's objective however many microbatches it is computed in.
   When it or the loss is not finite the parameters stay as they are and the step is counted; after
@@ -114,10 +116,10 @@ def loss_and_gradients(
 ) -> tuple[dict, dict[str, jax.Array]]:
   """Gradients (float32, like params) of the batch's objective, and its metrics.
 
-  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term), `loss/NAME` of
-  every term of LOSSES (weighted, summed over layers, as in the objective), `tokens` (real ones), those of
-  `moe.metrics.domains` where the batch tells its rows' domains, and of `moe.metrics.routing.metrics`: all that the
-  layers measured.
+  metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
+  `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
+  (real ones), those of `moe.metrics.domains` where the batch tells its rows' domains, and those of
+  `moe.metrics.routing.metrics`: all that the layers measured.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
   parts = config.train.microbatches

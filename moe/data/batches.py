@@ -67,8 +67,9 @@ class TrainingRows:
   """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream
   and the targets after them.
 
-  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by the one token that
-  is a target in the first and an input in the next. The last row is padded, not dropped. Every row tells its domain.
+  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by
+  the one token that is a target in the first and an input in the next.
+  The last row is padded, not dropped. Every row tells its domain.
   """
 
   def __init__(self, prepared: PreparedData, domain: str, seq_len: int, seed: int, reset: bool):

@@ -1,7 +1,7 @@
 """Token documents → rows of a batch. NumPy only; every function is pure.
 
-B rows, L tokens a row, J domains, N tokens of a stretch of the stream. A document's stream is BOS t1 … tn EOS; every
-token of it but BOS is a target once.
+B rows, L tokens a row, J domains, N tokens of a stretch of the stream. A document's stream is
+BOS t1 … tn EOS; every token of it but BOS is a target once.
 """
 
 from collections.abc import Iterable, Iterator

@@ -22,13 +22,15 @@ def cross_entropy(
   weights_BL: jax.Array,
   chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ weight · −log softmax(hidden · head)[target], float32, with the logits of `chunk` tokens alive at once.
+  """Σ weight · −log softmax(hidden · head)[target],
+  float32, with the logits of `chunk` tokens alive at once.
 
   Beside it losses_BL, without weights and without a gradient.
 
-  The gradients of hidden and head are computed along with the value, so logits are never computed twice. The products
-  take the type of `hidden`; everything after them is float32. Targets and weights have no gradient. On a mesh every
-  device takes its own sequences and its own part of the vocabulary.
+  The gradients of hidden and head are computed along with the value, so logits are never
+  computed twice. The products take the type of `hidden`; everything after them is float32.
+  Targets and weights have no gradient. On a mesh every device takes its own sequences and its
+  own part of the vocabulary.
   """
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')

@@ -11,7 +11,10 @@ from moe.metrics.telemetry import Reading, Telemetry
 def domain_telemetry(
   losses_BL: jax.Array, weights_BL: jax.Array, domains_BJ: jax.Array | None
 ) -> Telemetry:
-  """Σ weight · loss, nats, and Σ weight by domain, each (J,); nothing where domains are not told. See `Batch`."""
+  """Σ weight · loss, nats, and Σ weight by domain, each (J,); nothing where domains are not told.
+
+  The arguments are those of `Batch`, and the tokens' losses.
+  """
   if domains_BJ is None:
     return {}
   # No product of matrices, which some chips round.
@@ -28,7 +31,7 @@ def values(telemetry: Telemetry) -> dict[str, jax.Array]:
 
 
 def loss_by_domain(metrics: dict, domains: Sequence[str]) -> dict[str, dict[str, float]]:
-  """{'loss_by_domain': {domain: nats a target token}}, less the domains without a target in the step.
+  """{'loss_by_domain': {domain: nats a target token}}, less domains without a target in the step.
 
   Takes the sums out of the step's metrics, NumPy arrays. `domains`: the names, in the order of J.
   """

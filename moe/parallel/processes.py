@@ -180,7 +180,9 @@ class Stop:
 
 
 def with_stop(train_step: Callable) -> Callable:
-  """train_step(state, batch, numbers, *Stop.asked()) → (state, metrics); metrics['stop'] where there are others."""
+  """train_step(state, batch, numbers, *Stop.asked()) → (state, metrics),
+  with metrics['stop'] where there are others.
+  """
 
   def step(state, batch, numbers, *wish_P):
     state, metrics = train_step(state, batch, numbers)

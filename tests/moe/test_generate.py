@@ -298,7 +298,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 
 
 def _sampled_without_a_cache(run, prompt_ids, max_new, sampling, seed):
-  """Tokens drawn from the whole sequence's logits by the NumPy oracle's probabilities and each row's own key."""
+  """Tokens drawn from the whole sequence's logits, by the oracle's probabilities and rows' keys."""
   key, rows = jax.random.key(seed), []
   for number, ids in enumerate(prompt_ids):
     row_key, ids, new = jax.random.fold_in(key, number), list(ids), []

@@ -46,7 +46,7 @@ def test_training_rows_against_a_slow_loop(lengths, seq_len, reset):
     )
     for at in range(0, len(stream) - 1, seq_len)
   ]
-  assert [[tuple(cell) for cell in zip(*row)] for row in rows] == slow_rows(
+  assert [[tuple(cell) for cell in zip(*row[:5])] for row in rows] == slow_rows(
     documents, seq_len, reset
   )
   scored = np.concatenate([row.targets_BL[row.weights_BL > 0] for row in rows])
