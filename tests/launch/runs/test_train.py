@@ -40,7 +40,9 @@ def test_metrics_of_every_logged_step(finished):
     assert all(0 <= value <= 1 for value in line['max_vio_N'])
     assert all(0 < value <= np.log(4) + 1e-6 for value in line['router_entropy_N'])
     assert line['objective'] >= line['loss']
-    assert line['loss_by_domain'] == {'prose': pytest.approx(line['loss'], rel=1e-6)}
+    by_domain = line['loss_by_domain']
+    assert by_domain.keys() <= {'prose', 'code'}
+    assert min(by_domain.values()) - 1e-5 <= line['loss'] <= max(by_domain.values()) + 1e-5
   assert logged[-1]['loss'] < logged[0]['loss'] - 1
   # Every checkpoint, for the best.
   assert [line['step'] for line in logged if 'held_out_loss' in line] == [10, 20, 30, 40]
