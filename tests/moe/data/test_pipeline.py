@@ -33,8 +33,8 @@ def test_threads_and_prefetch_change_nothing(prepared, config):
   for threads, prefetch in ((1, 1), (5, 30)):
     other = changed(config, num_threads=threads, prefetch=prefetch)
     assert_same(take(pipeline.train_iterator(prepared, other), 40), wanted)
-  assert [field.dtype for field in wanted[0]] == [np.int32] * 4 + [np.float32]
-  assert {field.shape for field in wanted[0]} == {(4, 32)}
+  assert [field.dtype for field in wanted[0]] == [np.int32] * 4 + [np.float32] * 2
+  assert [field.shape for field in wanted[0]] == [(4, 32)] * 5 + [(4, 2)]
 
 
 def test_restart_from_any_state(prepared, config):
