@@ -23,7 +23,7 @@ from etils import epath
 
 from moe import run
 from moe.config import Config, from_stored
-from moe.data.tokenizer import Tokenizer
+from moe.data.tokenizers import Tokenizer, from_bytes
 from moe.errors import (
   OF_A_SHARED_FOLDER,
   PEER_LOST,
@@ -55,7 +55,7 @@ class Checkpointer:
     None where the run's text is not to be compared.
     """
     self._directory = workdir / 'checkpoints'
-    self._config, self._tokenizer, self._text = config, tokenizer.to_bytes(), text
+    self._config, self._tokenizer, self._text = config, tokenizer, text
     self._losses = retention.HeldOutLosses(workdir, writes=processes.is_main())
     self._kept = retention.Kept(config.checkpoint, self._losses)
     self._manager = self._open()
@@ -176,7 +176,7 @@ class Checkpointer:
       raise UserError(
         f'{where} is of another config: {changed}; use another --workdir, or those values'
       )
-    if small.tokenizer != self._tokenizer:
+    if not self._is_ours(small):
       raise UserError(
         f'{where} was trained with another tokenizer than the prepared data has: every id would '
         'mean something else; bring that data back, or use another --workdir'
@@ -188,6 +188,15 @@ class Checkpointer:
       )
     if not small.checked:
       _log_error(f'{where} is of an older version: its config and tokenizer have no checksums')
+
+  def _is_ours(self, small):
+    """Whether a checkpoint's tokenizer gives every text the same ids."""
+    if small.tokenizer != self._tokenizer.to_bytes():
+      return False
+    # What else tokenizer_config.json says, a chat template for one, may differ.
+    return small.tokenizer_config == self._tokenizer.tokenizer_config or (
+      from_bytes(small.tokenizer, small.tokenizer_config).sha256 == self._tokenizer.sha256
+    )
 
   def _delete_others(self):
     """Checkpoints that only a kill between a save and its tidying up has left."""

@@ -196,10 +196,12 @@ class DataConfig:
     "where prepared data lies or will be written, for several runs to share; '': WORKDIR/data",
     effect=NOTHING,
   )
-  tokenizer: str = key('', "an existing SentencePiece .model; '': train one on the corpus")
+  tokenizer: str = key(
+    '', "an existing SentencePiece .model or tokenizer.json; '': train one on the corpus"
+  )
   vocab_size: int = key(
     0,
-    'pieces of the tokenizer; 0: model.vocab_size (which may be padded above it)',
+    'pieces of the tokenizer; 0: model.vocab_size, or less where data.tokenizer has less',
     at_least=0,
     at_most=2**24,
   )

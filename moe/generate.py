@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from moe.config import Config
-from moe.data.tokenizer import Tokenizer, must_have
+from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
 from moe.run import Run

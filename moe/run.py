@@ -1,7 +1,7 @@
 """A run's folder: opened to train in, and its trained model opened for programs and notebooks.
 
-DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tokenizer.model
-DIR/tensorboard/  checkpoints/
+DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tensorboard/  checkpoints/
+DIR/tokenizer.model, or tokenizer.json and its tokenizer_config.json
 DIR/data/        prepared data, unless data.dir says where
 DIR/unreadable/  damaged checkpoints, set aside
 DIR/.lock        who trains in it
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from moe import files
 from moe.config import Config, MeshConfig, OpsConfig, from_stored
-from moe.data.tokenizer import Tokenizer
+from moe.data.tokenizers import FILES, Tokenizer, from_bytes
 from moe.errors import UserError
 from moe.model import Transformer, init_params
 from moe.parallel import mesh as mesh_lib
@@ -32,8 +32,8 @@ from moe.storage.reading import attempt, available_steps
 
 _FOLDERS = ('checkpoints', 'tensorboard', 'unreadable')
 _FILES = (
-  *('config.json', 'metrics.jsonl', 'tokenizer.model', 'held_out_losses.json'),
-  *('provenance.json', '.lock'),
+  *('config.json', 'metrics.jsonl', 'held_out_losses.json', 'provenance.json', '.lock'),
+  *FILES,
 )
 # Patterns to what reads checkpoints, and their escape.
 _PATTERNS = re.compile(r'[][*?\\]')
@@ -223,7 +223,7 @@ def _load(directory, step, dtype, mesh):
     raise ValueError(fault)
   if dtype:
     params = arrays.cast(params, dtype)
-  tokenizer = Tokenizer.from_bytes(small.tokenizer) if small.tokenizer else None
+  tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
   if not small.checked:
     logging.error(
       'checkpoint step %d in %s is of an older version: its config and tokenizer have no checksums',

@@ -22,6 +22,7 @@ from moe.config import Config
 from moe.data.batches import epochs_per_step, train_iterator
 from moe.data.packing import Batch
 from moe.data.prepare import prepare
+from moe.data.tokenizers import FILES
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
 from moe.metrics import lines, writers
@@ -274,7 +275,11 @@ def _write_beginning(workdir, tokenizer):
   """What is written once a start: a start that is refused has changed nothing."""
   if not processes.is_main():
     return
-  files.replace(workdir / 'tokenizer.model', tokenizer.to_bytes())
+  for name, content in tokenizer.files().items():
+    files.replace(workdir / name, content)
+  # Of another kind, which a start that took no step may have left.
+  for name in set(FILES) - tokenizer.files().keys():
+    (workdir / name).unlink(missing_ok=True)
   if changed := provenance.note(workdir, provenance.describe()):
     print(f'warning: {changed}', file=sys.stderr, flush=True)
 

@@ -19,7 +19,7 @@ from moe.config import Config
 from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
-from moe.data.tokenizer import Tokenizer
+from moe.data.tokenizers import Tokenizer
 from moe.parallel.feeding import place_whole
 from moe.parallel.sharding import replicated
 
@@ -68,7 +68,7 @@ def token_class(piece: str, is_text: bool) -> str:
   letters = [character for character in piece if character.isalpha()]
   if not is_text:
     return 'control'
-  if re.fullmatch('<0x[0-9A-F]{2}>', piece):
+  if re.fullmatch('(<0x[0-9A-F]{2}>)+', piece):
     return 'byte'
   if not piece.replace(_SPACE, '').strip():
     return 'space'

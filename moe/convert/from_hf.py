@@ -64,7 +64,7 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
       _save(folder, config, tokenizer, _sources(placed, types, reader), progress)
     files.replace(folder / 'config.json', files.to_json(config.to_dict(), indent=2) + '\n')
     if tokenizer:
-      files.replace(folder / 'tokenizer.model', tokenizer.to_bytes())
+      tokenizers.write(tokenizer, folder)
     provenance.note(folder, provenance.describe() | origin)
   notes = [*hf.notes, told, *_told_of_types(placed, tensors, types)]
   return Converted(config, len(tensors), size, tuple(filter(None, notes)))
@@ -201,11 +201,10 @@ def _save(folder, config, tokenizer, tree, progress):
   """The run's only checkpoint. It has no training state: nothing is left to go on from."""
   path = folder / 'checkpoints' / str(_STEP)
   path.parent.mkdir()
-  small = tokenizer.to_bytes() if tokenizer else b''
-  items = small_items.to_save(config.to_dict(), small, None, {})
+  items = small_items.to_save(config.to_dict(), tokenizer, None, {})
   sums = parameters.save(path, tree, items, progress.add)
   # They are known only when all is read.
-  again = small_items.to_save(config.to_dict(), small, None, {'params': sums})['checksums']
+  again = small_items.to_save(config.to_dict(), tokenizer, None, {'params': sums})['checksums']
   checkpointer = ocp.Checkpointer(ocp.JsonCheckpointHandler())
   checkpointer.save((path / 'checksums').absolute(), args=again, force=True)
   checkpointer.close()

@@ -13,7 +13,7 @@ from moe.convert.hf_config import TOKEN_IDS
 from moe.convert.layouts import LAYOUTS, name_for
 from moe.convert.outputs import appearing, new_folder
 from moe.data.progress import Progress
-from moe.data.tokenizer import Tokenizer
+from moe.data.tokenizers import from_bytes
 from moe.errors import UserError
 from moe.run import find_step, folder
 from moe.storage import provenance, small_items
@@ -68,7 +68,7 @@ def to_hf(
     _SHARD,
   )
   size = sum(shard.size for shard in shards)
-  tokenizer = Tokenizer.from_bytes(small.tokenizer) if small.tokenizer else None
+  tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
   with appearing(target, size) as beside:
     with Progress('writing', size) as progress, safetensors.Writer(beside, shards) as writer:
       sums = _write(placed, stored, types, writer, progress)

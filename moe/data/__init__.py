@@ -7,7 +7,7 @@ readers      a file → its texts, by format
 compression  gzip, zstd, bzip2 and xz as streams
 builtin      the corpus of every CPython; arithmetic: its worked problems
 sample       the text that a tokenizer is trained on
-tokenizer    SentencePiece BPE: train one, load one, text ↔ ids
+tokenizers   text ↔ ids: SentencePiece, trained or given, and tokenizer.json
 prepare      tokenises a corpus once into a directory, atomically
 store        that directory's format: shards of token records, an index, metadata, checksums
 packing      documents → rows of a batch: training rows, and evaluation windows

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from moe.data.tokenizers.base import FILES, MODEL_FILES
+
 
 class Found(NamedTuple):
   files: tuple[Path, ...]  # sorted
@@ -136,7 +138,7 @@ def _files_below(root, links):
 _OF_A_RUN = {
   'config.json',
   'metrics.jsonl',
-  'tokenizer.model',
+  *FILES,
   'provenance.json',
   'held_out_losses.json',
   'tensorboard',
@@ -165,7 +167,7 @@ def _is_output(path):
 
 @functools.lru_cache(maxsize=4096)
 def _is_prepared_data(folder):
-  return (folder / 'tokenizer.model').is_file() and (
+  return any((folder / name).is_file() for name in MODEL_FILES) and (
     {'format', 'splits', 'settings'} <= _keys(folder / 'metadata.json')
   )
 

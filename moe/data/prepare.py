@@ -23,7 +23,7 @@ from moe.data import corpus, store
 from moe.data.progress import Progress
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
-from moe.data.tokenizer import Lost, Tokenizer, train_tokenizer
+from moe.data.tokenizers import Lost, open_tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
@@ -80,9 +80,7 @@ def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> d
     'tokenizer_sample_mb': data.tokenizer_sample_mb,
   }
   if data.tokenizer:
-    tokenizer = {
-      'tokenizer': f'sha256 {store.sha256(_existing_tokenizer(data, vocab_size).to_bytes())[:16]}'
-    }
+    tokenizer = {'tokenizer': f'sha256 {_existing_tokenizer(data, vocab_size).sha256[:16]}'}
   # Only where they are used: prepared data of before has none.
   reading = {'separator': data.separator} if data.separator else {}
   if data.bad_rows != 'refuse':
@@ -207,10 +205,12 @@ def _build(config, directory):
   total = None
   if data.tokenizer:
     tokenizer = _existing_tokenizer(data, vocab_size)
+    _tell(_padding(config, tokenizer))
   else:
     sample, total = _sample(data)
     tokenizer = train_tokenizer(sample, vocab_size)
-  (directory / 'tokenizer.model').write_bytes(tokenizer.to_bytes())
+  for name, content in tokenizer.files().items():
+    (directory / name).write_bytes(content)
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
   bad = []
   splits = _write_documents(data, tokenizer, token_type, directory, total, bad)
@@ -221,7 +221,7 @@ def _build(config, directory):
     'settings': made_with,
     'stamps': stamps,
     'python': platform.python_version(),  # its standard library is the built-in corpus
-    'tokenizer': {'sha256': store.sha256(tokenizer.to_bytes()), 'vocab_size': tokenizer.vocab_size},
+    'tokenizer': store.tokenizer_entry(tokenizer),
     'token_type': token_type.name,
     **({'skipped_rows': len(bad)} if bad else {}),
     'splits': splits,
@@ -334,16 +334,29 @@ def _batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
 
 
 def _existing_tokenizer(data, vocab_size):
-  tokenizer = Tokenizer.from_file(os.path.expanduser(data.tokenizer))
+  tokenizer = open_tokenizer(os.path.expanduser(data.tokenizer))
   pieces = tokenizer.vocab_size
-  if pieces != vocab_size:
-    key = 'data.vocab_size' if data.vocab_size else 'config.model.vocab_size'
+  if data.vocab_size and pieces != vocab_size:
     raise UserError(
-      f'tokenizer {data.tokenizer} has {pieces} pieces, {key} is {vocab_size}: set '
-      f'--config.model.vocab_size={pieces}, or --config.data.vocab_size={pieces} if '
-      "the model's is padded above it"
+      f'tokenizer {data.tokenizer} has {pieces} pieces, data.vocab_size is {vocab_size}: '
+      f'set --config.data.vocab_size={pieces}, or leave it at 0'
+    )
+  # The rows of a larger model are padding.
+  if pieces > vocab_size:
+    raise UserError(
+      f'tokenizer {data.tokenizer} has {pieces} pieces, model.vocab_size is {vocab_size}: '
+      f'set --config.model.vocab_size={pieces}, or more'
     )
   return tokenizer
+
+
+def _padding(config, tokenizer):
+  rows, pieces = config.model.vocab_size, tokenizer.vocab_size
+  if rows > pieces:
+    yield (
+      f'model.vocab_size={rows} is more than the {pieces} pieces of {config.data.tokenizer}: '
+      f'the last {rows - pieces} rows are padding'
+    )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
   metadata.json                     settings, tokenizer, per split and domain the totals and files
                                     with their sizes and checksums, and a checksum of all this
-  tokenizer.model                   SentencePiece
+  tokenizer.model | tokenizer.json  the tokenizer, the latter with its tokenizer_config.json
   SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS
   SPLIT-DOMAIN.index.npz            tokens of every record, records and
                                     UTF-8 bytes of every document
@@ -30,7 +30,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from moe import files
-from moe.data.tokenizer import Lost, Tokenizer, must_have
+from moe.data.tokenizers import FILES, MODEL_FILES, Lost, Tokenizer, from_files, must_have
 from moe.errors import UserError
 
 FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
@@ -196,14 +196,16 @@ class PreparedData:
           path = directory / name
           if not path.is_file() or path.stat().st_size != size:
             raise damaged(path)
-    path = directory / 'tokenizer.model'
-    try:
-      model = path.read_bytes()
-    except OSError as error:
-      raise damaged(path) from error
-    if sha256(model) != metadata['tokenizer']['sha256']:
-      raise damaged(path)
-    self.tokenizer = Tokenizer.from_bytes(model)
+    contents = {}
+    for name, digest in tokenizer_files(metadata).items():
+      path = directory / name
+      try:
+        contents[name] = path.read_bytes()
+      except OSError as error:
+        raise damaged(path) from error
+      if sha256(contents[name]) != digest:
+        raise damaged(path)
+    self.tokenizer = from_files(contents)
     self._opened: dict[tuple[str, str], Documents] = {}
 
   def documents(self, split: str, domain: str) -> Documents:
@@ -258,14 +260,14 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer | None) -> 
   metadata = read_metadata(directory)
   if metadata is None:
     raise UserError(f'there is no prepared data in {directory}')
-  if metadata['tokenizer']['sha256'] != sha256(tokenizer.to_bytes()):
+  if metadata['tokenizer']['sha256'] != tokenizer.sha256:
     raise UserError(f'the prepared data in {directory} is of another tokenizer')
   metadata = metadata | {'splits': {TRAIN: {}, HELD_OUT: metadata['splits'][HELD_OUT]}}
   if '://' not in os.fspath(directory):
     return PreparedData(Path(directory), metadata, weights={})
   copies = tempfile.TemporaryDirectory(prefix='held-out-')
   names = [name for entry in metadata['splits'][HELD_OUT].values() for name in entry['files']]
-  for name in ['tokenizer.model', *names]:
+  for name in [*tokenizer_files(metadata), *names]:
     try:
       (Path(copies.name) / name).write_bytes((directory / name).read_bytes())
     except FileNotFoundError as error:
@@ -304,7 +306,8 @@ def read_metadata(directory: Path) -> dict | None:
 
 PARTIAL, LOCK = '.partial', '.lock'  # in a directory that was there, empty, before it was filled
 _FILE = re.compile(
-  r'tokenizer\.model|(train|held_out)-[\w.-]+(\.array_record|\.index\.npz|\.txt)', re.DOTALL
+  '|'.join(map(re.escape, FILES)) + r'|(train|held_out)-[\w.-]+(\.array_record|\.index\.npz|\.txt)',
+  re.DOTALL,
 )
 
 
@@ -338,6 +341,9 @@ def _check_metadata(metadata):
     raise ValueError
   if not isinstance(metadata['tokenizer']['sha256'], str):
     raise TypeError
+  names = tokenizer_files(metadata).keys()
+  if not names <= set(FILES) or len(names & set(MODEL_FILES)) != 1:
+    raise ValueError
   for split in (TRAIN, HELD_OUT):
     for domain, entry in metadata['splits'][split].items():
       names = [*entry['files'], *(name for name, _ in entry['shards']), *entry.get('sha256', {})]
@@ -349,6 +355,19 @@ def _check_metadata(metadata):
       counts += [*entry['files'].values(), *(records for _, records in entry['shards'])]
       if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError
+
+
+def tokenizer_entry(tokenizer: Tokenizer) -> dict:
+  """What metadata.json says of the tokenizer."""
+  digests = {name: sha256(content) for name, content in tokenizer.files().items()}
+  return {'sha256': tokenizer.sha256, 'vocab_size': tokenizer.vocab_size, 'files': digests}
+
+
+def tokenizer_files(metadata: dict) -> dict[str, str]:
+  """{name: SHA-256} of the files that the tokenizer lies in."""
+  entry = metadata['tokenizer']
+  # Without `files` where only SentencePiece models could be.
+  return entry.get('files', {'tokenizer.model': entry['sha256']})
 
 
 def damaged(path: Path) -> UserError:

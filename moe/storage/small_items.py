@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from moe.data.tokenizers import Tokenizer
 from moe.storage import checksums
 from moe.storage.reading import read_items
 
@@ -22,6 +23,8 @@ class SmallItems(NamedTuple):
 
   config: dict
   tokenizer: bytes
+  # Contents of tokenizer_config.json; empty where there is none.
+  tokenizer_config: bytes
   text: dict | None
   checksums: dict
   checked: bool
@@ -32,19 +35,22 @@ class SmallItems(NamedTuple):
     return 'training' in self.checksums
 
 
-def to_save(config: dict, tokenizer: bytes, text: dict | None, of_rest: Mapping) -> dict:
+def to_save(config: dict, tokenizer: Tokenizer | None, text: dict | None, of_rest: Mapping) -> dict:
   """Orbax's arguments that save them. `of_rest`: checksums of the other items, by name."""
+  files = {}
+  if tokenizer:
+    files = {'model': tokenizer.to_bytes(), 'config': tokenizer.tokenizer_config}
   sums = {
     **of_rest,
     'config': checksums.of_json(config),
-    'tokenizer': checksums.of_bytes(tokenizer),
+    'tokenizer': checksums.of_bytes(b''.join(files.values())),
     'text': checksums.of_json(text),
   }
   # Orbax saves no empty array.
-  model = {'model': np.frombuffer(tokenizer, np.uint8)}
+  arrays = {name: np.frombuffer(each, np.uint8) for name, each in files.items() if each}
   return {
     'config': ocp.args.JsonSave(config),
-    **({'tokenizer': ocp.args.StandardSave(model)} if tokenizer else {}),
+    **({'tokenizer': ocp.args.StandardSave(arrays)} if arrays else {}),
     'text': ocp.args.JsonSave({'identity': text}),
     'checksums': ocp.args.JsonSave(sums),
   }
@@ -57,10 +63,12 @@ def read(path: epath.Path) -> SmallItems:
   names = ['config', 'checksums'] + ['text'] * (path / 'text').is_dir()
   tokenizer = {'tokenizer': ocp.args.StandardRestore()} if (path / 'tokenizer').is_dir() else {}
   found = read_items(path, **tokenizer, **{name: ocp.args.JsonRestore() for name in names})
-  sums = found['checksums']
+  sums, files = found['checksums'], found['tokenizer'] if tokenizer else {}
+  content = lambda name: np.asarray(files[name]).tobytes() if name in files else b''
   items = SmallItems(
     found['config'],
-    np.asarray(found['tokenizer']['model']).tobytes() if tokenizer else b'',
+    content('model'),
+    content('config'),
     found['text']['identity'] if 'text' in found else None,
     sums,
     'config' in sums,
@@ -69,7 +77,7 @@ def read(path: epath.Path) -> SmallItems:
     return items
   actual = {
     'config': checksums.of_json(items.config),
-    'tokenizer': checksums.of_bytes(items.tokenizer),
+    'tokenizer': checksums.of_bytes(items.tokenizer + items.tokenizer_config),
     'text': checksums.of_json(items.text),
   }
   for name, value in actual.items():

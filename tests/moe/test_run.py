@@ -19,7 +19,12 @@ from moe.storage.reading import available_steps
 from moe.train_step import init_state
 from tests.small import small_config
 
-TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'a tokenizer')
+
+def tokenizer_of(content: bytes):
+  return types.SimpleNamespace(to_bytes=lambda: content, tokenizer_config=b'')
+
+
+TOKENIZER = tokenizer_of(b'a tokenizer')
 CONFIG = small_config(**{'model.num_layers': 1, 'data.sources': 'a@2=/there/*.txt;b=/there/b.txt'})
 TEXT = {
   'order': ['a', 'b'],
@@ -119,7 +124,9 @@ def test_steps_back_are_taken_as_the_system_takes_them(tmp_path, monkeypatch):
   assert Path(data_directory(CONFIG, 'run/')) == tmp_path / 'run/data'
 
 
-@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'tokenizer.model', '.lock'])
+@pytest.mark.parametrize(
+  'name', ['config.json', 'metrics.jsonl', 'tokenizer.model', 'tokenizer.json', '.lock']
+)
 def test_a_folder_where_a_file_should_be_is_named(tmp_path, name):
   (tmp_path / name).mkdir()
   with pytest.raises(UserError, match=f'{tmp_path}/{name} must be a file'):
@@ -186,7 +193,7 @@ def _text(*path_and_value):
 @pytest.mark.parametrize(
   'other, words',
   [
-    ({'tokenizer': types.SimpleNamespace(to_bytes=lambda: b'b tokenizer')}, 'another tokenizer'),
+    ({'tokenizer': tokenizer_of(b'b tokenizer')}, 'another tokenizer'),
     ({'text': _text('splits', 'train', 'a', 'documents', 5)}, "train documents of domain 'a': 3"),
     ({'text': _text('splits', 'train', 'b', 'lengths', 'w')}, "train lengths of domain 'b'"),
     ({'text': _text('splits', 'held_out', 'a', 'text_sha256', 'w')}, 'held_out text_sha256'),
@@ -239,7 +246,7 @@ def test_a_changed_digit_in_a_small_item_is_noticed(workdir, item, key):
 
 
 def test_a_tokenizer_of_other_bytes_is_noticed(run, tmp_path):
-  save(tmp_path / 'other', tokenizer=types.SimpleNamespace(to_bytes=lambda: b'b tokenizer'))
+  save(tmp_path / 'other', tokenizer=tokenizer_of(b'b tokenizer'))
   workdir = shutil.copytree(run, tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints/1/tokenizer')
   shutil.copytree(tmp_path / 'other/checkpoints/1/tokenizer', workdir / 'checkpoints/1/tokenizer')

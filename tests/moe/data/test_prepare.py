@@ -15,7 +15,7 @@ import sentencepiece
 
 from moe.data import corpus, store
 from moe.data.prepare import prepare
-from moe.data.tokenizer import train_tokenizer
+from moe.data.tokenizers import train_tokenizer
 from moe.errors import UserError
 from tests.moe.data.helpers import small_config, text, write_corpus
 
@@ -360,15 +360,19 @@ def test_empty_files(tmp_path):
     prepare(small_config(sources=f'a={tmp_path}/*.txt'), tmp_path / 'data')
 
 
-def test_existing_tokenizer(corpus_at, tmp_path):
+def test_existing_tokenizer(corpus_at, tmp_path, capfd):
   model = tmp_path / 'mine.model'
   model.write_bytes(train_tokenizer([text(i, 300) for i in range(20)], 380).to_bytes())
-  wanted = (
-    rf'{model} has 380 pieces, config\.model\.vocab_size is 400: '
-    r'set --config\.model\.vocab_size=380, or'
-  )
-  with pytest.raises(UserError, match=wanted):
-    prepare(small_config(sources=corpus_at, tokenizer=str(model)), tmp_path / 'data')
+  for sizes, wanted in (
+    ({'model_vocab_size': 379}, r'model\.vocab_size is 379: set --config\.model\.vocab_size=380'),
+    ({'vocab_size': 390}, r'data\.vocab_size is 390: set --config\.data\.vocab_size=380'),
+    ({'vocab_size': 370}, r'data\.vocab_size is 370: set --config\.data\.vocab_size=380'),
+  ):
+    with pytest.raises(UserError, match=f'{model} has 380 pieces, {wanted}'):
+      prepare(small_config(sources=corpus_at, tokenizer=str(model), **sizes), tmp_path / 'data')
+  padded = prepare(small_config(sources=corpus_at, tokenizer=str(model)), tmp_path / 'padded')
+  assert padded.tokenizer.vocab_size == 380
+  assert 'model.vocab_size=400 is more than the 380 pieces' in capfd.readouterr().err
   config = small_config(sources=corpus_at, tokenizer=str(model), vocab_size=380)
   made = prepare(config, tmp_path / 'data')
   assert made.tokenizer.to_bytes() == model.read_bytes()
@@ -378,8 +382,12 @@ def test_existing_tokenizer(corpus_at, tmp_path):
 
 
 def test_large_vocabularies_take_four_bytes(corpus_at, tmp_path, monkeypatch):
-  monkeypatch.setattr('moe.data.tokenizer.Tokenizer.vocab_size', 1 << 17, raising=False)
-  monkeypatch.setattr('moe.data.tokenizer.Tokenizer.__setattr__', _ignore_vocab_size)
+  monkeypatch.setattr(
+    'moe.data.tokenizers.sentencepiece.SentencePieceTokenizer.vocab_size', 1 << 17, raising=False
+  )
+  monkeypatch.setattr(
+    'moe.data.tokenizers.sentencepiece.SentencePieceTokenizer.__setattr__', _ignore_vocab_size
+  )
   made = prepare(small_config(sources=corpus_at), tmp_path / 'data')
   assert made.documents('train', 'a').document(0).dtype == np.uint32
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.data.sample import TextSample
-from moe.data.tokenizer import Tokenizer, train_tokenizer
+from moe.data.tokenizers import open_tokenizer, train_tokenizer
 from moe.errors import UserError
 from tests.moe.data.helpers import text
 
@@ -49,7 +49,7 @@ def test_any_text_comes_back(any_text):
 def test_text_beyond_one_part_is_encoded_as_a_whole(monkeypatch):
   whole = TOKENIZER.encode(SAMPLE[0])
   assert len(SAMPLE[0]) > 500
-  monkeypatch.setattr('moe.data.tokenizer._LONGEST_PART', 250)
+  monkeypatch.setattr('moe.data.tokenizers.sentencepiece._LONGEST_PART', 250)
   assert TOKENIZER.encode(SAMPLE[0]) == whole
 
 
@@ -104,11 +104,11 @@ def test_vocabulary_size_that_cannot_be(vocab_size, message):
 
 def test_files_that_are_no_model(tmp_path):
   with pytest.raises(UserError, match=r'missing\.model: No such file'):
-    Tokenizer.from_file(tmp_path / 'missing.model')
+    open_tokenizer(tmp_path / 'missing.model')
   for contents in (b'', b'no model', b'\0' * 100):
     (tmp_path / 'bad.model').write_bytes(contents)
     with pytest.raises(UserError, match=r'bad\.model is not a SentencePiece model'):
-      Tokenizer.from_file(tmp_path / 'bad.model')
+      open_tokenizer(tmp_path / 'bad.model')
 
 
 def test_model_without_eos(tmp_path):
@@ -118,7 +118,7 @@ def test_model_without_eos(tmp_path):
   )
   (tmp_path / 'no_eos.model').write_bytes(written.getvalue())
   with pytest.raises(UserError, match=r'no_eos\.model has no EOS piece'):
-    Tokenizer.from_file(tmp_path / 'no_eos.model')
+    open_tokenizer(tmp_path / 'no_eos.model')
 
 
 def test_sample_is_bounded_even_and_independent_of_order():
@@ -136,7 +136,7 @@ def test_sample_is_bounded_even_and_independent_of_order():
 
 def test_corpus_and_tokenizer_import_no_jax():
   program = (
-    'import sys, moe.data.corpus, moe.data.tokenizer, moe.data.prepare; '
+    'import sys, moe.data.corpus, moe.data.tokenizers, moe.data.prepare; '
     'assert "jax" not in sys.modules'
   )
   subprocess.run([sys.executable, '-c', program], check=True)
