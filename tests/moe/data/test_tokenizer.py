@@ -1,4 +1,5 @@
 import io
+import itertools
 import subprocess
 import sys
 
@@ -44,6 +45,17 @@ def test_any_text_comes_back(any_text):
   ids = TOKENIZER.encode(any_text)
   assert TOKENIZER.decode(ids) == any_text
   assert not {TOKENIZER.bos_id, TOKENIZER.eos_id} & set(ids)
+
+
+@pytest.mark.parametrize('awkward', [*AWKWARD, 'the expert = 12'])
+def test_offsets_and_bytes_say_which_text_a_piece_is(awkward):
+  ids, spans = TOKENIZER.encode(awkward), TOKENIZER.offsets(awkward)
+  assert len(ids) == len(spans)
+  # The first piece of a character in bytes has all of it, or the last.
+  assert {i for begin, end in spans for i in range(begin, end)} == set(range(len(awkward)))
+  assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(spans))
+  if not {'\u2581', '\U0010fffe'} & set(awkward):
+    assert b''.join(TOKENIZER.piece_bytes[i] for i in ids) == awkward.encode()
 
 
 def test_text_beyond_one_part_is_encoded_as_a_whole(monkeypatch):
