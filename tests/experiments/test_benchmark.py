@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import moe_layer, timing, train_step
+from experiments.benchmarks import moe_layer, timing, tokenizer, train_step
 from moe.accounting import account
 from moe.config import from_config_dict
 from tests.small import small_config
@@ -90,3 +90,10 @@ def test_the_dense_twin_activates_as_much():
   router = config.moe.num_experts * config.model.d_model * config.model.num_layers
   assert dense.active_params == moe.active_params - router
   assert from_config_dict(train_step.dense_twin(config).to_dict()) == train_step.dense_twin(config)
+
+
+def test_a_tokenizer_beside_its_library(monkeypatch):
+  monkeypatch.setattr(tokenizer, '_CHARACTERS', 20_000)
+  [row] = tokenizer.suite(1)
+  assert row['bar'] == 1.25 and row['ratio_median'] > 0
+  assert min(row['tokens_per_second_median']) > 0

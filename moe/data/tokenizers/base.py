@@ -74,7 +74,7 @@ class Tokenizer(abc.ABC):
   def offsets(self, text: str) -> list[tuple[int, int]]:
     """(begin, end) in characters of `text` for each id of `encode(text)`.
 
-    Pieces that share a character, of which each says some bytes, have overlapping ones.
+    Of pieces that share a character, each has all of it or only the last has, as the library tells.
     """
 
   @abc.abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_pb2
 
 from moe.data.tokenizers.base import Lost, Tokenizer
 from moe.errors import UserError
@@ -91,18 +92,18 @@ class SentencePieceTokenizer(Tokenizer):
       begin = end
 
   def offsets(self, text: str) -> list[tuple[int, int]]:
-    escaped, spans, begin = escape(text), [], 0
-    for part in _cut(escaped):
-      pieces = self._processor.encode(part, out_type='immutable_proto').pieces
-      spans += [(begin + piece.begin, begin + piece.end) for piece in pieces]
-      begin += len(part)
-    if escaped is text:
-      return spans
-    # Where each escaped character, and the end, comes from.
-    origin = [i for i, x in enumerate(text) for _ in range(1 + (x in (SPACE_MARK, _ESCAPE)))]
-    origin.append(len(text))
-    # A piece of the first half of an escape alone says a part of its character, hence all of that.
-    return [(origin[b], origin[e] + (e > b and origin[e] == origin[e - 1])) for b, e in spans]
+    # Which character each byte of what is encoded comes from; and the end.
+    origin = [i for i, x in enumerate(text) for _ in range(len(escape(x).encode()))] + [len(text)]
+    spans, place = [], 0
+    for part in _cut(escape(text)):
+      encoded = self._processor.encode(part, out_type='serialized_proto')
+      for piece in sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces:
+        begin, end = place + piece.begin, place + piece.end
+        # A piece may end within the escape of a character.
+        within = end > begin and origin[end] == origin[end - 1]
+        spans.append((origin[begin], origin[end] + within))
+      place += len(part.encode())
+    return spans
 
   def lost(self, text: str, ids_N: np.ndarray) -> Lost:
     """A model of `train_tokenizer` loses nothing."""

@@ -51,7 +51,6 @@ def test_any_text_comes_back(any_text):
 def test_offsets_and_bytes_say_which_text_a_piece_is(awkward):
   ids, spans = TOKENIZER.encode(awkward), TOKENIZER.offsets(awkward)
   assert len(ids) == len(spans)
-  # The first piece of a character in bytes has all of it, or the last.
   assert {i for begin, end in spans for i in range(begin, end)} == set(range(len(awkward)))
   assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(spans))
   if not {'\u2581', '\U0010fffe'} & set(awkward):
