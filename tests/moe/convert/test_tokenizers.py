@@ -1,0 +1,69 @@
+"""A checkpoint's tokenizer, in and out: byte for byte, and another model's is refused."""
+
+import json
+
+import pytest
+
+from experiments.benchmarks.tokenizer import BOS, EOS, train_like_deepseek
+from moe.convert.from_hf import from_hf
+from moe.convert.to_hf import to_hf
+from moe.data.tokenizers import train_tokenizer
+from moe.errors import UserError
+from moe.generate import Sampling, generate
+from moe.run import load_run
+from tests.moe.convert.hf_checkpoint import DEEPSEEK, tensors, write
+from tests.moe.data.helpers import text
+
+ROWS = 448
+TEXTS = [text(seed, 200) for seed in range(30)]
+
+
+@pytest.fixture
+def source(tmp_path):
+  hf = DEEPSEEK | {'vocab_size': ROWS}
+  return write(tmp_path / 'hf', hf, tensors(hf))
+
+
+def test_tokenizer_json_comes_along_and_out_again(source, tmp_path):
+  names = {'bos_token': BOS, 'eos_token': EOS, 'add_bos_token': True, 'chat_template': '{{ x }}'}
+  contents = {
+    'tokenizer.json': train_like_deepseek(TEXTS, 400),
+    'tokenizer_config.json': json.dumps(names).encode(),
+  }
+  for name, content in contents.items():
+    (source / name).write_bytes(content)
+  # Beside it a file for other programs.
+  (source / 'tokenizer.model').write_bytes(train_tokenizer(TEXTS, 400).to_bytes())
+  from_hf(source, tmp_path / 'run')
+  run = load_run(tmp_path / 'run')
+  assert run.tokenizer.files() == contents
+  [completion] = generate(run, ['the expert'], 4, Sampling(1e6))
+  assert all(i < 403 and i != 400 for i in completion.tokens)
+  to_hf(tmp_path / 'run', tmp_path / 'out')
+  for name, content in contents.items():
+    assert (tmp_path / 'run' / name).read_bytes() == content
+    assert (tmp_path / 'out' / name).read_bytes() == content
+  written = json.loads((tmp_path / 'out/config.json').read_text())
+  assert (written['bos_token_id'], written['eos_token_id']) == (400, 401)
+  assert not (tmp_path / 'out/tokenizer.model').exists()
+
+
+def test_sentencepiece_alone_comes_along_too(source, tmp_path):
+  model = train_tokenizer(TEXTS, 400).to_bytes()
+  (source / 'tokenizer.model').write_bytes(model)
+  from_hf(source, tmp_path / 'run')
+  to_hf(tmp_path / 'run', tmp_path / 'out')
+  for folder in ('run', 'out'):
+    assert (tmp_path / folder / 'tokenizer.model').read_bytes() == model
+
+
+@pytest.mark.parametrize(
+  'pieces, kept, words',
+  [(500, None, 'its tokenizer has 503 pieces'), (400, 999, r'tokenizer\.json is damaged')],
+)
+def test_a_tokenizer_of_no_use_is_named_and_there_is_no_run(source, tmp_path, pieces, kept, words):
+  (source / 'tokenizer.json').write_bytes(train_like_deepseek(TEXTS, pieces)[:kept])
+  with pytest.raises(UserError, match=words) as error:
+    from_hf(source, tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
