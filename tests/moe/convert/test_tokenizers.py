@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer, in and out: byte for byte, and another model's is refused."""
 
+import hashlib
 import json
 
 import pytest
@@ -15,7 +16,16 @@ from tests.moe.convert.hf_checkpoint import DEEPSEEK, tensors, write
 from tests.moe.data.helpers import text
 
 ROWS = 448
-TEXTS = [text(seed, 200) for seed in range(30)]
+
+
+def hash_of(seed: int) -> str:
+  """Letters enough for any number of pieces."""
+  return (
+    hashlib.sha256(bytes([seed])).hexdigest().translate(str.maketrans('0123456789', 'ghijklmnop'))
+  )
+
+
+TEXTS = [text(seed, 200) + f' {hash_of(seed)}' for seed in range(90)]
 
 
 @pytest.fixture
