@@ -19,8 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from moe.errors import UserError
 from moe.ops.implementation import compiling_for
 from moe.ops.kernels import find
 from moe.planner.kernels.gpu_costs import itemise
@@ -31,6 +32,7 @@ from moe.planner.kernels.tracing import against_the_least, balanced_layer
 COMPILER = 'jax_cuda12_plugin'  # the package
 H100 = """
 platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 gpu_device_info {
   name: "NVIDIA H100 80GB HBM3"
@@ -54,6 +56,8 @@ gpu_device_info {
   device_memory_size: 85029158912
 }
 """
+# The target of Triton's custom call in a program that jax 0.12 has compiled.
+_LEFT_TO_THE_DEVICE = '"__gpu$xla.gpu.triton"'
 _TARGETS = {'h100': (H100, 'sm_90a')}
 
 
@@ -65,16 +69,19 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
   """Compiles for one device of `target`: a JSON-able record.
 
   AssertionError where a kernel is missing, work of the op is left to XLA, or bfloat16
-  products miss the tensor cores. JaxRuntimeError from the compiler where registers spill or
+  products miss the tensor cores. UserError where this jax leaves Triton kernels to the device.
+  JaxRuntimeError from the compiler where registers spill or
   shared memory does not suffice.
   """
-  sharding = SingleDeviceSharding(_device(target))
+  mesh = Mesh([_device(target)], ('device',), axis_types=(AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec())
   dtype = jax.tree.leaves(program.arguments)[0].dtype
   through_xla = program.op == 'attention' and dtype == jnp.float32  # as its module says
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
-    with compiling_for('gpu'):
+    # Which GPU Pallas compiles for it asks the mesh in use.
+    with compiling_for('gpu'), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       lowered = jax.jit(program.function).lower(*jax.tree.map(place, program.arguments))
     compiled = lowered.compile(
       {
@@ -84,6 +91,11 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
       }
     )
     seconds = time.perf_counter() - start
+    if _LEFT_TO_THE_DEVICE in compiled.as_text():
+      raise UserError(
+        f'jax {jax.__version__} compiles Triton kernels only on the GPU that runs them: '
+        f'make setup-aot PYTHON=python3.11, whose jax 0.10 compiles them here'
+      )
     kernels = _read_dump(Path(folder), _TARGETS[target][1])
   record = {
     **program.described(),

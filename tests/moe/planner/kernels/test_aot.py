@@ -4,6 +4,7 @@ a few in the compilers' own environments, and what they cost.
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -36,6 +37,11 @@ def test_every_op_compiles_forward_and_backward(tmp_path, environment, target):
   done = subprocess.run(
     command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, check=False
   )
+  if environment == 'gpu' and sys.version_info >= (3, 12):
+    # Their jax leaves these kernels to the GPU that runs them, and the program says so.
+    assert done.returncode == 1 and 'only on the GPU that runs them' in done.stdout
+    assert 'make setup-aot PYTHON=python3.11' in done.stdout
+    return
   assert done.returncode == 0, done.stdout + done.stderr
   records = [json.loads(line) for line in out.read_text().splitlines()]
   assert {record['op'] for record in records} == OPS
