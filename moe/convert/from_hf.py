@@ -67,6 +67,8 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
       tokenizers.write(tokenizer, folder)
     provenance.note(folder, provenance.describe() | origin)
   notes = [*hf.notes, told, *_told_of_types(placed, tensors, types)]
+  if left_out := sorted(tensors.keys() - table.tensor_shapes(placed).keys()):
+    notes.append(f'left out, as config.json says it: {table.first(left_out)}')
   return Converted(config, len(tensors), size, tuple(filter(None, notes)))
 
 

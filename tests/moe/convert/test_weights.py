@@ -2,7 +2,9 @@
 and the run computes what the released layout says.
 """
 
+import contextlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from moe.checkpoint import Checkpointer
+from moe.convert import table
 from moe.convert.from_hf import from_hf
+from moe.convert.layouts import LAYOUTS
 from moe.convert.to_hf import to_hf
+from moe.data.tokenizer import train_tokenizer
+from moe.errors import UserError
+from moe.generate import Sampling, generate
 from moe.model import Transformer
+from moe.parallel.mesh import make_mesh, use
+from moe.parameters import shardings
 from moe.run import load_run
+from moe.train_step import init_state
 from tests.moe.convert import hf_checkpoint
-from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, stacked, tensors, write
+from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, LLAMA, stacked, tensors, write
+from tests.small import small_config
 
+# Of a run whose tokenizer is not looked at: a checkpoint has its bytes, here none.
+NO_TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'')
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
@@ -130,3 +144,64 @@ def test_a_run_opens_on_a_mesh(tmp_path):
   assert {shard.data.shape for shard in gate.addressable_shards} == {(2, 2, 16, 24)}
   jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
   assert isinstance(many.model, Transformer)
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 4, 'expert': 2}, {'data': 4, 'tensor': 2}])
+def test_a_run_trained_on_a_mesh_is_written_out(tmp_path, sizes):
+  """Its files hold what each device had: parts of rows and of columns, of all layers at once."""
+  changes = {f'mesh.{axis}': 1 for axis in ('data', 'fsdp', 'expert')}
+  changes |= {f'mesh.{axis}': size for axis, size in sizes.items()}
+  config = small_config(**{'model.num_dense_layers': 1, 'model.d_ff': 24, **changes})
+  mesh = make_mesh(config)
+  shapes = jax.eval_shape(lambda: init_state(config))
+  with use(mesh, config.mesh.zero):
+    make = jax.jit(lambda: init_state(config), out_shardings=shardings(config, mesh, shapes))
+    state = make()
+    with contextlib.closing(Checkpointer(tmp_path, config, NO_TOKENIZER)) as checkpointer:
+      checkpointer.save(3, state, {}, None)
+      checkpointer.wait(3)
+  assert to_hf(tmp_path, tmp_path / 'out').step == 3
+  from_hf(tmp_path / 'out', tmp_path / 'again')
+  again = load_run(tmp_path / 'again')
+  jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
+
+
+def test_a_parameter_without_a_place_is_refused_by_name(monkeypatch):
+  config = small_config()
+  entries = LAYOUTS['deepseek'].tables(config)['per expert']
+  without = [entry for entry in entries if entry.parameter != 'moe_blocks.attention.query']
+  with pytest.raises(UserError, match=r'no place for the parameters moe_blocks\.attention\.query'):
+    table.place(without, config, 'deepseek')
+
+
+def test_frequencies_that_older_files_store_are_left_out_and_told(tmp_path):
+  weights = tensors(LLAMA)
+  name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+  source = write(tmp_path / 'hf', LLAMA, weights | {name: np.ones(4, np.float32)})
+  made = from_hf(source, tmp_path / 'run')
+  assert any('inv_freq' in note for note in made.notes)
+  to_hf(tmp_path / 'run', tmp_path / 'out')
+  assert_same_bytes(read(tmp_path / 'out'), weights)
+
+
+def test_a_tokenizer_goes_in_and_out(tmp_path):
+  texts = ['some words, and some more words'] * 20
+  tokenizer = train_tokenizer(texts, 300)
+  hf = LLAMA | {'vocab_size': 320}
+  source = write(tmp_path / 'hf', hf, tensors(hf))
+  (source / 'tokenizer.model').write_bytes(tokenizer.to_bytes())
+  from_hf(source, tmp_path / 'run')
+  run = load_run(tmp_path / 'run')
+  assert run.tokenizer.encode('some words') == tokenizer.encode('some words')
+  assert run.config.data.vocab_size == tokenizer.vocab_size
+  (completion,) = generate(run, ['some'], 4, Sampling())
+  assert all(token < tokenizer.vocab_size for token in completion.tokens)
+  to_hf(tmp_path / 'run', tmp_path / 'out')
+  assert (tmp_path / 'out/tokenizer.model').read_bytes() == tokenizer.to_bytes()
+  assert json.loads((tmp_path / 'out/config.json').read_text())['eos_token_id'] == tokenizer.eos_id
+  small = LLAMA | {'vocab_size': 200}
+  (write(tmp_path / 'small', small, tensors(small)) / 'tokenizer.model').write_bytes(
+    tokenizer.to_bytes()
+  )
+  with pytest.raises(UserError, match='it is of another model'):
+    from_hf(tmp_path / 'small', tmp_path / 'other')
