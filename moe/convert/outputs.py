@@ -52,12 +52,26 @@ def appearing(path: Path, size: int) -> Iterator[Path]:
       # What a killed process has left.
       _empty(beside)
       yield beside
+      _sync(beside)
       os.rename(beside, path)
     except OSError as error:
       raise of_file(error, path) from error
     finally:
       if beside.exists():
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sync(path):
+  """Returns when every file below is on the disk: a crash of the machine leaves none of them
+  empty.
+  """
+  for each in path.rglob('*'):
+    if each.is_file():
+      descriptor = os.open(each, os.O_RDONLY)
+      try:
+        os.fsync(descriptor)
+      finally:
+        os.close(descriptor)
 
 
 def _empty(path):

@@ -156,7 +156,9 @@ class Handler(type_handlers.NumpyHandler):
   async def _write(self, values, infos):
     try:
       for info in infos:
-        await info.await_path_creation()
+        # Older versions have made the folder by now.
+        if hasattr(info, 'await_path_creation'):
+          await info.await_path_creation()
       arrays = [_create(source, info) for source, info in zip(values, infos, strict=True)]
       for name, part, size in run(self._work(values, arrays), self.stop):
         key = keystr(name)
@@ -185,6 +187,11 @@ def _create(source, info):
   chunks = chunks_for(source.placed, source.dtype.itemsize)
   spec['metadata'] |= {'chunks': list(chunks), 'compressor': None}
   spec |= {'dtype': source.dtype.name}
+  base = spec['kvstore']['base']
+  if isinstance(base, str):
+    base = {'driver': 'file', 'path': base.removeprefix('file://')}
+  # The folder is synced once, when it is complete.
+  spec['kvstore']['base'] = base | {'file_io_sync': False}
   return ts.open(spec, open=True, create=True, context=info.ts_context).result()
 
 

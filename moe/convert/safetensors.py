@@ -168,16 +168,12 @@ class Writer:
     for file in self._planned:
       descriptor = os.open(self._folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
       self._stack.callback(os.close, descriptor)
-      self._stack.callback(os.fsync, descriptor)
       _write(descriptor, file.header, 0)
       os.ftruncate(descriptor, file.size)
       self._open |= {name: (descriptor, begin) for name, (begin, _) in file.spans.items()}
     return self
 
-  def __exit__(self, *raised) -> None:
-    if raised[0]:
-      self._stack.pop_all()
-      return
+  def __exit__(self, *unused) -> None:
     self._stack.close()
 
   def write(self, name: str, row: int, column: int, width: int, block: np.ndarray) -> None:

@@ -151,7 +151,8 @@ def test_a_run_trained_on_a_mesh_is_written_out(tmp_path, sizes):
   """Its files hold what each device had: parts of rows and of columns, of all layers at once."""
   changes = {f'mesh.{axis}': 1 for axis in ('data', 'fsdp', 'expert')}
   changes |= {f'mesh.{axis}': size for axis, size in sizes.items()}
-  config = small_config(**{'model.num_dense_layers': 1, 'model.d_ff': 24, **changes})
+  changes |= {'model.num_dense_layers': 1, 'model.d_ff': 24, 'data.batch_size': 8}
+  config = small_config(**changes)
   mesh = make_mesh(config)
   shapes = jax.eval_shape(lambda: init_state(config))
   with use(mesh, config.mesh.zero):
