@@ -28,7 +28,7 @@ from moe.storage import checksums
 
 _CHUNK = 4 << 20  # bytes of a file that are read together: of a shard no more is read than it needs
 _BOX = 32 << 20  # bytes that a thread holds at once, a few times over
-_THREADS = 3
+_THREADS = 4
 _WIDTH_PARTS = 8  # a mesh splits widths over its devices: each then reads chunks of its own
 
 Box = tuple[slice, ...]
@@ -214,7 +214,7 @@ def run(work: Iterable[tuple], stop: threading.Event | None = None) -> Iterator:
   """The results of (function, arguments…), a few at a time. What one raises, or `stop`,
   ends the others.
   """
-  with concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     futures = [pool.submit(*each) for each in work]
     try:
       for future in futures:
