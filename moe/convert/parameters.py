@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
