@@ -14,7 +14,7 @@ from moe.errors import TryAgain, UserError
 from moe.train_step import init_state
 from tests.small import small_config
 
-TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x')
+TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x', tokenizer_config=b'')
 
 
 def failing(error):
