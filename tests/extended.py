@@ -40,7 +40,7 @@ OURS = {
 }
 SPREAD = {'mesh.stage': 2, 'mesh.expert': 2, 'train.microbatches': 2}
 LION = {'optimizer.name': 'lion', 'optimizer.weight_decay': 0.0}
-TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x')
+TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x', tokenizer_config=b'')
 
 
 def train(config, steps, state=None):
