@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from moe.data.tokenizer import train_tokenizer
 from safetensors.numpy import load_file
 
 from moe.checkpoint import Checkpointer
@@ -19,6 +18,7 @@ from moe.convert import table
 from moe.convert.from_hf import from_hf
 from moe.convert.layouts import LAYOUTS
 from moe.convert.to_hf import to_hf
+from moe.data.tokenizers.training import train_tokenizer
 from moe.errors import UserError
 from moe.generate import Sampling, generate
 from moe.model import Transformer
