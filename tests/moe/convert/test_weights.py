@@ -4,7 +4,6 @@ and the run computes what the released layout says.
 
 import contextlib
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +29,6 @@ from tests.moe.convert import hf_checkpoint
 from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, LLAMA, stacked, tensors, write
 from tests.small import small_config
 
-# Of a run whose tokenizer is not looked at: a checkpoint has its bytes, here none.
-NO_TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'')
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
@@ -158,7 +155,7 @@ def test_a_run_trained_on_a_mesh_is_written_out(tmp_path, sizes):
   with use(mesh, config.mesh.zero):
     make = jax.jit(lambda: init_state(config), out_shardings=shardings(config, mesh, shapes))
     state = make()
-    with contextlib.closing(Checkpointer(tmp_path, config, NO_TOKENIZER)) as checkpointer:
+    with contextlib.closing(Checkpointer(tmp_path, config, None)) as checkpointer:
       checkpointer.save(3, state, {}, None)
       checkpointer.wait(3)
   assert to_hf(tmp_path, tmp_path / 'out').step == 3
