@@ -19,15 +19,18 @@ def main(_):
   from moe import evaluate, files
   from moe.data.store import open_held_out
   from moe.run import data_directory, load_run
+  from moe.storage import provenance
 
-  run = load_run(WORKDIR.value, STEP.value)
+  run, source = load_run(WORKDIR.value, STEP.value), provenance.source(WORKDIR.value)
   data = open_held_out(data_directory(run.config, WORKDIR.value), run.tokenizer)
   rows = evaluate.report(evaluate.Evaluator(run.config, data)(run.params), data)
   if FORMAT.value == 'json':
     total = list(rows.values())[-1]
-    print(files.to_json({'step': run.step, 'domains': rows, 'total': total}, indent=2))
+    told = {'step': run.step, 'init_from': source, 'domains': rows, 'total': total}
+    print(files.to_json(told, indent=2))
   else:
-    print(f'{run.config.name}, step {run.step}\n{evaluate.table(rows)}')
+    begun = f'\nwarm start from {provenance.source_in_words(source)}' if source else ''
+    print(f'{run.config.name}, step {run.step}{begun}\n{evaluate.table(rows)}')
 
 
 if __name__ == '__main__':

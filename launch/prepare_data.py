@@ -22,7 +22,12 @@ def main(argv):
   directory = _OUT.value or config.data.dir
   if not directory:
     raise UserError('--out=DIR is required, or --config.data.dir=DIR')
-  prepared = prepare(config, directory)
+  tokenizer = None
+  if config.train.init_from:
+    from moe.warm_start import find  # which loads jax
+
+    tokenizer = find.tokenizer(config, find.find(config), None)
+  prepared = prepare(config, directory, tokenizer=tokenizer)
   print(f'{prepared.directory}: {prepared.tokenizer.vocab_size} pieces')
   print(
     f'{"split":<10}{"domain":<16}{"documents":>11}{"bytes":>15}{"tokens":>15}{"bytes/token":>13}'

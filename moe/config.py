@@ -241,9 +241,17 @@ class OptimizerConfig:
   peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
   schedule: Literal['step_decay', 'constant', 'cosine'] = key('step_decay', 'after warm-up')
   warmup_steps: int = key(2000, 'linear, from 0', unit='steps', at_least=0)
+  start_step: int = key(
+    0,
+    'of the schedule, where the run begins in it: it is one of start_step + train.num_steps steps, '
+    'and the run takes its last train.num_steps',
+    unit='steps',
+    at_least=0,
+    at_most=2**30,
+  )
   decay_at: tuple[float, ...] = key(
     (0.8, 0.9),
-    'step_decay: shares of num_steps at which the rate is multiplied by decay_factor',
+    'step_decay: shares of the schedule at which the rate is multiplied by decay_factor',
     above=0,
     at_most=1,
   )
@@ -262,6 +270,25 @@ class OptimizerConfig:
 class TrainConfig:
   num_steps: int = key(25_000, 'length of the run', unit='steps', at_least=1)
   seed: int = key(0, 'of the initial parameters', at_least=0, at_most=LARGEST_SEED)
+  init_from: str = key(
+    '',
+    "DIR[:STEP], another run's folder, a converted one too: its weights are the initial "
+    'parameters; without STEP the newest checkpoint that can be read; a DIR whose own name ends in '
+    ":NUMBER is written with a ':' at its end",
+  )
+  init_skip: tuple[str, ...] = key(
+    (),
+    'init_from: glob patterns of parameter paths, whose * also matches /: what is initialised '
+    'anew, or left out where the model has it no more',
+  )
+  init_optimizer: bool = key(
+    False, "init_from: take the optimizer's state too; False: it starts from nothing"
+  )
+  init_data: bool = key(
+    False,
+    'init_from: go on with the text where the source was, of the same text and batches; '
+    'False: from its beginning',
+  )
   microbatches: int = key(
     1,
     'gradient accumulation: parts that a batch is computed in; never changes the loss',

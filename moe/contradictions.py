@@ -91,6 +91,12 @@ def _of_the_batch(c) -> Iterator[str]:
     )
 
 
+def _of_the_warm_start(c) -> Iterator[str]:
+  for name in ('init_skip', 'init_optimizer', 'init_data'):
+    if getattr(c.train, name) and not c.train.init_from:
+      yield f'train.{name}={getattr(c.train, name)!r} needs train.init_from, the run to start from'
+
+
 _CHECKS = (
   _of_the_mesh,
   _of_the_heads,
@@ -99,4 +105,5 @@ _CHECKS = (
   _of_the_moe_layers,
   _of_the_experts,
   _of_the_batch,
+  _of_the_warm_start,
 )

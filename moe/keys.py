@@ -94,7 +94,9 @@ def wanted(hint: object) -> str:
   """What kind of value a type takes, in words."""
   if typing.get_origin(hint) is Literal:
     return 'one of ' + ' | '.join(map(str, typing.get_args(hint)))
-  return _WANTED.get(hint, 'a tuple of numbers')
+  if typing.get_origin(hint) is tuple:
+    return 'a tuple of texts' if _item(hint) is str else 'a tuple of numbers'
+  return _WANTED[hint]
 
 
 def checked(name: str, declaration: Key, value: object) -> object:
@@ -110,8 +112,11 @@ def checked(name: str, declaration: Key, value: object) -> object:
     return value
   if typing.get_origin(hint) is tuple:
     for item in value:
-      _check_number(name, declaration, float, item, value)
-    return tuple(map(float, value))
+      if _item(hint) is str:
+        _check_text(name, item)
+      else:
+        _check_number(name, declaration, float, item, value)
+    return tuple(map(_item(hint), value))
   if hint is str:
     _check_text(name, value)
   elif hint is not bool:
@@ -167,8 +172,13 @@ def _is_of(hint, value):
   if typing.get_origin(hint) is Literal:
     return value in typing.get_args(hint) and type(value) in map(type, typing.get_args(hint))
   if typing.get_origin(hint) is tuple:
-    return isinstance(value, (tuple, list)) and all(_is_of(float, item) for item in value)
+    return isinstance(value, (tuple, list)) and all(_is_of(_item(hint), item) for item in value)
   return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _item(hint):
+  """The type of a tuple's items: float or str."""
+  return typing.get_args(hint)[0]
 
 
 def _check_text(name, value):

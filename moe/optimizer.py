@@ -36,7 +36,8 @@ class Hyperparameters(NamedTuple):
 
 def hyperparameters(config: Config) -> Hyperparameters:
   """Those of a config, as NumPy arrays."""
-  optimizer, num_steps = config.optimizer, config.train.num_steps
+  optimizer = config.optimizer
+  num_steps = optimizer.start_step + config.train.num_steps
   warmup = max(optimizer.warmup_steps, 1)
   numbers = Hyperparameters(
     peak_lr=optimizer.peak_lr,
@@ -91,8 +92,11 @@ def learning_rate(kind: str, numbers: Hyperparameters, step: jax.Array) -> jax.A
   """The learning rate of a step, counted from 0. Linear warm-up from 0, its first
   step already above it; then
 
-  step_decay: × decay_factor at each share `decay_at` of num_steps (0.316 at 80% and again at 90%);
+  step_decay: × decay_factor at each share `decay_at` of its steps (0.316 at 80% and again at 90%);
   constant: the peak; cosine: half a cosine down to final_lr_fraction · peak at the last step.
+
+  It is one of start_step + num_steps steps, of which the run takes the last num_steps: its first
+  step is `start_step`.
 
   kind: optimizer.schedule.
   """

@@ -89,24 +89,24 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
   return steps[-1] if step is None else step
 
 
-def folder(workdir: str | os.PathLike) -> epath.Path:
+def folder(workdir: str | os.PathLike, flag: str = '--workdir') -> epath.Path:
   """The path of a run's folder as its user has written it.
-  UserError for a name that checkpoints cannot be under.
+  UserError for a name that checkpoints cannot be under; `flag`: where it was written.
   """
   written = os.fspath(workdir)
   if '://' in written:
     return epath.Path(written)
   if not written.strip():
-    raise UserError(f'--workdir must name a folder, not {written!r}')
+    raise UserError(f'{flag} must name a folder, not {written!r}')
   path = Path(written).expanduser()
   # Steps back, over links too, mean to the system what they do not mean to
   # libraries that shorten paths.
   path = path.resolve() if '..' in path.parts else path.absolute()
   if not str(path).isprintable():
-    raise UserError(f'--workdir={written!r}: its name must be printable UTF-8 on one line')
+    raise UserError(f'{flag}={written!r}: its name must be printable UTF-8 on one line')
   if found := _PATTERNS.search(str(path)):
     raise UserError(
-      f'--workdir={written}: {found[0]!r} in {str(path)!r} is a pattern to the libraries that read '
+      f'{flag}={written}: {found[0]!r} in {str(path)!r} is a pattern to the libraries that read '
       'checkpoints: choose another name, or give a link to it'
     )
   return epath.Path(path)

@@ -40,6 +40,9 @@ from moe.parameters import shardings
 from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
+from moe.warm_start import find as warm_start
+from moe.warm_start.source import Source
+from moe.warm_start.start import in_words, start_from
 
 # What a shell says of a program that a signal has ended.
 # SIGTERM is how clusters ask for a place: 0.
@@ -78,13 +81,18 @@ def _train(config: Config, workdir: Path) -> Outcome:
   writers.chosen(config.train.writers)
   mesh = mesh_lib.make_mesh(config)
   accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
+  config = warm_start.settled(config, workdir)
+  source = warm_start.find(config, workdir)
   processes.together(lambda: check_workdir(workdir))
   with processes.together(lambda: _lock(workdir)) as hold:
     processes.together(lambda: open_workdir(config, workdir))
+    tokenizer = processes.together(lambda: warm_start.tokenizer(config, source, workdir))
+    directory = data_directory(config, workdir)
     data = processes.main_first(
-      'data', lambda: prepare(config, data_directory(config, workdir), processes.is_main())
+      'data', lambda: prepare(config, directory, processes.is_main(), tokenizer)
     )
     text = processes.together(lambda: must_stay.text_of(data))
+    processes.together(lambda: warm_start.check_text(config, source, text))
     batches = train_iterator(data, config, *feeding.batch_share(mesh))
     with (
       processes.stop_on_signal(mesh) as stop,
@@ -94,11 +102,13 @@ def _train(config: Config, workdir: Path) -> Outcome:
       evaluator = Evaluator(config, data, mesh)
       epochs = epochs_per_step(data, config)
       run = _Run(config, workdir, mesh, batches, checkpointer, None, evaluator, stop, hold, epochs)
-      return _from_where_it_stopped(run, data.tokenizer)
+      return _from_where_it_stopped(run, data.tokenizer, source)
 
 
-def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
-  """Restores or starts, and takes the steps that are left."""
+def _from_where_it_stopped(run: '_Run', tokenizer, source: Source | None) -> Outcome:
+  """Restores or starts, from another run's weights if `source` has any,
+  and takes the steps that are left.
+  """
   config, workdir = run.config, run.workdir
   where = functools.partial(shardings, config, run.mesh)
   restored = run.checkpointer.restore_newest(where)
@@ -106,6 +116,12 @@ def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
     start, state = restored.step, restored.state
     run.batches.set_state(restored.data_state)
     _say(f'going on from step {start} in {workdir}')
+  elif source:
+    start, (source, state, place) = 0, start_from(source, config, where)
+    if place:
+      run.batches.set_state(place)
+    for line in in_words(source, config):
+      _say(line)
   else:
     shapes = jax.eval_shape(lambda: init_state(config))
     init = jax.jit(functools.partial(init_state, config), out_shardings=where(shapes))
@@ -118,7 +134,11 @@ def _from_where_it_stopped(run: '_Run', tokenizer) -> Outcome:
     _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
     return Outcome(start, finished, None, run.stop.name)
   _say(describe_run(config, workdir))
-  processes.together(lambda: _write_beginning(workdir, tokenizer))
+  processes.together(lambda: _write_beginning(config, workdir, tokenizer, source))
+  if source:
+    # On disk before anything says that the run has begun: from here on it does without the source.
+    run.checkpointer.save(0, state, run.batches.get_state(), None)
+    run.checkpointer.wait(0)
   with processes.together(lambda: _open_writer(config, workdir, start)) as writer:
     run = run._replace(writer=writer)
     if owed:
@@ -271,7 +291,7 @@ def _lock(workdir):
   return contextlib.closing(hold)
 
 
-def _write_beginning(workdir, tokenizer):
+def _write_beginning(config, workdir, tokenizer, source):
   """What is written once a start: a start that is refused has changed nothing."""
   if not processes.is_main():
     return
@@ -280,7 +300,10 @@ def _write_beginning(workdir, tokenizer):
   # Of another kind, which a start that took no step may have left.
   for name in set(FILES) - tokenizer.files().keys():
     (workdir / name).unlink(missing_ok=True)
-  if changed := provenance.note(workdir, provenance.describe()):
+  now, identity = provenance.describe(), source.identity if source else None
+  if config.train.init_from and (identity := identity or provenance.source(workdir)):
+    now[provenance.SOURCE] = identity
+  if changed := provenance.note(workdir, now):
     print(f'warning: {changed}', file=sys.stderr, flush=True)
 
 

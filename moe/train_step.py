@@ -32,7 +32,8 @@ from moe.parameters import decayed
 class TrainState:
   """Everything that a step changes."""
 
-  step: jax.Array  # int32: steps taken, skipped ones included
+  # int32: steps of the schedule, optimizer.start_step and those taken, skipped ones included.
+  step: jax.Array
   params: dict
   optimizer_state: optax.OptState
   bad_steps: jax.Array  # int32: steps skipped so far because loss or gradient was not finite
@@ -48,7 +49,8 @@ def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
   params = init_params(config, jax.random.key(config.train.seed if seed is None else seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
   optimizer = make_optimizer(config.optimizer, decayed(config), config.optimizer.weight_decay)
-  return TrainState(zero(), params, optimizer.init(params), zero(), zero())
+  step = jnp.full((), config.optimizer.start_step, jnp.int32)
+  return TrainState(step, params, optimizer.init(params), zero(), zero())
 
 
 def make_train_step(

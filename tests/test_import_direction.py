@@ -39,6 +39,7 @@ ORDER = [
   ['moe.storage'],
   ['moe.run'],
   ['moe.checkpoint'],
+  ['moe.warm_start'],
   ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.convert', 'moe.analysis', 'moe.planner'],
   ['experiments'],  # the config files, right in it
   ['experiments.studies'],

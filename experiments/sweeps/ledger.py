@@ -27,6 +27,7 @@ Key = tuple[str, int, str]
 FORMAT = 2
 FIELDS = (
   *('format', 'study', 'run', 'seed', 'config_hash', 'scale', 'config', 'differs', 'settings'),
+  'init_from',
   *(
     'commit',
     'data',

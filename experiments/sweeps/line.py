@@ -11,6 +11,7 @@ from experiments.sweeps import ledger, machine, plan
 from moe import config as moe_config
 from moe.accounting import account
 from moe.errors import UserError
+from moe.storage import provenance
 
 SCORES = 'scores.json'  # in a run's folder
 _POINTS = 200  # of a loss curve
@@ -41,6 +42,8 @@ def make(
     'config': run.config,
     'differs': {key: config[key] for key in differs},
     'settings': plan.settings(job.config),
+    # The checkpoint that its weights started from; None: its own initial ones.
+    'init_from': provenance.source(job.workdir),
     'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
     'data': _data(job),
     # The machine that scored it: with --launcher=local also the one that trained it.
@@ -83,8 +86,12 @@ def taken(
   """This run's line, made of one in `found`, lines of other studies, that is of the very same run:
   the same settings, seed and text, with every evaluation asked for. None if there is none, or the
   text is not prepared to tell.
+
+  Nor of a run from another's weights, which the settings name by their place alone.
   """
   data, flat = _data(job), moe_config.flatten(job.config.to_dict())
+  if job.config.train.init_from:
+    return None
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
   # Those from before a field was measured, which lack it, come last.
   for other in sorted(found, key=len, reverse=True):

@@ -303,9 +303,11 @@ def _changed(config_dict, values):
 
 def _prepared(config):
   """What decides the contents of prepared data."""
-  return {key: getattr(config.data, key) for key in _PREPARED} | {
-    'vocab_size': config.tokenizer_vocab_size
-  }
+  made = {key: getattr(config.data, key) for key in _PREPARED}
+  made['vocab_size'] = config.tokenizer_vocab_size
+  if config.train.init_from and not config.data.tokenizer:
+    made['tokenizer'] = f'of {config.train.init_from}'
+  return made
 
 
 def digest(values: Mapping) -> str:

@@ -23,17 +23,26 @@ from moe.data import corpus, store
 from moe.data.progress import Progress
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
-from moe.data.tokenizers import Lost, open_tokenizer, train_tokenizer
+from moe.data.tokenizers import Lost, Tokenizer, open_tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
+# Of `settings`: what a tokenizer was made with.
+_OF_THE_TOKENIZER = ('tokenizer', 'vocab_size', 'tokenizer_sample_mb')
 
 
-def prepare(config: Config, directory: str | Path, is_main: bool = True) -> PreparedData:
+def prepare(
+  config: Config,
+  directory: str | Path,
+  is_main: bool = True,
+  tokenizer: Tokenizer | None = None,
+) -> PreparedData:
   """Opens the prepared data in `directory`, building it first if there is none.
 
   `is_main`: False for all but one of the processes that open the same:
   that one checks every byte, and tells.
+  `tokenizer`: where data.tokenizer names none, the one that the text must be tokenised with; None:
+  one is trained.
   UserError for a corpus or tokenizer that cannot be used, a directory that other settings made,
   damaged files, a full disk, and too little text for one batch. That the directory can be written
   is tried before the corpus is read.
@@ -47,9 +56,9 @@ def prepare(config: Config, directory: str | Path, is_main: bool = True) -> Prep
     with _write_errors(directory), _sole_builder(directory):
       # Otherwise another process built it while this one waited.
       if store.read_metadata(directory) is None:
-        _build_in_place(config, directory)
+        _build_in_place(config, directory, tokenizer)
     metadata = store.read_metadata(directory)
-  _check_settings(config, metadata, directory)
+  _check_settings(config, metadata, directory, tokenizer)
   prepared = PreparedData(directory, metadata, weights)
   if is_main and not built:
     prepared.check_contents()
@@ -59,13 +68,19 @@ def prepare(config: Config, directory: str | Path, is_main: bool = True) -> Prep
   return prepared
 
 
-def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> dict:
+def settings(
+  data: DataConfig,
+  vocab_size: int,
+  stored: dict | None = None,
+  given: Tokenizer | None = None,
+) -> dict:
   """What decides the contents of prepared data, as JSON.
   Weights do not, nor how sequences are made.
 
   `stored`: the metadata of a complete directory. Sources whose files are no longer there count as
   its own: prepared data needs no corpus beside it.
   Nor are files read whose places, sizes and times are those that it knows.
+  `given`: the tokenizer where data.tokenizer names none; see `prepare`.
   """
   held_out = {'holdout': data.holdout}
   if data.validation_sources:
@@ -79,8 +94,9 @@ def settings(data: DataConfig, vocab_size: int, stored: dict | None = None) -> d
     'vocab_size': vocab_size,
     'tokenizer_sample_mb': data.tokenizer_sample_mb,
   }
-  if data.tokenizer:
-    tokenizer = {'tokenizer': f'sha256 {_existing_tokenizer(data, vocab_size).sha256[:16]}'}
+  existing = _existing_tokenizer(data, vocab_size, given)
+  if existing:
+    tokenizer = {'tokenizer': f'sha256 {existing.sha256[:16]}'}
   # Only where they are used: prepared data of before has none.
   reading = {'separator': data.separator} if data.separator else {}
   if data.bad_rows != 'refuse':
@@ -122,9 +138,22 @@ def _stamps(data):
   }
 
 
-def _check_settings(config, metadata, directory):
-  wanted = settings(config.data, config.tokenizer_vocab_size, metadata)
-  if different := moe_config.differences(metadata['settings'], wanted):
+def _check_settings(config, metadata, directory, tokenizer):
+  wanted = settings(config.data, config.tokenizer_vocab_size, metadata, tokenizer)
+  there = metadata['settings']
+  if tokenizer and not config.data.tokenizer:
+    if metadata['tokenizer']['sha256'] != tokenizer.sha256:
+      raise UserError(
+        f'{directory} was prepared with another tokenizer than that of train.init_from, whose '
+        'parameters know ids by it: choose another data.dir, or list what depends on the '
+        'vocabulary in train.init_skip'
+      )
+    # It is the same one, trained there or not.
+    wanted, there = (
+      {name: value for name, value in each.items() if name not in _OF_THE_TOKENIZER}
+      for each in (wanted, there)
+    )
+  if different := moe_config.differences(there, wanted):
     listed = '; '.join(
       f'data.{key}: {old} there, {new} now' for key, (old, new) in different.items()
     )
@@ -168,7 +197,7 @@ def _check_size(data, prepared):
     )
 
 
-def _build_in_place(config, directory):
+def _build_in_place(config, directory, tokenizer):
   """Builds in a folder of its own. Only one process at a time comes here,
   so one that is found is stale.
 
@@ -182,7 +211,7 @@ def _build_in_place(config, directory):
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir()
   try:
-    _build(config, partial)
+    _build(config, partial, tokenizer)
     if within:
       names = sorted(os.listdir(partial), key=lambda name: (name == 'metadata.json', name))
       for name in names:
@@ -193,18 +222,18 @@ def _build_in_place(config, directory):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _build(config, directory):
+def _build(config, directory, tokenizer):
   data, vocab_size = config.data, config.tokenizer_vocab_size
   _tell(corpus.parse_and_tell(data)[2])
-  stamps, made_with = _stamps(data), settings(data, vocab_size)
+  stamps, made_with = _stamps(data), settings(data, vocab_size, given=tokenizer)
   _tell(
     f'domain {domain!r} has too few documents to hold out a share of '
     f'data.holdout={data.holdout:g}: the end of the longest is held out'
     for domain in corpus.find_ends(data)
   )
   total = None
-  if data.tokenizer:
-    tokenizer = _existing_tokenizer(data, vocab_size)
+  tokenizer = _existing_tokenizer(data, vocab_size, tokenizer)
+  if tokenizer:
     _tell(_padding(config, tokenizer))
   else:
     sample, total = _sample(data)
@@ -213,7 +242,8 @@ def _build(config, directory):
     (directory / name).write_bytes(content)
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
   bad = []
-  splits = _write_documents(data, tokenizer, token_type, directory, total, bad)
+  foreign = made_with['tokenizer'] != 'trained'
+  splits = _write_documents(data, tokenizer, token_type, directory, total, bad, foreign)
   if bad:
     _tell([f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'])
   metadata = {
@@ -248,9 +278,9 @@ def _sample(data):
   return sample.texts(), sum(bytes_of.values())
 
 
-def _write_documents(data, tokenizer, token_type, directory, total, bad):
+def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign):
   """Tokenises every document into `directory`; returns {split: {domain: totals}}.
-  `total`: bytes, for the progress.
+  `total`: bytes, for the progress. `foreign`: the tokenizer may be lossy.
   """
   writers: dict[tuple[str, str], store.DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
@@ -268,7 +298,7 @@ def _write_documents(data, tokenizer, token_type, directory, total, bad):
           continue
         if key not in writers:
           writers[key] = store.DomainWriter(directory, *key, token_type)
-        lost = tokenizer.lost(document.text, tokens_N) if data.tokenizer else Lost(0, 0)
+        lost = tokenizer.lost(document.text, tokens_N) if foreign else Lost(0, 0)
         writers[key].add(tokens_N, text, lost)
   if untold:
     _tell([f'{untold} documents are left out: data.tokenizer makes no token of them'])
@@ -333,7 +363,10 @@ def _batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docum
     yield batch
 
 
-def _existing_tokenizer(data, vocab_size):
+def _existing_tokenizer(data, vocab_size, given):
+  """The tokenizer that data.tokenizer names, or else `given`; None: one is to be trained."""
+  if not data.tokenizer:
+    return given
   tokenizer = open_tokenizer(os.path.expanduser(data.tokenizer))
   pieces = tokenizer.vocab_size
   if data.vocab_size and pieces != vocab_size:
@@ -354,7 +387,8 @@ def _padding(config, tokenizer):
   rows, pieces = config.model.vocab_size, tokenizer.vocab_size
   if rows > pieces:
     yield (
-      f'model.vocab_size={rows} is more than the {pieces} pieces of {config.data.tokenizer}: '
+      f'model.vocab_size={rows} is more than the {pieces} pieces of '
+      f'{config.data.tokenizer or "the tokenizer"}: '
       f'the last {rows - pieces} rows are padding'
     )
 

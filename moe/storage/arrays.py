@@ -26,13 +26,17 @@ def read(path: epath.Path, item: str, shapes: dict, where: dict) -> dict:
   as_stored = jax.tree.map(
     lambda x, sharding: ocp.ArrayRestoreArgs(sharding=sharding, global_shape=x.shape), shapes, where
   )
+  # An `item` of shapes would have Orbax cast to their types.
+  args = ocp.args.PyTreeRestore(restore_args=as_stored)
+  return read_items(path, concurrent_gb=under_way_gb(shapes, where), **{item: args})[item]
+
+
+def under_way_gb(shapes: dict, where: dict) -> int:
+  """How much of the arrays may be on its way to the devices at once."""
   parts = jax.tree.map(lambda x, sharding: sharding.shard_shape(x.shape), shapes, where)
   largest = max(map(math.prod, jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, tuple))))
   # No part may be larger than what may be under way; 4 bytes are the widest number.
-  gigabytes = -(-max(_UNDER_WAY, 4 * largest + 1) // 10**9)
-  # An `item` of shapes would have Orbax cast to their types.
-  args = ocp.args.PyTreeRestore(restore_args=as_stored)
-  return read_items(path, concurrent_gb=gigabytes, **{item: args})[item]
+  return -(-max(_UNDER_WAY, 4 * largest + 1) // 10**9)
 
 
 def cast(tree: dict, dtype: str) -> dict:

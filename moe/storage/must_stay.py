@@ -20,7 +20,8 @@ def check_can_go_on(has_training: bool, where: str) -> None:
   if not has_training:
     raise UserError(
       f'{where} holds weights only, converted from elsewhere: there is no training to go on with; '
-      'evaluate, sample or export it, and train with another --workdir'
+      'evaluate, sample or export it, and train from it with --config.train.init_from and another '
+      '--workdir'
     )
 
 
@@ -33,7 +34,11 @@ def config_changes(stored: Config, config: Config, text_is_compared: bool) -> st
   changed = moe_config.differences(stored.to_dict(), config.to_dict())
   fixed = [key for key in changed if moe_config.must_stay(key)]
   if text_is_compared:
-    moved = [key for key in _PLACES if key in fixed and _same_weights(key, *changed[key])]
+    moved = [
+      key
+      for key in _PLACES
+      if key in fixed and (key != 'data.sources' or same_weights(*changed[key]))
+    ]
     fixed = [key for key in fixed if key not in moved]
   return ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
 
@@ -83,9 +88,8 @@ def _of_domain(data, split, domain):
   return entry
 
 
-def _same_weights(key, old, new):
-  if key != 'data.sources':
-    return True
+def same_weights(old: str, new: str) -> bool:
+  """Whether two data.sources draw from the same domains by the same weights."""
   try:
     return corpus.weights(old) == corpus.weights(new)
   except (UserError, TypeError, AttributeError):

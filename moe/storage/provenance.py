@@ -4,6 +4,7 @@ each part of a run was made.
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -13,9 +14,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from etils import epath
+
 from moe import files
 
 FILE = 'provenance.json'
+# What a part says of the checkpoint that the run's weights started from.
+SOURCE = 'init_from'
 _ROOT = Path(__file__).parent.parent.parent
 # What no run depends on. Results are what sweeps write: a line more is no change of the code. What
 # a study asks of a run is in its config.
@@ -66,6 +71,27 @@ def note(workdir: Path, now: Mapping) -> str:
     parts.append({**now, 'first_start': time, 'last_start': time, 'starts': 1})
   files.replace(path, files.to_json(parts, indent=2) + '\n')
   return damage or (_changes(last, now) if last else '')
+
+
+def source(workdir: str | os.PathLike) -> dict | None:
+  """The checkpoint that a run's weights started from: {'path', 'step', 'checksum'}.
+
+  None of a run that started from none, or whose provenance.json tells of none.
+  `workdir` may be in a bucket.
+  """
+  try:
+    parts = json.loads((epath.Path(workdir) / FILE).read_text())
+    found = parts[-1][SOURCE]
+    return {name: found[name] for name in ('path', 'step', 'checksum')}
+  except (OSError, ValueError, LookupError, TypeError):
+    return None
+
+
+def source_in_words(source: Mapping | None) -> str:
+  """'', or words on the checkpoint that a run started from."""
+  if not source:
+    return ''
+  return f'{source["path"]}, step {source["step"]} (checksum {source["checksum"]})'
 
 
 def commit(root: Path = _ROOT) -> tuple[str | None, bool | None]:

@@ -32,6 +32,7 @@ AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
   moe.router_z_weight moe.hash_seed data.vocab_size data.seed optimizer.warmup_steps
+  optimizer.start_step
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm
   train.seed train.heatmap_every train.max_bad_steps evaluation.every_steps checkpoint.keep_best
 """)
@@ -293,3 +294,16 @@ def test_the_page_of_keys_is_the_one_made_from_them():
     assert each.meaning.replace('|', '\\|') in made
   written = file.read_text(encoding='utf-8')
   assert made == written, 'python -m launch.describe --keys > docs/configuration.md'
+
+
+@pytest.mark.parametrize('value', ['head', ('head', 3), (True,), ('a\nb',)])
+def test_patterns_of_parameters_are_texts(value):
+  # Nor one text, whose items would be its letters.
+  assert refusal('train.init_skip', value).startswith('config.train.init_skip must be ')
+
+
+def test_what_a_warm_start_takes_needs_a_source():
+  source = {'train__init_from': 'runs/a'}
+  for name, value in (('init_skip', ('head',)), ('init_optimizer', True), ('init_data', True)):
+    assert getattr(changed(**source, **{f'train__{name}': value}).train, name) == value
+    assert f'train.{name}={value!r} needs train.init_from' in refusal(f'train.{name}', value)

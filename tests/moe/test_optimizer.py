@@ -69,6 +69,14 @@ def test_paper_schedule_of_16b():
   assert values == pytest.approx([1, 1, 0.316, 0.316, 0.316**2], rel=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['step_decay', 'cosine', 'constant'])
+def test_a_fork_takes_the_last_steps_of_its_parents_schedule(kind):
+  given = {'schedule': kind, 'warmup_steps': 100, 'peak_lr': PEAK}
+  whole, rate = _schedule(1000, **given), _schedule(940, **given, start_step=60)
+  for step in (0, 39, 40, 739, 740, 840, 939):
+    assert rate(jnp.int32(60 + step)) == whole(jnp.int32(60 + step)), step
+
+
 def test_adamw_decays_what_is_declared_to_be():
   config = _optimizer(weight_decay=0.1)
   decayed = {'norm': {'scale': False}, 'w': True, 'deep': {'gate': True}}

@@ -28,6 +28,7 @@ from experiments.sweeps import (
 )
 from experiments.sweeps.view import View, duration
 from moe.errors import UserError
+from moe.storage import provenance
 from tests.experiments.reports import synthetic
 from tests.launch.cluster.scripts import fake
 from tests.launch.runs import programs
@@ -564,6 +565,10 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   for commit in ('abc', 'def'):
     machine.note_commit(job.workdir, commit)
   assert line.make('study', run, job, 'proxy', [])['commit'] == 'abc, def'
+  assert made['init_from'] is None
+  source = {'path': '/runs/a', 'step': 30, 'checksum': '0a1b2c3d'}
+  provenance.note(job.workdir, {'commit': 'abc', 'init_from': source})
+  assert line.make('study', run, job, 'proxy', [])['init_from'] == source
   # The report's tests make lines up: of what a real line has, and nothing else.
   monkeypatch.chdir(programs.ROOT)
   made_up = synthetic.lines('shared_off', seeds=[0])[0]

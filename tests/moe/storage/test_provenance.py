@@ -54,3 +54,15 @@ def test_a_damaged_file_is_set_aside_and_said(tmp_path, damage):
   assert 'is damaged' in provenance.note(tmp_path, NOW)
   assert (tmp_path / 'provenance.json.damaged').read_bytes() == damage
   assert len(parts(tmp_path)) == 1
+
+
+def test_the_source_of_a_warm_start_is_that_of_the_last_part(tmp_path):
+  assert provenance.source(tmp_path) is None
+  provenance.note(tmp_path, NOW)
+  assert provenance.source(tmp_path) is None
+  source = {'path': '/runs/a', 'step': 30, 'checksum': '0a1b2c3d'}
+  provenance.note(tmp_path, NOW | {provenance.SOURCE: source})
+  assert provenance.source(tmp_path) == source
+  assert provenance.source_in_words(source) == '/runs/a, step 30 (checksum 0a1b2c3d)'
+  (tmp_path / provenance.FILE).write_text('[{"init_from": 3}]')
+  assert provenance.source(tmp_path) is None and provenance.source_in_words(None) == ''

@@ -1,0 +1,111 @@
+"""A checkpoint that a run starts from, and what of it the run takes."""
+
+import os
+import re
+from collections.abc import Set
+from typing import NamedTuple
+
+import jax
+from absl import logging
+from etils import epath
+
+from moe.config import Config
+from moe.parallel import processes
+from moe.parallel.sharding import is_declared
+from moe.parameters import declared
+from moe.storage import checksums, partial, provenance, small_items
+from moe.storage.partial import Name
+from moe.train_step import TrainState
+
+# DIR:STEP, or DIR: with a name that itself ends in a number.
+_SPEC = re.compile(r'(.*?)(?::(\d*))?', re.DOTALL)
+
+
+class Source(NamedTuple):
+  """A checkpoint to start from, whose parts fit the run that is to start."""
+
+  directory: epath.Path  # of the run, absolute
+  step: int
+  small: small_items.SmallItems
+  stored: dict[Name, jax.ShapeDtypeStruct]  # its parameters
+  new: frozenset[Name]  # parameters of the run that are initialised anew
+
+  @property
+  def identity(self) -> dict:
+    """What provenance.json and results say of it."""
+    return identity_of(self.directory, self.step, self.small)
+
+  @property
+  def path(self) -> epath.Path:
+    return self.directory / 'checkpoints' / str(self.step)
+
+  def __str__(self) -> str:
+    return provenance.source_in_words(self.identity)
+
+
+def parse(spec: str) -> tuple[str, int | None]:
+  """'DIR' → (DIR, None), 'DIR:STEP' → (DIR, STEP), 'DIR:' → (DIR, None).
+
+  What follows the last ':' is a step if it is digits; everything else belongs to the folder's
+  name, such as gs://BUCKET/DIR. The file system is not asked.
+  """
+  directory, step = _SPEC.fullmatch(spec).groups()
+  return directory, int(step) if step else None
+
+
+def identity_of(directory: epath.Path, step: int, small: small_items.SmallItems) -> dict:
+  """Of a checkpoint: {'path': its run's folder, 'step', 'checksum': over the checksums of all that
+  it holds}. A copy has the same checksum.
+  """
+  return {
+    'path': os.fspath(directory),
+    'step': step,
+    'checksum': f'{checksums.of_json(small.checksums):08x}',
+  }
+
+
+def leaves_taken(
+  shapes: TrainState, new: Set[Name], init_optimizer: bool
+) -> dict[str, dict[Name, jax.ShapeDtypeStruct]]:
+  """By item of the source's checkpoint, the leaves of a TrainState that it gives. What goes with a
+  new parameter, its moments, is new too.
+  """
+  taken = {'params': {}, 'training': {}}
+  for name, x in partial.named(shapes).items():
+    is_new = any(name[i:] in new for i in range(len(name)))
+    if name[0] == 'params' and not is_new:
+      taken['params'][name[1:]] = x
+    elif name[0] == 'optimizer_state' and init_optimizer and not is_new:
+      taken['training'][name] = x
+  return taken
+
+
+def parameters(config: Config) -> dict[Name, jax.ShapeDtypeStruct]:
+  """Shapes and types of a config's parameters by name."""
+  return {name: box.value for name, box in _boxes(config).items()}
+
+
+def of_the_vocabulary(config: Config) -> set[Name]:
+  """The parameters that have a row or column a token."""
+  return {name for name, box in _boxes(config).items() if 'vocab' in box.axes}
+
+
+def is_of_any_vocabulary(config: Config, new: Set[Name]) -> bool:
+  """Whether no parameter that is taken knows what an id means."""
+  return of_the_vocabulary(config) <= new
+
+
+def in_path(name: Name) -> str:
+  """As train.init_skip and messages write it."""
+  return '/'.join(name)
+
+
+def log_error(message: str) -> None:
+  """Once, however many processes there are."""
+  if processes.is_main():
+    logging.error('%s', message)
+
+
+def _boxes(config):
+  leaves = jax.tree_util.tree_leaves_with_path(declared(config), is_leaf=is_declared)
+  return {partial.name_of(path): box for path, box in leaves}
