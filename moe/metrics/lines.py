@@ -40,7 +40,7 @@ def take_back(path: Path, step: int) -> str:
   whole = path.stat().st_size
   if step == 0:
     os.truncate(path, 0)
-    return f'{path} is begun again, as there is no checkpoint' if whole else ''
+    return f'{path} is begun again, as no checkpoint has taken a step' if whole else ''
   end = _end(path, step)
   told = []
   if end.later:
