@@ -145,11 +145,10 @@ def experts_in_words(evaluation: Evaluation, config: Config) -> str:
   )
 
 
-def table(rows: Mapping[str, Mapping[str, object]]) -> str:
-  """The rows of `report` for people."""
+def table(rows: Mapping[str, Mapping[str, object]], text: str = 'held-out text') -> str:
+  """The rows of `report` for people; `text`: what they are of."""
   lines = [
-    f'{"held-out text":<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}'
-    f'{"gzip -9":>9}{"xz -9":>8}'
+    f'{text:<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}'
   ]
   for name, row in rows.items():
     bits = '-' if row['bits_per_byte'] is None else f'{row["bits_per_byte"]:.3f}'

@@ -9,6 +9,7 @@ builtin      the corpus of every CPython; arithmetic: its worked problems
 sample       the text that a tokenizer is trained on
 tokenizers   text ↔ ids: SentencePiece, trained or given, and tokenizer.json
 prepare      tokenises a corpus once into a directory, atomically
+given        other text as prepared data, and which of it a run was trained on
 store        that directory's format: shards of token records, an index, metadata, checksums
 packing      documents → rows of a batch: training rows, and evaluation windows
              that score each token once

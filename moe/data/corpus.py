@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -55,17 +55,17 @@ def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
   UserError that names `key` for a malformed entry, a weight that is no positive number, a domain
   with two weights, and files that are not there.
   """
-  return _parsed(spec, key)[0]
+  return parse_sources_and_tell(spec, key)[0]
 
 
 def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, ...], list[str]]:
   """(sources, validation sources, what a user should know of them).
   UserError for a file that is in both.
   """
-  sources, notes = _parsed(data.sources, 'data.sources')
+  sources, notes = parse_sources_and_tell(data.sources, 'data.sources')
   if not data.validation_sources:
     return sources, (), notes
-  held_out, more = _parsed(data.validation_sources, 'data.validation_sources')
+  held_out, more = parse_sources_and_tell(data.validation_sources, 'data.validation_sources')
   trained_on = {matching.identity(path): path for source in sources for path in source.files}
   both = [path for s in held_out for path in s.files if matching.identity(path) in trained_on]
   if both or (any(not s.files for s in held_out) and any(not s.files for s in sources)):
@@ -77,7 +77,8 @@ def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, 
   return sources, held_out, notes + more
 
 
-def _parsed(spec, key):
+def parse_sources_and_tell(spec: str, key: str) -> tuple[tuple[Source, ...], list[str]]:
+  """The same, and what a user should know of them."""
   found: dict[str, Source] = {}
   notes, owner = [], {}
   matching.forget()
@@ -174,6 +175,12 @@ def read(config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
   for source in held_out:
     for document in _source_documents(source, 1.0, config, bad):
       yield document._replace(held_out=True)
+
+
+def whole(sources: Iterable[Source], config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
+  """Every document of `sources`, all held out. As `read` otherwise."""
+  for source in sources:
+    yield from _source_documents(source, 1.0, config, bad)
 
 
 def find_ends(config: DataConfig) -> dict[str, End]:

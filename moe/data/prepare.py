@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from moe import files
 from moe.config import Config, DataConfig
 from moe.data import corpus, store
 from moe.data.progress import Progress
+from moe.data.readers import BadRow
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.data.tokenizers import Lost, Tokenizer, open_tokenizer, train_tokenizer
@@ -53,7 +54,7 @@ def prepare(
   metadata = store.read_metadata(directory)
   built = metadata is None
   if built:
-    with _write_errors(directory), _sole_builder(directory):
+    with write_errors(directory), _sole_builder(directory):
       # Otherwise another process built it while this one waited.
       if store.read_metadata(directory) is None:
         _build_in_place(config, directory, tokenizer)
@@ -63,7 +64,7 @@ def prepare(
   if is_main and not built:
     prepared.check_contents()
   if is_main:
-    _tell(_notes(prepared))
+    tell(_notes(prepared))
   _check_size(config.data, prepared)
   return prepared
 
@@ -163,7 +164,8 @@ def _check_settings(config, metadata, directory, tokenizer):
     )
 
 
-def _tell(notes):
+def tell(notes: Iterable[str]) -> None:
+  """On stderr, a line each."""
   for note in notes:
     print(note, file=sys.stderr, flush=True)
 
@@ -176,7 +178,12 @@ def _notes(prepared):
         f'warning: one document alone is held out of domain {domain!r}: '
         'its held-out loss says little'
       )
-  for split, entries in prepared.metadata['splits'].items():
+  yield from lossy(prepared.metadata['splits'])
+
+
+def lossy(splits: Mapping[str, Mapping[str, dict]]) -> Iterator[str]:
+  """What a user should know of text that its tokens do not say: {kind: {domain: totals}}."""
+  for split, entries in splits.items():
     for domain, entry in entries.items():
       if lost := entry.get('lost'):
         yield (
@@ -184,6 +191,12 @@ def _notes(prepared):
           f'{entry["documents"]} {split} documents of domain {domain!r}; {lost["bytes"]} of their '
           f'{entry["bytes"]} bytes are unknown to it, and count 8 bits each in bits per byte'
         )
+
+
+def skipped(bad: Sequence[BadRow]) -> Iterator[str]:
+  """What a user should know of rows that are left out."""
+  if bad:
+    yield f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'
 
 
 def _check_size(data, prepared):
@@ -224,9 +237,9 @@ def _build_in_place(config, directory, tokenizer):
 
 def _build(config, directory, tokenizer):
   data, vocab_size = config.data, config.tokenizer_vocab_size
-  _tell(corpus.parse_and_tell(data)[2])
+  tell(corpus.parse_and_tell(data)[2])
   stamps, made_with = _stamps(data), settings(data, vocab_size, given=tokenizer)
-  _tell(
+  tell(
     f'domain {domain!r} has too few documents to hold out a share of '
     f'data.holdout={data.holdout:g}: the end of the longest is held out'
     for domain in corpus.find_ends(data)
@@ -234,7 +247,7 @@ def _build(config, directory, tokenizer):
   total = None
   tokenizer = _existing_tokenizer(data, vocab_size, tokenizer)
   if tokenizer:
-    _tell(_padding(config, tokenizer))
+    tell(_padding(config, tokenizer))
   else:
     sample, total = _sample(data)
     tokenizer = train_tokenizer(sample, vocab_size)
@@ -244,8 +257,7 @@ def _build(config, directory, tokenizer):
   bad = []
   foreign = made_with['tokenizer'] != 'trained'
   splits = _write_documents(data, tokenizer, token_type, directory, total, bad, foreign)
-  if bad:
-    _tell([f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'])
+  tell(skipped(bad))
   metadata = {
     'format': store.FORMAT,
     'settings': made_with,
@@ -286,7 +298,7 @@ def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
   untold, copies, held_out = 0, 0, _held_out_digests(data)
   with Progress('tokenising', total) as progress:
-    for batch in _batches(corpus.read(data, bad)):
+    for batch in batches(corpus.read(data, bad)):
       encoded = tokenizer.encode_arrays([document.text for document in batch], threads)
       for document, tokens_N in zip(batch, encoded, strict=True):
         key = (HELD_OUT if document.held_out else TRAIN, document.domain)
@@ -301,9 +313,9 @@ def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign
         lost = tokenizer.lost(document.text, tokens_N) if foreign else Lost(0, 0)
         writers[key].add(tokens_N, text, lost)
   if untold:
-    _tell([f'{untold} documents are left out: data.tokenizer makes no token of them'])
+    tell([f'{untold} documents are left out: data.tokenizer makes no token of them'])
   if copies:
-    _tell([f'warning: {copies} training documents are copies of held-out ones'])
+    tell([f'warning: {copies} training documents are copies of held-out ones'])
   _check_splits(data, writers.keys())
   splits = {TRAIN: {}, HELD_OUT: {}}
   for (split, domain), writer in writers.items():
@@ -351,7 +363,8 @@ def _check_splits(data, present):
       )
 
 
-def _batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
+def batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
+  """As many as are tokenised at once, about a megabyte."""
   batch, size = [], 0
   for document in documents:
     batch.append(document)
@@ -403,12 +416,12 @@ def _sole_builder(directory):
   if directory.is_dir():
     lock = directory / store.LOCK
   waiting = f'waiting for another process that is preparing {directory}'
-  with files.locked(lock, lambda _: _tell([waiting])):
+  with files.locked(lock, lambda _: tell([waiting])):
     yield
 
 
 @contextlib.contextmanager
-def _write_errors(directory):
+def write_errors(directory: Path) -> Iterator[None]:
   """Errors of writing as one line. Errors of reading the corpus have become UserErrors by now."""
   try:
     yield

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe.data.prepare import prepare
-from moe.data.store import HELD_OUT
+from moe.data.store import HELD_OUT, TRAIN
 from moe.evaluate import compressed_bits_per_byte
 from moe.generate import Sampling, generate
 from moe.run import data_directory, load_run
@@ -90,6 +91,78 @@ def test_total_is_token_weighted(scores):
 def test_evaluate_text_table(finished):
   output = programs.check('evaluate', f'--workdir={finished}', '--step=30')
   assert 'step 30' in output and 'bits/byte' in output and 'total' in output
+
+
+@pytest.fixture(scope='module')
+def other_text(tmp_path_factory):
+  """(documents, sources): text in two domains, one of them called as the row of all."""
+  folder = tmp_path_factory.mktemp('other')
+  documents = {
+    'new': ['the gate of an expert: 中文\n' * 9, 'one'],
+    'total': ['x = x + 1\n' * 30],
+  }
+  for domain, texts in documents.items():
+    for number, text in enumerate(texts):
+      (folder / f'{domain}-{number}.txt').write_text(text)
+  return documents, ';'.join(f'{domain}={folder}/{domain}-*.txt' for domain in documents)
+
+
+def test_evaluate_scores_other_text_whole(finished, run, logits_of, other_text):
+  documents, sources = other_text
+  flags = (f'--workdir={finished}', f'--sources={sources}', '--format=json')
+  told = json.loads(programs.check('evaluate', *flags))
+  assert list(told['domains']) == ['new', 'total', '(total)']
+  assert told['total'] == told['domains']['(total)']
+  assert told['trained_on'] == {'new': 0, 'total': 0}
+  sums = []
+  for domain, texts in documents.items():
+    row, size = told['domains'][domain], sum(len(text.encode()) for text in texts)
+    ids_of = map(run.tokenizer.encode, texts)
+    losses = [loss for ids in ids_of for loss in _losses_alone(run, logits_of, ids)]
+    assert (row['tokens'], row['bytes']) == (len(losses), size)
+    assert row['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert row['bits_per_byte'] == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-5)
+    assert row['gzip -9'] == compressed_bits_per_byte(''.join(texts).encode())['gzip -9']
+    sums += losses
+  assert told['total']['loss'] == pytest.approx(np.mean(sums), rel=1e-5)
+
+
+def test_evaluate_tells_which_text_was_trained_on(finished, run, corpus):
+  """Of the run's own corpus: all that was not held out."""
+  done = in_process.run('evaluate', f'--workdir={finished}', f'--sources={corpus}', '--format=json')
+  data = prepare(run.config, data_directory(run.config, finished))
+  trained = {domain: len(data.documents(TRAIN, domain)) for domain in data.domains}
+  assert json.loads(done.stdout)['trained_on'] == trained
+  for domain, count in trained.items():
+    words = f'trained on {count} of 40 given documents of domain {domain!r}'
+    assert done.stderr.count(words) == 1
+
+
+def test_other_text_needs_no_data_of_the_run(finished, other_text, tmp_path, monkeypatch):
+  _, sources = other_text
+  flags = ('evaluate', f'--workdir={finished}', f'--sources={sources}')
+  monkeypatch.setenv('DATA', f'{tmp_path}/gone')
+  done = in_process.run(*flags)
+  why = f'there is no prepared data in {tmp_path}/gone'
+  assert done.stderr.splitlines()[-1].endswith(f'is not known: {why}')
+  assert done.stdout.splitlines()[1].startswith('text  ')
+  assert json.loads(in_process.check(*flags, '--format=json'))['trained_on'] is None
+
+
+def test_data_of_the_environment_is_what_is_scored(finished, run, scores, tmp_path, monkeypatch):
+  shutil.copytree(data_directory(run.config, finished), tmp_path / 'data')
+  monkeypatch.setenv('DATA', f'{tmp_path}/data')
+  flags = ('evaluate', f'--workdir={finished}')
+  assert json.loads(in_process.check(*flags, '--format=json')) == scores
+  monkeypatch.setenv('DATA', f'{tmp_path}/none')
+  assert f'there is no prepared data in {tmp_path}/none' in in_process.error_line(*flags)
+
+
+def test_other_text_that_cannot_be_read_is_one_line(finished, tmp_path):
+  (tmp_path / 'x.txt').write_bytes(b'one\ntwo \xff')
+  for files, words in ((f'{tmp_path}/*.md', 'no file matches'), (f'{tmp_path}/*', 'x.txt:2: not')):
+    flags = ('evaluate', f'--workdir={finished}', f'--sources=x={files}')
+    assert words in in_process.error_line(*flags)
 
 
 def test_generate_is_seeded_and_batched(finished):

@@ -12,6 +12,7 @@ from moe.data.tokenizers import train_tokenizer
 from moe.errors import UserError
 from moe.generate import Sampling, generate
 from moe.run import load_run
+from tests import in_process
 from tests.moe.convert.hf_checkpoint import DEEPSEEK, tensors, write
 from tests.moe.data.helpers import text
 
@@ -65,6 +66,17 @@ def test_sentencepiece_alone_comes_along_too(source, tmp_path):
   to_hf(tmp_path / 'run', tmp_path / 'out')
   for folder in ('run', 'out'):
     assert (tmp_path / folder / 'tokenizer.model').read_bytes() == model
+
+
+def test_a_converted_run_scores_given_text(source, tmp_path):
+  (source / 'tokenizer.model').write_bytes(train_tokenizer(TEXTS, 400).to_bytes())
+  from_hf(source, tmp_path / 'run')
+  (tmp_path / 'x.txt').write_text(TEXTS[0])
+  flags = (f'--workdir={tmp_path}/run', f'--sources=x={tmp_path}/x.txt', '--format=json')
+  done = in_process.run('evaluate', *flags)
+  told, ids = json.loads(done.stdout), load_run(tmp_path / 'run').tokenizer.encode(TEXTS[0])
+  assert told['total']['tokens'] == len(ids) + 1 and told['total']['loss'] > 0
+  assert told['trained_on'] is None and 'there is no prepared data in' in done.stderr
 
 
 @pytest.mark.parametrize(
