@@ -1,0 +1,119 @@
+"""A run's checkpoint, read a box at a time: what it takes to write one as something else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from moe.config import Config, from_stored
+from moe.convert import parameters, safetensors
+from moe.convert.parameters import Stored
+from moe.convert.table import Piece, Placed
+from moe.data.tokenizers import Tokenizer, from_bytes
+from moe.errors import UserError
+from moe.run import find_step, folder
+from moe.storage import small_items
+from moe.storage.reading import attempt
+
+
+class Written(NamedTuple):
+  """What has been made of a checkpoint."""
+
+  config: Config
+  layout: str
+  step: int
+  tensors: int
+  bytes: int
+  files: int
+  notes: tuple[str, ...] = ()  # what there is to tell, a line each
+
+
+class Opened(NamedTuple):
+  """A checkpoint: all of it but its parameters."""
+
+  path: epath.Path
+  step: int
+  config: Config
+  tokenizer: Tokenizer | None
+  checksums: Mapping[str, int]  # of the parameters
+
+
+def open_checkpoint(workdir: str | Path, step: int | None) -> Opened:
+  """A run's newest checkpoint, or a given step's. UserError if it cannot be read."""
+  if '://' in str(workdir):
+    raise UserError(f'--workdir={workdir} must be a folder of this machine, or mounted there')
+  step = find_step(workdir, step)
+  path = epath.Path(folder(workdir)) / 'checkpoints' / str(step)
+  small, fault = attempt(lambda: small_items.read(path))
+  if fault:
+    raise UserError(f'{path} is unreadable: {fault}')
+  config = from_stored(small.config, f'{path}/config')
+  tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
+  return Opened(path, step, config, tokenizer, small.checksums['params'])
+
+
+def open_arrays(opened: Opened, placed: Sequence[Placed]) -> dict[str, Stored]:
+  """Its parameters by name, none of them read. UserError where a shape is not the config's,
+  or the type none that is written.
+  """
+  stored, fault = attempt(lambda: _open(Path(opened.path), placed))
+  if fault:
+    raise UserError(f'{opened.path} is unreadable: {fault}')
+  return stored
+
+
+def copy(
+  opened: Opened,
+  placed: Sequence[Placed],
+  stored: Mapping[str, Stored],
+  types: Mapping[str, np.dtype],
+  put: Callable[[Placed, Piece, np.ndarray], None],
+  progress: Callable[[int], None],
+) -> None:
+  """Reads all parameters, and puts each block of each tensor, [rows, columns] in `types`.
+
+  put: called by several threads. progress: is told of bytes.
+  UserError if what was read is not what the run has saved.
+  """
+
+  def move(each, array, box):
+    content = each.in_file_order(array[box]).read(order='C').result()
+    part = parameters.checksum(each, content, box)
+    matrices = content.reshape(each.box_in_file(box))
+    with np.errstate(over='ignore'):
+      matrices = matrices.astype(types[each.name], copy=False)
+    for piece in each.pieces(box):
+      put(each, piece, matrices[piece.index])
+    return each.name, part, matrices.nbytes
+
+  work = [
+    (move, each, stored[each.name].array, box)
+    for each in placed
+    for box in parameters.boxes(
+      each, stored[each.name].chunks, stored[each.name].array.dtype.numpy_dtype.itemsize
+    )
+  ]
+  sums: dict[str, int] = {}
+  for name, part, size in parameters.run(work):
+    key = parameters.keystr(name)
+    sums[key] = (sums.get(key, 0) + part) % 2**32
+    progress(size)
+  if different := [name for name, value in sums.items() if opened.checksums.get(name) != value]:
+    raise UserError(
+      f'{opened.path} is damaged: the bytes of {different[0]} are not those that were saved; '
+      f'give another --step'
+    )
+
+
+def _open(path, placed):
+  types = {dtype.name for dtype in safetensors.DTYPES.values()}
+  stored = {each.name: parameters.open_stored(path, each.name) for each in placed}
+  for each in placed:
+    array = stored[each.name].array
+    if tuple(array.shape) != each.shape:
+      raise ValueError(f'{each.name} has the shape {tuple(array.shape)}, not {each.shape}')
+    if array.dtype.name not in types:
+      raise ValueError(f'{each.name} is of type {array.dtype.name}')
+  return stored

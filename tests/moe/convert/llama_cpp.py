@@ -1,0 +1,74 @@
+"""GGUF files run by llama.cpp, an implementation of the whole model that shares nothing with this
+one: PyPI's `xllamacpp`.
+"""
+
+import contextlib
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class LlamaCpp:
+  """A file that is open. Its keys, values and scores are float32."""
+
+  def __init__(self, address: str):
+    self._address = address
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without BOS; what spells a control piece is text."""
+    asked = {'content': text, 'add_special': False, 'parse_special': False}
+    return self._post('/tokenize', asked)['tokens']
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._post('/detokenize', {'tokens': list(ids)})['content']
+
+  def greedy(self, prompt: str | Sequence[int], tokens: int) -> list[int]:
+    """What follows a text, which gets its BOS, or ids; up to and without the end's token."""
+    return self._complete(prompt, tokens)['tokens']
+
+  def log_probabilities(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    """log p_V of the token after the ids, in the order of the vocabulary."""
+    found = self._complete(ids, 1, n_probs=vocab_size)['completion_probabilities'][0]
+    log_p_V = np.full(vocab_size, np.nan)
+    for each in found['top_logprobs']:
+      log_p_V[each['id']] = each['logprob']
+    return log_p_V
+
+  def _complete(self, prompt, tokens, **more):
+    prompt = prompt if isinstance(prompt, str) else list(prompt)
+    asked = {'prompt': prompt, 'n_predict': tokens, 'temperature': 0, 'return_tokens': True}
+    return self._post('/completion', asked | {'cache_prompt': False} | more)
+
+  def _post(self, path, content):
+    asked = urllib.request.Request(
+      self._address + path, json.dumps(content).encode(), {'Content-Type': 'application/json'}
+    )
+    with urllib.request.urlopen(asked, timeout=300) as answer:
+      return json.load(answer)
+
+
+@contextlib.contextmanager
+def opened(file: Path, context: int = 512) -> Iterator[LlamaCpp]:
+  """The file, served within this process. ImportError without xllamacpp."""
+  import xllamacpp
+
+  params = xllamacpp.CommonParams()
+  params.model.path = str(file)
+  params.n_ctx = context
+  params.n_parallel = 1
+  params.cpuparams.n_threads = 2
+  params.n_gpu_layers = 0
+  params.port = 0
+  params.warmup = params.fit_params = False
+  params.verbosity = -1
+  # float16 otherwise.
+  params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+  params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+  server = xllamacpp.Server(params)
+  try:
+    yield LlamaCpp(server.listening_address)
+  finally:
+    del server
