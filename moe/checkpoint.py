@@ -38,6 +38,8 @@ from moe.storage import checksums, must_stay, reading, retention, small_items
 from moe.storage.reading import attempt, read_items
 from moe.train_step import TrainState, init_state
 
+_PIECE = 32 << 20  # bytes
+
 
 class Restored(NamedTuple):
   """A run as it was after `step` steps. `state` has the shardings that were asked for."""
@@ -74,7 +76,7 @@ class Checkpointer:
       'data': checksums.of_json(data_state),
     }
     items = {
-      'params': ocp.args.StandardSave(params),
+      'params': ocp.args.StandardSave(params, jax.tree.map(_in_pieces, params)),
       'training': ocp.args.StandardSave(training),
       'data': ocp.args.JsonSave(data_state),
       **small_items.to_save(self._config.to_dict(), self._tokenizer, self._text, sums),
@@ -264,6 +266,15 @@ def _split(state):
   fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
   params = fields.pop('params')
   return params, {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _in_pieces(x):
+  """How a parameter is stored. On one device it would be a single piece of up to 2 GB, and what
+  writes weights out reads a piece at a time. Large ones have layers and experts apart.
+  """
+  if x.nbytes <= _PIECE:
+    return ocp.SaveArgs()
+  return ocp.SaveArgs(chunk_byte_size=_PIECE, shard_axes=tuple(range(x.ndim - 2)))
 
 
 def _of_the_disk(error: BaseException | None) -> bool:
