@@ -21,7 +21,7 @@ from moe.ops.dispatch_plan import SAVE_PLAN
 from moe.ops.matmul import matmul
 from moe.parallel import mesh, sharding
 from moe.parallel.feeding import batch_parts
-from moe.routers import ROUTERS, Probe
+from moe.routers import ROUTERS, Forced, Probe
 
 # What a block keeps for backward besides its plan, by the name in model.remat;
 # 'moe' acts inside the block.
@@ -57,6 +57,7 @@ class Transformer(nn.Module):
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
     cache: dict[str, KVCache] | None = None,
+    forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside, dict[str, KVCache] | None]:
     """The final hidden states, what the layers measured, and the cache.
 
@@ -66,6 +67,7 @@ class Transformer(nn.Module):
       segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document
         sees, and which is left out of the statistics.
       cache: None, or `make_cache` and then what the last call returned; see `Attention`.
+      forced: choices in the place of the routers', with a leading axis N.
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
@@ -74,13 +76,20 @@ class Transformer(nn.Module):
       The updated cache, or None.
     """
     x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
+    hidden = [x_BLD[None]]
     for name in stack_names(self.config.model):
       x_BLD, aside, new_cache[name] = self.run_stack(
-        name, x_BLD, tokens_BL, positions_BL, segment_ids_BL, cache and cache[name]
+        *(name, x_BLD, tokens_BL, positions_BL, segment_ids_BL),
+        cache=cache and cache[name],
+        forced=forced if name == 'moe_blocks' else None,
       )
       asides.append(aside)
+      hidden.append(aside.hidden_BLD)
     measured = telemetry.by_layer(*(aside.telemetry for aside in asides))
-    return self.finish(x_BLD), asides[-1]._replace(telemetry=measured), new_cache if cache else None
+    aside = asides[-1]._replace(telemetry=measured)
+    if self.probe.hidden:
+      aside = aside._replace(hidden_BLD=jnp.concatenate(hidden))
+    return self.finish(x_BLD), aside, new_cache if cache else None
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
     """x_BLD in the compute type."""
@@ -96,12 +105,13 @@ class Transformer(nn.Module):
     segment_ids_BL: jax.Array,
     cache: KVCache | None = None,
     presence_N: Presence | None = None,
+    forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside, KVCache | None]:
     """x_BLD after one of `stack_names`, what its layers measured, and its cache.
-    presence_N: see `Block`.
+    presence_N, forced: see `Block`.
     """
     x_BLD, (aside, cache) = getattr(self, name)(
-      x_BLD, cache, presence_N, tokens_BL, positions_BL, segment_ids_BL
+      x_BLD, cache, presence_N, tokens_BL, positions_BL, segment_ids_BL, forced
     )
     if aside.stats is not None:
       aside = aside._replace(telemetry=routing_telemetry(aside.stats) | aside.telemetry)
@@ -127,7 +137,7 @@ class Transformer(nn.Module):
       variable_axes={'params': 0},
       split_rngs={'params': True},
       metadata_params=sharding.STACKED,
-      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
       length=length,
     )
     return scanned(self.config, dense, self.probe)

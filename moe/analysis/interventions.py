@@ -98,9 +98,11 @@ def routing(
   if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
   asked = intervention or Intervention()
-  experts_NBLK, gates_NBLK = _run(config, params, batch, asked, choices=True)[1].choices
+  choices = _run(config, params, batch, asked, choices=True)[1].choices
   lay_out = lambda x: constrain(x, None, 'batch', None, None)
-  return Choices(lay_out(experts_NBLK), lay_out(gates_NBLK), batch.segment_ids_BL > 0)
+  return Choices(
+    lay_out(choices.experts_BLK), lay_out(choices.gates_BLK), batch.segment_ids_BL > 0
+  )
 
 
 def evaluator(

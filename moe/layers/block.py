@@ -14,7 +14,7 @@ from moe.layers.norm import RMSNorm
 from moe.ops.dispatch_plan import SAVE_PLAN
 from moe.parallel import sharding
 from moe.parallel.scopes import runs
-from moe.routers import Probe
+from moe.routers import Forced, Probe
 
 
 @struct.dataclass
@@ -41,8 +41,9 @@ class Block(nn.Module):
     token_ids_BL: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
+    forced: Forced | None = None,
   ) -> tuple[jax.Array, tuple[Aside, KVCache | None]]:
-    """Shaped for `nn.scan`: x is the carry, cache and presence are scanned,
+    """Shaped for `nn.scan`: x is the carry, cache, presence and forced choices are scanned,
     what is measured and the cache stacked.
 
     presence: None where every block is there.
@@ -58,12 +59,18 @@ class Block(nn.Module):
     x_BLD += attended_BLD
     u_BLD = norm('ffn_norm')(x_BLD)
     if self.dense:
-      return x_BLD + MLP(config, model.d_ff, name='mlp')(u_BLD), (Aside(None, {}), cache)
+      x_BLD += MLP(config, model.d_ff, name='mlp')(u_BLD)
+      return x_BLD, (self._shown(Aside(None, {}), x_BLD), cache)
     layer = (
       nn.remat(MoELayer, policy=SAVE_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
     )
-    y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, segment_ids_BL > 0)
-    return x_BLD + y_BLD, (aside, cache)
+    is_token_BL = segment_ids_BL > 0
+    y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, is_token_BL, forced)
+    x_BLD += y_BLD
+    return x_BLD, (self._shown(aside, x_BLD), cache)
+
+  def _shown(self, aside, x_BLD):
+    return aside._replace(hidden_BLD=x_BLD) if self.probe.hidden else aside
 
   def _if_there(self, presence, x_BLD, *batch):
     """The block, or x as it is and zeros measured. For parameters that are there:

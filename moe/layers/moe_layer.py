@@ -13,7 +13,7 @@ from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
 from moe.metrics.telemetry import Telemetry
 from moe.ops.router import RoutingStats
-from moe.routers import ROUTERS, Probe
+from moe.routers import ROUTERS, Forced, Probe
 
 
 class Choices(NamedTuple):
@@ -21,6 +21,7 @@ class Choices(NamedTuple):
 
   experts_BLK: jax.Array  # int32
   gates_BLK: jax.Array  # float32
+  affinities_BLE: jax.Array | None = None  # float32, over all experts, where a probe asks
 
 
 class Aside(NamedTuple):
@@ -31,6 +32,9 @@ class Aside(NamedTuple):
   stats: RoutingStats | None  # for the balance terms; None where nothing is routed
   telemetry: Telemetry
   choices: Choices | None = None  # where a probe asks for them
+  # The residual stream after the block, of dense blocks too, where a probe asks for it. Of a whole
+  # model also before the first one: hidden_NBLD of N + 1.
+  hidden_BLD: jax.Array | None = None
 
 
 class Parameters(NamedTuple):
@@ -51,19 +55,24 @@ class MoELayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array
+    self,
+    u_BLD: jax.Array,
+    token_ids_BL: jax.Array,
+    is_token_BL: jax.Array,
+    forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside]:
-    """The layer's output, and what it measured."""
+    """The layer's output, and what it measured. forced: choices in the place of the router's."""
     moe = self.config.moe
     y_BLD, aside = jnp.zeros_like(u_BLD), Aside(None, {})
     if moe.num_experts:
       router = ROUTERS[moe.router](self.config, self.probe, name='router')
-      gates_BLK, experts_BLK, stats = router(u_BLD, token_ids_BL, is_token_BL)
+      routing, affinities_BLE = router.route(u_BLD, token_ids_BL, is_token_BL, forced)
+      gates_BLK, experts_BLK, stats = routing
       routed_BLD, exchange = Experts(self.config, name='experts')(
         u_BLD, gates_BLK, experts_BLK, is_token_BL
       )
       y_BLD += routed_BLD
-      choices = Choices(experts_BLK, gates_BLK) if self.probe.choices else None
+      choices = Choices(experts_BLK, gates_BLK, affinities_BLE) if self.probe.choices else None
       aside = Aside(stats, exchange, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert

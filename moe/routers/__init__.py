@@ -4,7 +4,7 @@ A router of one's own is a file with a subclass of `Router`, a line in ROUTERS, 
 name among the values of moe.router, and what it needs.
 """
 
-from moe.routers.base import Probe, Router, sums_of
+from moe.routers.base import Forced, Probe, Router, sums_of
 from moe.routers.hash import HashRouter
 from moe.routers.softmax import SoftmaxRouter
 
@@ -13,4 +13,4 @@ ROUTERS: dict[str, type[Router]] = {
   'hash': HashRouter,
 }
 
-__all__ = ['ROUTERS', 'HashRouter', 'Probe', 'Router', 'SoftmaxRouter', 'sums_of']
+__all__ = ['ROUTERS', 'Forced', 'HashRouter', 'Probe', 'Router', 'SoftmaxRouter', 'sums_of']

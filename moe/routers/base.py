@@ -16,11 +16,22 @@ from moe.ops.router.reference import count_choices
 
 
 class Probe(NamedTuple):
-  """What an analysis asks of every router of a model. Training asks nothing."""
+  """What an analysis asks of every layer of a model. Training asks nothing."""
 
   # Of each token's best experts so many are taken from it: it gets the K best of the rest.
   masked: int = 0
   choices: bool = False  # hand out every token's experts and gates
+  affinities: bool = False  # those over all experts, too
+  hidden: bool = False  # hand out the residual stream after every block
+
+
+class Forced(NamedTuple):
+  """Choices that are made for the router. A stack of N layers has a leading axis N."""
+
+  # int32. Where the first is −1 the token keeps the router's own experts and gates.
+  experts_BLK: jax.Array
+  # float32; None: what the router's own affinities to these experts give.
+  gates_BLK: jax.Array | None = None
 
 
 class Router(nn.Module):
@@ -42,23 +53,50 @@ class Router(nn.Module):
     Returns float32 gates_BLK, int32 experts_BLK, best first,
     and sums over each sequence's real tokens.
     """
+    return self.route(u_BLD, token_ids_BL, is_token_BL)[0]
+
+  def route(
+    self,
+    u_BLD: jax.Array,
+    token_ids_BL: jax.Array,
+    is_token_BL: jax.Array,
+    forced: Forced | None = None,
+  ) -> tuple[Routing, jax.Array | None]:
+    """As a call, with the choices of some tokens `forced`;
+    and affinities_BLE where the probe asks, else None.
+    """
     moe, masked = self.config.moe, self.probe.masked
-    routing = self.choose(u_BLD, token_ids_BL, is_token_BL, moe.experts_per_token + masked)
-    affinities_BLK, experts_BLK, stats = routing
-    if masked:
-      affinities_BLK, experts_BLK = affinities_BLK[..., masked:], experts_BLK[..., masked:]
+    k, ranks_all = moe.experts_per_token, forced is not None or self.probe.affinities
+    ranked = moe.num_experts if ranks_all else k + masked
+    affinities_BLR, ranks_BLR, stats = self.choose(u_BLD, token_ids_BL, is_token_BL, ranked)
+    own = slice(masked, masked + k)
+    gates_BLK, experts_BLK = self.gates(affinities_BLR[..., own]), ranks_BLR[..., own]
+    affinities_BLE = None
+    if ranks_all:
+      # All experts are ranked, so sorting by their ids puts each in its place.
+      affinities_BLE = jnp.take_along_axis(
+        affinities_BLR, jnp.argsort(ranks_BLR, axis=-1), axis=-1
+      )
+    if forced is not None:
+      is_forced_BL1 = forced.experts_BLK[..., :1] >= 0
+      experts_BLK = jnp.where(is_forced_BL1, forced.experts_BLK, experts_BLK)
+      chosen_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
+      recomputed_BLK = self.gates(chosen_BLK)
+      given_BLK = recomputed_BLK if forced.gates_BLK is None else forced.gates_BLK
+      gates_BLK = jnp.where(is_forced_BL1, given_BLK, gates_BLK)
+    if ranked > k:
       counts_BE = count_choices(experts_BLK, is_token_BL, moe.num_experts)
       stats = stats._replace(counts_BE=counts_BE)
-    routing = Routing(self.gates(affinities_BLK), experts_BLK, stats)
+    routing = Routing(gates_BLK, experts_BLK, stats)
     if self.config.ops.force_balanced_routing:
       routing = force_balance(routing, is_token_BL, moe.num_experts)
-    return routing
+    return routing, affinities_BLE if self.probe.affinities else None
 
   def choose(
     self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int
   ) -> Routing:
     """Each token's k best experts, best first, their affinities in the place of gates,
-    and the sums.
+    and the sums. k is up to E, and an affinity does not depend on it.
     """
     raise NotImplementedError(f'{type(self).__name__} does not say how it chooses')
 
