@@ -10,7 +10,7 @@ depend on what they are filled up with.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from moe.config import Config
 from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
-from moe.run import Run
+from moe.parallel.feeding import batch_parts
 
 # Beyond these a temperature only moves float32 out of its range:
 # 0/0 and ∞/∞ would let in what is not allowed.
@@ -31,6 +31,15 @@ _LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at 
 # JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones.
 _SEEDS = 2**32
 _LEAST_LENGTH = 32  # positions: shorter prompts and caches cost no less
+
+
+class Trained(Protocol):
+  """What generation takes of a run. Parameters on a mesh: inside `run.on_mesh()`."""
+
+  model: Transformer
+  params: dict
+  tokenizer: Tokenizer | None
+  config: Config
 
 
 class Sampling(NamedTuple):
@@ -69,7 +78,7 @@ class Completion(NamedTuple):
 
 
 def generate(
-  run: Run, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
+  run: Trained, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int = 0
 ) -> list[Completion]:
   """A completion of every prompt, at most `max_new_tokens` long;
   a document's end or a full context stops earlier.
@@ -85,7 +94,7 @@ def generate(
   if not 0 <= seed < _SEEDS:
     raise UserError(f'seed={seed} must be at least 0 and at most {_SEEDS - 1}')
   for prompt in prompts:
-    _check_unicode(prompt)
+    check_unicode(prompt, 'the prompt')
   tokenizer, context = must_have(run.tokenizer), run.config.data.seq_len
   prompt_ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
   for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -105,15 +114,15 @@ def generate(
   return completions
 
 
-def _check_unicode(prompt):
-  """A command line's bytes that are no UTF-8 reach Python as lone surrogates,
-  which no tokenizer takes.
+def check_unicode(text: str, what: str) -> None:
+  """UserError for a text with lone surrogates, which no tokenizer takes: so a command line's bytes
+  that are no UTF-8 reach Python.
   """
   try:
-    prompt.encode()
+    text.encode()
   except UnicodeEncodeError as error:
     raise UserError(
-      f'the prompt {prompt[:30]!a} is not UTF-8 at character {error.start + 1}: give text in UTF-8'
+      f'{what} {text[:30]!a} is not UTF-8 at character {error.start + 1}: give text in UTF-8'
     ) from error
 
 
@@ -127,7 +136,7 @@ def _text_after(tokenizer, prompt, new_ids):
 
 
 def generate_tokens(
-  run: Run,
+  run: Trained,
   prompt_ids: Sequence[Sequence[int]],
   max_new_tokens: int,
   sampling: Sampling,
@@ -146,13 +155,16 @@ def generate_tokens(
   padded, positions = (
     min(_size(length, _LEAST_LENGTH), context) for length in (longest, longest + max_new_tokens)
   )
-  prompts_BP = np.zeros((_size(rows), padded), np.int32)
+  filled = _size(rows)
+  # Every part of a mesh gets as many.
+  filled += -filled % batch_parts()
+  prompts_BP = np.zeros((filled, padded), np.int32)
   # A row beyond the prompts has one token, and has ended.
   lengths_B = np.ones(len(prompts_BP), np.int32)
   for row, ids in enumerate(prompt_ids):
     prompts_BP[row, : len(ids)], lengths_B[row] = ids, len(ids)
   new_BN, counts_B = _generate(
-    run.config,
+    run.model,
     positions,
     run.params,
     _Request(
@@ -225,12 +237,12 @@ def _restricted(logits_BV, sampling):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(config: Config, positions: int, params: dict, request: _Request):
+def _generate(model: Transformer, positions: int, params: dict, request: _Request):
   """new_BN, N the cache's `positions`, and counts_B.
 
   Prefill, then one token at a time until every row has ended.
   """
-  model = Transformer(config)
+  config = model.config
   prompts_BP, lengths_B, ended_B, max_new, sampling, eos_id, allowed_V, key = request
   batch, padded = prompts_BP.shape
   context = config.data.seq_len

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -21,8 +20,9 @@ from jax.sharding import Mesh
 
 from moe import files
 from moe.config import Config, MeshConfig, OpsConfig, from_stored
-from moe.data.tokenizers import FILES, Tokenizer, from_bytes
+from moe.data.tokenizers import FILES, from_bytes
 from moe.errors import UserError
+from moe.inspection import Run
 from moe.model import Transformer, init_params
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
@@ -39,24 +39,14 @@ _FILES = (
 _PATTERNS = re.compile(r'[][*?\\]')
 
 
-class Run(NamedTuple):
-  """A trained model opened for use: `model.apply({'params': params}, …)`."""
-
-  model: Transformer
-  params: dict
-  tokenizer: Tokenizer | None  # None: weights of others, whose tokenizer is not read here
-  config: Config
-  step: int
-
-
 def load_run(
   workdir: str | os.PathLike,
   step: int | None = None,
   dtype: str | None = None,
   mesh: Mesh | Mapping[str, int] | None = None,
 ) -> Run:
-  """Opens the newest readable checkpoint of a run, or a given step: model, params, tokenizer,
-  config, step.
+  """Opens the newest readable checkpoint of a run, or a given step.
+  `moe.inspection.Run` says what can be asked of it.
 
   Reads parameters only, whatever devices wrote them. `workdir` may be in a bucket
   (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint,
@@ -66,7 +56,7 @@ def load_run(
     dtype: 'bfloat16' or 'float32', of the parameters; without it, as they are stored.
     mesh: where they are to lie, each process reading what its devices hold:
       a mesh of `moe.parallel.mesh`, or the sizes of its axes, {'expert': 8}, the others 1.
-      A model on several devices runs inside `mesh.use(mesh, zero)`.
+      `run.model` on several devices is applied inside `run.on_mesh()`.
       Without it, this process's default device.
   """
   if dtype not in (None, 'bfloat16', 'float32'):
@@ -230,4 +220,4 @@ def _load(directory, step, dtype, mesh):
       step,
       directory,
     )
-  return Run(Transformer(config), params, tokenizer, config, step)
+  return Run(Transformer(config), params, tokenizer, config, step, mesh)

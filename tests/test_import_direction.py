@@ -37,10 +37,12 @@ ORDER = [
   ['moe.data', 'moe.optimizer', 'moe.metrics'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.storage'],
+  ['moe.evaluate', 'moe.generate', 'moe.analysis'],
+  ['moe.inspection'],
   ['moe.run'],
   ['moe.checkpoint'],
   ['moe.warm_start'],
-  ['moe.train', 'moe.evaluate', 'moe.generate', 'moe.convert', 'moe.analysis', 'moe.planner'],
+  ['moe.train', 'moe.convert', 'moe.planner'],
   ['experiments'],  # the config files, right in it
   ['experiments.studies'],
   ['experiments.corpora', 'experiments.benchmarks'],

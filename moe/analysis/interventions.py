@@ -100,9 +100,7 @@ def routing(
   asked = intervention or Intervention()
   choices = _run(config, params, batch, asked, choices=True)[1].choices
   lay_out = lambda x: constrain(x, None, 'batch', None, None)
-  return Choices(
-    lay_out(choices.experts_BLK), lay_out(choices.gates_BLK), batch.segment_ids_BL > 0
-  )
+  return Choices(lay_out(choices.experts_BLK), lay_out(choices.gates_BLK), batch.segment_ids_BL > 0)
 
 
 def evaluator(

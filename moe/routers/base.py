@@ -74,9 +74,7 @@ class Router(nn.Module):
     affinities_BLE = None
     if ranks_all:
       # All experts are ranked, so sorting by their ids puts each in its place.
-      affinities_BLE = jnp.take_along_axis(
-        affinities_BLR, jnp.argsort(ranks_BLR, axis=-1), axis=-1
-      )
+      affinities_BLE = jnp.take_along_axis(affinities_BLR, jnp.argsort(ranks_BLR, axis=-1), axis=-1)
     if forced is not None:
       is_forced_BL1 = forced.experts_BLK[..., :1] >= 0
       experts_BLK = jnp.where(is_forced_BL1, forced.experts_BLK, experts_BLK)

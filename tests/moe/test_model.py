@@ -119,7 +119,7 @@ def test_loss_against_the_loops_and_a_gradient_for_every_parameter(variant):
   computed, metrics = gradients(config, params, batch)
   truth = 0.0
   for row in zip(*batch):
-    tokens_L, targets_L, positions_L, segments_L, weights_L = row
+    tokens_L, targets_L, positions_L, segments_L, weights_L, _ = row
     hidden_LD = _oracle(config, params, tokens_L, positions_L, segments_L)
     truth += oracles.cross_entropy(hidden_LD, exact(params['head']), targets_L, exact(weights_L))[0]
   assert float(metrics['loss']) == pytest.approx(truth / batch.weights_BL.sum(), rel=1e-5)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from moe.data.prepare import prepare
 from moe.data.store import HELD_OUT, TRAIN
@@ -243,3 +244,20 @@ def test_notebook_run_can_be_applied(run):
     aside.stats.counts_BE.sum()
     == ids.size * run.config.moe.experts_per_token * run.config.model.num_layers
   )
+
+
+def test_evaluate_saves_the_routing_of_what_it_scores(finished, run, scores, tmp_path):
+  path = tmp_path / 'routing.parquet'
+  flags = (f'--workdir={finished}', f'--save_routing={path}')
+  told = json.loads(in_process.check('evaluate', *flags, '--format=json'))
+  table = parquet.read_table(path)
+  assert told['domains'] == scores['domains'] and told['routing_rows'] == table.num_rows
+  assert table.num_rows == run.config.model.num_layers * told['total']['tokens']
+  assert np.mean(table['loss']) == pytest.approx(told['total']['loss'], rel=1e-5)
+  assert 'File exists' in in_process.error_line('evaluate', *flags)
+  path.unlink()
+  assert f' rows in {path}\n' in programs.check('evaluate', *flags)
+  elsewhere = f'--save_routing={path}/below'
+  # Before anything is read: there is no such run.
+  line = in_process.error_line('evaluate', f'--workdir={tmp_path}/none', elsewhere)
+  assert 'cannot write the routing in' in line

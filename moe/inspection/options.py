@@ -1,0 +1,97 @@
+"""What may be changed in a trained model: inference options of moe.*, and interventions."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from moe.analysis import Intervention, interventions
+from moe.config import KEYS, Config, from_config_dict, unknown_key
+from moe.errors import UserError
+from moe.model import Transformer, init_params
+
+
+def with_options(config: Config, params: dict, options: dict[str, object]) -> Config:
+  """The config with keys of moe.* changed.
+
+  UserError for a key under which parameters would have other shapes,
+  or which a trained model computes nothing from.
+  """
+  for name in options:
+    if f'moe.{name}' not in KEYS:
+      raise unknown_key(f'moe.{name}')
+  stored = config.to_dict()
+  made = from_config_dict(stored | {'moe': stored['moe'] | options})
+  for name, value in options.items():
+    old = getattr(config.moe, name)
+    if value == old:
+      continue
+    if name in _CHANGES:  # what routers may refuse
+      interventions.apply(config, params, Intervention(**{name: value}))
+    changed = dataclasses.replace(config, moe=dataclasses.replace(config.moe, **{name: value}))
+    if difference := _reshaped(changed, params):
+      raise UserError(
+        f'moe.{name}={value!r} would change the parameters ({difference}), which a trained model '
+        f'has as they are: leave it {old!r}'
+      )
+    if name not in _CHANGES and _program(changed) == _program(config):
+      raise UserError(
+        f'moe.{name}={value!r} changes nothing that this trained model computes: leave it {old!r}'
+      )
+  return made
+
+
+def intervened(
+  config: Config, model: Transformer, params: dict, intervention: Intervention
+) -> tuple[Transformer, dict]:
+  """The model and its parameters under one more intervention."""
+  changed, params, masked = interventions.apply(config, params, intervention)
+  return model.clone(config=changed, probe=model.probe._replace(masked=masked)), params
+
+
+def asked_for(intervention: Intervention | None, changes: dict[str, object]) -> Intervention:
+  """The Intervention itself with some fields changed. UserError for a name that it lacks."""
+  if unknown := sorted(changes.keys() - _CHANGES):
+    raise UserError(
+      f'there is no intervention {unknown[0]!r}: there are {", ".join(sorted(_CHANGES))}'
+    )
+  return dataclasses.replace(intervention or Intervention(), **changes)
+
+
+def check_room(model: Transformer) -> None:
+  """UserError where masking leaves fewer experts than a token chooses."""
+  moe, masked = model.config.moe, model.probe.masked
+  if masked and moe.experts_per_token + masked > moe.num_experts:
+    raise UserError(
+      f'moe.experts_per_token={moe.experts_per_token} is more than the '
+      f'{moe.num_experts - masked} experts that masked_share leaves of {moe.num_experts}'
+    )
+
+
+_CHANGES = {field.name for field in dataclasses.fields(Intervention)}
+
+
+def _reshaped(config, params):
+  """The first parameter that a model of this config has of another shape, in words; or ''."""
+  named = lambda tree: {
+    '/'.join(str(entry.key) for entry in path): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  ours, theirs = named(params), named(_shapes(config))
+  for name in [*ours, *theirs]:
+    if ours.get(name) != theirs.get(name):
+      return f'{name}: {theirs.get(name, "none")} for {ours.get(name, "none")}'
+  return ''
+
+
+def _shapes(config):
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def _program(config):
+  """What a forward pass compiles to, before it is optimised: two configs with the same one compute
+  the same.
+  """
+  ids_BL = np.zeros((1, 8), np.int32)
+  forward = lambda params: Transformer(config).apply({'params': params}, ids_BL, ids_BL, ids_BL)[0]
+  return jax.jit(forward).lower(_shapes(config)).as_text()
