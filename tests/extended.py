@@ -20,9 +20,11 @@ from experiments.studies import common
 from experiments.sweeps import plan
 from moe import accounting, analysis
 from moe.checkpoint import Checkpointer
+from moe.model import Transformer
 from moe.optimizer import hyperparameters
 from moe.parallel import feeding
 from moe.parallel import mesh as mesh_lib
+from moe.run import Run
 from moe.train_step import init_state, make_train_step
 from tests.small import packed_batch, small_config
 
@@ -95,6 +97,11 @@ def main(folder):
       config, states[-1].params, packed_batch(config), analysis.Intervention(masked_share=1 / 3)
     )
   )
+  run, ids = Run(Transformer(config), states[-1].params, None, config, STEPS), [[1, 2, 3], [4] * 9]
+  routing = run.routing(ids, affinities=True)
+  replayed = [each.logits_LV for each in run.replay(ids, routing)]
+  masked = run.intervene(masked_share=1 / 3)
+  as_masked = [each.logits_LV for each in run.replay(ids, masked.routing(ids))]
   spread = train(small_config(**OURS | SPREAD), range(STEPS))
   lion, logged = train(small_config(**OURS | LION), range(1))
   start = jax.device_get(init_state(config)).params['head']
@@ -109,6 +116,9 @@ def main(folder):
         'bias': farthest(biases, by_rule),
         'bias_moved': float(np.abs(biases).max()),
         'gates': farthest(choices.gates_NBLK.sum(axis=-1), np.ones(choices.gates_NBLK.shape[:3])),
+        'replayed': farthest(replayed, run.logits(ids)),
+        'replayed_masked': farthest(as_masked, masked.logits(ids)),
+        'affinities': max(float(each.affinities_NLE.max()) for each in routing),
         'lion': [float(moved.min()), float(moved.max()), float(logged[0]['learning_rate'])],
         'study': [
           f'{job.label}: {job.config.optimizer.name}'

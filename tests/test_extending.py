@@ -91,6 +91,13 @@ def test_without_a_tokens_best_experts_gates_still_add_up_to_one(extended):
   assert extended['gates'][0] < 1e-6
 
 
+def test_its_choices_are_replayed(extended):
+  """Bit for bit; and those of a masked model, whose gates are made anew."""
+  assert extended['replayed'][0] == extended['replayed_masked'][0] == 0
+  # Sigmoids, before gates make them add up to one.
+  assert 0.1 < extended['affinities'] < 1
+
+
 def test_every_weight_moves_by_the_rate_under_lion(extended):
   """The sign of a mean gradient is ±1: every column of the head has had a gradient."""
   least, most, rate = extended['lion']

@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from moe.analysis import Intervention, Survey, evaluator, survey
+from moe.analysis import Intervention, Survey, survey
 from moe.data.store import PreparedData, open_held_out
 from moe.errors import UserError
 from moe.evaluate import Evaluation
@@ -53,7 +53,7 @@ def under(
   evaluations = {}
   for label, intervention in interventions.items():
     try:
-      evaluations[label] = evaluator(run.config, data, intervention)(run.params, max_batches)
+      evaluations[label] = run.intervene(intervention).evaluate(data, max_batches)
     except UserError as error:
       print(f'Left out: {error}.')
       break

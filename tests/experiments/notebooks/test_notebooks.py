@@ -4,6 +4,7 @@ and where models lack something.
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -199,6 +200,20 @@ def test_a_dense_model_is_restored_without_experts_to_look_at(run_cells):
   dense = {'moe.num_experts': 0, 'moe.experts_per_token': 0}
   text, shown = run_cells('restore', dense)
   assert 'bits/byte' in text and 'Left out: tiny has no routed experts' in text and shown == 0
+
+
+def test_every_line_of_the_page_runs(workdir):
+  page = (ROOT / 'docs/notebooks.md').read_text(encoding='utf-8')
+  lines, variables = '\n'.join(blocks(page)).replace("'DIR'", repr(str(workdir))), {}
+  exec(lines, variables)
+  run, texts = variables['run'], variables['texts']
+  for replay, logits_LV in zip(variables['same'], run.logits(texts), strict=True):
+    np.testing.assert_array_equal(replay.logits_LV, logits_LV)
+  assert variables['table'].num_rows == 2 * sum(map(len, run.tokens(texts)))
+
+
+def blocks(page):
+  return re.findall(r'^```python\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
 
 
 # Reading from a bucket
