@@ -1,15 +1,13 @@
 """Runs that are not trained, of tiny models, with a tokenizer made on the spot."""
 
-import functools
 from typing import ClassVar
 
 import jax
-import numpy as np
 
 from moe.model import Transformer
 from moe.parallel import mesh as mesh_lib
 from moe.parameters import shardings
-from moe.routers import ROUTERS, Router, SoftmaxRouter
+from moe.routers import Router, SoftmaxRouter
 from moe.run import Run
 from tests.moe.data.helpers import write_corpus
 from tests.small import small_config, small_params
@@ -59,13 +57,3 @@ def with_params(run: Run, change) -> Run:
   blocks = run.params['moe_blocks']
   params = run.params | {'moe_blocks': blocks | {'moe': change(blocks['moe'])}}
   return Run(run.model, params, run.tokenizer, run.config, run.step, run.mesh)
-
-
-@functools.cache
-def renormalised():
-  """Its name in ROUTERS is softmax's: a name of its own is a key's value."""
-  return dict(ROUTERS, softmax=Renormalised)
-
-
-def bytes_of(texts):
-  return [np.array([len(text.encode())]) for text in texts]

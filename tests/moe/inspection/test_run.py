@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from moe.analysis import Intervention
+from moe.analysis import Intervention, evaluator
 from moe.data.packing import Batch
 from moe.data.store import HELD_OUT
 from moe.errors import UserError
 from moe.evaluate import Evaluator
 from moe.generate import Sampling, generate
+from moe.inspection import programs
 from moe.routers import ROUTERS
 from tests import oracles
 from tests.moe.inspection import opened
@@ -157,8 +158,6 @@ def test_neither_padding_nor_neighbours_nor_order_change_an_answer():
 
 def test_few_programs_are_compiled():
   run = run_of(**{'data.seq_len': 128, 'data.batch_size': 4})
-  from moe.inspection import programs
-
   lengths = [1, 5, 20, 31, 33, 60, 70, 127]
   compiled = programs._compiled(run.model, programs.Wanted(losses=True), None)
   run.loss([[1] * length for length in lengths])
@@ -239,8 +238,6 @@ def test_an_intervened_run_answers_as_the_loops_do(changes, masked, k, with_shar
 
 
 def test_held_out_text_and_samples_under_an_intervention(data):
-  from moe.analysis import evaluator
-
   run = run_of(data.tokenizer)
   masked = run.intervene(masked_share=1 / 6)
   there = evaluator(run.config, data, Intervention(masked_share=1 / 6))(run.params)
