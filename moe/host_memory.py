@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import re
 import resource
 from pathlib import Path
 from typing import NamedTuple
@@ -77,15 +78,17 @@ def _mib(size):
 
 
 def keep_freed_memory() -> None:
-  """From now on freed memory stays with the process,
-  so that the next step need not have the kernel zero it again.
+  """From now on freed memory stays with the process, so that the next step need not have the kernel
+  zero it again.
 
   XLA:CPU takes its temporary buffers, hundreds of MiB, from malloc at every step, and packs
   operands into more; at proxy scale a step met 30,000 page faults, a fifth of its time. Call it
-  before threads start. Elsewhere than on glibc it does nothing, nor where jax computes on something
-  else: a host that feeds accelerators would hold for good what one checkpoint took.
+  before threads start. Elsewhere than on glibc it does nothing; nor where jax computes on something
+  else: a host that feeds accelerators would hold for good what one checkpoint took; nor for several
+  simulated devices, whose buffers come and go at once: the process would grow to twice its size
+  (docs/parallelism.md).
   """
-  if not _computes_on_cpu():
+  if not _computes_on_cpu() or _simulates_devices():
     return
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -109,3 +112,12 @@ def _computes_on_cpu() -> bool:
     not importlib.metadata.entry_points(group='jax_plugins')
     and importlib.util.find_spec('libtpu') is None
   )
+
+
+def _simulates_devices() -> bool:
+  """Whether jax is told to make several devices of this machine's CPU."""
+  told = re.findall(
+    r'--xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', '')
+  )
+  told.append(os.environ.get('JAX_NUM_CPU_DEVICES', '0'))
+  return any(number.isdigit() and int(number) > 1 for number in told)

@@ -36,11 +36,10 @@ thread.join()
 """
 
 
-def _page_faults(which, platforms='cpu'):
-  command, environment = (
-    [sys.executable, '-c', _STEPS, which],
-    os.environ | {'JAX_PLATFORMS': platforms},
-  )
+def _page_faults(which, platforms='cpu', devices=1):
+  command = [sys.executable, '-c', _STEPS, which]
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  environment = os.environ | {'JAX_PLATFORMS': platforms, 'XLA_FLAGS': flags}
   done = subprocess.run(
     command, cwd=programs.ROOT, env=environment, capture_output=True, text=True, check=True
   )
@@ -52,6 +51,7 @@ def test_a_large_block_of_a_thread_is_not_mapped_again_at_every_step():
   assert _page_faults('keep') < 10
   assert _page_faults('leave') > 50  # 33,280; where the kernel gives huge pages unasked, 65
   assert _page_faults('keep', 'cuda') > 50  # a host that feeds others
+  assert _page_faults('keep', devices=8) > 50
 
 
 def test_jax_is_taken_to_compute_on_cpu_where_it_has_nothing_else(monkeypatch):

@@ -7,7 +7,8 @@ DEVICES lie along mesh.expert; KEY=VALUE changes the config, train.num_steps=40 
 line of JSON, sizes in MiB: `accounting`, parameters and Adam's moments by moe/accounting.py;
 `state` and `temporary` of the compiled step, of one device and of all; `resident`, the process when
 jax has started, has a state, has compiled the step, after every step, and its peak by then. Freed
-memory stays with the process, as in launch.train; with --return it goes back to the system.
+memory stays with the process, as in launch.train on one device; with --return it goes back to the
+system, as there on several.
 """
 
 import ast
