@@ -2,11 +2,14 @@
 and against itself on other batches and devices.
 """
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 
 from moe.analysis import Intervention, evaluator
+from moe.checkpoint import Checkpointer, load_for_notebook
 from moe.data.packing import Batch
 from moe.data.store import HELD_OUT
 from moe.errors import UserError
@@ -14,12 +17,14 @@ from moe.evaluate import Evaluator
 from moe.generate import Sampling, generate
 from moe.inspection import programs
 from moe.routers import ROUTERS
+from moe.run import load_run
+from moe.train_step import init_state
 from tests import oracles
 from tests.moe.inspection import opened
 from tests.moe.inspection.opened import IDS, ONE_MOE_LAYER, run_of
 from tests.moe.test_analysis import by_loops
 from tests.oracles import exact
-from tests.small import assert_close
+from tests.small import assert_close, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -454,3 +459,16 @@ def test_eight_devices_give_the_values_of_one(mesh, data):
     np.testing.assert_array_equal(replay.logits_LV, logits_LV)
   assert many.generate(texts[:2], 6) == one.generate(texts[:2], 6)
   assert many.evaluate(data).total.loss == pytest.approx(one.evaluate(data).total.loss, rel=1e-5)
+
+
+def test_a_run_opened_on_a_mesh_answers_as_it_does_on_one_device(data, tmp_path):
+  config = opened.config_of(**{'data.batch_size': 8})
+  state = init_state(config).replace(params=small_params(config))
+  with contextlib.closing(Checkpointer(tmp_path, config, data.tokenizer)) as checkpointer:
+    checkpointer.save(3, state, {}, None)
+    checkpointer.wait(3)
+  one, many = load_for_notebook(tmp_path), load_run(tmp_path, mesh={'data': 2, 'expert': 4})
+  assert one.mesh is None and many.mesh.shape['expert'] == 4 and many.step == 3
+  assert_close(many.logits(TEXTS), one.logits(TEXTS), 1e-5)
+  halved = load_run(tmp_path, dtype='bfloat16', mesh={'data': 2, 'expert': 4})
+  assert_close(halved.logits(TEXTS), one.logits(TEXTS), 0.1)
