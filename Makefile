@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF = $(BIN)/python -m ruff
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test check soak lint report aot-tpu aot-gpu setup-aot setup-test plan clean
+.PHONY: setup quickstart test check soak verify-weights lint report aot-tpu aot-gpu setup-aot setup-test plan clean
 
 setup: $(VENV)/.installed
 	@echo 'installed into $(VENV): . $(BIN)/activate, and `python -m launch.NAME` or `deepseek-moe NAME` works in any folder'
@@ -58,6 +58,10 @@ setup-test: $(VENV)/.installed-dev
 # kill -9 of one of two processes, 20 times at random steps; about 10 minutes on 2 idle cores.
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s tests/soak/soak_faults.py
+
+# Checkpoints of every kind in, out and continued by llama.cpp: the table of docs/weights.md.
+verify-weights: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.moe.convert.verify
 
 # Every kernel, compiled for machines that are not here; each compiler in an environment of its own.
 aot-tpu: .venv-tpu/.installed

@@ -101,10 +101,10 @@ def is_dense(hf: dict, layer: int) -> bool:
   return hf.get('n_routed_experts') is None or layer < hf['first_k_dense_replace']
 
 
-def tensors(hf: dict, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
-  """Random weights, large enough that routing and attention are far from uniform."""
+def tensors(hf: dict, seed: int = 0, dtype=np.float32, std: float = 0.2) -> dict[str, np.ndarray]:
+  """Random weights, by default large enough that routing and attention are far from uniform."""
   generator = np.random.default_rng(seed)
-  draw = lambda shape: generator.normal(len(shape) == 1, 0.2, shape).astype(dtype)
+  draw = lambda shape: generator.normal(len(shape) == 1, std, shape).astype(dtype)
   return {name: draw(shape) for name, shape in shapes(hf).items()}
 
 

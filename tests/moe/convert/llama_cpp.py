@@ -25,9 +25,12 @@ class LlamaCpp:
   def decode(self, ids: Sequence[int]) -> str:
     return self._post('/detokenize', {'tokens': list(ids)})['content']
 
-  def greedy(self, prompt: str | Sequence[int], tokens: int) -> list[int]:
-    """What follows a text, which gets its BOS, or ids; up to and without the end's token."""
-    return self._complete(prompt, tokens)['tokens']
+  def greedy(self, prompt: str | Sequence[int], tokens: int, bos_id: int, eos_id: int) -> list[int]:
+    """What follows a text, which gets its BOS, or ids, as `moe.generate` has it:
+    without BOS, which llama.cpp would draw, and with the end's token.
+    """
+    found = self._complete(prompt, tokens, logit_bias=[[bos_id, False]])
+    return found['tokens'] + [eos_id] * (found['stop_type'] == 'eos')
 
   def log_probabilities(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
     """log p_V of the token after the ids, in the order of the vocabulary."""

@@ -303,4 +303,5 @@ def test_llama_cpp_continues_as_the_run(tmp_path, layout):
   with llama_cpp.opened(tmp_path / 'out' / FILE) as server:
     for completion in completions:
       assert completion.stopped_by == 'length'
-      assert server.greedy(completion.prompt, 60) == completion.tokens
+      ends = run.tokenizer.bos_id, run.tokenizer.eos_id
+      assert server.greedy(completion.prompt, 60, *ends) == completion.tokens
