@@ -183,18 +183,18 @@ def test_what_another_study_has_recorded_is_not_trained_again(swept, corpus, tmp
   path.write_text(
     ''.join(line for line in path.read_text().splitlines(keepends=True) if '"the same"' in line)
   )
-  output = programs.check('sweep', *flags, '--dry_run')
+  output = in_process.check('sweep', *flags, '--dry_run')
   assert (
     output.count(': recorded by another study') == 2
     and '2 runs, 0 finished, 2 recorded by other' in output
   )
   assert 'launch.train' not in output and len(_lines(tmp_path)) == 1
-  assert '2 of 2 runs finished' in programs.check('sweep', *flags, '--collect')
+  assert '2 of 2 runs finished' in in_process.check('sweep', *flags, '--collect')
   assert _lines(tmp_path) == _lines(folder)
 
 
 def test_dry_run_prints_what_would_run_and_touches_nothing(corpus, tmp_path):
-  output = programs.check('sweep', *_flags(tmp_path, corpus), '--seeds=2', '--dry_run')
+  output = in_process.check('sweep', *_flags(tmp_path, corpus), '--seeds=2', '--dry_run')
   assert not list(tmp_path.iterdir())
   assert output.count('python -m launch.train --config=tests/launch/runs/config.py') == 6
   assert '# top 2 = the same, seed 1: not started' in output and '6 to do' in output
@@ -209,13 +209,13 @@ def test_the_papers_scale_takes_text_of_the_users(tmp_path):
     f'--workdir={tmp_path}',
     '--dry_run',
   )
-  output = programs.check('sweep', *flags, '--config.data.sources=english=/data/en/*.jsonl.gz')
+  output = in_process.check('sweep', *flags, '--config.data.sources=english=/data/en/*.jsonl.gz')
   assert output.count('--config=experiments/validation.py:') == 5 and '5 to do' in output
 
 
 def test_dry_run_tells_what_is_finished(swept):
   _, flags, *_ = swept
-  assert '3 runs, 2 finished, 1 to do' in programs.check('sweep', *flags, '--dry_run')
+  assert '3 runs, 2 finished, 1 to do' in in_process.check('sweep', *flags, '--dry_run')
 
 
 _ONE = 'sweep = lambda scale: [scale.run("dense")]'

@@ -111,7 +111,7 @@ def other_text(tmp_path_factory):
 def test_evaluate_scores_other_text_whole(finished, run, logits_of, other_text):
   documents, sources = other_text
   flags = (f'--workdir={finished}', f'--sources={sources}', '--format=json')
-  told = json.loads(programs.check('evaluate', *flags))
+  told = json.loads(in_process.check('evaluate', *flags))
   assert list(told['domains']) == ['new', 'total', '(total)']
   assert told['total'] == told['domains']['(total)']
   assert told['trained_on'] == {'new': 0, 'total': 0}
@@ -204,7 +204,7 @@ def test_a_workdir_without_checkpoints_is_named(program, tmp_path):
 
 
 def test_a_step_that_is_not_there_names_those_that_are(finished):
-  assert 'no checkpoint of step 7' in programs.error_line(
+  assert 'no checkpoint of step 7' in in_process.error_line(
     'evaluate', f'--workdir={finished}', '--step=7'
   )
 
@@ -256,7 +256,7 @@ def test_evaluate_saves_the_routing_of_what_it_scores(finished, run, scores, tmp
   assert np.mean(table['loss']) == pytest.approx(told['total']['loss'], rel=1e-5)
   assert 'File exists' in in_process.error_line('evaluate', *flags)
   path.unlink()
-  assert f' rows in {path}\n' in programs.check('evaluate', *flags)
+  assert f' rows in {path}\n' in in_process.check('evaluate', *flags)
   elsewhere = f'--save_routing={path}/below'
   # Before anything is read: there is no such run.
   line = in_process.error_line('evaluate', f'--workdir={tmp_path}/none', elsewhere)

@@ -96,7 +96,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 ):
   workdir, flags = two_checkpoints
   damage(_content(workdir / 'checkpoints' / '40' / item))
-  done = programs.run('train', *flags)
+  # Reads of arrays that are under way when one fails end with the process that they are in.
+  run = in_process.run if item == 'data' else programs.run
+  done = run('train', *flags)
   assert done.returncode == 0, done.stderr
   assert 'checkpoint step 40' in done.stderr and 'unreadable' in done.stderr
   assert 'going on from step 30' in done.stdout
@@ -140,7 +142,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(data_flags, finished, tmp
     assert 'could not save checkpoint' in line and 'No space left' in line and str(workdir) in line
     kept = max(_steps(workdir))
     assert f'the newest complete one is step {kept}' in line
-    scores = json.loads(programs.check('evaluate', f'--workdir={workdir}', '--format=json'))
+    scores = json.loads(in_process.check('evaluate', f'--workdir={workdir}', '--format=json'))
     assert scores['step'] == kept
   finally:
     subprocess.run(['umount', str(small)], check=True)
