@@ -238,10 +238,14 @@ def _decimals(tick: float) -> int:
 
 
 def _wrapped(label: str, most: int) -> list[str]:
-  """Lines of at most `most` characters, but for single words."""
+  """Lines of at most `most` characters, but for single words.
+  Words end with a space, or behind an underscore of a run's name.
+  """
   lines = ['']
-  for word in label.split():
-    if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
+  for word in re.findall(r'[^\s_]*_|[^\s_]+', label):
+    gap = '' if not lines[-1] or lines[-1].endswith('_') else ' '
+    if lines[-1] and len(lines[-1] + gap + word) > most:
       lines.append('')
-    lines[-1] = f'{lines[-1]} {word}'.strip()
+      gap = ''
+    lines[-1] += gap + word
   return lines

@@ -197,12 +197,22 @@ def current(
 
 
 def check_data(file: Path, lines: Sequence[Mapping]) -> None:
-  """UserError for lines of different texts, whose losses do not compare."""
-  # The first runs of the pilot, from before lines named their data, have none.
-  runs_of: dict[str, list[str]] = {}
+  """UserError for lines of different texts, whose losses do not compare.
+
+  A line's data are named with their tokenizer: only lines of one vocabulary can be told apart.
+  """
+  of_vocabularies: dict[object, dict[str, list[str]]] = {}
   for line in lines:
+    # The first runs of the pilot, from before lines named their data, have none.
     if line.get('data'):
+      vocab_size = (line.get('settings') or {}).get('model.vocab_size')
+      runs_of = of_vocabularies.setdefault(vocab_size, {})
       runs_of.setdefault(line['data'], []).append(f'{line["run"]} (seed {line["seed"]})')
+  for runs_of in of_vocabularies.values():
+    _check_one(file, runs_of)
+
+
+def _check_one(file, runs_of):
   if len(runs_of) > 1:
     listed = '; '.join(f'{data}: {runs[0]}, {len(runs)} in all' for data, runs in runs_of.items())
     raise UserError(

@@ -234,6 +234,19 @@ def test_figures_of_different_data_are_refused(tmp_path):
     ledger.current(study, tmp_path)
 
 
+def test_text_of_another_vocabulary_has_another_name():
+  """A line's data are named with their tokenizer."""
+  line = lambda data, size: {
+    'run': 'x',
+    'seed': 0,
+    'data': data,
+    'settings': {'model.vocab_size': size},
+  }
+  ledger.check_data('runs.jsonl', [line('a', 1024), line('b', 2048), line('b', 2048)])
+  with pytest.raises(UserError, match='different data'):
+    ledger.check_data('runs.jsonl', [line('a', 1024), line('b', 2048), line('c', 2048)])
+
+
 def _prepare(job, tokens=5, **settings):
   """Leaves what names a job's prepared text."""
   job.data_dir.mkdir(parents=True, exist_ok=True)
