@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from moe.config import Config
+from moe.data.packing import filled_up
 from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 from moe.model import Transformer, make_cache
@@ -153,9 +154,10 @@ def generate_tokens(
   # No row can have more: memory is for what can come, not for what was asked.
   max_new_tokens = min(max_new_tokens, context + 1 - shortest)
   padded, positions = (
-    min(_size(length, _LEAST_LENGTH), context) for length in (longest, longest + max_new_tokens)
+    min(filled_up(max(length, _LEAST_LENGTH)), context)
+    for length in (longest, longest + max_new_tokens)
   )
-  filled = _size(rows)
+  filled = filled_up(rows)
   # Every part of a mesh gets as many.
   filled += -filled % batch_parts()
   prompts_BP = np.zeros((filled, padded), np.int32)
@@ -179,11 +181,6 @@ def generate_tokens(
     ),
   )
   return np.asarray(new_BN)[:rows, :max_new_tokens], np.asarray(counts_B)[:rows]
-
-
-def _size(count: int, least: int = 1) -> int:
-  """The smallest power of two that is not below either."""
-  return 1 << (max(count, least) - 1).bit_length()
 
 
 class _Request(NamedTuple):

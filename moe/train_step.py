@@ -169,8 +169,13 @@ def loss_and_gradients(
 
 def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:
   """hidden_BLD in the compute type, and what the layers measured of a batch."""
+  return forward_of(Transformer(config), params, batch)
+
+
+def forward_of(model: Transformer, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:
+  """As `forward`, of a model as it is, its probe included."""
   inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
-  return Transformer(config).apply({'params': params}, *inputs)[:2]
+  return model.apply({'params': params}, *inputs)[:2]
 
 
 def _parts(x_BN, parts):

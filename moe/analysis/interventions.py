@@ -26,6 +26,7 @@ from moe.layers.moe_layer import Aside
 from moe.model import Transformer
 from moe.parallel.sharding import constrain
 from moe.routers import ROUTERS, Probe
+from moe.train_step import forward_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +96,17 @@ def routing(
   config: Config, params: dict, batch: Batch, intervention: Intervention | None = None
 ) -> Choices:
   """Every token's experts and gates; on a mesh each device has those of its own sequences."""
-  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
-    raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
+  check_routed(config)
   asked = intervention or Intervention()
   choices = _run(config, params, batch, asked, choices=True)[1].choices
   lay_out = lambda x: constrain(x, None, 'batch', None, None)
   return Choices(lay_out(choices.experts_BLK), lay_out(choices.gates_BLK), batch.segment_ids_BL > 0)
+
+
+def check_routed(config: Config) -> None:
+  """UserError for a model without routed experts."""
+  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
+    raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
 
 
 def evaluator(
@@ -116,8 +122,7 @@ def evaluator(
 
 def _run(config, params, batch, intervention, choices=False):
   config, params, masked = apply(config, params, intervention)
-  inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
-  return Transformer(config, Probe(masked, choices)).apply({'params': params}, *inputs)[:2]
+  return forward_of(Transformer(config, Probe(masked, choices)), params, batch)
 
 
 def _check(config, intervention, chosen):

@@ -31,6 +31,13 @@ class Window(NamedTuple):
   first_scored: int  # targets before this index are context: an earlier window scored them
 
 
+def filled_up(count: int) -> int:
+  """The smallest power of two that is not below `count`: sizes of batches that are filled up to it
+  make few compiled programs.
+  """
+  return 1 << (count - 1).bit_length()
+
+
 def empty_rows(*shape: int) -> Batch:
   """Padding only, of `shape` (…, L)."""
   tokens = np.full(shape, PAD_ID, np.int32)

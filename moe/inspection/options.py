@@ -8,7 +8,10 @@ import numpy as np
 from moe.analysis import Intervention, interventions
 from moe.config import KEYS, Config, from_config_dict, unknown_key
 from moe.errors import UserError
-from moe.model import Transformer, init_params
+from moe.model import Transformer
+from moe.parallel.sharding import unboxed
+from moe.parameters import declared
+from moe.storage.partial import named
 
 
 def with_options(config: Config, params: dict, options: dict[str, object]) -> Config:
@@ -73,19 +76,12 @@ _CHANGES = {field.name for field in dataclasses.fields(Intervention)}
 
 def _reshaped(config, params):
   """The first parameter that a model of this config has of another shape, in words; or ''."""
-  named = lambda tree: {
-    '/'.join(str(entry.key) for entry in path): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  ours, theirs = named(params), named(_shapes(config))
+  shapes = lambda tree: {'/'.join(name): tuple(x.shape) for name, x in named(tree).items()}
+  ours, theirs = shapes(params), shapes(unboxed(declared(config)))
   for name in [*ours, *theirs]:
     if ours.get(name) != theirs.get(name):
       return f'{name}: {theirs.get(name, "none")} for {ours.get(name, "none")}'
   return ''
-
-
-def _shapes(config):
-  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def _program(config):
@@ -94,4 +90,4 @@ def _program(config):
   """
   ids_BL = np.zeros((1, 8), np.int32)
   forward = lambda params: Transformer(config).apply({'params': params}, ids_BL, ids_BL, ids_BL)[0]
-  return jax.jit(forward).lower(_shapes(config)).as_text()
+  return jax.jit(forward).lower(unboxed(declared(config))).as_text()

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from moe.data.packing import Batch
 from moe.data.tokenizers import Tokenizer
-from moe.errors import UserError
 from moe.inspection.texts import Place, Text, batches, check_batch_size, windows
 from moe.losses.cross_entropy import token_losses
 from moe.model import Transformer
@@ -130,13 +129,6 @@ def token_loss(text: Text, found: Found, tokenizer: Tokenizer | None) -> TokenLo
 
 def text_routing(found: Found) -> TextRouting:
   return TextRouting(found.experts_NLK, found.gates_NLK, found.affinities_NLE)
-
-
-def check_routed(model: Transformer) -> None:
-  """UserError for a model without routed experts."""
-  config = model.config
-  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
-    raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
 
 
 # The axis of tokens in each field of Found.

@@ -6,18 +6,16 @@ V vocabulary.
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from moe.analysis import Intervention
+from moe.analysis.interventions import check_routed
 from moe.config import Config
-from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.data.tokenizers import Tokenizer
 from moe.evaluate import Evaluation, Evaluator
@@ -27,9 +25,9 @@ from moe.inspection import programs, replay, table
 from moe.inspection.programs import Found, TextRouting, TokenLoss, Wanted
 from moe.inspection.replay import Replay
 from moe.inspection.texts import Text, Texts, read
-from moe.layers.moe_layer import Aside
 from moe.model import Transformer
 from moe.parallel import mesh as mesh_lib
+from moe.train_step import forward_of
 
 if TYPE_CHECKING:  # it takes 0.3 s
   import pyarrow
@@ -92,7 +90,7 @@ class Run:
 
     UserError for a model without routed experts.
     """
-    programs.check_routed(self.model)
+    check_routed(self.model.config)
     wanted = Wanted(choices=True, affinities=affinities)
     return self._ask(texts, wanted, lambda _, found: programs.text_routing(found), batch_size)
 
@@ -106,7 +104,7 @@ class Run:
     experts, gates[, affinities]: lists of K int32, K float32, E float32.
     loss: float32, nats of the token after this one; null after the last of given ids.
     """
-    programs.check_routed(self.model)
+    check_routed(self.model.config)
     asked = self._read(texts)
     wanted = Wanted(losses=True, choices=True, affinities=affinities)
     found = programs.of_texts(self._parts(), asked.texts, wanted, batch_size)
@@ -137,7 +135,7 @@ class Run:
     K may be another one than trained. A token whose experts are all −1 is left to the router.
     UserError for routing of other texts, and for texts longer than data.seq_len.
     """
-    programs.check_routed(self.model)
+    check_routed(self.model.config)
     asked = self._read(texts)
     several = [routing] if isinstance(routing, TextRouting) else list(routing)
     if not several and not asked.texts:
@@ -174,7 +172,7 @@ class Run:
     """Scores all held-out documents, or at most `max_batches` batches a domain.
     `data`: as of `moe.data.store.open_held_out`.
     """
-    forward = functools.partial(_forward, self.model)
+    forward = lambda _, params, batch: forward_of(self.model, params, batch)
     with self.on_mesh():
       return Evaluator(self.config, data, self.mesh, forward)(self.params, max_batches)
 
@@ -235,12 +233,3 @@ class Run:
 
 def _answer(is_one, answers):
   return answers[0] if is_one else answers
-
-
-def _forward(
-  model: Transformer, config: Config, params: dict, batch: Batch
-) -> tuple[jax.Array, Aside]:
-  """As `train_step.forward`, of the model as it is."""
-  del config
-  inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
-  return model.apply({'params': params}, *inputs)[:2]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from moe import files
+from moe.analysis.interventions import check_routed
 from moe.data.packing import Window
 from moe.data.progress import Progress
 from moe.data.store import HELD_OUT, PreparedData
@@ -68,7 +69,7 @@ def save(source: Source, data: PreparedData, path: str | os.PathLike, affinities
   from pyarrow import parquet
 
   path, config = check_target(path), source.model.model.config
-  programs.check_routed(source.model.model)
+  check_routed(config)
   schema, pieces = _schema(source, affinities, with_domain=True), _pieces(source)
   wanted = Wanted(losses=True, choices=True, affinities=affinities)
   size, rows = config.evaluation.batch_size, 0

@@ -125,8 +125,8 @@ def _of_ids(ids, number, vocab_size):
 
 def _batch(places, batch_size, config, parts):
   longest = max(len(place.window.tokens_N) for place in places)
-  length = min(_power_of_two(max(longest, _LEAST_LENGTH)), config.data.seq_len)
-  rows = min(_power_of_two(len(places)), batch_size)
+  length = min(packing.filled_up(max(longest, _LEAST_LENGTH)), config.data.seq_len)
+  rows = min(packing.filled_up(len(places)), batch_size)
   batch = packing.empty_rows(rows + -rows % parts, length)
   for row, (_, _, window) in enumerate(places):
     here = row, slice(len(window.tokens_N))
@@ -134,8 +134,3 @@ def _batch(places, batch_size, config, parts):
     batch.positions_BL[here] = np.arange(len(window.tokens_N))
     batch.segment_ids_BL[here], batch.weights_BL[here] = 1, 1
   return batch
-
-
-def _power_of_two(count):
-  """The smallest that is not below `count`."""
-  return 1 << (count - 1).bit_length()

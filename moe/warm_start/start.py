@@ -38,16 +38,15 @@ def start_from(
 
 def in_words(source: Source, config: Config) -> list[str]:
   """Lines on what a run has taken from its source."""
-  taken = [name for name in source.stored if name in parameters(config)]
-  taken = [name for name in taken if name not in source.new]
+  ours = parameters(config)
+  taken = [name for name in source.stored if name in ours and name not in source.new]
   also = ['optimizer state'] * config.train.init_optimizer
   also += ['place in the data'] * config.train.init_data
   told = [f'warm start from {source}: {", ".join([f"{len(taken)} parameters", *also])}']
   if source.new:
     told.append(f'initialised anew: {", ".join(sorted(map(in_path, source.new)))}')
-  if left := sorted(set(source.stored) - set(parameters(config))):
+  if left := sorted(source.stored.keys() - ours.keys()):
     told.append(f'left out: {", ".join(map(in_path, left))}')
-  ours = parameters(config)
   for kind in sorted({str(source.stored[n].dtype) for n in taken}):
     into = {
       str(ours[n].dtype)

@@ -1,6 +1,9 @@
 """Small corpora and configs for the tests of moe.data."""
 
+import io
 import random
+
+import sentencepiece
 
 from experiments import base
 from moe import config as moe_config
@@ -22,6 +25,21 @@ WORDS = [
   '+',
 ]
 WORDS += ['(', ')', ':', ',', '.', '\n', '\n\n', '', 'x', 'y\n   ']
+
+
+def foreign_model() -> bytes:
+  """A tokenizer of 40 pieces as spm_train makes it by default: no byte fallback, a dummy prefix,
+  spaces normalised.
+  """
+  written = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['alpha beta gamma delta of the and gate'] * 50),
+    model_writer=written,
+    model_type='bpe',
+    vocab_size=40,
+    minloglevel=2,
+  )
+  return written.getvalue()
 
 
 def small_config(**data):

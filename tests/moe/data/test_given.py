@@ -1,17 +1,15 @@
 """Text that is scored beside the held-out text: what of it a run was trained on."""
 
-import io
 import json
 
 import pytest
-import sentencepiece
 
 from moe.data import given
 from moe.data.prepare import prepare
 from moe.data.store import HELD_OUT, TRAIN
 from moe.data.tokenizers import from_bytes, train_tokenizer
 from moe.errors import UserError
-from tests.moe.data.helpers import small_config, text, write_corpus
+from tests.moe.data.helpers import foreign_model, small_config, text, write_corpus
 
 
 def open_given(sources, prepared, **data):
@@ -89,18 +87,9 @@ def test_without_the_runs_data_it_is_not_known(prepared, tmp_path):
 
 
 def test_what_the_tokens_do_not_say_is_counted_and_told(tmp_path, capfd):
-  written = io.BytesIO()
-  # As spm_train makes it by default: no byte fallback.
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['alpha beta gamma delta of the and gate'] * 50),
-    model_writer=written,
-    model_type='bpe',
-    vocab_size=40,
-    minloglevel=2,
-  )
   rows = ['alpha beta', ' \n', '中文 alpha']
   (tmp_path / 'x.jsonl').write_text('\n'.join(json.dumps({'text': row}) for row in rows))
-  sources, tokenizer = f'x={tmp_path}/x.jsonl', from_bytes(written.getvalue())
+  sources, tokenizer = f'x={tmp_path}/x.jsonl', from_bytes(foreign_model())
   found = given.open_given(sources, small_config().data, tokenizer)
   totals = found.totals(HELD_OUT, 'x')
   # The blank one has no token; its two bytes count all the same.

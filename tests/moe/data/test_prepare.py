@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import resource
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from moe.data import corpus, store
 from moe.data.prepare import prepare
 from moe.data.tokenizers import train_tokenizer
 from moe.errors import UserError
-from tests.moe.data.helpers import small_config, text, write_corpus
+from tests.moe.data.helpers import foreign_model, small_config, text, write_corpus
 
 
 def contents(directory):
@@ -284,18 +282,8 @@ def test_a_name_in_metadata_leads_nowhere_else(prepared, tmp_path, name, where):
 
 
 def foreign(tmp_path):
-  """A model as spm_train makes it by default: no byte fallback, a dummy prefix,
-  spaces normalised.
-  """
-  written = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['alpha beta gamma delta of the and gate'] * 50),
-    model_writer=written,
-    model_type='bpe',
-    vocab_size=40,
-    minloglevel=2,
-  )
-  (tmp_path / 'mine.model').write_bytes(written.getvalue())
+  """Keys of `data` for such a tokenizer."""
+  (tmp_path / 'mine.model').write_bytes(foreign_model())
   return {'tokenizer': f'{tmp_path}/mine.model', 'vocab_size': 40, 'batch_size': 1, 'seq_len': 8}
 
 
