@@ -1,4 +1,4 @@
-"""What both notebooks start with: where the run lies, its held-out text,
+"""What notebooks of a trained run start with: where it lies, its held-out text,
 and its loss under interventions.
 """
 

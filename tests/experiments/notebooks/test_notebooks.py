@@ -2,6 +2,8 @@
 and where models lack something.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
+import ml_dtypes
 import nbformat
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from experiments.notebooks import released
 from moe import run as moe_run
 from moe.config import from_config_dict
 from moe.data import store
@@ -28,6 +32,7 @@ from moe.train import train
 from tests.experiments.notebooks import bucket
 from tests.launch.runs import config as runs_config
 from tests.launch.runs import programs
+from tests.moe.convert.hf_checkpoint import LLAMA
 from tests.moe.data.helpers import write_corpus
 from tests.small import one_device, small_params
 
@@ -35,7 +40,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / 'experiments' / 'notebooks'
-NAMES = ('restore', 'specialization')
+NAMES = ('restore', 'specialization', 'weights')
 
 
 def tiny_config(**overrides):
@@ -149,11 +154,22 @@ def test_specialization_from_a_folder(workdir, tmp_path, monkeypatch):
   assert figures(notebook) == 6
 
 
+def run_cells(name):
+  """Runs a notebook's cells in this process: (what it prints, figures, its variables)."""
+  plt.switch_backend('agg')
+  variables, out = {}, io.StringIO()
+  with contextlib.redirect_stdout(out):
+    for cell in read(name).cells:
+      if cell.cell_type == 'code':
+        exec(cell.source, variables)
+  shown = len(plt.get_fignums())
+  plt.close('all')
+  return out.getvalue(), shown, variables
+
+
 @pytest.fixture
-def run_cells(workdir, monkeypatch, capsys):
-  """Runs a notebook's cells in this process with a model that is not trained;
-  returns (what it prints, figures).
-  """
+def run_untrained(workdir, monkeypatch):
+  """Runs a notebook's cells with a model that is not trained."""
   trained = load_run(workdir)
 
   def run(name, overrides):
@@ -161,23 +177,15 @@ def run_cells(workdir, monkeypatch, capsys):
     run = Run(Transformer(config), small_params(config), trained.tokenizer, config, 0)
     monkeypatch.setattr(moe_run, 'load_run', lambda workdir: run)
     monkeypatch.setenv('WORKDIR', str(workdir))
-    plt.switch_backend('agg')
-    capsys.readouterr()
-    variables = {}
-    for cell in read(name).cells:
-      if cell.cell_type == 'code':
-        exec(cell.source, variables)
-    shown = len(plt.get_fignums())
-    plt.close('all')
-    return capsys.readouterr().out, shown
+    return run_cells(name)[:2]
 
   return run
 
 
-def test_what_a_model_lacks_is_left_out(run_cells):
+def test_what_a_model_lacks_is_left_out(run_untrained):
   """Top-1 hash routing without shared experts."""
   lacking = {'moe.router': 'hash', 'moe.experts_per_token': 1, 'moe.num_shared_experts': 0}
-  text, shown = run_cells('specialization', lacking)
+  text, shown = run_untrained('specialization', lacking)
   left_out = [line for line in text.splitlines() if line.startswith('Left out: ')]
   for line, reason in zip(
     left_out, ("moe.router is 'hash'", 'moe.num_shared_experts is 0', 'single', 'no pairs')
@@ -186,8 +194,8 @@ def test_what_a_model_lacks_is_left_out(run_cells):
   assert len(left_out) == 4 and shown == 4
 
 
-def test_too_few_experts_to_mask(run_cells):
-  text, shown = run_cells('specialization', {'moe.experts_per_token': 4})
+def test_too_few_experts_to_mask(run_untrained):
+  text, shown = run_untrained('specialization', {'moe.experts_per_token': 4})
   assert (
     text.count('Left out: ') == 2
     and 'leaves 3 to choose from' in text
@@ -196,15 +204,47 @@ def test_too_few_experts_to_mask(run_cells):
   assert shown == 6
 
 
-def test_a_dense_model_is_restored_without_experts_to_look_at(run_cells):
+def test_a_dense_model_is_restored_without_experts_to_look_at(run_untrained):
   dense = {'moe.num_experts': 0, 'moe.experts_per_token': 0}
-  text, shown = run_cells('restore', dense)
+  text, shown = run_untrained('restore', dense)
   assert 'bits/byte' in text and 'Left out: tiny has no routed experts' in text and shown == 0
 
 
-def test_every_line_of_the_page_runs(workdir):
-  page = (ROOT / 'docs/notebooks.md').read_text(encoding='utf-8')
-  lines, variables = '\n'.join(blocks(page)).replace("'DIR'", repr(str(workdir))), {}
+@pytest.fixture(scope='module')
+def weights():
+  """What `weights.ipynb` prints, figures and variables, of the checkpoint that it makes."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('HF_DIR', raising=False)
+    text, shown, variables = run_cells('weights')
+  with variables['scratch']:
+    yield text, shown, variables
+
+
+def test_weights_that_are_made_there(weights):
+  text, shown, _ = weights
+  assert '\n80 of 80 tensors came back byte for byte\n' in text and 'Left out' not in text
+  assert 0 < float(re.search('largest difference .*, (.*) of the largest', text)[1]) < 1e-5
+  assert 'replayed:  True' in text and text.count('--- stopped by') == 2
+  assert shown == 4
+
+
+def test_weights_of_a_folder(tmp_path, monkeypatch):
+  """A dense model without a tokenizer, in bfloat16."""
+  hf = LLAMA | {'torch_dtype': 'bfloat16'}
+  weights = released.tensors(hf, dtype=ml_dtypes.bfloat16)
+  monkeypatch.setenv('HF_DIR', str(released.write(tmp_path / 'hf', hf, weights)))
+  text, shown, variables = run_cells('weights')
+  with variables['scratch']:
+    assert not variables['run'].tokenizer
+  assert '\n30 of 30 tensors came back byte for byte\n' in text
+  assert 1e-4 < float(re.search('largest difference .*, (.*) of the largest', text)[1]) < 0.1
+  assert text.count('Left out: ') == 3 and shown == 2
+
+
+def test_every_line_of_the_page_runs(weights):
+  """On the run of weights.ipynb, whose programs are most of the page's."""
+  page, folder = (ROOT / 'docs/notebooks.md').read_text(encoding='utf-8'), weights[2]['folder']
+  lines, variables = '\n'.join(blocks(page)).replace("'DIR'", repr(str(folder / 'run'))), {}
   exec(lines, variables)
   run, texts = variables['run'], variables['texts']
   for replay, logits_LV in zip(variables['same'], run.logits(texts), strict=True):

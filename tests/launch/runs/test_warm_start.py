@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.notebooks import released
 from moe.config import from_stored
 from moe.convert.from_hf import from_hf
 from moe.errors import UserError
@@ -23,7 +24,6 @@ from moe.warm_start.source import parse
 from tests import in_process
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
-from tests.moe.convert import hf_checkpoint
 from tests.small import one_device
 
 QUIET = {
@@ -360,10 +360,10 @@ def test_weights_without_optimizer_state_give_none(data_flags, source, tmp_path)
 def test_converted_weights_are_cast_to_the_type_of_parameters(
   data_flags, finished, tmp_path, capsys
 ):
-  hf = hf_checkpoint.DEEPSEEK | {'vocab_size': 320, 'torch_dtype': 'bfloat16'}
-  weights = hf_checkpoint.tensors(hf, dtype=ml_dtypes.bfloat16)
+  hf = released.DEEPSEEK | {'vocab_size': 320, 'torch_dtype': 'bfloat16'}
+  weights = released.tensors(hf, dtype=ml_dtypes.bfloat16)
   converted = tmp_path / 'converted'
-  from_hf(hf_checkpoint.write(tmp_path / 'hf', hf, weights), converted)
+  from_hf(released.write(tmp_path / 'hf', hf, weights), converted)
   config = from_stored(json.loads((converted / 'config.json').read_text()), 'config.json')
   ours = programs.config(data_flags, **QUIET, **{'train.num_steps': 1})
   start = dataclasses.replace(ours.train, init_from=str(converted))

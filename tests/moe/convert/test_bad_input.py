@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.notebooks.released import DEEPSEEK, tensors, write
 from moe.checkpoint import Checkpointer
 from moe.convert import outputs, safetensors
 from moe.convert.from_hf import from_hf
@@ -17,7 +18,7 @@ from moe.convert.to_hf import to_hf
 from moe.errors import UserError
 from moe.run import load_run, open_workdir
 from tests import in_process
-from tests.moe.convert.hf_checkpoint import DEEPSEEK, LLAMA, tensors, write
+from tests.moe.convert.hf_checkpoint import LLAMA
 
 SHARD = 'model-00001-of-00002.safetensors'
 INDEX = 'model.safetensors.index.json'

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from experiments import scaling
+from experiments.notebooks.released import DEEPSEEK
 from moe.config import from_config_dict
 from moe.convert.hf_config import HFConfig
 from moe.convert.layouts import LAYOUTS, name_for
 from moe.errors import UserError
-from tests.moe.convert.hf_checkpoint import DEEPSEEK, LLAMA
+from tests.moe.convert.hf_checkpoint import LLAMA
 from tests.small import small_config
 
 _COMMON = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.tokenizer import train_like_deepseek
+from experiments.notebooks.released import DEEPSEEK, is_dense, tensors, write
 from moe.checkpoint import Checkpointer
 from moe.convert import outputs
 from moe.convert.from_hf import from_hf
@@ -26,8 +27,8 @@ from moe.run import load_run
 from moe.train import train
 from moe.train_step import init_state
 from tests import in_process
-from tests.moe.convert import hf_checkpoint, llama_cpp
-from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, LLAMA, tensors, write
+from tests.moe.convert import llama_cpp
+from tests.moe.convert.hf_checkpoint import CASES, LLAMA
 from tests.moe.convert.test_tokenizers import TEXTS
 from tests.small import one_device, small_config
 
@@ -76,7 +77,7 @@ def expected(hf: dict, weights: dict) -> dict[str, np.ndarray]:
       'attn_output': there('self_attn.o_proj'),
     }
     for name, short in _FFN.items():
-      if hf_checkpoint.is_dense(hf, layer):
+      if is_dense(hf, layer):
         here[short] = there(f'mlp.{name}')
         continue
       each = [there(f'mlp.experts.{e}.{name}') for e in range(hf['n_routed_experts'])]

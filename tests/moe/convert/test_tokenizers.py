@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.benchmarks.tokenizer import BOS, EOS, train_like_deepseek
+from experiments.notebooks.released import DEEPSEEK, tensors, write
 from moe.convert.from_hf import from_hf
 from moe.convert.to_hf import to_hf
 from moe.data.tokenizers import train_tokenizer
@@ -13,7 +14,6 @@ from moe.errors import UserError
 from moe.generate import Sampling, generate
 from moe.run import load_run
 from tests import in_process
-from tests.moe.convert.hf_checkpoint import DEEPSEEK, tensors, write
 from tests.moe.data.helpers import text
 
 ROWS = 448

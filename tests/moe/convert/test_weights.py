@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from experiments.notebooks import released
+from experiments.notebooks.released import DEEPSEEK, tensors, write
 from moe.checkpoint import Checkpointer
 from moe.convert import table
 from moe.convert.from_hf import from_hf
@@ -25,8 +27,7 @@ from moe.parallel.mesh import make_mesh, use
 from moe.parameters import shardings
 from moe.run import load_run
 from moe.train_step import init_state
-from tests.moe.convert import hf_checkpoint
-from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, LLAMA, stacked, tensors, write
+from tests.moe.convert.hf_checkpoint import CASES, LLAMA, stacked
 from tests.small import small_config
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -71,7 +72,7 @@ def case(request, tmp_path_factory):
 def test_a_run_computes_what_the_released_layout_says(case):
   hf, weights, _, workdir = case
   tokens_L = np.random.default_rng(1).integers(0, hf['vocab_size'], 24)
-  expected_LV = hf_checkpoint.logits(hf, weights, tokens_L)
+  expected_LV = released.logits(hf, weights, tokens_L)
   np.testing.assert_allclose(logits(load_run(workdir), tokens_L), expected_LV, rtol=0, atol=1e-5)
 
 

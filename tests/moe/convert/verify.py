@@ -23,13 +23,15 @@ import numpy as np
 from safetensors import safe_open
 
 from experiments.benchmarks.tokenizer import train_like_deepseek
+from experiments.notebooks import released
+from experiments.notebooks.released import DEEPSEEK, tensors, write
 from experiments.sweeps import machine
 from moe import files
 from moe.convert.to_gguf import FILE
 from moe.generate import Sampling, generate_tokens
 from moe.run import load_run
-from tests.moe.convert import hf_checkpoint, llama_cpp
-from tests.moe.convert.hf_checkpoint import CASES, DEEPSEEK, tensors, write
+from tests.moe.convert import llama_cpp
+from tests.moe.convert.hf_checkpoint import CASES
 from tests.moe.convert.test_tokenizers import TEXTS
 
 ROOT = Path(__file__).parents[3]
@@ -82,7 +84,7 @@ def verify(hf: dict, folder: Path) -> dict:
   shutil.rmtree(source)
   to_gguf = convert('--to=gguf', run_folder, f'--out={folder}/gguf')
   tokens_L = np.random.default_rng(1).integers(0, 400, 16)
-  truth_LV = hf_checkpoint.logits(hf, weights, tokens_L)
+  truth_LV = released.logits(hf, weights, tokens_L)
   del weights
   run = load_run(folder / 'run')
   params, ids_BL = {'params': run.params}, jnp.asarray(tokens_L)[None]
@@ -98,8 +100,8 @@ def verify(hf: dict, folder: Path) -> dict:
     theirs = [server.greedy(prompt, NEW_TOKENS, *ends) for prompt in prompts]
   agreed = sum(common(a, b) for a, b in zip(ours, theirs, strict=True))
   return {
-    'gb': sum(np.prod(shape) for shape in hf_checkpoint.shapes(hf).values()) * kind(0).nbytes / 1e9,
-    'tensors': len(hf_checkpoint.shapes(hf)),
+    'gb': sum(np.prod(shape) for shape in released.shapes(hf).values()) * kind(0).nbytes / 1e9,
+    'tensors': len(released.shapes(hf)),
     'largest_logit': float(abs(truth_LV).max()),
     'largest_difference': float(abs(logits_LV - truth_LV).max()),
     'greedy_tokens': sum(map(len, ours)),
