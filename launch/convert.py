@@ -1,12 +1,13 @@
-"""Weights of others into a run, and a run's weights out.
+"""Weights of others into a run, a run's weights out, a dense run into a MoE run.
 
   python -m launch.convert --from=HF_DIR --workdir=RUN [--dtype=bfloat16|float32]
   python -m launch.convert --to=hf|gguf --workdir=RUN --out=DIR [--step=N] [--dtype=…]
+  python -m launch.convert --upcycle=DENSE_RUN --config=MOE_CONFIG --workdir=RUN [--step=N]
+    [--router=even|random] [--seed=0] [--dtype=…]
 
-The first makes RUN, which launch.evaluate, launch.generate and notebooks open;
-the second makes DIR, for Hugging Face's tools, or with a file for llama.cpp.
-Neither writes over anything, and what cannot be converted exactly is refused by name.
-docs/weights.md has more.
+The first makes RUN, which launch.evaluate, launch.generate and notebooks open; the second DIR, for
+Hugging Face's tools, or with a file for llama.cpp; the third RUN, for train.init_from.
+None writes over anything; what cannot be converted is refused by name. docs/weights.md has more.
 """
 
 from absl import flags
@@ -16,47 +17,51 @@ from moe.errors import UserError
 
 FROM = flags.DEFINE_string('from', None, 'Folder of a Hugging Face checkpoint, to be read.')
 TO = flags.DEFINE_enum('to', None, ['hf', 'gguf'], 'What to write the run as.')
+UPCYCLE = flags.DEFINE_string('upcycle', None, 'Folder of a dense run, to be read.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to write out; the newest without it.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to read of a run; the newest without it.')
 OUT = flags.DEFINE_string('out', None, 'Folder to write, which does not exist.')
+TYPES = ['bfloat16', 'float32', 'float16']
 DTYPE = flags.DEFINE_enum(
-  'dtype',
-  None,
-  ['bfloat16', 'float32', 'float16'],
-  'Type of the numbers; as they are stored without it. float16 for --to=gguf.',
+  'dtype', None, TYPES, 'Of the numbers; as stored without it. float16 for --to=gguf.'
 )
+ROUTER = flags.DEFINE_enum('router', 'even', ['even', 'random'], 'Its gates after --upcycle.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of what --upcycle draws.', lower_bound=0)
+CONFIG = cli.config_flag()
+_MODES = {'from': FROM, 'to': TO, 'upcycle': UPCYCLE}
+# What a flag goes with, where not with all.
+_GOES_WITH = {'out': 'to', 'step': 'to upcycle', **dict.fromkeys(('router', 'seed'), 'upcycle')}
 
 
 def main(_):
-  if (FROM.value is None) == (TO.value is None):
-    raise UserError('give --from=HF_DIR to read a checkpoint, or --to=hf|gguf to write one')
+  given = [name for name, flag in _MODES.items() if flag.value is not None]
+  if len(given) != 1:
+    raise UserError('give one of --from=HF_DIR, --to=hf|gguf and --upcycle=DENSE_RUN')
+  mode = given[0]
+  for name, modes in {**_GOES_WITH, 'config': 'upcycle'}.items():
+    if flags.FLAGS[name].present and mode not in modes.split():
+      raise UserError(f'--{name} goes with --{" and --".join(modes.split())}')
   if DTYPE.value == 'float16' and TO.value != 'gguf':
     raise UserError('--dtype=float16 goes with --to=gguf: nothing here computes in it')
-  if FROM.value is not None:
-    for flag in (STEP, OUT):
-      if flag.value is not None:
-        raise UserError(f'--{flag.name} goes with --to, which writes a run out')
+  if TO.value and OUT.value is None:
+    raise UserError(f'--to={TO.value} needs --out=DIR, the folder to write')
+  if mode == 'from':
     from moe.convert.from_hf import from_hf
 
     made = from_hf(FROM.value, WORKDIR.value, DTYPE.value)
-    for note in made.notes:
-      print(f'note: {note}')
-    print(f'{made.tensors:,} tensors, {made.bytes / 1e9:,.2f} GB: {WORKDIR.value} is a run')
-    return
-  if OUT.value is None:
-    raise UserError(f'--to={TO.value} needs --out=DIR, the folder to write')
-  if TO.value == 'hf':
-    from moe.convert.to_hf import to_hf as write
-  else:
-    from moe.convert.to_gguf import to_gguf as write
+  elif mode == 'upcycle':
+    from moe.convert.upcycle import Options, upcycle
 
-  made = write(WORKDIR.value, OUT.value, STEP.value, DTYPE.value)
+    options = Options(STEP.value, DTYPE.value, ROUTER.value, SEED.value)
+    made = upcycle(UPCYCLE.value, cli.config(CONFIG), WORKDIR.value, options)
+  else:
+    from moe.convert import to_gguf, to_hf
+
+    write = {'hf': to_hf.to_hf, 'gguf': to_gguf.to_gguf}[TO.value]
+    made = write(WORKDIR.value, OUT.value, STEP.value, DTYPE.value)
   for note in made.notes:
     print(f'note: {note}')
-  print(
-    f'{made.tensors:,} tensors of step {made.step} as {made.layout}, {made.bytes / 1e9:,.2f} GB '
-    f'in {made.files} file{"s" * (made.files > 1)}: {OUT.value}'
-  )
+  print(f'{made.in_words}: {OUT.value or WORKDIR.value}{" is a run" * (mode != "to")}')
 
 
 if __name__ == '__main__':

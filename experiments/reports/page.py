@@ -9,7 +9,7 @@ from experiments.reports import own, pilot, texts
 from experiments.reports import study as studies
 from experiments.reports.blocks import Block, Code, Heading, Table, Text, to_html, to_markdown
 from experiments.reports.svg import identifier
-from experiments.studies import STUDIES
+from experiments.studies import BEYOND, STUDIES
 from experiments.sweeps import places
 from moe.errors import UserError
 from moe.errors import of_file as of_system_file
@@ -55,15 +55,15 @@ def of_folder(results: Path) -> dict[Path, str | None]:
   names = sorted(
     {path.parent.name for file in (_LINES, 'figure.svg') for path in results.glob(f'*/{file}')}
   )
-  of_the_paper = [name for name in STUDIES if name in names]
-  others = [name for name in names if name not in STUDIES and name != pilot.NAME]
+  shipped_here = [name for name in (*STUDIES, *BEYOND) if name in names]
+  others = [name for name in names if name not in (*shipped_here, pilot.NAME)]
   others = [name for name in others if (results / name / _LINES).is_file()]
   if not names:
     raise UserError(
       f'there is no STUDY/{_LINES} in {results} (--results): '
       'launch.sweep writes a line a finished run'
     )
-  loaded = [studies.load(name, results) for name in of_the_paper]
+  loaded = [studies.load(name, results) for name in shipped_here]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
   made: dict[Path, str | None] = {}
   for study in loaded:
@@ -80,7 +80,7 @@ def of_file(path: str, results: Path) -> dict[Path, str | None]:
   """As `of_folder`, of one study, by its file: one of the paper's, or anybody's own."""
   name, file = Path(path).stem, Path(places.study(path))
   ours = Path(shipped.__file__).parent / f'{name}.py'
-  if name in STUDIES and file.is_file() and ours.samefile(file):
+  if name in (*STUDIES, *BEYOND) and file.is_file() and ours.samefile(file):
     return _of_study(results / name, studies.load(name, results))
   study = own.of_file(path, results)
   return _of_study(results / study.name, study)

@@ -61,7 +61,7 @@ class Study:
 
 
 def load(name: str, results: Path) -> Study:
-  """One of the paper's, from RESULTS/NAME/runs.jsonl, if it is there.
+  """One of this package, from RESULTS/NAME/runs.jsonl, if it is there.
   UserError if it is damaged.
   """
   module = importlib.import_module(f'experiments.studies.{name}')

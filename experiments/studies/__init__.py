@@ -25,3 +25,5 @@ STUDIES = (
   'balance',
   'scaling',
 )
+# Not of the paper; after those in the report.
+BEYOND = ('upcycling',)

@@ -19,6 +19,9 @@ CORPUS = 'runs/corpus'
 CORPUS_MODULE = 'experiments.corpora.debian_mix'
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
+# What a start may be: the other run's weights as they are, or upcycled.
+UPCYCLES = ('', 'even', 'random')
+
 # Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a
 # whole number, and experts of two sizes have exactly the same parameters.
 _LAYERS, _D, _HEAD_DIM = 3, 96, 48
@@ -45,6 +48,18 @@ _PROXY_SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+  """What a run's weights start from: the last checkpoint of another run of its study, listed before
+  it, of the same seed, text and vocabulary.
+
+  `upcycle`: one of UPCYCLES; of a dense run, made a MoE run by launch.convert with this --router.
+  """
+
+  run: str
+  upcycle: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with
   `overrides` by dotted key.
@@ -57,6 +72,7 @@ class Run:
   config: str
   overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
   evaluations: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+  start: Start | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from experiments.sweeps import ledger, machine, plan
-from moe import config as moe_config
 from moe.accounting import account
 from moe.errors import UserError
 from moe.storage import provenance
@@ -28,7 +27,7 @@ def make(
   """
   metrics = job.metrics()
   scores = _scores_of_diverged(job) if not job.trained and job.diverged else _scores(job)
-  config, counts = moe_config.flatten(job.config.to_dict()), account(job.config)
+  config, counts = job.values, account(job.config)
   tokens = job.num_steps * job.config.data.batch_size * job.config.data.seq_len
   final = _find(scores, scores['final_step'], {})
   best = _find(scores, scores['best_step'], {})
@@ -41,7 +40,7 @@ def make(
     'scale': scale,
     'config': run.config,
     'differs': {key: config[key] for key in differs},
-    'settings': plan.settings(job.config),
+    'settings': plan.settings(job.config, job.origin),
     # The checkpoint that its weights started from; None: its own initial ones.
     'init_from': provenance.source(job.workdir),
     'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
@@ -89,7 +88,7 @@ def taken(
 
   Nor of a run from another's weights, which the settings name by their place alone.
   """
-  data, flat = _data(job), moe_config.flatten(job.config.to_dict())
+  data, flat = _data(job), job.values
   if job.config.train.init_from:
     return None
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}

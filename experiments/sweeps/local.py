@@ -18,12 +18,14 @@ from experiments.sweeps.view import View
 from moe.errors import UserError
 
 _POLL = 0.2  # seconds
-_AT_WORK = ('training', 'scoring')  # the states in which a task has a process
+_AT_WORK = ('converting', 'training', 'scoring')  # the states in which a task has a process
 
 
 @dataclasses.dataclass(eq=False)
 class Task:
-  """A job on its way: waiting → training → scoring → finished, or failed, or stopped."""
+  """A job on its way: waiting → (converting →) training → scoring → finished, or failed, or
+  stopped. Converted is what it starts from.
+  """
 
   job: plan.Job
   state: str = 'waiting'
@@ -57,6 +59,13 @@ def prepare(
       _to_the_end(job.arguments('prepare_data'), log, children)
 
 
+def convert(jobs: Sequence[plan.Job], children: Children) -> None:
+  """Makes what jobs start from of runs that are trained. UserError if it cannot be made."""
+  for job in (job for job in jobs if job.to_convert):
+    if not children.stopped_by:
+      _to_the_end(job.arguments('convert'), job.workdir / 'log.txt', children)
+
+
 def run(
   tasks: Sequence[Task],
   shares: Sequence[Share],
@@ -74,7 +83,10 @@ def run(
   )
   while running or (waiting and not children.stopped_by):
     while waiting and free and not children.stopped_by:
-      task = waiting.popleft()
+      task = next((task for task in waiting if task.job.is_ready), None)
+      if task is None:
+        break
+      waiting.remove(task)
       task.share = free.popleft()
       running.append(task)
       _advance(task, children, finish, view)
@@ -83,6 +95,9 @@ def run(
         _advance(task, children, finish, view)
     free.extend(task.share for task in running if task.state not in _AT_WORK)
     running = [task for task in running if task.state in _AT_WORK]
+    if not running and not any(task.job.is_ready for task in waiting):
+      while waiting and not children.stopped_by:
+        _give_up(waiting.popleft(), view)
     view.show()
     time.sleep(_POLL)
 
@@ -98,6 +113,13 @@ def score_arguments(job: plan.Job) -> list[str]:
     f'--workdir={job.workdir}',
     f'--interventions={json.dumps(interventions)}',
   ]
+
+
+def _give_up(task, view):
+  """Of a task whose origin has not been trained, and is not going to be."""
+  task.state, task.new = 'failed', True
+  task.note = f'it starts from {task.job.origin.job.label}, which has not been trained'
+  view.changed(task)
 
 
 def _advance(task, children, finish, view):
@@ -121,6 +143,9 @@ def _advance(task, children, finish, view):
         'scoring',
         children.start(score_arguments(job), task.log, task.share),
       )
+    elif job.to_convert:
+      task.state = 'converting'
+      task.process = children.start(job.arguments('convert'), task.log, task.share)
     else:
       task.state, task.since = 'training', time.monotonic()
       machine.note_commit(job.workdir, machine.commit())

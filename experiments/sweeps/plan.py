@@ -20,8 +20,9 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from experiments.studies import common
-from experiments.studies.common import Run, Scale
-from experiments.sweeps import jsonl, places
+from experiments.studies.common import UPCYCLES, Run, Scale, Start
+from experiments.sweeps import places
+from experiments.sweeps.job import INIT_FROM, Job, Origin
 from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
@@ -37,13 +38,6 @@ _PREPARED = (
   'tokenizer',
   'tokenizer_sample_mb',
 )
-_LOGGED: jsonl.Shape = {
-  'step': int,
-  'loss': jsonl.NUMBER_OR_NULL,
-  'tokens_per_second': jsonl.NUMBER,
-  'held_out_loss': jsonl.NUMBER_OR_NULL,
-  'bad_streak': int,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,70 +55,6 @@ class Study:
   @property
   def name(self) -> str:
     return Path(self.path).stem
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One config and seed, to be trained once, for all `runs` of the study that are this config."""
-
-  runs: tuple[Run, ...]
-  seed: int
-  config: Config
-  config_hash: str
-  flags: tuple[str, ...]  # of launch.train and launch.prepare_data
-  workdir: Path
-
-  @property
-  def label(self) -> str:
-    return f'{" = ".join(run.name for run in self.runs)}, seed {self.seed}'
-
-  @property
-  def data_dir(self) -> Path:
-    return Path(self.config.data.dir)
-
-  @property
-  def num_steps(self) -> int:
-    return self.config.train.num_steps
-
-  @property
-  def trained(self) -> bool:
-    """Whether its last checkpoint is there, which appears by one rename."""
-    return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
-
-  @property
-  def diverged(self) -> bool:
-    """Whether training has given up: more steps in a row than train.max_bad_steps were
-    not finite (moe/train.py).
-
-    False of damaged metrics: started again, training tells what is wrong with them,
-    and the other runs go on.
-    """
-    try:
-      logged = self.metrics()
-    except UserError:
-      return False
-    return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
-
-  @property
-  def ended(self) -> bool:
-    """Whether there is nothing more to train: the same config would diverge the same way again."""
-    return self.trained or self.diverged
-
-  def arguments(self, program: str) -> list[str]:
-    """What follows `python`."""
-    place = {'train': f'--workdir={self.workdir}', 'prepare_data': f'--out={self.data_dir}'}[
-      program
-    ]
-    return ['-m', f'launch.{program}', *self.flags, place]
-
-  def metrics(self) -> list[dict]:
-    """The complete lines of metrics.jsonl. UserError for a damaged one."""
-    return logged(self.workdir)
-
-
-def logged(workdir: Path) -> list[dict]:
-  """The complete lines of a run's metrics.jsonl. UserError for a damaged one."""
-  return jsonl.read(workdir / 'metrics.jsonl', _LOGGED, ('step', 'loss'), growing=True)
 
 
 def load(path: str) -> Study:
@@ -208,12 +138,12 @@ def decides(key: str) -> bool:
   return moe_config.decides(key) or key == 'evaluation.context'
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Config, origin: Origin | None = None) -> str:
   """Names what decides a run's final loss, but for its seed: 8 hexadecimal digits."""
-  return digest(settings(config))
+  return digest(settings(config, origin))
 
 
-def settings(config: Config) -> dict[str, object]:
+def settings(config: Config, origin: Origin | None = None) -> dict[str, object]:
   """The keys that decide a run's final loss, seeds apart,
   where they are not what runs did before there were keys.
 
@@ -221,11 +151,12 @@ def settings(config: Config) -> dict[str, object]:
   renames a run that came before.
   """
   changed = moe_config.differences(_before(), config.to_dict())
-  return {
+  found = {
     moe_config.first_name(key): new
     for key, (_, new) in changed.items()
     if decides(key) and key not in SEEDS
   }
+  return found | {INIT_FROM: origin.name} if origin else found
 
 
 def _job(run, seed, overrides, runs_folder, earlier):
@@ -235,23 +166,42 @@ def _job(run, seed, overrides, runs_folder, earlier):
   own = moe_config.flatten(config_dict.to_dict())
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   checked = moe_config.from_config_dict(config_dict)
+  origin = _origin(run, seed, checked, earlier)
   if not checked.data.dir:
     config_dict = _changed(
       config_dict, {'data.dir': str(runs_folder / f'data-{digest(_prepared(checked))}')}
     )
     checked = moe_config.from_config_dict(config_dict)
+  name = config_hash(checked, origin)
+  variant = re.sub(r'[^\w.-]', '_', named or Path(file).stem)
+  folders = [job.workdir.parent for job in earlier if job.config_hash == name]
+  folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
+  workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'
+  if origin:
+    place = workdir / 'start' if origin.upcycle else origin.workdir
+    checked = moe_config.from_config_dict(_changed(config_dict, {INIT_FROM: str(place)}))
   # Values as moe.config has made them: 3 for a float is 3.0.
   now = moe_config.flatten(checked.to_dict())
   flags = [
     f'--config={config_file}',
     *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key]),
   ]
-  name = config_hash(checked)
-  variant = re.sub(r'[^\w.-]', '_', named or Path(file).stem)
-  folders = [job.workdir.parent for job in earlier if job.config_hash == name]
-  folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
-  workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'
-  return Job((run,), seed, checked, name, tuple(flags), workdir)
+  return Job((run,), seed, checked, name, tuple(flags), workdir, origin)
+
+
+def _origin(run, seed, config, earlier):
+  """What a run starts from. UserError unless that is an earlier run of the same text."""
+  if run.start is None:
+    return None
+  if config.train.init_from:
+    raise UserError(f'{INIT_FROM}={config.train.init_from} is set for a run that has a start')
+  of = [job for job in earlier if job.seed == seed and run.start.run in (r.name for r in job.runs)]
+  if not of:
+    raise UserError(f'it starts from the run {run.start.run!r}, which is not listed before it')
+  theirs = of[0].config
+  if _text(config) != _text(theirs) or config.data.dir not in ('', theirs.data.dir):
+    raise UserError(f'it starts from the run {run.start.run!r}, of other text or vocabulary')
+  return Origin(of[0], run.start.upcycle)
 
 
 def _check_run(run, study):
@@ -267,6 +217,13 @@ def _check_run(run, study):
     isinstance(key, str) for key in run.overrides
   ):
     raise UserError(f'{where}: overrides must be values by dotted key, not {run.overrides!r}')
+  if not isinstance(run.start, Start | None):
+    raise UserError(f'{where}: start must be a Start, not {run.start!r}')
+  if run.start and run.start.upcycle not in UPCYCLES:
+    raise UserError(
+      f'{where}: start.upcycle must be one of {", ".join(map(repr, UPCYCLES))}, '
+      f'not {run.start.upcycle!r}'
+    )
   _check_evaluations(run.evaluations, where)
 
 
@@ -303,11 +260,16 @@ def _changed(config_dict, values):
 
 def _prepared(config):
   """What decides the contents of prepared data."""
-  made = {key: getattr(config.data, key) for key in _PREPARED}
-  made['vocab_size'] = config.tokenizer_vocab_size
+  made = _text(config)
   if config.train.init_from and not config.data.tokenizer:
     made['tokenizer'] = f'of {config.train.init_from}'
   return made
+
+
+def _text(config):
+  """The same, where the tokenizer is trained on it or named."""
+  made = {key: getattr(config.data, key) for key in _PREPARED}
+  return made | {'vocab_size': config.tokenizer_vocab_size}
 
 
 def digest(values: Mapping) -> str:

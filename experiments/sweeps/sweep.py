@@ -9,7 +9,6 @@ from pathlib import Path
 
 from experiments.studies import common
 from experiments.sweeps import children, ledger, line, local, machine, plan, shares, slurm, view
-from moe import config as moe_config
 from moe.errors import UserError
 
 
@@ -80,9 +79,11 @@ class _Sweep:
     self._tasks = [
       local.Task(job, 'waiting' if self._lacks_a_line(job) else 'finished') for job in jobs
     ]
+    self._needed: set[Path] = set()  # of runs whose weights others start from
     self._untrained = [
       task for task in self._tasks if task.state == 'waiting' and not self._is_trained(task.job)
     ]
+    self._train_origins()
     self._others = ledger.of_other_studies(options.results, study.name) if self._untrained else []
 
   def run(self, started: children.Children) -> int:
@@ -99,10 +100,13 @@ class _Sweep:
       for task in untrained:
         self._set_aside(task.job)
     if options.launcher == 'slurm' and untrained and not (options.collect or started.stopped_by):
-      jobs = [task.job for task in untrained]
+      jobs = [task.job for task in untrained if task.job.is_ready]
+      local.convert(jobs, started)
       number = slurm.submit(self._study.name, jobs, options.workdir, options.sbatch)
+      others = len(untrained) - len(jobs)
+      start_later = f' {others} more start from these: this command again submits them.'
       _say(
-        f'job array {number} trains {len(jobs)} runs. '
+        f'job array {number} trains {len(jobs)} runs.{start_later * bool(others)} '
         'Then, on a machine that may compute, --collect scores\n'
         'them and writes their lines; this command again submits what has not finished'
       )
@@ -121,10 +125,32 @@ class _Sweep:
         taken += 1
       else:
         state = self._how_far(task.job) if task.state == 'waiting' else task.state
-        _say(f'# {task.job.label}: {state}\npython {slurm.quoted(task.job.arguments("train"))}')
+        programs = ['convert'] * task.job.to_convert + ['train']
+        commands = [f'python {slurm.quoted(task.job.arguments(each))}' for each in programs]
+        _say('\n'.join([f'# {task.job.label}: {state}', *commands]))
     finished, count = sum(task.state == 'finished' for task in self._tasks), len(self._tasks)
     of_others = f', {taken} recorded by other studies' if taken else ''
     _say(f'# {count} runs, {finished} finished{of_others}, {count - finished - taken} to do')
+
+  def _train_origins(self):
+    """What untrained runs start from is trained too, though its lines may be there already."""
+    by_workdir = {task.job.workdir: task for task in self._tasks}
+    waiting = list(self._untrained)
+    while waiting:
+      job = waiting.pop().job
+      if job.is_ready:
+        continue
+      origin = by_workdir.get(job.origin.workdir)
+      if origin is None:
+        raise UserError(
+          f'{job.label} starts from {job.origin.job.label}, which is not trained: '
+          'name it in --runs, too'
+        )
+      self._needed.add(job.origin.workdir)
+      if origin not in self._untrained:
+        origin.state = 'waiting'
+        self._untrained.append(origin)
+        waiting.append(origin)
 
   def _how_far(self, job):
     if self._options.retrain and not self._is_trained(job):
@@ -167,6 +193,8 @@ class _Sweep:
 
   def _recorded(self, job):
     """The lines that a job lacks, from other studies, if these have all of them; [] otherwise."""
+    if job.workdir in self._needed:
+      return []
     lacking = job.runs if self._options.retrain else ledger.missing(job, self._lines)
     others = self._others
     if self._options.retrain:
@@ -234,7 +262,7 @@ def _require_text(scale, jobs, overrides):
 
 def _differs(jobs):
   """The keys that decide a run and are not the same in all."""
-  flat = [moe_config.flatten(job.config.to_dict()) for job in jobs]
+  flat = [job.values for job in jobs]
   return [
     key
     for key in flat[0]

@@ -8,7 +8,9 @@ every tensor accounted for.
   parameters.py   a checkpoint's parameters written and read a piece at a time
   checkpoints.py  a run's checkpoint, as what is written out reads it
   planned.py      files written at any place in any order
+  new_run.py      a run's folder made of weights alone
   from_hf.py  to_hf.py  tokenizers.py  to_gguf.py  gguf_tokenizers.py  outputs.py
+  upcycle.py      a dense run into a MoE run; division.py, which units an expert gets; dense.py
 
 N layers, E routed experts, D model width, F hidden width, V vocabulary.
 """

@@ -16,6 +16,7 @@ from moe.errors import UserError
 from moe.run import find_step, folder
 from moe.storage import small_items
 from moe.storage.reading import attempt
+from moe.storage.small_items import SmallItems
 
 
 class Written(NamedTuple):
@@ -29,6 +30,13 @@ class Written(NamedTuple):
   files: int
   notes: tuple[str, ...] = ()  # what there is to tell, a line each
 
+  @property
+  def in_words(self) -> str:
+    return (
+      f'{self.tensors:,} tensors of step {self.step} as {self.layout}, {self.bytes / 1e9:,.2f} GB '
+      f'in {self.files} file{"s" * (self.files > 1)}'
+    )
+
 
 class Opened(NamedTuple):
   """A checkpoint: all of it but its parameters."""
@@ -37,21 +45,29 @@ class Opened(NamedTuple):
   step: int
   config: Config
   tokenizer: Tokenizer | None
-  checksums: Mapping[str, int]  # of the parameters
+  small: SmallItems
+
+  @property
+  def checksums(self) -> Mapping[str, int]:
+    """Of the parameters."""
+    return self.small.checksums['params']
 
 
-def open_checkpoint(workdir: str | Path, step: int | None) -> Opened:
-  """A run's newest checkpoint, or a given step's. UserError if it cannot be read."""
+def open_checkpoint(workdir: str | Path, step: int | None, flag: str = '--workdir') -> Opened:
+  """A run's newest checkpoint, or a given step's. UserError if it cannot be read.
+  `flag`: where the folder was written.
+  """
   if '://' in str(workdir):
-    raise UserError(f'--workdir={workdir} must be a folder of this machine, or mounted there')
+    raise UserError(f'{flag}={workdir} must be a folder of this machine, or mounted there')
+  directory = folder(workdir, flag)
   step = find_step(workdir, step)
-  path = epath.Path(folder(workdir)) / 'checkpoints' / str(step)
+  path = directory / 'checkpoints' / str(step)
   small, fault = attempt(lambda: small_items.read(path))
   if fault:
     raise UserError(f'{path} is unreadable: {fault}')
   config = from_stored(small.config, f'{path}/config')
   tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
-  return Opened(path, step, config, tokenizer, small.checksums['params'])
+  return Opened(path, step, config, tokenizer, small)
 
 
 def open_arrays(opened: Opened, placed: Sequence[Placed]) -> dict[str, Stored]:
@@ -101,10 +117,15 @@ def copy(
     sums[key] = (sums.get(key, 0) + part) % 2**32
     progress(size)
   if different := [name for name, value in sums.items() if opened.checksums.get(name) != value]:
-    raise UserError(
-      f'{opened.path} is damaged: the bytes of {different[0]} are not those that were saved; '
-      f'give another --step'
-    )
+    raise damaged(opened, different[0])
+
+
+def damaged(opened: Opened, name: str) -> UserError:
+  """The error for a parameter that is not what was saved."""
+  return UserError(
+    f'{opened.path} is damaged: the bytes of {name} are not those that were saved; '
+    f'give another --step'
+  )
 
 
 def _open(path, placed):

@@ -5,23 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from moe import config as moe_config
-from moe import files
 from moe.config import Config
-from moe.convert import parameters, safetensors, table, tokenizers
+from moe.convert import new_run, safetensors, table, tokenizers
 from moe.convert.hf_config import HFConfig
 from moe.convert.layouts import LAYOUTS
-from moe.convert.outputs import appearing, new_folder
+from moe.convert.outputs import new_folder
+from moe.convert.parameters import Source
 from moe.convert.table import Placed
-from moe.data.progress import Progress
 from moe.errors import UserError
-from moe.storage import provenance, small_items
 
-_STEP = 0
 _TYPES = {np.dtype(dtype).name: dtype for dtype in safetensors.DTYPES.values()}
-_MARGIN = 50_000_000  # bytes beside the parameters: metadata, and what a file system rounds up
 
 
 class Converted(NamedTuple):
@@ -31,6 +26,10 @@ class Converted(NamedTuple):
   tensors: int
   bytes: int
   notes: tuple[str, ...]  # what there is to tell, a line each
+
+  @property
+  def in_words(self) -> str:
+    return f'{self.tensors:,} tensors, {self.bytes / 1e9:,.2f} GB'
 
 
 def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -> Converted:
@@ -50,7 +49,6 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
   tensors = safetensors.read_folder(source)
   placed = _placed(layout, config, tensors)
   types = _types(placed, tensors, dtype)
-  size = sum(each.size * types[each.name].itemsize for each in placed)
   origin = {
     'converted_from': {
       'folder': str(source.resolve()),
@@ -59,13 +57,12 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
       'files': {path.name: path.stat().st_size for path in {t.file for t in tensors.values()}},
     }
   }
-  with appearing(target, size + _MARGIN) as folder, safetensors.Reader(tensors) as reader:
-    with Progress('converting', size) as progress:
-      _save(folder, config, tokenizer, _sources(placed, types, reader), progress)
-    files.replace(folder / 'config.json', files.to_json(config.to_dict(), indent=2) + '\n')
-    if tokenizer:
-      tokenizers.write(tokenizer, folder)
-    provenance.note(folder, provenance.describe() | origin)
+  with safetensors.Reader(tensors) as reader:
+    sources = {
+      each.name: Source(each, types[each.name], _filler(each, types[each.name], reader))
+      for each in placed
+    }
+    size = new_run.write(target, 'converting', config, tokenizer, sources, origin)
   notes = [*hf.notes, told, *_told_of_types(placed, tensors, types)]
   if left_out := sorted(tensors.keys() - table.tensor_shapes(placed).keys()):
     notes.append(f'left out, as config.json says it: {table.first(left_out)}')
@@ -170,18 +167,6 @@ def _told_of_types(placed, tensors, types):
   return [f'{len(rounded):,} tensors are rounded to bfloat16'] if rounded else []
 
 
-def _sources(placed, types, reader) -> dict:
-  """The parameter tree, of what reads it."""
-  tree: dict = {}
-  for each in placed:
-    place = tree
-    *path, leaf = each.name.split('.')
-    for name in path:
-      place = place.setdefault(name, {})
-    place[leaf] = parameters.Source(each, types[each.name], _filler(each, types[each.name], reader))
-  return tree
-
-
 def _filler(placed: Placed, dtype: np.dtype, reader: safetensors.Reader):
   """What reads a box of a parameter: matrices of the file, in the type they are to be stored in."""
 
@@ -197,16 +182,3 @@ def _filler(placed: Placed, dtype: np.dtype, reader: safetensors.Reader):
     return placed.without_rows(content)
 
   return fill
-
-
-def _save(folder, config, tokenizer, tree, progress):
-  """The run's only checkpoint. It has no training state: nothing is left to go on from."""
-  path = folder / 'checkpoints' / str(_STEP)
-  path.parent.mkdir()
-  items = small_items.to_save(config.to_dict(), tokenizer, None, {})
-  sums = parameters.save(path, tree, items, progress.add)
-  # They are known only when all is read.
-  again = small_items.to_save(config.to_dict(), tokenizer, None, {'params': sums})['checksums']
-  checkpointer = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-  checkpointer.save((path / 'checksums').absolute(), args=again, force=True)
-  checkpointer.close()

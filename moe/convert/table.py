@@ -128,17 +128,19 @@ def place(table: Sequence[Entry], config: Config, layout: str) -> list[Placed]:
   """The table's entries with the shapes of a config's parameters.
   UserError names parameters that have no entry.
   """
-  import jax
-
-  from moe.parallel.sharding import is_declared
-  from moe.parameters import declared
-
-  leaves = jax.tree_util.tree_leaves_with_path(declared(config), is_leaf=is_declared)
-  boxes = {'.'.join(each.key for each in path): box for path, box in leaves}
+  boxes = _declared(config)
   entries = {entry.parameter: entry for entry in table}
   if strange := [name for name in boxes if name not in entries]:
     raise UserError(f'the layout {layout} has no place for the parameters {", ".join(strange)}')
   return [Placed(entries[name], box.value.shape, box.axes) for name, box in boxes.items()]
+
+
+def as_they_are(config: Config) -> dict[str, Placed]:
+  """A config's parameters by name, each as a tensor of that name, shape and order."""
+  return {
+    name: Placed(Entry(name, name, transposed=False), box.value.shape, box.axes)
+    for name, box in _declared(config).items()
+  }
 
 
 def tensor_shapes(placed: Sequence[Placed]) -> dict[str, tuple[int, ...]]:
@@ -159,6 +161,17 @@ def best(tables: Mapping[str, Sequence[Placed]], names: Mapping) -> Sequence[Pla
   """Of several tables of one layout the one that shares most tensors with a file."""
   shared = lambda placed: sum(name in names for name in tensor_shapes(placed))
   return max(tables.values(), key=shared)
+
+
+def _declared(config):
+  """What a config's parameters declare, by dotted name."""
+  import jax
+
+  from moe.parallel.sharding import is_declared
+  from moe.parameters import declared
+
+  leaves = jax.tree_util.tree_leaves_with_path(declared(config), is_leaf=is_declared)
+  return {'.'.join(each.key for each in path): box for path, box in leaves}
 
 
 def _indices(counts):

@@ -1,0 +1,143 @@
+"""A job: one config and seed, what it starts from, where it is trained, how far it has come."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.studies.common import Run
+from experiments.sweeps import jsonl
+from moe import config as moe_config
+from moe.config import Config
+from moe.errors import UserError
+
+INIT_FROM = 'train.init_from'
+_LOGGED: jsonl.Shape = {
+  'step': int,
+  'loss': jsonl.NUMBER_OR_NULL,
+  'tokens_per_second': jsonl.NUMBER,
+  'held_out_loss': jsonl.NUMBER_OR_NULL,
+  'bad_streak': int,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """The job whose last checkpoint another job's weights start from.
+  `upcycle`: as what; '' as it is.
+  """
+
+  job: 'Job'
+  upcycle: str
+
+  @property
+  def workdir(self) -> Path:
+    return self.job.workdir
+
+  @property
+  def is_trained(self) -> bool:
+    return self.job.trained
+
+  @property
+  def name(self) -> str:
+    """By its settings: the same in every folder of runs, and for every seed."""
+    return f'{self.upcycle or "weights"} of {self.job.config_hash}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One config and seed, to be trained once, for all `runs` of the study that are this config."""
+
+  runs: tuple[Run, ...]
+  seed: int
+  config: Config
+  config_hash: str
+  flags: tuple[str, ...]  # of launch.train, launch.prepare_data and launch.convert
+  workdir: Path
+  origin: Origin | None = None  # what has to be trained before it
+
+  @property
+  def label(self) -> str:
+    return f'{" = ".join(run.name for run in self.runs)}, seed {self.seed}'
+
+  @property
+  def data_dir(self) -> Path:
+    return Path(self.config.data.dir)
+
+  @property
+  def values(self) -> dict[str, object]:
+    """Every key with its value; where the weights start from another run's, that by its settings,
+    not its place.
+    """
+    values = moe_config.flatten(self.config.to_dict())
+    return values | {INIT_FROM: self.origin.name} if self.origin else values
+
+  @property
+  def is_ready(self) -> bool:
+    """Whether nothing has to be trained before it."""
+    return self.origin is None or self.begun or self.origin.is_trained
+
+  @property
+  def begun(self) -> bool:
+    """Whether it has a checkpoint of its own, and needs no other run's."""
+    return (self.workdir / 'checkpoints').is_dir()
+
+  @property
+  def to_convert(self) -> bool:
+    """Whether what it starts from is still to be made of another run."""
+    return bool(self.origin and self.origin.upcycle) and not (
+      self.begun or Path(self.config.train.init_from).is_dir()
+    )
+
+  @property
+  def num_steps(self) -> int:
+    return self.config.train.num_steps
+
+  @property
+  def trained(self) -> bool:
+    """Whether its last checkpoint is there, which appears by one rename."""
+    return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
+
+  @property
+  def diverged(self) -> bool:
+    """Whether training has given up: more steps in a row than train.max_bad_steps were
+    not finite (moe/train.py).
+
+    False of damaged metrics: started again, training tells what is wrong with them,
+    and the other runs go on.
+    """
+    try:
+      logged = self.metrics()
+    except UserError:
+      return False
+    return bool(logged) and logged[-1].get('bad_streak', 0) > self.config.train.max_bad_steps
+
+  @property
+  def ended(self) -> bool:
+    """Whether there is nothing more to train: the same config would diverge the same way again."""
+    return self.trained or self.diverged
+
+  def arguments(self, program: str) -> list[str]:
+    """What follows `python`."""
+    place = {
+      'train': [f'--workdir={self.workdir}'],
+      'prepare_data': [f'--out={self.data_dir}'],
+      'convert': [f'--workdir={self.config.train.init_from}'],
+    }[program]
+    flags = list(self.flags)
+    if self.origin and program != 'train':
+      flags = [flag for flag in flags if not flag.startswith(f'--config.{INIT_FROM}=')]
+    if program == 'convert':
+      place += [
+        f'--upcycle={self.origin.workdir}',
+        f'--router={self.origin.upcycle}',
+        f'--seed={self.seed}',
+      ]
+    return ['-m', f'launch.{program}', *flags, *place]
+
+  def metrics(self) -> list[dict]:
+    """The complete lines of metrics.jsonl. UserError for a damaged one."""
+    return logged(self.workdir)
+
+
+def logged(workdir: Path) -> list[dict]:
+  """The complete lines of a run's metrics.jsonl. UserError for a damaged one."""
+  return jsonl.read(workdir / 'metrics.jsonl', _LOGGED, ('step', 'loss'), growing=True)

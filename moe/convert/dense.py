@@ -1,0 +1,63 @@
+"""A dense run's parameters, read a box or a layer's matrix at a time, and checked in the end."""
+
+import os
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from etils import epath
+
+from moe.convert import checkpoints, parameters, table
+from moe.convert.checkpoints import Opened
+from moe.convert.parameters import Box
+from moe.warm_start.source import identity_of
+
+_KEPT = 2  # matrices: several threads fill experts of one layer, or of two
+
+
+class Dense:
+  """A checkpoint of a dense run. Any thread may read."""
+
+  def __init__(self, opened: Opened):
+    """UserError where its parameters are not the config's."""
+    self._opened = opened
+    self._placed = table.as_they_are(opened.config)
+    self._stored = checkpoints.open_arrays(opened, [*self._placed.values()])
+    self._matrices: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+    self._sums: dict[str, dict[tuple, int]] = {name: {} for name in self._placed}
+    self._lock = threading.Lock()
+
+  @property
+  def identity(self) -> dict:
+    """What provenance.json says of it, as of a warm start's source."""
+    directory = epath.Path(os.path.realpath(self._opened.path.parent.parent))
+    return identity_of(directory, self._opened.step, self._opened.small)
+
+  def dtype(self, name: str) -> np.dtype:
+    return np.dtype(self._stored[name].array.dtype.numpy_dtype)
+
+  def read(self, name: str, box: Box) -> np.ndarray:
+    """A box of a parameter, in its own type."""
+    content = self._stored[name].array[box].read(order='C').result()
+    part = parameters.checksum(self._placed[name], content, box)
+    # By place: what is read twice counts once.
+    self._sums[name][tuple((each.start, each.stop) for each in box)] = part
+    return content
+
+  def matrix(self, name: str, layer: int) -> np.ndarray:
+    """One layer's matrix of a stack. The last few are kept."""
+    with self._lock:
+      if (name, layer) not in self._matrices:
+        while len(self._matrices) >= _KEPT:
+          self._matrices.popitem(last=False)
+        shape = self._placed[name].shape
+        box = (slice(layer, layer + 1), *(slice(0, n) for n in shape[1:]))
+        self._matrices[name, layer] = self.read(name, box)[0]
+      return self._matrices[name, layer]
+
+  def check_all_read(self) -> None:
+    """UserError unless what was read, which must be all of it, is what the run has saved."""
+    for name, parts in self._sums.items():
+      found = sum(parts.values()) % 2**32
+      if found != self._opened.checksums.get(parameters.keystr(name)):
+        raise checkpoints.damaged(self._opened, parameters.keystr(name))

@@ -1,0 +1,145 @@
+"""Runs that start from other runs' weights: what they are called, what they wait for."""
+
+import dataclasses
+import types
+from pathlib import Path
+
+import pytest
+
+from experiments.studies.common import Run, Start
+from experiments.sweeps import local, plan, shares, sweep
+from experiments.sweeps.view import View
+from moe.errors import UserError
+from tests.experiments.sweeps.test_parts import _CONFIG, _jobs
+
+_DENSE = {
+  'model.num_dense_layers': 2,
+  'model.d_ff': 16,
+  'moe.num_experts': 0,
+  'moe.experts_per_token': 0,
+  'moe.expert_balance_weight': 0.0,
+  'train.num_steps': 8,
+}
+_RUNS = (
+  Run('dense', _CONFIG, _DENSE),
+  Run('scratch', _CONFIG),
+  Run('on', _CONFIG, _DENSE | {'train.num_steps': 40}, start=Start('dense')),
+  Run('upcycled', _CONFIG, start=Start('dense', 'even')),
+  Run('further', _CONFIG, start=Start('upcycled')),
+)
+
+
+def _trained(job):
+  (job.workdir / 'checkpoints' / str(job.num_steps)).mkdir(parents=True, exist_ok=True)
+
+
+def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
+  dense, scratch, on, upcycled, further = _jobs(tmp_path / 'here', *_RUNS)
+  there = plan.jobs(
+    plan.Study('study.py', lambda scale: _RUNS), None, [0, 1], {}, tmp_path / 'there'
+  )
+  hashes = [job.config_hash for job in (dense, scratch, on, upcycled, further)]
+  assert [job.config_hash for job in there] == hashes * 2 and len(set(hashes)) == 5
+  assert on.config.train.init_from == str(dense.workdir)
+  assert upcycled.config.train.init_from == str(upcycled.workdir / 'start')
+  assert further.config.train.init_from == str(upcycled.workdir)
+  assert further.values['train.init_from'] == f'weights of {upcycled.config_hash}'
+  assert len({job.data_dir for job in (dense, scratch, on, upcycled, further)}) == 1
+  command = ' '.join(upcycled.arguments('convert'))
+  assert f'--upcycle={dense.workdir} --router=even --seed=0' in command
+  assert f'--workdir={upcycled.workdir}/start' in command
+  assert 'init_from' not in command
+  assert f'--config.train.init_from={upcycled.workdir}/start' in upcycled.arguments('train')
+  assert not any('init_from' in flag for flag in on.arguments('prepare_data'))
+
+
+def test_another_start_is_another_run(tmp_path):
+  with_ = lambda start, **dense: (
+    _jobs(tmp_path, Run('dense', _CONFIG, _DENSE | dense), Run('b', _CONFIG, start=start))[
+      1
+    ].config_hash
+  )
+  hashes = [with_(None), with_(Start('dense', 'even')), with_(Start('dense', 'random'))]
+  hashes += [with_(Start('dense', 'even'), **{'train.num_steps': 9})]
+  assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize(
+  ('run', 'message'),
+  [
+    (Run('b', _CONFIG, start=Start('a')), "run 'b' .*from the run 'a', which is not listed before"),
+    (Run('b', _CONFIG, start='dense'), "run 'b' .*start must be a Start, not 'dense'"),
+    (Run('b', _CONFIG, start=Start('dense', 'odd')), "start.upcycle must be .*not 'odd'"),
+    (
+      Run('b', _CONFIG, {'model.vocab_size': 400}, start=Start('dense')),
+      "from the run 'dense', of other text or vocabulary",
+    ),
+    (
+      Run('b', _CONFIG, {'train.init_from': 'DIR'}, start=Start('dense')),
+      'train.init_from=DIR is set for a run that has a start',
+    ),
+  ],
+)
+def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    _jobs(tmp_path, _RUNS[0], run)
+
+
+@pytest.mark.parametrize('goes_well', [True, False])
+def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
+  """`dense` ends well or not; what a program leaves is there when it ends."""
+  monkeypatch.setattr(local.machine, 'commit', lambda: 'unknown')
+  jobs, started = _jobs(tmp_path, *_RUNS), []
+
+  def start(arguments, log, share):
+    del log, share
+    place = next(Path(each[10:]) for each in arguments if each.startswith('--workdir='))
+    job = next(job for job in jobs if place in (job.workdir, job.workdir / 'start'))
+    program, name = arguments[1].rpartition('.')[2], job.runs[0].name
+    started.append((program, name))
+    fails = name == 'dense' and not goes_well
+
+    def poll():
+      if program == 'convert':
+        place.mkdir(parents=True, exist_ok=True)
+      elif program == 'train' and not fails:
+        _trained(job)
+      return int(fails)
+
+    return types.SimpleNamespace(poll=poll, returncode=int(fails))
+
+  tasks = [local.Task(job) for job in jobs]
+  at_hand = types.SimpleNamespace(stopped_by=None, start=start)
+  local.run(tasks, shares.deal(2), at_hand, lambda job: '', View(tasks))
+  states = {task.job.runs[0].name: task.state for task in tasks}
+  if not goes_well:
+    assert states.pop('scratch') == 'finished' and set(states.values()) == {'failed'}
+    assert [task.note for task in tasks[2:]] == [
+      f'it starts from {name}, seed 0, which has not been trained'
+      for name in ('dense', 'dense', 'upcycled')
+    ]
+    return
+  assert set(states.values()) == {'finished'}
+  at = [each for each in started if each[0] != 'score'].index
+  assert at(('train', 'dense')) < at(('convert', 'upcycled')) < at(('train', 'upcycled'))
+  assert at(('train', 'upcycled')) < at(('train', 'further'))
+  assert at(('train', 'dense')) < at(('train', 'on'))
+  assert ('convert', 'on') not in started
+
+
+def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monkeypatch, capsys):
+  """As on a fresh clone, whose lines came with it and whose runs did not."""
+  study = plan.Study('study.py', lambda scale: _RUNS[:3])
+  monkeypatch.setattr(sweep.plan, 'load', lambda path: study)
+  lacking = lambda job, lines: [] if job.runs[0].name == 'dense' else list(job.runs)
+  monkeypatch.setattr(sweep.ledger, 'missing', lacking)
+  options = sweep.Options('study', seeds=1, workdir=tmp_path / 'runs', results=tmp_path / 'results')
+  options = dataclasses.replace(options, dry_run=True)
+  assert sweep.run(options) == 0
+  assert '3 runs, 0 finished, 3 to do' in capsys.readouterr().out
+  with pytest.raises(UserError, match='on, seed 0 starts from dense, seed 0, which is not trained'):
+    sweep.run(dataclasses.replace(options, runs=['on']))
+  for job in _jobs(tmp_path / 'runs', *_RUNS[:1]):
+    _trained(job)
+  assert sweep.run(options) == 0
+  assert '3 runs, 1 finished, 2 to do' in capsys.readouterr().out
