@@ -2,12 +2,12 @@
 
   python -m launch.sweep --sweep=experiments/studies/upcycling.py
 
-A dense model is trained for 1.2M tokens. `launch.convert --upcycle` makes it a DeepSeekMoE of 1 +
-63 (7) experts of a quarter FFN, which trains 0.6M tokens more, beside the same MoE from scratch and
+A dense model is trained for 0.6M tokens. `launch.convert --upcycle` makes it a DeepSeekMoE of 1 +
+63 (7) experts of a quarter FFN, which trains 0.3M tokens more, beside the same MoE from scratch and
 the dense run gone on with: on the same batches and by the same schedule, warm-up included. None
 takes over the optimizer's state. The paper has no upcycling: arXiv 2212.05055 starts MoEs of whole
 FFNs so, and finds them ahead of MoEs from scratch until these have had about as many tokens as the
-dense run cost, and ahead of the dense run gone on with. What has to hold: after 0.6M further tokens
+dense run cost, and ahead of the dense run gone on with. What has to hold: after 0.3M further tokens
 the upcycled MoE has a lower loss than the one from scratch, and than the dense run gone on with.
 Beside the claim: the dense run gone on with is better than where it was. The sizes are those of ten
 minutes of one slow core: 3 layers, d 48, 2048 tokens a step.
@@ -23,7 +23,7 @@ CLAIM = (
   'and than the dense run gone on with.'
 )
 # Of the dense run, and of what follows it.
-_BEFORE, _FURTHER = 600, 300
+_BEFORE, _FURTHER = 300, 150
 _SETTINGS = {
   'model.vocab_size': 1024,
   'model.dtype': 'float32',
@@ -32,11 +32,11 @@ _SETTINGS = {
   'data.seq_len': 128,
   'data.batch_size': 16,
   'optimizer.peak_lr': 3e-3,
-  'optimizer.warmup_steps': 50,
+  'optimizer.warmup_steps': 30,
   'train.num_steps': _FURTHER,
-  'train.log_every': 20,
+  'train.log_every': 10,
   'train.heatmap_every': 150,
-  'evaluation.every_steps': 100,
+  'evaluation.every_steps': 50,
   'evaluation.max_batches': 4,
   'checkpoint.every_steps': 150,
   'checkpoint.keep_last': 1,
@@ -78,7 +78,7 @@ def analyse(results: Results) -> Analysis:
       against(results, _ON, _DENSE, below=0.0, role=Role.BESIDE),
     ],
     '',
-    'Models of about a million parameters and 1.8M tokens in all: the dense run is far from where '
+    'Models of about a million parameters and 0.9M tokens in all: the dense run is far from where '
     'more tokens no longer help it, and the further tokens are half of its own, where upcycling is '
     'meant for long dense runs. The learning rate is that of a start from scratch, warm-up '
     'included, for all. The further tokens begin the text anew, so that what has started from the '

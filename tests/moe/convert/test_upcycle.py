@@ -19,6 +19,7 @@ from moe.errors import UserError
 from moe.run import load_run
 from moe.storage import provenance
 from moe.train import train
+from moe.warm_start.find import find
 from tests import in_process
 from tests.launch.runs import config as tiny
 from tests.launch.runs import conftest as of_runs
@@ -66,10 +67,8 @@ DIVISIONS = {
   'a unit in every expert': ((1, 7, 7, 80), (1, 7, {2})),
 }  # fmt: skip
 # Of these the logits, too.
-CASES = (
-  *('some units twice', 'two groups of two', 'an expert of no group'),
-  *('one group, and an expert beside', 'all of it shared'),
-)
+CASES = ('two groups of two', 'an expert of no group', 'one group, and an expert beside')
+ONE_DENSE = {'model.num_dense_layers': 1, 'model.d_ff': 80}
 
 
 @pytest.fixture(scope='module')
@@ -86,23 +85,31 @@ def llama(weights, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(corpus, tmp_path_factory):
-  """(a dense run of 20 steps, the config of a MoE of its sizes)."""
-  workdir = tmp_path_factory.mktemp('trained') / 'run'
-  shape = {'model.num_dense_layers': 2, 'model.d_ff': 64}
-  none = dict.fromkeys(('num_experts', 'num_shared_experts', 'experts_per_token', 'd_expert'), 0)
-  short = {'train.num_steps': 20, 'train.writers': '', 'checkpoint.every_steps': 20}
-  flags = (f'--config.data.sources={corpus}', '--config.data.holdout=0.15')
-  overrides = shape | short | {f'moe.{key}': value for key, value in none.items()}
-  with one_device():
-    train(programs.config(flags, **overrides, **{'moe.expert_balance_weight': 0.0}), workdir)
-  config = programs.config(
-    flags,
-    **short
-    | {'moe.d_expert': 16, 'moe.experts_per_token': 3, 'moe.num_experts': 12}
-    | {'data.dir': str(workdir / 'data'), 'train.num_steps': 2, 'optimizer.warmup_steps': 0},
+def upcycled(llama, tmp_path_factory):
+  """`llama` as a MoE of 1 + 12 (6), the first layer dense: a run to be read only."""
+  workdir = tmp_path_factory.mktemp('upcycled') / 'run'
+  made = upcycle(llama, moe_config(1, 12, 6, 16, **ONE_DENSE), workdir)
+  assert made.notes == (
+    'each hidden unit of the dense FFN is 1 or 2 times in the shared experts and a group of 6; '
+    'a token goes to 1 of 2 groups',
   )
-  return workdir, config
+  run = load_run(workdir)
+  assert made.parameters == sum(x.size for x in jax.tree.leaves(run.params))
+  return run
+
+
+@pytest.fixture(scope='module')
+def trained(corpus, tmp_path_factory):
+  """A dense run of a few steps, d_ff 64."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  none = dict.fromkeys(('num_experts', 'num_shared_experts', 'experts_per_token', 'd_expert'), 0)
+  short = {'train.num_steps': 8, 'train.writers': '', 'checkpoint.keep_best': 0}
+  dense = {'model.num_dense_layers': 2, 'model.d_ff': 64, 'moe.expert_balance_weight': 0.0}
+  dense |= {f'moe.{key}': value for key, value in none.items()}
+  flags = (f'--config.data.sources={corpus}', '--config.data.holdout=0.15')
+  with one_device():
+    train(programs.config(flags, **short, **dense, **{'evaluation.every_steps': 0}), workdir)
+  return workdir
 
 
 def exported(workdir, folder):
@@ -133,52 +140,47 @@ def test_the_first_step_is_the_dense_model(name, weights, llama, tmp_path):
   np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  'sizes, overrides',
-  [
-    ((1, 12, 6, 16), {'model.num_dense_layers': 1, 'model.d_ff': 80}),
-    ((1, 8, 4, 24), {'moe.router': 'hash'}),
-  ],
-)
-def test_so_it_is_by_the_model_itself(sizes, overrides, weights, llama, tmp_path):
-  """The hash router's 4 consecutive experts are of one group or two."""
-  upcycle(llama, moe_config(*sizes, **overrides), tmp_path / 'run')
+def test_so_it_is_by_the_model_itself(weights, upcycled):
   truth_LV = hf_checkpoint.logits(LLAMA, weights, TOKENS_L)
-  found_LV = logits(load_run(tmp_path / 'run'), TOKENS_L)
-  np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(logits(upcycled, TOKENS_L), truth_LV, rtol=0, atol=1e-5)
 
 
-def test_a_layer_is_the_ffn_whichever_group_is_chosen(weights, llama, tmp_path):
-  """Also of groups that no token of a text comes to: gates of 1/E, by hand."""
-  config = moe_config(1, 12, 6, 16)
-  upcycle(llama, config, tmp_path / 'run')
-  moe = jax.tree.map(np.float64, load_run(tmp_path / 'run').params['moe_blocks']['moe'])
-  u_LD = np.random.default_rng(2).normal(size=(5, 32))
+def assert_layers_are(run, weights, first_layer, routed):
+  """Shared experts and what `routed` makes of the experts' outputs_ELD, beside the dense FFN."""
+  moe = jax.tree.map(np.float64, run.params['moe_blocks']['moe'])
+  u_LD, names = np.random.default_rng(2).normal(size=(5, 32)), ('gate', 'up', 'down')
 
-  def ffn(w, *index):
-    gate, up, down = (w[name][index] for name in ('gate', 'up', 'down'))
+  def ffn(gate, up, down):
     hidden = u_LD @ gate
     return (hidden / (1 + np.exp(-hidden)) * (u_LD @ up)) @ down
 
-  for layer in range(3):
-    matrices = [
-      weights[f'model.layers.{layer}.mlp.{x}_proj.weight'] for x in ('gate', 'up', 'down')
-    ]
-    truth_LD = ffn(
-      dict(zip(('gate', 'up', 'down'), (m.T[None].astype(np.float64) for m in matrices))), 0
-    )
-    for first in (0, 6):
-      routed = sum(ffn(moe['experts'], layer, expert) / 12 for expert in range(first, first + 6))
-      np.testing.assert_allclose(ffn(moe['shared'], layer) + routed, truth_LD, rtol=0, atol=1e-5)
+  for layer in range(first_layer, 3):
+    prefix = f'model.layers.{layer}.mlp'
+    truth_LD = ffn(*(weights[f'{prefix}.{x}_proj.weight'].T.astype(np.float64) for x in names))
+    of = lambda kind, layer=layer: [moe[kind][x][layer - first_layer] for x in names]
+    shared_LD, experts_ELD = ffn(*of('shared')), [ffn(*each) for each in zip(*of('experts'))]
+    for routed_LD in routed(experts_ELD):
+      np.testing.assert_allclose(shared_LD + routed_LD, truth_LD, rtol=0, atol=1e-5)
 
 
-def test_all_but_the_ffns_is_the_dense_run_byte_for_byte(llama, tmp_path):
-  config = moe_config(1, 12, 6, 16, **{'model.num_dense_layers': 1, 'model.d_ff': 80})
-  made = upcycle(llama, config, tmp_path / 'run')
-  dense, new = load_run(llama), load_run(tmp_path / 'run')
-  assert new.config == config and new.step == 0
-  assert made.parameters == sum(x.size for x in jax.tree.leaves(new.params))
-  ours, blocks = dict(new.params), dense.params['dense_blocks']
+def test_a_layer_is_the_ffn_whichever_group_is_chosen(weights, upcycled):
+  """Also groups that no token of a text comes to: gates of 1/E."""
+  groups = lambda experts_ELD: [sum(experts_ELD[first : first + 6]) / 12 for first in (0, 6)]
+  assert_layers_are(upcycled, weights, 1, groups)
+
+
+def test_a_layer_is_the_ffn_whatever_the_hash(weights, llama, tmp_path):
+  """A token's experts are 4 consecutive ones, in a circle; their gates are 1."""
+  upcycle(llama, moe_config(1, 8, 4, 24, **{'moe.router': 'hash'}), tmp_path / 'run')
+  chosen = lambda experts_ELD: [
+    sum(experts_ELD[(first + i) % 8] for i in range(4)) for first in range(8)
+  ]
+  assert_layers_are(load_run(tmp_path / 'run'), weights, 0, chosen)
+
+
+def test_all_but_the_ffns_is_the_dense_run_byte_for_byte(llama, upcycled):
+  dense = load_run(llama)
+  ours, blocks = dict(upcycled.params), dense.params['dense_blocks']
   experts = dict(ours.pop('moe_blocks'))
   router_NDE = np.asarray(experts.pop('moe')['router']['experts'])
   first, rest = (jax.tree.map(lambda x, s=s: x[s], blocks) for s in (slice(1), slice(1, None)))
@@ -188,65 +190,58 @@ def test_all_but_the_ffns_is_the_dense_run_byte_for_byte(llama, tmp_path):
   others = {k: v for k, v in dense.params.items() if k != 'dense_blocks'}
   jax.tree.map(np.testing.assert_array_equal, ours, others)
   # A column a group.
-  np.testing.assert_array_equal(router_NDE[..., 0:6], np.repeat(router_NDE[..., :1], 6, axis=-1))
+  np.testing.assert_array_equal(router_NDE[..., :6], np.repeat(router_NDE[..., :1], 6, axis=-1))
   np.testing.assert_array_equal(router_NDE[..., 6:], np.repeat(router_NDE[..., 6:7], 6, axis=-1))
   assert 0 < np.abs(router_NDE).max() < 1e-5 and (router_NDE[..., 0] != router_NDE[..., 6]).all()
 
 
-def test_the_seed_decides_what_is_drawn(llama, tmp_path):
-  params = []
-  for name, options in {'a': Options(), 'b': Options(), 'c': Options(seed=1)}.items():
-    upcycle(llama, moe_config(1, 12, 6, 16), tmp_path / name, options)
-    params.append(load_run(tmp_path / name).params['moe_blocks']['moe'])
-  a, b, c = params
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-  assert not np.array_equal(a['router']['experts'], c['router']['experts'])
-  assert not np.array_equal(a['experts']['up'], c['experts']['up'])
-
-
-def test_a_random_router_is_a_new_runs(llama, tmp_path):
-  made = upcycle(llama, moe_config(1, 12, 6, 16), tmp_path / 'run', Options(router='random'))
-  router_NDE = load_run(tmp_path / 'run').params['moe_blocks']['moe']['router']['experts']
-  assert 0.004 < float(router_NDE.std()) < 0.008  # init_std is 0.006
+def test_a_random_router_is_a_new_runs_and_the_seed_deals_anew(llama, upcycled, tmp_path):
+  options = Options(router='random', seed=1)
+  made = upcycle(llama, upcycled.config, tmp_path / 'run', options)
+  other = load_run(tmp_path / 'run').params['moe_blocks']['moe']
+  assert 0.004 < float(other['router']['experts'].std()) < 0.008  # init_std is 0.006
   assert any('not even' in note for note in made.notes)
+  ours = upcycled.params['moe_blocks']['moe']
+  assert not np.array_equal(other['experts']['up'], ours['experts']['up'])
+  np.testing.assert_array_equal(other['shared']['down'], ours['shared']['down'])
 
 
-@pytest.mark.parametrize('dtype', [None, 'float32'])
-def test_a_bfloat16_run_stays_so_or_is_widened_exactly(dtype, tmp_path):
+def test_a_bfloat16_run_stays_so_or_is_widened_exactly(upcycled, tmp_path):
   hf = LLAMA | {'torch_dtype': 'bfloat16'}
   narrow = tensors(hf, dtype=ml_dtypes.bfloat16)
   from_hf(write(tmp_path / 'hf', hf, narrow), tmp_path / 'dense')
-  config = moe_config(1, 12, 6, 16)
-  made = upcycle(tmp_path / 'dense', config, tmp_path / 'run', Options(dtype=dtype))
-  assert {x.dtype.name for x in jax.tree.leaves(load_run(tmp_path / 'run').params)} == {
-    dtype or 'bfloat16'
-  }
-  assert any('rounded to bfloat16' in note for note in made.notes) == (dtype is None)
   wide = {name: w.astype(np.float32) for name, w in narrow.items()}
   truth_LV = hf_checkpoint.logits(LLAMA, wide, TOKENS_L)
-  found_LV = hf_checkpoint.logits(*exported(tmp_path / 'run', tmp_path / 'out'), TOKENS_L)
-  np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5 if dtype else 0.1)
+  for dtype, tolerance in ((None, 0.1), ('float32', 1e-5)):
+    workdir = tmp_path / f'run {dtype}'
+    made = upcycle(tmp_path / 'dense', upcycled.config, workdir, Options(dtype=dtype))
+    assert any('rounded to bfloat16' in note for note in made.notes) == (dtype is None)
+    config, found = exported(workdir, tmp_path / f'out {dtype}')
+    assert config['torch_dtype'] == (dtype or 'bfloat16')
+    found_LV = hf_checkpoint.logits(config, found, TOKENS_L)
+    np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=tolerance)
 
 
 def test_a_trained_run_is_gone_on_with_from_where_it_was(trained, tmp_path):
-  workdir, config = trained
   told = in_process.check(
-    *('convert', f'--upcycle={workdir}', f'--workdir={tmp_path}/start'),
+    *('convert', f'--upcycle={trained}', f'--workdir={tmp_path}/start'),
     *(f'--config={tiny.__file__}', '--config.moe.experts_per_token=3'),
     '--config.moe.num_experts=12',
   )
-  assert 'parameters of step 20' in told and 'each hidden unit of the dense FFN is 1 times' in told
-  dense, start = load_run(workdir), load_run(tmp_path / 'start')
-  tokens_L = dense.tokenizer.encode('the expert router')
-  assert start.tokenizer.encode('the expert router') == tokens_L
-  np.testing.assert_allclose(logits(start, tokens_L), logits(dense, tokens_L), rtol=0, atol=1e-5)
+  assert 'parameters of step 8' in told and 'each hidden unit of the dense FFN is 1 times' in told
+  dense, start = load_run(trained), load_run(tmp_path / 'start')
+  tokens_L = np.array(dense.tokenizer.encode('the expert router'))
+  assert start.tokenizer.to_bytes() == dense.tokenizer.to_bytes()
+  found_LV, truth_LV = (
+    hf_checkpoint.logits(*exported(workdir, tmp_path / f'{workdir.name} out'), tokens_L)
+    for workdir in (tmp_path / 'start', trained)
+  )
+  np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5)
   (part,) = json.loads((tmp_path / 'start' / provenance.FILE).read_text())
-  assert part['upcycled_from']['path'] == str(workdir) and part['upcycled_from']['step'] == 20
-  warm = dataclasses.replace(config.train, init_from=str(tmp_path / 'start'))
-  with one_device():
-    train(dataclasses.replace(config, train=warm), tmp_path / 'run')
-  before, after = (programs.lines(each)[-1]['loss'] for each in (workdir, tmp_path / 'run'))
-  assert after < before + 0.5
+  assert part['upcycled_from']['path'] == str(trained) and part['upcycled_from']['step'] == 8
+  warm = dataclasses.replace(start.config.train, init_from=str(tmp_path / 'start'))
+  source = find(dataclasses.replace(start.config, train=warm))
+  assert source.step == 0 and not source.new
 
 
 OTHER_SIZES = {'model.num_kv_heads': 4, 'model.rope_base': 500.0, 'model.num_layers': 2}
@@ -280,8 +275,8 @@ def test_a_config_that_does_not_fit_is_one_line_and_leaves_nothing(name, llama, 
   assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_run_or_one_with_experts_leaves_nothing(llama, tmp_path):
-  config = moe_config(1, 8, 4, 16)
+def test_a_damaged_run_or_one_with_experts_leaves_nothing(llama, upcycled, tmp_path):
+  config = upcycled.config
   upcycle(llama, config, tmp_path / 'moe')
   with pytest.raises(UserError, match='has experts already'):
     upcycle(tmp_path / 'moe', config, tmp_path / 'run')
