@@ -2,7 +2,7 @@
 
   python -m launch.convert --from=HF_DIR --workdir=RUN [--dtype=bfloat16|float32]
   python -m launch.convert --to=hf|gguf --workdir=RUN --out=DIR [--step=N] [--dtype=…]
-  python -m launch.convert --upcycle=DENSE_RUN --config=MOE_CONFIG --workdir=RUN [--step=N]
+  python -m launch.convert --upcycle=DENSE_RUN --config=CONFIG --workdir=RUN [--step=N]
     [--router=even|random] [--seed=0] [--dtype=…]
 
 The first makes RUN, which launch.evaluate, launch.generate and notebooks open; the second DIR, for
