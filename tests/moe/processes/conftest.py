@@ -11,6 +11,7 @@ SHORT = (
   '--config.train.num_steps=24',
   '--config.checkpoint.every_steps=8',
   '--config.checkpoint.keep_best=0',
+  '--config.checkpoint.keep_last=3',
   '--config.evaluation.every_steps=0',
 )
 

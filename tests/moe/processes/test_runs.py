@@ -12,12 +12,13 @@ from tests.launch.runs import programs
 from tests.moe.processes.group import Group, check
 
 
-def _assert_same_losses(workdir, truth):
-  """Float32 sums in another order: the same to 1e-5 until training amplifies the last bits."""
-  lines, true_lines = programs.lines(workdir), programs.lines(truth)
-  assert (
-    [line['step'] for line in lines] == [line['step'] for line in true_lines] == list(range(1, 25))
-  )
+def _assert_same_losses(workdir, truth, after=0):
+  """Float32 sums in another order: the same to 1e-5 until training amplifies the last bits.
+  `after`: the step of `truth` that the run began at.
+  """
+  lines, true_lines = programs.lines(workdir), programs.lines(truth)[after:]
+  assert [line['step'] + after for line in lines] == list(range(after + 1, 25))
+  assert [line['step'] for line in true_lines] == list(range(after + 1, 25))
   for key in ('loss', 'objective', 'tokens'):
     np.testing.assert_allclose([x[key] for x in lines], [x[key] for x in true_lines], rtol=1e-5)
   assert lines[-1]['held_out_loss'] == pytest.approx(true_lines[-1]['held_out_loss'], rel=1e-5)
@@ -26,6 +27,14 @@ def _assert_same_losses(workdir, truth):
 def _steps(workdir):
   return sorted(
     int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()
+  )
+
+
+def _fork(source, step):
+  return (
+    f'--config.train.init_from={source}:{step}',
+    *(f'--config.train.init_{what}=True' for what in ('optimizer', 'data')),
+    *(f'--config.optimizer.start_step={step}', f'--config.train.num_steps={24 - step}'),
   )
 
 
@@ -60,10 +69,12 @@ def test_two_stages_in_two_processes_go_on_with_a_run_of_halved_batches(
   _assert_same_losses(workdir, by_one)
 
 
-@pytest.mark.parametrize('asked', [0, 1])
+@pytest.mark.parametrize('asked, after', [(0, 0), (1, 8)])
 def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(
-  asked, flags, by_one, tmp_path
+  asked, after, flags, by_one, tmp_path
 ):
+  """Of a new run, and of one that starts in the middle of another: a fork takes its next steps."""
+  flags, end = (*flags, *(_fork(by_one, after) if after else ())), 24 - after
   with Group(2, tmp_path, *flags, '--config.mesh.data=1', '--config.mesh.fsdp=2') as group:
     group.wait_for_step(4)
     with pytest.raises(ConnectionRefusedError):  # at another address of this machine nobody listens
@@ -72,13 +83,15 @@ def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(
     assert group.wait() == [0, 0], group.output()
     output = group.output(0)
   stopped_at = programs.lines(tmp_path)[-1]['step']
-  assert 4 <= stopped_at < 24 and max(_steps(tmp_path)) == stopped_at
+  assert 4 <= stopped_at < end and max(_steps(tmp_path)) == stopped_at
+  # Process 0 alone says what it starts from.
+  assert group.output().count(f'warm start from {by_one}, step {after}') == bool(after)
   cause = 'a signal to another process' if asked else 'SIGTERM'
   assert f'stopped by {cause}: saved step {stopped_at}' in output
   assert f'going on from step {stopped_at}' in programs.check(
     'train', programs.CONFIG, *flags, f'--workdir={tmp_path}', '--config.mesh.data=-1'
   )
-  _assert_same_losses(tmp_path, by_one)
+  _assert_same_losses(tmp_path, by_one, after)
 
 
 def test_kill_9_of_one_then_supervised_starts_compute_the_same_bits(flags, by_two, tmp_path):
