@@ -110,20 +110,22 @@ def tensors(hf: dict, seed: int = 0, dtype=np.float32, std: float = 0.2) -> dict
   return {name: draw(shape) for name, shape in shapes(hf).items()}
 
 
-def write(folder: Path, hf: dict, weights: dict[str, np.ndarray], shards: int = 2) -> Path:
-  """A checkpoint's folder, by the `safetensors` package. One shard: without an index."""
+def write(folder: Path, hf: dict, weights: Mapping[str, np.ndarray], shards: int = 2) -> Path:
+  """A checkpoint's folder, by the `safetensors` package. One shard: without an index.
+  No more than a shard's tensors are asked for at once.
+  """
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps(hf))
   if shards == 1:
-    save_file(weights, folder / 'model.safetensors')
+    save_file(dict(weights), folder / 'model.safetensors')
     return folder
-  weight_map = {}
+  weight_map, total = {}, 0
   for shard in range(shards):
     file = f'model-{shard + 1:05}-of-{shards:05}.safetensors'
     part = {name: weights[name] for name in list(weights)[shard::shards]}
     save_file(part, folder / file, metadata={'format': 'pt'})
     weight_map |= dict.fromkeys(part, file)
-  total = sum(w.nbytes for w in weights.values())
+    total += sum(w.nbytes for w in part.values())
   index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   return folder

@@ -3,6 +3,7 @@ and where models lack something.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -22,12 +23,13 @@ from nbclient import NotebookClient
 
 from experiments.notebooks import released
 from moe import run as moe_run
-from moe.config import from_config_dict
+from moe.config import from_config_dict, from_stored
 from moe.data import store
 from moe.data.store import open_held_out
 from moe.errors import UserError
 from moe.model import Transformer
 from moe.run import Run, data_directory, load_run
+from moe.storage import provenance
 from moe.train import train
 from tests.experiments.notebooks import bucket
 from tests.launch.runs import config as runs_config
@@ -271,6 +273,27 @@ def test_parameters_from_a_bucket_are_those_of_the_folder(workdir, in_bucket):
     load_run('gs://pod/nothing')
   with pytest.raises(UserError, match='cannot list gs://other/run/checkpoints'):
     load_run('gs://other/run')
+
+
+def test_a_run_starts_from_a_bucket(workdir, in_bucket, tmp_path):
+  """With weights, moments, tokenizer and place in the data; named otherwise it goes on."""
+  stored = from_stored(json.loads((workdir / 'config.json').read_text()), 'config.json')
+  taken = {'init_optimizer': True, 'init_data': True, 'num_steps': 1}
+
+  def start(spec, folder):
+    start = dataclasses.replace(stored.train, init_from=spec, **taken)
+    with one_device():
+      return train(dataclasses.replace(stored, train=start), folder)
+
+  assert start(f'{in_bucket}:4', tmp_path / 'run').finished
+  identity = provenance.source(tmp_path / 'run')
+  assert (identity['path'], identity['step']) == (in_bucket, 4)
+  assert start(in_bucket, tmp_path / 'run').finished
+  ours, theirs = load_run(tmp_path / 'run', 0), load_run(workdir)
+  jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+  assert ours.tokenizer.to_bytes() == theirs.tokenizer.to_bytes()
+  with pytest.raises(UserError, match='there is no checkpoint in gs://pod/nothing/checkpoints'):
+    start('gs://pod/nothing', tmp_path / 'other')
 
 
 def test_programs_read_buckets_too(in_bucket):

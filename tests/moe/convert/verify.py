@@ -2,17 +2,17 @@
 
 Every case is a checkpoint of random weights, taken through the programs as a user would: in from
 the released layout, out again, and out as GGUF. It writes experiments/results/weights.jsonl, and
-the table of docs/weights.md. Some minutes, 10 GB of disk, and 12 GB of memory for the largest.
+the tables of docs/weights.md. A quarter of an hour, 30 GB of disk, and 12 GB of memory for the
+largest. `python -m tests.moe.convert.verify CASE` does one alone.
 """
 
 import datetime
 import importlib.metadata
+import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -20,7 +20,6 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
 
 from experiments.benchmarks.tokenizer import train_like_deepseek
 from experiments.notebooks import released
@@ -30,21 +29,16 @@ from moe import files
 from moe.convert.to_gguf import FILE
 from moe.generate import Sampling, generate_tokens
 from moe.run import load_run
-from tests.moe.convert import llama_cpp
+from tests.moe.convert import cost, llama_cpp
+from tests.moe.convert.cost import convert, same_bytes
 from tests.moe.convert.hf_checkpoint import CASES
 from tests.moe.convert.test_tokenizers import TEXTS
 
 ROOT = Path(__file__).parents[3]
 RESULTS, PAGE = ROOT / 'experiments/results/weights.jsonl', ROOT / 'docs/weights.md'
-BEGIN, END = '<!-- written by make verify-weights -->\n', '<!-- end -->\n'
-PROMPTS, NEW_TOKENS = 4, 32
-# What the system tells a parent includes the parent's own memory, of before the program began.
-_MEASURED = """
-import atexit, runpy
-peak = lambda: open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]
-atexit.register(lambda: print(peak()))
-runpy.run_module('launch.convert', run_name='__main__', alter_sys=True)
-"""
+BEGIN, END = '<!-- written by make verify-weights: {} -->\n', '<!-- end -->\n'
+CHECKED, COST = 'checked', '16B shapes, 5 layers: cost'
+PROMPTS, NEW_TOKENS, ROUNDS = 4, 32, 3
 # DeepSeekMoE 16B but for the number of layers.
 _16B = DEEPSEEK | {
   **{'vocab_size': 102400, 'hidden_size': 2048, 'intermediate_size': 10944},
@@ -54,18 +48,23 @@ _16B = DEEPSEEK | {
 }
 
 
-def main():
-  commit, lines = machine.commit(), []
+def main(only=None):
+  """Every case, and then the cost; or one of them, whose line alone is replaced."""
+  lines = {line['what']: line for line in map(json.loads, RESULTS.read_text().splitlines())}
   cases = {name: hf | {'vocab_size': 448} for name, hf in CASES.items()}
-  for name, hf in (cases | {'16B shapes, 2 layers': _16B}).items():
+  of_case = lambda hf: lambda folder: verify(hf, folder)
+  work = {name: of_case(hf) for name, hf in (cases | {'16B shapes, 2 layers': _16B}).items()}
+  work[COST] = lambda folder: cost.measure(_16B | {'num_hidden_layers': 5}, folder, ROUNDS)
+  for name in [only] if only else work:
     with tempfile.TemporaryDirectory() as folder:
-      line = {'what': name, **verify(hf, Path(folder)), 'commit': commit}
-    line['date'] = datetime.date.today().isoformat()
-    lines.append(line | {'llama_cpp': f'xllamacpp {importlib.metadata.version("xllamacpp")}'})
-    print(files.to_json(lines[-1]), flush=True)
-    files.replace(RESULTS, ''.join(files.to_json(each) + '\n' for each in lines))
-    before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
-    files.replace(PAGE, before + BEGIN + table(lines) + END + rest.partition(END)[2])
+      found = work[name](Path(folder))
+    about = {'commit': machine.commit(), 'date': datetime.date.today().isoformat()}
+    lines[name] = {'what': name, **found, **about}
+    print(files.to_json(lines[name]), flush=True)
+    files.replace(RESULTS, ''.join(files.to_json(lines[each]) + '\n' for each in lines))
+    page = PAGE.read_text(encoding='utf-8')
+    page = _with_table(page, CHECKED, table([lines[each] for each in lines if each != COST]))
+    files.replace(PAGE, _with_table(page, COST, cost.table(lines[COST])) if COST in lines else page)
 
 
 def verify(hf: dict, folder: Path) -> dict:
@@ -107,29 +106,8 @@ def verify(hf: dict, folder: Path) -> dict:
     'greedy_tokens': sum(map(len, ours)),
     'greedy_agreed': agreed,
     **{'from': come_in, 'to_hf': out, 'to_gguf': to_gguf},
+    'llama_cpp': f'xllamacpp {importlib.metadata.version("xllamacpp")}',
   }
-
-
-def convert(*flags: str) -> dict:
-  """Runs launch.convert: its time and peak memory, Python and JAX included."""
-  begin = time.monotonic()
-  command = [sys.executable, '-c', _MEASURED, *flags]
-  told = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-  peak_kib = int(told.splitlines()[-1])
-  return {'seconds': round(time.monotonic() - begin, 1), 'peak_mb': peak_kib * 1024 // 1_000_000}
-
-
-def same_bytes(folder: Path, weights: dict[str, np.ndarray]) -> None:
-  """Raises unless the files in a folder hold these tensors and no others."""
-  left = set(weights)
-  for path in folder.glob('*.safetensors'):
-    with safe_open(path, 'numpy') as file:
-      for name in file.keys():  # noqa: SIM118
-        if file.get_tensor(name).tobytes() != weights[name].tobytes():
-          raise SystemExit(f'{name} has not come back byte for byte')
-        left.remove(name)
-  if left:
-    raise SystemExit(f'{len(left)} tensors have not come back')
 
 
 def common(a: list[int], b: list[int]) -> int:
@@ -156,5 +134,11 @@ def table(lines: list[dict]) -> str:
   return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
+def _with_table(page, name, text):
+  """The page with another table of this name."""
+  before, begin, rest = page.partition(BEGIN.format(name))
+  return before + begin + text + END + rest.partition(END)[2]
+
+
 if __name__ == '__main__':
-  main()
+  main(*sys.argv[1:])
