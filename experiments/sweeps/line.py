@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.sweeps import ledger, machine, plan
+from experiments.sweeps.job import logged
 from moe.accounting import account
 from moe.errors import UserError
 from moe.storage import provenance
@@ -236,9 +237,9 @@ def best_step(workdir: Path, steps: list[int]) -> int:
   the last one where none was logged.
   """
   losses = {
-    logged['step']: logged['held_out_loss']
-    for logged in plan.logged(workdir)
-    if logged.get('held_out_loss') is not None
+    each['step']: each['held_out_loss']
+    for each in logged(workdir)
+    if each.get('held_out_loss') is not None
   }
   return min((step for step in steps if step in losses), key=losses.get, default=steps[-1])
 
