@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.notebooks import released
+from experiments.notebooks.released import tensors, write
 from moe.convert.division import divide
 from moe.convert.from_hf import from_hf
 from moe.convert.to_hf import to_hf
@@ -24,8 +26,7 @@ from tests import in_process
 from tests.launch.runs import config as tiny
 from tests.launch.runs import conftest as of_runs
 from tests.launch.runs import programs
-from tests.moe.convert import hf_checkpoint
-from tests.moe.convert.hf_checkpoint import LLAMA, tensors, write
+from tests.moe.convert.hf_checkpoint import LLAMA
 from tests.moe.convert.test_weights import logits, read
 from tests.small import one_device, small_config
 
@@ -134,14 +135,14 @@ def test_shared_experts_and_a_group_hold_every_unit(name):
 @pytest.mark.parametrize('name', CASES)
 def test_the_first_step_is_the_dense_model(name, weights, llama, tmp_path):
   upcycle(llama, moe_config(*DIVISIONS[name][0]), tmp_path / 'run')
-  truth_LV = hf_checkpoint.logits(LLAMA, weights, TOKENS_L)
-  found_LV = hf_checkpoint.logits(*exported(tmp_path / 'run', tmp_path / 'hf'), TOKENS_L)
+  truth_LV = released.logits(LLAMA, weights, TOKENS_L)
+  found_LV = released.logits(*exported(tmp_path / 'run', tmp_path / 'hf'), TOKENS_L)
   assert np.abs(truth_LV).max() > 2
   np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5)
 
 
 def test_so_it_is_by_the_model_itself(weights, upcycled):
-  truth_LV = hf_checkpoint.logits(LLAMA, weights, TOKENS_L)
+  truth_LV = released.logits(LLAMA, weights, TOKENS_L)
   np.testing.assert_allclose(logits(upcycled, TOKENS_L), truth_LV, rtol=0, atol=1e-5)
 
 
@@ -211,14 +212,14 @@ def test_a_bfloat16_run_stays_so_or_is_widened_exactly(upcycled, tmp_path):
   narrow = tensors(hf, dtype=ml_dtypes.bfloat16)
   from_hf(write(tmp_path / 'hf', hf, narrow), tmp_path / 'dense')
   wide = {name: w.astype(np.float32) for name, w in narrow.items()}
-  truth_LV = hf_checkpoint.logits(LLAMA, wide, TOKENS_L)
+  truth_LV = released.logits(LLAMA, wide, TOKENS_L)
   for dtype, tolerance in ((None, 0.1), ('float32', 1e-5)):
     workdir = tmp_path / f'run {dtype}'
     made = upcycle(tmp_path / 'dense', upcycled.config, workdir, Options(dtype=dtype))
     assert any('rounded to bfloat16' in note for note in made.notes) == (dtype is None)
     config, found = exported(workdir, tmp_path / f'out {dtype}')
     assert config['torch_dtype'] == (dtype or 'bfloat16')
-    found_LV = hf_checkpoint.logits(config, found, TOKENS_L)
+    found_LV = released.logits(config, found, TOKENS_L)
     np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=tolerance)
 
 
@@ -233,7 +234,7 @@ def test_a_trained_run_is_gone_on_with_from_where_it_was(trained, tmp_path):
   tokens_L = np.array(dense.tokenizer.encode('the expert router'))
   assert start.tokenizer.to_bytes() == dense.tokenizer.to_bytes()
   found_LV, truth_LV = (
-    hf_checkpoint.logits(*exported(workdir, tmp_path / f'{workdir.name} out'), tokens_L)
+    released.logits(*exported(workdir, tmp_path / f'{workdir.name} out'), tokens_L)
     for workdir in (tmp_path / 'start', trained)
   )
   np.testing.assert_allclose(found_LV, truth_LV, rtol=0, atol=1e-5)
