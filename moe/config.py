@@ -158,6 +158,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+  format: Literal['text', 'chat'] = key(
+    'text', 'of the sources: documents, or conversations as JSON (docs/chat.md)'
+  )
   sources: str = key(
     'builtin',
     "'builtin', or DOMAIN[@WEIGHT][:TEXT_KEY]=FILES, several separated by ';'; FILES is a file, a "
@@ -175,7 +178,19 @@ class DataConfig:
     below=1,
   )
   text_key: str = key(
-    'text', 'field of a JSON row, or column of a CSV or Parquet file, with the text'
+    'text',
+    'field of a JSON row, or column of a CSV or Parquet file, with the text; of a conversation the '
+    "field with its messages or PROMPT+RESPONSE, 'text': messages, or prompt+response",
+  )
+  chat_template: Literal['deepseek', 'plain', 'tokenizer'] = key(
+    'deepseek',
+    "chat: how turns are written down; tokenizer: by its own chat_template, which is Jinja's",
+  )
+  learn_from: Literal['assistant', 'all'] = key(
+    'assistant', 'chat: the tokens that are learnt: replies and their ends, or all'
+  )
+  too_long: Literal['cut', 'drop'] = key(
+    'cut', 'chat: conversations longer than seq_len lose their end, or are left out'
   )
   separator: str = key(
     '', "cuts plain-text files into documents, \\n is a line end; '': a file is one document"

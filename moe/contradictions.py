@@ -91,6 +91,14 @@ def _of_the_batch(c) -> Iterator[str]:
     )
 
 
+def _of_the_conversations(c) -> Iterator[str]:
+  if c.data.format == 'chat' and not c.data.reset_at_documents:
+    yield (
+      'data.reset_at_documents=False: conversations that share a sequence never see each other: '
+      'leave it True where data.format=chat'
+    )
+
+
 def _of_the_warm_start(c) -> Iterator[str]:
   for name in ('init_skip', 'init_optimizer', 'init_data'):
     if getattr(c.train, name) and not c.train.init_from:
@@ -105,5 +113,6 @@ _CHECKS = (
   _of_the_moe_layers,
   _of_the_experts,
   _of_the_batch,
+  _of_the_conversations,
   _of_the_warm_start,
 )

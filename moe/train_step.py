@@ -120,7 +120,8 @@ def loss_and_gradients(
 
   metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
   `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
-  (real ones), those of `moe.metrics.domains` where the batch tells its rows' domains, and those of
+  (real ones), of conversations `examples` and `packing_efficiency` (the tokens' share of all
+  places), those of `moe.metrics.domains` where the batch tells its rows' domains, and those of
   `moe.metrics.routing.metrics`: all that the layers measured.
   """
   totals = Totals.of(batch.weights_BL, batch.segment_ids_BL)
@@ -162,6 +163,7 @@ def loss_and_gradients(
     'objective': total(sums.loss, sums.terms),
     **{f'loss/{name}': term for name, term in sums.terms.items()},
     'tokens': totals.tokens,
+    **(_of_packing(batch) if config.data.format == 'chat' else {}),
     **domains.values(by_domain),
     **routing.metrics(by_layer, totals.tokens),
   }
@@ -176,6 +178,15 @@ def forward_of(model: Transformer, params: dict, batch: Batch) -> tuple[jax.Arra
   """As `forward`, of a model as it is, its probe included."""
   inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
   return model.apply({'params': params}, *inputs)[:2]
+
+
+def _of_packing(batch):
+  """How many conversations there are, and the share of the rows that they fill."""
+  is_token_BL = batch.segment_ids_BL > 0
+  return {
+    'examples': (is_token_BL & (batch.positions_BL == 0)).sum(),
+    'packing_efficiency': is_token_BL.mean(),
+  }
 
 
 def _parts(x_BN, parts):

@@ -8,11 +8,15 @@ compression  gzip, zstd, bzip2 and xz as streams
 builtin      the corpus of every CPython; arithmetic: its worked problems
 sample       the text that a tokenizer is trained on
 tokenizers   text ↔ ids: SentencePiece, trained or given, and tokenizer.json
+chat         conversations: messages, templates, what is learnt, packing
+tokenising   documents of a corpus → tokens, of text or of conversations
 prepare      tokenises a corpus once into a directory, atomically
 given        other text as prepared data, and which of it a run was trained on
-store        that directory's format: shards of token records, an index, metadata, checksums
+store        that directory: its format, metadata, checksums
+documents    what it has of a split and domain: shards of token records, an index
 packing      documents → rows of a batch: training rows, and evaluation windows
              that score each token once
+order        permutations that a seed alone decides
 batches      the training stream (Grain): mix, shuffle, batch, shard by process, prefetch
 progress     how far a long reading has come
 

@@ -7,9 +7,10 @@ of the seed and the step.
 
 L tokens a row, B rows of the global batch. What step s sees depends on neither threads, nor the
 number of processes, nor where the stream was last restored.
+
+Conversations (data.format) are packed into rows of L instead, anew each epoch: chat/packing.py.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import grain
@@ -17,8 +18,11 @@ import numpy as np
 
 from moe.config import Config
 from moe.data import packing
+from moe.data.chat.packing import ConversationRows
+from moe.data.documents import Documents
+from moe.data.order import permutation, seed_of
 from moe.data.packing import Batch
-from moe.data.store import HELD_OUT, TRAIN, Documents, PreparedData
+from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.errors import UserError
 
 _EVALUATION_SEED = 0  # fixed: runs of different data.seed are judged on the same documents
@@ -39,15 +43,20 @@ def train_iterator(
     raise UserError(
       f'data.batch_size={data.batch_size} is not divisible by the {process_count} processes'
     )
-  parts = []
-  for domain in prepared.domains:
-    rows = TrainingRows(prepared, domain, data.seq_len, data.seed, data.reset_at_documents)
-    shuffled = grain.MapDataset.source(rows).shuffle(_seed_of(data.seed, domain) % 2**32)
-    parts.append(shuffled.repeat(-(-_ENDLESS // len(rows))))
+  parts = [_endless_rows(prepared, domain, data) for domain in prepared.domains]
   batches = grain.MapDataset.mix(parts, weights=prepared.weights)
   batches = batches.batch(data.batch_size // process_count, batch_fn=packing.stack_rows)
   options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
   return iter(batches[process_index::process_count].to_iter_dataset(options))
+
+
+def _endless_rows(prepared, domain, data):
+  """The rows of a domain, epoch after epoch, each in an order of its own."""
+  if data.format == 'chat':
+    return grain.MapDataset.source(ConversationRows(prepared, domain, data, _ENDLESS))
+  rows = TrainingRows(prepared, domain, data.seq_len, data.seed, data.reset_at_documents)
+  shuffled = grain.MapDataset.source(rows).shuffle(seed_of(data.seed, domain) % 2**32)
+  return shuffled.repeat(-(-_ENDLESS // len(rows)))
 
 
 def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
@@ -55,10 +64,14 @@ def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
   total = sum(prepared.weights)
   found = {}
   for domain, weight in zip(prepared.domains, prepared.weights):
-    text = prepared.totals(TRAIN, domain)
-    # BOS and EOS of every document, too; the very first token is no target.
-    targets = text['tokens'] + 2 * text['documents'] - 1
-    rows = -(-targets // config.data.seq_len)
+    if config.data.format == 'chat':
+      # Of the first epoch; others differ by few.
+      rows = len(ConversationRows(prepared, domain, config.data, _ENDLESS).epoch(0))
+    else:
+      text = prepared.totals(TRAIN, domain)
+      # BOS and EOS of every document, too; the very first token is no target.
+      targets = text['tokens'] + 2 * text['documents'] - 1
+      rows = -(-targets // config.data.seq_len)
     found[domain] = config.data.batch_size * weight / total / rows
   return found
 
@@ -79,7 +92,7 @@ class TrainingRows:
     self._domain_J = np.array([name == domain for name in prepared.domains], np.float32)
     self._identity = f'TrainingRows({domain!r}, {seq_len=}, {seed=}, {reset=})'
     first = self._documents.first_record
-    order_D = permutation(len(self._documents), _seed_of(seed, f'{domain} documents'))
+    order_D = permutation(len(self._documents), seed_of(seed, f'{domain} documents'))
     counts_D = np.diff(first)[order_D]
     # Records in the order of the stream: those of a document stay together.
     ends_D = np.cumsum(counts_D)
@@ -129,26 +142,38 @@ def evaluation_batches(
   prepared: PreparedData, domain: str, config: Config, max_batches: int | None = None
 ) -> Iterator[Batch]:
   """Held-out documents of a domain as batches (evaluation.batch_size, L):
-  every t1 … tn and EOS is scored once.
+  every t1 … tn and EOS is scored once, of conversations those that are learnt.
 
   `max_batches`: stop after so many. The order of documents is a fixed permutation,
   so those are a sample of the whole.
   """
-  documents, tokenizer = prepared.documents(HELD_OUT, domain), prepared.tokenizer
+  documents = prepared.documents(HELD_OUT, domain)
   seq_len, batch_size = config.data.seq_len, config.evaluation.batch_size
 
   def windows():
     for number in permutation(len(documents), _EVALUATION_SEED):
-      stream_N = np.concatenate(
-        [[tokenizer.bos_id], documents.document(number), [tokenizer.eos_id]]
-      ).astype(np.int32)
-      yield from packing.windows(stream_N, seq_len, config.evaluation.context)
+      stream_N, is_scored_N = held_out_stream(prepared, documents, number)
+      yield from packing.windows(stream_N, seq_len, config.evaluation.context, is_scored_N)
 
   rows = packing.pack_windows(windows(), seq_len, _OPEN_ROWS)
   for number, batch in enumerate(packing.batch_rows(rows, batch_size)):
     if number == max_batches:
       return
     yield batch
+
+
+def held_out_stream(
+  prepared: PreparedData, documents: Documents, number: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """(int32 tokens as a model reads them and predicts them, BOS t1 … tn EOS; None); of a
+  conversation its own control pieces, and which of them are scored.
+  """
+  if documents.is_chat:
+    tokens_N, learnt_N = documents.conversation(number)
+    return tokens_N.astype(np.int32), learnt_N
+  tokenizer = prepared.tokenizer
+  ids = [[tokenizer.bos_id], documents.document(number), [tokenizer.eos_id]]
+  return np.concatenate(ids).astype(np.int32), None
 
 
 def held_out_bytes(prepared: PreparedData, domain: str) -> int:
@@ -160,9 +185,11 @@ def held_out_bytes(prepared: PreparedData, domain: str) -> int:
 
 def held_out_targets(prepared: PreparedData, domain: str) -> int:
   """How many targets `evaluation_batches` scores in full:
-  every token, and the end of every document.
+  every token, and the end of every document; of conversations those that are learnt.
   """
   totals = prepared.totals(HELD_OUT, domain)
+  if 'learnt' in totals:
+    return totals['learnt']
   return totals['tokens'] + totals['documents']
 
 
@@ -176,23 +203,3 @@ def lost_bytes(prepared: PreparedData, domain: str) -> int:
 def held_out_text(prepared: PreparedData, domain: str) -> bytes:
   """Those bytes, documents end to end."""
   return prepared.held_out_text(domain)
-
-
-def permutation(count: int, seed: int) -> np.ndarray:
-  """(count,) int64, by the ranks of a hash (splitmix64) of seed and index:
-  no release of NumPy can change it.
-  """
-  with np.errstate(over='ignore'):
-    x = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return np.argsort(x ^ (x >> np.uint64(31)), kind='stable')
-
-
-def _seed_of(seed: int, purpose: str) -> int:
-  """64 bits. Grain counts epochs up from a shuffle's seed,
-  so those of domains must lie far apart.
-  """
-  return int.from_bytes(
-    hashlib.blake2b(f'{seed} {purpose}'.encode(), digest_size=8).digest(), 'big'
-  )

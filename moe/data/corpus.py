@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from moe.config import DataConfig
 from moe.data import builtin, matching
+from moe.data.chat import conversations
 from moe.data.readers import BadRow, Rules, read_texts
 from moe.errors import UserError
 
 
 class Document(NamedTuple):
-  text: str  # never empty, always encodable as UTF-8
+  # Never empty, always encodable as UTF-8; a conversation as chat/conversations.py writes it.
+  text: str
   domain: str
   held_out: bool
 
@@ -63,9 +65,13 @@ def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, 
   UserError for a file that is in both.
   """
   sources, notes = parse_sources_and_tell(data.sources, 'data.sources')
+  if data.format == 'chat':
+    _check_conversations(sources, 'data.sources')
   if not data.validation_sources:
     return sources, (), notes
   held_out, more = parse_sources_and_tell(data.validation_sources, 'data.validation_sources')
+  if data.format == 'chat':
+    _check_conversations(held_out, 'data.validation_sources')
   trained_on = {matching.identity(path): path for source in sources for path in source.files}
   both = [path for s in held_out for path in s.files if matching.identity(path) in trained_on]
   if both or (any(not s.files for s in held_out) and any(not s.files for s in sources)):
@@ -75,6 +81,13 @@ def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, 
       'text cannot be trained on and held out'
     )
   return sources, held_out, notes + more
+
+
+def _check_conversations(sources, key):
+  if any(not source.files for source in sources):
+    raise UserError(
+      f"{key}: 'builtin' is text, and data.format=chat needs conversations: give {_FORM}"
+    )
 
 
 def parse_sources_and_tell(spec: str, key: str) -> tuple[tuple[Source, ...], list[str]]:
@@ -185,12 +198,12 @@ def whole(sources: Iterable[Source], config: DataConfig, bad: list[BadRow]) -> I
 
 def find_ends(config: DataConfig) -> dict[str, End]:
   """Domains whose documents are so few that the hash leaves none to train on, or none held out,
-  and where to cut.
+  and where to cut. No conversation is.
 
   Reads a domain only until it has both, which takes about 1 / holdout documents.
   """
   ends = {}
-  if config.validation_sources or not config.holdout:
+  if config.validation_sources or not config.holdout or config.format == 'chat':
     return ends
   for source in parse_and_tell(config)[0]:
     size, longest, sides = 0, '', set()
@@ -239,6 +252,8 @@ def _source_documents(source, holdout, config, bad):
   rules = Rules(int(config.max_document_mb * 1e6), _unescaped(config.separator))
   if config.bad_rows == 'skip':
     rules = rules._replace(on_bad=bad.append)
+  if config.format == 'chat':
+    rules = rules._replace(text_of=conversations.text_of)
   for path in source.files:
     for text in read_texts(path, source.text_key or config.text_key, rules):
       if text:

@@ -12,8 +12,10 @@ import numpy as np
 
 from moe.config import DataConfig
 from moe.data import corpus, prepare, store
+from moe.data.documents import Documents, DomainWriter
 from moe.data.progress import Progress
-from moe.data.store import HELD_OUT, TRAIN, Documents, PreparedData
+from moe.data.store import HELD_OUT, TRAIN, PreparedData
+from moe.data.tokenising import Tokeniser
 from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 
@@ -28,7 +30,8 @@ def open_given(
 
   Args:
     sources: as data.sources; weights mean nothing here.
-    data: how the run reads files: text_key, separator, bad_rows, max_document_mb.
+    data: how the run reads files: format, text_key, separator, bad_rows, max_document_mb, and how
+      it writes down conversations.
     key: what errors call `sources`.
   """
   tokenizer = must_have(tokenizer)
@@ -68,14 +71,15 @@ def _write(sources, data, tokenizer, key, directory):
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
   found, notes = corpus.parse_sources_and_tell(sources, key)
   prepare.tell(notes)
+  tokenise = Tokeniser(data, tokenizer, data.num_threads, is_lossy=True)
   with Progress('tokenising', None) as progress:
     for batch in prepare.batches(corpus.whole(found, data, bad)):
-      encoded = tokenizer.encode_arrays([each.text for each in batch], data.num_threads)
-      for (text, domain, _), tokens_N in zip(batch, encoded, strict=True):
+      for (text, domain, _), tokenised in tokenise(batch, bad):
         if domain not in writers:
-          writers[domain] = store.DomainWriter(directory, HELD_OUT, domain, token_type)
+          kind = token_type, tokenise.is_chat
+          writers[domain] = DomainWriter(directory, HELD_OUT, domain, *kind)
         # One without tokens, too: of it the end is scored, and its bytes are lost.
-        writers[domain].add(tokens_N, text.encode(), tokenizer.lost(text, tokens_N))
+        writers[domain].add(*tokenised)
         progress.add(len(text.encode()))
   prepare.tell(prepare.skipped(bad))
   if empty := [source.domain for source in found if source.domain not in writers]:
@@ -105,7 +109,9 @@ def _copies(given, training):
   ends = [
     training.held_out_text(domain)
     for domain in training.held_out_domains
-    if training.totals(HELD_OUT, domain)['documents'] == 1
+    # No conversation is held out in part.
+    if 'learnt' not in training.totals(HELD_OUT, domain)
+    and training.totals(HELD_OUT, domain)['documents'] == 1
   ]
   known = [
     (domain, number, size, digest)
@@ -141,9 +147,7 @@ def _identities(given, domain, ends):
 
 def _sizes(documents: Documents):
   """Bytes and tokens of every document, as one uint64 number."""
-  ends_R = np.concatenate([[0], np.cumsum(documents.record_tokens, dtype=np.uint64)])
-  tokens_D = np.diff(ends_R[documents.first_record])
-  return documents.document_bytes << np.uint64(32) | tokens_D.astype(np.uint64)
+  return documents.document_bytes << np.uint64(32) | documents.lengths.astype(np.uint64)
 
 
 def _digest(tokens_N):

@@ -29,6 +29,7 @@ class Window(NamedTuple):
   tokens_N: np.ndarray  # N inputs
   targets_N: np.ndarray
   first_scored: int  # targets before this index are context: an earlier window scored them
+  is_scored_N: np.ndarray | None = None  # bool, of the targets; None: all
 
 
 def filled_up(count: int) -> int:
@@ -75,17 +76,23 @@ def training_row(tokens_N: np.ndarray, starts_N: np.ndarray, seq_len: int, reset
   return row
 
 
-def windows(document_N: np.ndarray, seq_len: int, context: float) -> Iterator[Window]:
+def windows(
+  document_N: np.ndarray, seq_len: int, context: float, is_scored_N: np.ndarray | None = None
+) -> Iterator[Window]:
   """Cuts BOS t1 … tn EOS into windows of at most L inputs that together score every target once.
 
   After the first, a window opens with `context`·L tokens that an earlier one scored, so that no
   token but the document's first ones is predicted from little.
+  `is_scored_N`: which tokens of the document are scored at all; windows without any are left out.
   """
   overlap = min(int(context * seq_len), seq_len - 1)
   begin, first_scored = 0, 0
   while True:
     end = min(begin + seq_len, len(document_N) - 1)
-    yield Window(document_N[begin:end], document_N[begin + 1 : end + 1], first_scored)
+    targets = slice(begin + 1, end + 1)
+    scored = None if is_scored_N is None else is_scored_N[targets]
+    if scored is None or scored[first_scored:].any():
+      yield Window(document_N[begin:end], document_N[targets], first_scored, scored)
     if end == len(document_N) - 1:
       return
     begin, first_scored = end - overlap, overlap
@@ -135,6 +142,7 @@ def _row_of_windows(members: list[Window], seq_len: int) -> Batch:
     row.targets_BL[here] = window.targets_N
     row.positions_BL[here] = np.arange(len(window.tokens_N))
     row.segment_ids_BL[here] = number
-    row.weights_BL[at + window.first_scored : here.stop] = 1
+    scored = 1 if window.is_scored_N is None else window.is_scored_N[window.first_scored :]
+    row.weights_BL[at + window.first_scored : here.stop] = scored
     at = here.stop
   return row

@@ -20,11 +20,15 @@ from moe import config as moe_config
 from moe import files
 from moe.config import Config, DataConfig
 from moe.data import corpus, store
+from moe.data.chat import conversations, templates
+from moe.data.chat import packing as chat_packing
+from moe.data.documents import DomainWriter
 from moe.data.progress import Progress
 from moe.data.readers import BadRow
 from moe.data.sample import TextSample
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
-from moe.data.tokenizers import Lost, Tokenizer, open_tokenizer, train_tokenizer
+from moe.data.tokenising import Tokeniser
+from moe.data.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
@@ -66,6 +70,8 @@ def prepare(
   if is_main:
     tell(_notes(prepared))
   _check_size(config.data, prepared)
+  if is_main and config.data.format == 'chat':
+    tell(chat_packing.notes(prepared, config.data))
   return prepared
 
 
@@ -102,6 +108,9 @@ def settings(
   reading = {'separator': data.separator} if data.separator else {}
   if data.bad_rows != 'refuse':
     reading |= {'bad_rows': data.bad_rows, 'max_document_mb': data.max_document_mb}
+  if data.format == 'chat':
+    template = templates.identity(data.chat_template, existing)
+    reading |= {'format': data.format, 'chat_template': template}
   sources = _fingerprints(data.sources, 'data.sources', stored)
   return {'sources': sources, **held_out, 'text_key': data.text_key, **reading, **tokenizer}
 
@@ -259,7 +268,7 @@ def _build(config, directory, tokenizer):
   splits = _write_documents(data, tokenizer, token_type, directory, total, bad, foreign)
   tell(skipped(bad))
   metadata = {
-    'format': store.FORMAT,
+    'format': store.CHAT_FORMAT if data.format == 'chat' else store.FORMAT,
     'settings': made_with,
     'stamps': stamps,
     'python': platform.python_version(),  # its standard library is the built-in corpus
@@ -284,7 +293,8 @@ def _sample(data):
       split = HELD_OUT if document.held_out else TRAIN
       bytes_of[split, document.domain] = bytes_of.get((split, document.domain), 0) + size
       if not document.held_out:
-        sample.add(document.domain, document.text)
+        text = document.text if data.format == 'text' else conversations.said(document.text)
+        sample.add(document.domain, text)
       progress.add(size)
   _check_splits(data, bytes_of.keys())
   return sample.texts(), sum(bytes_of.values())
@@ -294,24 +304,23 @@ def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign
   """Tokenises every document into `directory`; returns {split: {domain: totals}}.
   `total`: bytes, for the progress. `foreign`: the tokenizer may be lossy.
   """
-  writers: dict[tuple[str, str], store.DomainWriter] = {}
+  writers: dict[tuple[str, str], DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
+  tokenise = Tokeniser(data, tokenizer, threads, foreign)
   untold, copies, held_out = 0, 0, _held_out_digests(data)
   with Progress('tokenising', total) as progress:
     for batch in batches(corpus.read(data, bad)):
-      encoded = tokenizer.encode_arrays([document.text for document in batch], threads)
-      for document, tokens_N in zip(batch, encoded, strict=True):
+      for document, (tokens_N, text, lost, learnt_N) in tokenise(batch, bad):
         key = (HELD_OUT if document.held_out else TRAIN, document.domain)
-        text = document.text.encode()
-        progress.add(len(text))
-        copies += not document.held_out and _digest(text) in held_out
+        whole = document.text.encode()
+        progress.add(len(whole))
+        copies += not document.held_out and _digest(whole) in held_out
         if not len(tokens_N):
           untold += 1
           continue
         if key not in writers:
-          writers[key] = store.DomainWriter(directory, *key, token_type)
-        lost = tokenizer.lost(document.text, tokens_N) if foreign else Lost(0, 0)
-        writers[key].add(tokens_N, text, lost)
+          writers[key] = DomainWriter(directory, *key, token_type, tokenise.is_chat)
+        writers[key].add(tokens_N, text, lost, learnt_N)
   if untold:
     tell([f'{untold} documents are left out: data.tokenizer makes no token of them'])
   if copies:

@@ -32,6 +32,8 @@ class Rules(NamedTuple):
   max_bytes: int = 64_000_000  # of one document, row or line; data.max_document_mb
   separator: str = ''  # cuts plain text into documents; '': a file is one
   on_bad: Callable[[BadRow], None] = _refuse  # data.bad_rows
+  # data.format=chat: (JSON object, text_key, FILE:LINE) → text, or BadRow.
+  text_of: Callable[[dict, str, str], str] | None = None
 
 
 _RULES = Rules()
@@ -44,10 +46,16 @@ def read_texts(path: Path, text_key: str, rules: Rules = _RULES) -> Iterator[str
   the contents do. At most about `rules.max_bytes` of it are in memory at a time. `text_key` names
   the field or the column. A byte-order mark in front of a text is no part of it, in any format;
   line ends stay as they are. UserError for a damaged file and for formats that hold no text by
-  themselves; BadRow goes to `rules.on_bad`.
+  themselves; BadRow goes to `rules.on_bad`. Conversations (`rules.text_of`) are rows of JSON.
   """
   with compression.errors(path), open_bytes(path, rules.max_bytes) as file:
     kind = _kind(path, file, text_key)
+    if rules.text_of:
+      kind = 'jsonl' if _first_object(file.peek(_CHUNK)) is not None else kind
+      if kind not in ('jsonl', 'json'):
+        raise UserError(
+          f'{path} is no JSON: data.format=chat reads a JSON object a line, or an array'
+        )
     if kind == 'parquet':
       if file.compressed:
         raise UserError(
@@ -392,6 +400,13 @@ _READERS = {'plain': _plain, 'jsonl': _jsonl, 'json': _json, 'csv': _table, 'tsv
 def _field(row, where, text_key, rules):
   if not isinstance(row, dict):
     rules.on_bad(BadRow(f'{where}: a JSON object is needed, not {_type(row)}'))
+  elif rules.text_of:
+    try:
+      text = rules.text_of(row, text_key, where)
+    except BadRow as error:
+      rules.on_bad(error)
+    else:
+      yield from _checked(text, where, text_key, rules)
   elif text_key not in row:
     rules.on_bad(
       BadRow(f'{where}: no field {text_key!r} (data.text_key); the row has {_some(row)}')

@@ -3,180 +3,37 @@
   metadata.json                     settings, tokenizer, per split and domain the totals and files
                                     with their sizes and checksums, and a checksum of all this
   tokenizer.model | tokenizer.json  the tokenizer, the latter with its tokenizer_config.json
-  SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS
-  SPLIT-DOMAIN.index.npz            tokens of every record, records and
-                                    UTF-8 bytes of every document
-  held_out-DOMAIN.txt               the original held-out text, documents end to end
+  SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS;
+                                    of conversations whole, and then a bit a token: learnt or not
+  SPLIT-DOMAIN.index.npz            tokens of every record, records and UTF-8 bytes of every
+                                    document; of conversations also the first token that is learnt
+  held_out-DOMAIN.txt               the original held-out text, documents end to end;
+                                    of conversations the assistant's
 
 Splits are `train` and `held_out`. A document longer than RECORD_TOKENS lies in several records, so
-that reading a sequence out of a book does not read the book.
+that reading a sequence out of a book does not read the book. documents.py writes
+and reads what is of a split and domain.
 """
 
-import array
-import hashlib
 import json
 import os
 import re
 import tempfile
-import threading
 import weakref
-import zipfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
 from moe import files
-from moe.data.tokenizers import FILES, MODEL_FILES, Lost, Tokenizer, from_files, must_have
+from moe.data.documents import HELD_OUT, TRAIN, Documents, damaged, sha256, sha256_of
+from moe.data.tokenizers import FILES, MODEL_FILES, Tokenizer, from_files, must_have
 from moe.errors import UserError
 
 FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
-_READABLE = (1, 2)
-RECORD_TOKENS = 4096
-SHARD_TOKENS = 1 << 28
-TRAIN, HELD_OUT = 'train', 'held_out'
-_INDEX_TYPES = {
-  'record_tokens': np.uint32,
-  'document_records': np.uint32,
-  'document_bytes': np.uint64,
-}
-
-
-class DomainWriter:
-  """Writes the documents of one split and domain. Holds the index in memory,
-  16 bytes a document, but no tokens.
-  """
-
-  def __init__(self, directory: Path, split: str, domain: str, token_type: np.dtype):
-    self._directory, self._name, self._token_type = directory, f'{split}-{domain}', token_type
-    self._index = {'record_tokens': array.array('I'), 'document_records': array.array('I')}
-    self._index['document_bytes'] = array.array('Q')
-    self._shards: list[list] = []  # [file name, records]
-    self._shard, self._room = None, 0
-    self._text = (directory / f'{self._name}.txt').open('wb') if split == HELD_OUT else None
-    self._text_hash, self._tokens_hash = hashlib.sha256(), hashlib.sha256()
-    self._lost = Lost(0, 0)
-
-  def add(self, tokens: Sequence[int], text: bytes, lost: Lost = Lost(0, 0)) -> None:  # noqa: B008
-    """One document: its tokens without BOS and EOS (at least one),
-    its text in UTF-8, what of it they do not say.
-    """
-    self._lost = self._lost.plus(lost)
-    tokens_N = np.asarray(tokens, self._token_type)
-    for begin in range(0, len(tokens_N), RECORD_TOKENS):
-      self._write(tokens_N[begin : begin + RECORD_TOKENS])
-    self._index['document_records'].append(-(-len(tokens_N) // RECORD_TOKENS))
-    self._index['document_bytes'].append(len(text))
-    if self._text:
-      self._text.write(text)
-      self._text_hash.update(text)
-
-  def close(self) -> dict:
-    """Finishes the files and returns what metadata.json says of them."""
-    self._close_shard()
-    if self._text:
-      self._text.close()
-    index = {name: np.asarray(values, _INDEX_TYPES[name]) for name, values in self._index.items()}
-    np.savez(self._directory / f'{self._name}.index.npz', **index)
-    files = [name for name, _ in self._shards] + [f'{self._name}.index.npz']
-    files += [f'{self._name}.txt'] if self._text else []
-    return {
-      'documents': len(index['document_bytes']),
-      'bytes': int(index['document_bytes'].sum()),
-      'tokens': int(index['record_tokens'].sum()),
-      'shards': self._shards,
-      'files': {name: (self._directory / name).stat().st_size for name in files},
-      'sha256': {name: sha256_of(self._directory / name) for name in files},
-      'tokens_sha256': self._tokens_hash.hexdigest(),
-      **({'lost': self._lost._asdict()} if self._lost.documents else {}),
-      **({'text_sha256': self._text_hash.hexdigest()} if self._text else {}),
-    }
-
-  def _write(self, record_N):
-    if self._room <= 0:
-      self._close_shard()
-      name = f'{self._name}-{len(self._shards):05d}.array_record'
-      self._shard, self._room = (
-        ArrayRecordWriter(str(self._directory / name), 'group_size:1,zstd:1'),
-        SHARD_TOKENS,
-      )
-      self._shards.append([name, 0])
-    self._shard.write(record_N.tobytes())
-    self._tokens_hash.update(record_N.tobytes())
-    self._shards[-1][1] += 1
-    self._index['record_tokens'].append(len(record_N))
-    self._room -= len(record_N)
-
-  def _close_shard(self):
-    if self._shard:
-      self._shard.close()
-      self._shard = None
-
-
-class Documents:
-  """Tokens of the documents of one split and domain, for reading at random;
-  safe to share between threads.
-  """
-
-  def __init__(self, directory: Path, name: str, entry: dict, token_type: np.dtype):
-    """`name`: SPLIT-DOMAIN; `entry`: what DomainWriter.close returned.
-    UserError if the index is damaged.
-    """
-    self._token_type = token_type
-    self._paths = [directory / shard for shard, _ in entry['shards']]
-    self._first_of_shard = np.concatenate(
-      [[0], np.cumsum([records for _, records in entry['shards']])]
-    )
-    self._readers: list[ArrayRecordReader | None] = [None] * len(self._paths)
-    self._opening = threading.Lock()
-    path = directory / f'{name}.index.npz'
-    try:
-      with np.load(path) as index:
-        self.record_tokens = index['record_tokens']  # (records,)
-        self.document_bytes = index['document_bytes']  # (documents,)
-        counts = index['document_records']
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      raise damaged(path) from error
-    self.first_record = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # (documents + 1,)
-    found = len(counts), len(self.document_bytes), self.first_record[-1], self.record_tokens.sum()
-    if found != (entry['documents'], entry['documents'], len(self.record_tokens), entry['tokens']):
-      raise damaged(path)
-
-  def __len__(self) -> int:
-    """Number of documents."""
-    return len(self.document_bytes)
-
-  def record(self, number: int) -> np.ndarray:
-    """Tokens (N,) of one record. UserError if it cannot be read."""
-    shard = int(np.searchsorted(self._first_of_shard, number, side='right')) - 1
-    within = int(number - self._first_of_shard[shard])
-    try:
-      # A range, because the time of read([index]) grows with the shard:
-      # 0.4 ms at 10⁵ records, this takes 8 μs.
-      (raw,) = self._reader(shard).read(within, within + 1)
-      tokens_N = np.frombuffer(raw, self._token_type)
-    except (RuntimeError, ValueError, OSError, IndexError) as error:  # records carry checksums
-      raise damaged(self._paths[shard]) from error
-    if len(tokens_N) != self.record_tokens[number]:
-      raise damaged(self._paths[shard])
-    return tokens_N
-
-  def _reader(self, shard):
-    with self._opening:
-      if self._readers[shard] is None:
-        # For reading at random.
-        options = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 32768}
-        self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), **options)
-      return self._readers[shard]
-
-  def document(self, number: int) -> np.ndarray:
-    """Tokens (N,) of a whole document, without BOS and EOS."""
-    records = range(*self.first_record[number : number + 2])
-    # Format 1 has documents that a tokenizer made no token of.
-    return np.concatenate([np.zeros(0, self._token_type), *map(self.record, records)])
+CHAT_FORMAT = 3  # of conversations: a bit a token
+_READABLE = (1, 2, 3)
 
 
 class PreparedData:
@@ -233,7 +90,9 @@ class PreparedData:
           raise damaged(self.directory / name)
 
   def totals(self, split: str, domain: str) -> dict:
-    """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain."""
+    """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain; of conversations
+    'bytes' are the assistant's, 'tokens' all, and 'learnt' those that are learnt.
+    """
     return self.metadata['splits'][split][domain]
 
   def held_out_text(self, domain: str) -> bytes:
@@ -352,6 +211,7 @@ def _check_metadata(metadata):
       if not {name for name, _ in entry['shards']} <= entry['files'].keys():
         raise ValueError
       counts = [entry[name] for name in ('documents', 'bytes', 'tokens')]
+      counts.append(entry.get('learnt', 0))
       counts += [*entry['files'].values(), *(records for _, records in entry['shards'])]
       if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError
@@ -368,19 +228,3 @@ def tokenizer_files(metadata: dict) -> dict[str, str]:
   entry = metadata['tokenizer']
   # Without `files` where only SentencePiece models could be.
   return entry.get('files', {'tokenizer.model': entry['sha256']})
-
-
-def damaged(path: Path) -> UserError:
-  """The error for a file of prepared data that cannot be what was written."""
-  return UserError(
-    f'prepared data is damaged: {path} is missing, truncated or altered: delete its directory'
-  )
-
-
-def sha256(contents: bytes) -> str:
-  return hashlib.sha256(contents).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

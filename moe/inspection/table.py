@@ -14,6 +14,7 @@ import numpy as np
 
 from moe import files
 from moe.analysis.interventions import check_routed
+from moe.data.batches import held_out_stream
 from moe.data.packing import Window
 from moe.data.progress import Progress
 from moe.data.store import HELD_OUT, PreparedData
@@ -116,10 +117,9 @@ def _of_window(place: Place, found: Found) -> _Rows:
 
 def _held_out(data: PreparedData, domain: str, progress: Progress) -> Iterator[Text]:
   """Documents as evaluation reads them; counted when the next one is asked for."""
-  documents, tokenizer = _documents(data, domain), data.tokenizer
+  documents = _documents(data, domain)
   for number in range(len(documents)):
-    ids = [[tokenizer.bos_id], documents.document(number), [tokenizer.eos_id]]
-    stream_N = np.concatenate(ids).astype(np.int32)
+    stream_N, _ = held_out_stream(data, documents, number)
     yield Text(stream_N[:-1], stream_N[1:])
     progress.add(int(documents.document_bytes[number]))
 

@@ -26,7 +26,10 @@ from moe.warm_start.source import (
 )
 
 # What the place in the data is counted in: with another value it is another place.
-_OF_THE_PLACE = ('data.seed', 'data.seq_len', 'data.batch_size', 'data.reset_at_documents')
+_OF_THE_PLACE = (
+  *('data.format', 'data.seed', 'data.seq_len', 'data.batch_size', 'data.reset_at_documents'),
+  'data.too_long',
+)
 
 
 def fitting(

@@ -1,0 +1,63 @@
+"""Documents of a corpus → tokens, of text or of conversations (data.format). N tokens of one."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.config import DataConfig
+from moe.data.chat import conversations, encoding
+from moe.data.chat.templates import open_template
+from moe.data.corpus import Document
+from moe.data.readers import BadRow
+from moe.data.tokenizers import Lost, Tokenizer
+
+
+class Tokenised(NamedTuple):
+  """What is stored of a document."""
+
+  tokens_N: np.ndarray  # integers: without BOS and EOS; of a conversation all
+  text: bytes  # UTF-8: what they say; of a conversation the assistant's
+  lost: Lost  # what of it they do not say
+  learnt_N: np.ndarray | None = None  # bool: of a conversation, which of them are learnt
+
+
+class Tokeniser:
+  """Tokenises documents as the keys of `data` have it."""
+
+  def __init__(self, data: DataConfig, tokenizer: Tokenizer, num_threads: int, is_lossy: bool):
+    """`is_lossy`: the tokenizer may be. UserError where data.chat_template cannot be used."""
+    self._data, self._tokenizer = data, tokenizer
+    self._num_threads, self._is_lossy = num_threads, is_lossy
+    self.is_chat = data.format == 'chat'
+    self._template = open_template(data.chat_template, tokenizer) if self.is_chat else None
+
+  def __call__(
+    self, documents: Sequence[Document], bad: list[BadRow]
+  ) -> Iterator[tuple[Document, Tokenised]]:
+    """Each document with its tokens. Conversations that the template refuses go to `bad`, where
+    data.bad_rows says so, and are a BadRow else.
+    """
+    yield from self._chats(documents, bad) if self.is_chat else self._texts(documents)
+
+  def _texts(self, documents):
+    texts = [document.text for document in documents]
+    encoded = self._tokenizer.encode_arrays(texts, self._num_threads)
+    for document, tokens_N in zip(documents, encoded, strict=True):
+      lost = self._tokenizer.lost(document.text, tokens_N) if self._is_lossy else Lost(0, 0)
+      yield document, Tokenised(tokens_N, document.text.encode(), lost)
+
+  def _chats(self, documents, bad):
+    kept, rendered = [], []
+    for document in documents:
+      try:
+        rendered.append(self._template.parts(conversations.from_text(document.text)))
+      except BadRow as error:
+        if self._data.bad_rows == 'refuse':
+          raise
+        bad.append(error)
+      else:
+        kept.append(document)
+    encoded = encoding.encode_parts(self._tokenizer, rendered, self._num_threads)
+    for document, each in zip(kept, encoded, strict=True):
+      yield document, Tokenised(each.tokens_N, each.text.encode(), each.lost, each.learnt_N)

@@ -1,0 +1,119 @@
+"""The loss of packed conversations: that of each alone, of the replies' tokens and no other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.data import packing
+from moe.data.chat.packing import best_fit
+from moe.model import Transformer
+from moe.parallel import mesh as mesh_lib
+from moe.parallel.feeding import place_whole
+from moe.parameters import shardings
+from moe.train_step import loss_and_gradients
+from tests.small import assert_close, small_config, small_params
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+LENGTH, VOCAB = 24, 32
+CONFIG = {
+  'data.format': 'chat',
+  'data.seq_len': LENGTH,
+  'data.batch_size': 8,
+  'moe.expert_balance_weight': 0.0,  # which is of all tokens, learnt or not
+  'ops.implementation': 'reference',
+}
+
+
+def conversations(count=20):
+  """[(tokens, learnt)] of 5 to 17 tokens with one reply or two."""
+  dice, made = np.random.default_rng(3), []
+  for _ in range(count):
+    learnt = []
+    for _ in range(dice.integers(1, 3)):
+      learnt += [False] * dice.integers(2, 5) + [True] * dice.integers(2, 5)
+    made.append((dice.integers(0, VOCAB, len(learnt)), np.array(learnt)))
+  return made
+
+
+def rows(chats, groups):
+  """A row of each group of conversations, written out token by token."""
+  batch = packing.empty_rows(len(groups), LENGTH)
+  for row, group in enumerate(groups):
+    at = 0
+    for segment, number in enumerate(group, start=1):
+      tokens, learnt = chats[number]
+      for i in range(len(tokens) - 1):
+        batch.tokens_BL[row, at], batch.targets_BL[row, at] = tokens[i], tokens[i + 1]
+        batch.positions_BL[row, at], batch.segment_ids_BL[row, at] = i, segment
+        batch.weights_BL[row, at] = learnt[i + 1]
+        at += 1
+  return batch
+
+
+CHATS = conversations()
+PACKED = best_fit([len(tokens) - 1 for tokens, _ in CHATS], LENGTH)
+BATCH = rows(CHATS, PACKED + [[]] * (-len(PACKED) % 8))
+
+
+def config(**overrides):
+  return small_config(**CONFIG | {'data.batch_size': len(BATCH.tokens_BL)} | overrides)
+
+
+def computed(config, batch=BATCH):
+  run = jax.jit(lambda params, batch: loss_and_gradients(config, params, batch))
+  gradients, metrics = run(small_params(config), jax.tree.map(jnp.asarray, batch))
+  return jax.device_get((metrics['loss'], gradients, metrics))
+
+
+def test_packed_is_what_each_conversation_is_alone():
+  """Σ of −log p over the replies' tokens, from logits of each conversation in a row of its own."""
+  alone, made = rows(CHATS, [[number] for number in range(len(CHATS))]), config()
+  model = Transformer(made)
+
+  def truth(params):
+    hidden = model.apply(
+      {'params': params}, alone.tokens_BL, alone.positions_BL, alone.segment_ids_BL
+    )[0]
+    logits = model.apply({'params': params}, hidden, method='logits')
+    total, count = 0.0, 0
+    for row, (tokens, learnt) in enumerate(CHATS):
+      for place in np.flatnonzero(learnt):
+        total -= jax.nn.log_softmax(logits[row, place - 1])[tokens[place]]
+        count += 1
+    return total / count
+
+  loss, gradients, metrics = computed(made)
+  expected, slopes = jax.jit(jax.value_and_grad(truth))(small_params(made))
+  assert len(PACKED) < len(CHATS) / 1.5
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert_close(gradients, slopes, 2e-5)
+  assert metrics['examples'] == len(CHATS)
+  inputs = sum(len(tokens) - 1 for tokens, _ in CHATS)
+  np.testing.assert_allclose(metrics['packing_efficiency'], inputs / BATCH.tokens_BL.size)
+
+
+def test_no_token_of_a_prompt_contributes():
+  """Other targets where nothing is learnt change no bit; one more that is learnt does."""
+  plain = computed(config())
+  others = np.where(BATCH.weights_BL > 0, BATCH.targets_BL, (BATCH.targets_BL + 7) % VOCAB)
+  changed = computed(config(), BATCH._replace(targets_BL=others))
+  jax.tree.map(np.testing.assert_array_equal, changed, plain)
+  more = BATCH.weights_BL.copy()
+  more[np.argwhere((more == 0) & (BATCH.segment_ids_BL > 0))[0].tolist()[0]] = 1
+  assert computed(config(), BATCH._replace(weights_BL=more))[0] != plain[0]
+
+
+def test_on_a_mesh_and_in_microbatches():
+  expected = computed(config())
+  made = config(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.expert': 2, 'train.microbatches': 1})
+  mesh = mesh_lib.make_mesh(made)
+  params = small_params(config())
+  params = jax.device_put(params, shardings(made, mesh, params))
+  with mesh_lib.use(mesh, made.mesh.zero):
+    run = jax.jit(lambda params, batch: loss_and_gradients(made, params, batch))
+    gradients, metrics = jax.device_get(run(params, place_whole(BATCH, mesh)))
+  assert_close((metrics['loss'], gradients), expected[:2], 2e-5)
+  assert metrics['examples'] == expected[2]['examples']
+  assert_close(computed(config(**{'train.microbatches': 4}))[:2], expected[:2], 2e-5)
