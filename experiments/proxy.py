@@ -1,4 +1,4 @@
-"""Every variant of `validation.py`, `scaling.py` and `ablations.py`, by the same name,
+"""Every variant of `validation.py`, `scaling.py`, `ablations.py` and `sft.py`, by the same name,
 at a size a CPU trains.
 
   python -m launch.train --config=experiments/proxy.py:deepseek_moe --workdir=DIR
@@ -9,13 +9,16 @@ with their device groups; the key/value heads' share where it divides the heads.
 d 256, 4 heads of 64, vocabulary 4096, 256 tokens a sequence, 16 sequences a step, float32, and a
 schedule of 300 steps (1.2M tokens). It reproduces no table of the paper: the comparisons between
 variants are what carries over, not the losses.
+
+A variant of `sft.py` starts from a run of its base model's proxy, `train.init_from`, at a constant
+rate.
 """
 
 from ml_collections import ConfigDict
 
-from experiments import ablations, scaling, validation, variants
+from experiments import ablations, scaling, sft, validation, variants
 
-_FILES = (validation, scaling, ablations)
+_FILES = (validation, scaling, ablations, sft)
 VARIANTS = {name: file for file in _FILES for name in file.VARIANTS}
 if len(VARIANTS) < sum(len(file.VARIANTS) for file in _FILES):
   raise ValueError('two config files share a variant name: proxy.py could not tell them apart')
@@ -50,6 +53,13 @@ _SCALE = {
   'checkpoint.every_steps': 100,
 }
 
+# A quarter of the base model's rate: the paper's share, a fortieth, changes little in 300 steps.
+_SFT_SCALE = {
+  'optimizer.schedule': 'constant',
+  'optimizer.warmup_steps': 0,
+  'optimizer.peak_lr': 5e-4,
+}
+
 
 def original(name: str) -> ConfigDict:
   """The full-size config of a variant."""
@@ -59,7 +69,7 @@ def original(name: str) -> ConfigDict:
 
 def get_config(name: str = 'deepseek_moe') -> ConfigDict:
   config = original(name)
-  config.update_from_flattened_dict(
-    {'name': f'proxy:{name}'} | variants.resized(config, _LAYERS, _D, _HEAD_DIM) | _SCALE
-  )
+  resized = variants.resized(config, _LAYERS, _D, _HEAD_DIM)
+  scale = _SCALE | (_SFT_SCALE if name in sft.VARIANTS else {})
+  config.update_from_flattened_dict({'name': f'proxy:{name}'} | resized | scale)
   return config

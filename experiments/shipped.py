@@ -4,12 +4,13 @@ by its name, FILE:VARIANT.
 
 from ml_collections import ConfigDict
 
-from experiments import ablations, proxy, quickstart, scaling, validation
+from experiments import ablations, proxy, quickstart, scaling, sft, validation
 
 FILES = {
   'validation': validation,
   'scaling': scaling,
   'ablations': ablations,
+  'sft': sft,
   'proxy': proxy,
   'quickstart': quickstart,
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablations, base, proxy, scaling, validation, variants
+from experiments import ablations, base, proxy, scaling, sft, validation, variants
 from experiments.shipped import FILES as MODULES
 from moe import config as moe_config
 from moe.errors import UserError
@@ -91,9 +91,11 @@ def test_a_config_is_locked_and_carries_its_name(file, name):
 
 @pytest.mark.parametrize('file', FILES)
 def test_without_a_name_a_file_gives_its_main_variant(file):
-  default = {'scaling': 'deepseek_moe_16b', 'ablations': 'granularity_0_2_16'}.get(
-    file, 'deepseek_moe'
-  )
+  default = {
+    'scaling': 'deepseek_moe_16b',
+    'ablations': 'granularity_0_2_16',
+    'sft': 'deepseek_moe_16b_chat',
+  }.get(file, 'deepseek_moe')
   assert MODULES[file].get_config().name == f'{file}:{default}'
 
 
@@ -142,7 +144,7 @@ def test_a_proxy_has_the_architecture_of_its_original(name):
 
 
 def test_proxy_has_every_variant_once():
-  names = [name for module in (validation, scaling, ablations) for name in module.VARIANTS]
+  names = [name for module in (validation, scaling, ablations, sft) for name in module.VARIANTS]
   assert sorted(names) == sorted(set(names)) == sorted(proxy.VARIANTS)
 
 
@@ -156,6 +158,21 @@ def test_groups_that_are_balanced_are_the_devices_of_the_mesh():
   ]
   assert len(balanced) == 3  # the 145B and its siblings
   assert all(config.moe.device_groups == config.mesh.expert for config in balanced)
+
+
+@pytest.mark.parametrize('name', sft.VARIANTS)
+def test_chat_models_are_their_base_models_trained_as_section_6_1_says(name):
+  """1.4M examples, 8 epochs of them, 1,024 a step; a base model's checkpoint fits."""
+  base_name = name.removesuffix('_chat').removesuffix('_sft')
+  for module, file in ((sft, scaling), (proxy, proxy)):
+    config, original = module.get_config(name), file.get_config(base_name)
+    assert (config.model, config.moe) == (original.model, original.moe)
+    assert (config.optimizer.schedule, config.optimizer.warmup_steps) == ('constant', 0)
+  config = sft.get_config(name)
+  assert config.train.num_steps == 8 * 1_400_000 // 1024
+  assert (config.optimizer.peak_lr, config.data.seq_len) == (1e-5, 4096)
+  assert config.data.batch_size * config.data.seq_len == 1024 * 512
+  assert config.data.format == 'chat'
 
 
 def test_expert_widths():
