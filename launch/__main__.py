@@ -4,7 +4,7 @@ import runpy
 import sys
 
 PROGRAMS = (
-  *('train', 'evaluate', 'generate', 'convert', 'quickstart', 'prepare_data', 'describe'),
+  *('train', 'evaluate', 'generate', 'chat', 'convert', 'quickstart', 'prepare_data', 'describe'),
   *('sweep', 'report', 'benchmark', 'plan', 'aot'),
 )
 

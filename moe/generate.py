@@ -9,8 +9,8 @@ depend on what they are filled up with.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +149,37 @@ def generate_tokens(
   A context of S positions yields up to S + 1 − length new tokens:
   the last one needs no position of its own.
   """
+  positions, request = _asked(run, prompt_ids, max_new_tokens, sampling, seed)
+  new_BN, counts_B = _generate(run.model, positions, run.params, request)
+  rows = len(prompt_ids)
+  return np.asarray(new_BN)[:rows, : request.max_new], np.asarray(counts_B)[:rows]
+
+
+def stream_tokens(
+  run: Trained,
+  prompt_ids: Sequence[int],
+  max_new_tokens: int,
+  sampling: Sampling,
+  seed: int,
+  end_id: int | None = None,
+) -> Iterator[int]:
+  """The tokens that `generate_tokens` has for one prompt, each as soon as it is chosen.
+
+  `end_id`: of the token to stop after, EOS unless it is given; no other control piece is drawn.
+  """
+  positions, request = _asked(run, [prompt_ids], max_new_tokens, sampling, seed, end_id)
+  state = _begin(run.model, positions, run.params, request)
+  for number in range(int(request.max_new)):
+    token = int(state.chosen_B[0])
+    yield token
+    full = len(prompt_ids) + number >= run.config.data.seq_len
+    if token == request.eos_id or full or number + 1 == request.max_new:
+      return
+    state = _advance(run.model, run.params, request, state)
+
+
+def _asked(run, prompt_ids, max_new_tokens, sampling, seed, end_id=None):
+  """(positions of the cache, `_Request`)."""
   rows, context, vocab_size = len(prompt_ids), run.config.data.seq_len, run.config.model.vocab_size
   longest, shortest = max(map(len, prompt_ids)), min(map(len, prompt_ids))
   # No row can have more: memory is for what can come, not for what was asked.
@@ -165,22 +196,17 @@ def generate_tokens(
   lengths_B = np.ones(len(prompts_BP), np.int32)
   for row, ids in enumerate(prompt_ids):
     prompts_BP[row, : len(ids)], lengths_B[row] = ids, len(ids)
-  new_BN, counts_B = _generate(
-    run.model,
-    positions,
-    run.params,
-    _Request(
-      prompts_BP,
-      lengths_B,
-      np.arange(len(prompts_BP)) >= rows,
-      np.int32(max_new_tokens),
-      sampling.as_arrays(vocab_size),
-      np.int32(run.tokenizer.eos_id),
-      _allowed(run.tokenizer, vocab_size),
-      jax.random.key(seed),
-    ),
+  end_id = run.tokenizer.eos_id if end_id is None else end_id
+  return positions, _Request(
+    prompts_BP,
+    lengths_B,
+    np.arange(len(prompts_BP)) >= rows,
+    np.int32(max_new_tokens),
+    sampling.as_arrays(vocab_size),
+    np.int32(end_id),
+    _allowed(run.tokenizer, vocab_size, end_id),
+    jax.random.key(seed),
   )
-  return np.asarray(new_BN)[:rows, :max_new_tokens], np.asarray(counts_B)[:rows]
 
 
 class _Request(NamedTuple):
@@ -191,7 +217,7 @@ class _Request(NamedTuple):
   ended_B: np.ndarray  # bool: before the first new token
   max_new: np.ndarray  # int32
   sampling: Sampling  # as arrays
-  eos_id: np.ndarray  # int32
+  eos_id: np.ndarray  # int32: the token that ends a row
   allowed_V: np.ndarray  # bool
   key: jax.Array
 
@@ -233,58 +259,81 @@ def _restricted(logits_BV, sampling):
   return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
+class _State(NamedTuple):
+  """Between two tokens. N new ones at most."""
+
+  step: jax.Array  # int32
+  new_BN: jax.Array
+  counts_B: jax.Array
+  cache: Any
+  ended_B: jax.Array
+  chosen_B: jax.Array  # the next one of each row
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(model: Transformer, positions: int, params: dict, request: _Request):
   """new_BN, N the cache's `positions`, and counts_B.
 
   Prefill, then one token at a time until every row has ended.
   """
-  config = model.config
-  prompts_BP, lengths_B, ended_B, max_new, sampling, eos_id, allowed_V, key = request
-  batch, padded = prompts_BP.shape
-  context = config.data.seq_len
+  more = lambda state: (state.step < request.max_new) & ~state.ended_B.all()
+  step = lambda state: _after(model, params, request, state)
+  state = lax.while_loop(more, step, _prefilled(model, positions, params, request))
+  return state.new_BN, state.counts_B
 
-  def next_tokens(tokens_BL, positions_BL, cache, last_B, count):
-    ones_BL = jnp.ones_like(tokens_BL)
-    hidden_BLD, _, cache = model.apply({'params': params}, tokens_BL, positions_BL, ones_BL, cache)
-    hidden_BD = hidden_BLD[jnp.arange(batch), last_B]
-    logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, count)
-    return choose(jnp.where(allowed_V[None], logits_BV, -jnp.inf), sampling, keys_B), cache
 
-  def more(state):
-    step, ended_B = state[0], state[4]
-    return (step < max_new) & ~ended_B.all()
-
-  def step(state):
-    step, new_BN, counts_B, cache, ended_B, chosen_B = state
-    new_BN = new_BN.at[:, step].set(jnp.where(ended_B, 0, chosen_B))
-    counts_B += ~ended_B
-    positions_B = lengths_B + step
-    ended_B |= (chosen_B == eos_id) | (positions_B >= context)
-    # A row that has ended goes on in its last slot; what it computes is never used.
-    positions_B1 = jnp.minimum(positions_B, context - 1)[:, None]
-    chosen_B, cache = next_tokens(
-      chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32), step + 1
-    )
-    return step + 1, new_BN, counts_B, cache, ended_B, chosen_B
-
-  row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-  positions_BP = jnp.broadcast_to(jnp.arange(padded), prompts_BP.shape)
-  cache = make_cache(config.model, batch, positions)
-  chosen_B, cache = next_tokens(prompts_BP, positions_BP, cache, lengths_B - 1, 0)
+def _prefilled(model, positions, params, request) -> _State:
+  """What follows the prompts first."""
+  batch, padded = request.prompts_BP.shape
+  positions_BP = jnp.broadcast_to(jnp.arange(padded), request.prompts_BP.shape)
+  cache = make_cache(model.config.model, batch, positions)
+  inputs = request.prompts_BP, positions_BP, cache, request.lengths_B - 1
+  chosen_B, cache = _next_tokens(model, params, request, *inputs, 0)
   # As every prompt has a token, no row has more new ones than there are positions.
-  new_BN = jnp.zeros((batch, positions), jnp.int32)
-  start = jnp.int32(0), new_BN, jnp.zeros(batch, jnp.int32), cache, ended_B, chosen_B
-  _, new_BN, counts_B, *_ = lax.while_loop(more, step, start)
-  return new_BN, counts_B
+  new_BN, counts_B = jnp.zeros((batch, positions), jnp.int32), jnp.zeros(batch, jnp.int32)
+  return _State(jnp.int32(0), new_BN, counts_B, cache, jnp.asarray(request.ended_B), chosen_B)
 
 
-def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+def _after(model, params, request, state: _State) -> _State:
+  """The chosen tokens noted, and the next ones chosen."""
+  context, batch = model.config.data.seq_len, len(request.lengths_B)
+  step, new_BN, counts_B, cache, ended_B, chosen_B = state
+  new_BN = new_BN.at[:, step].set(jnp.where(ended_B, 0, chosen_B))
+  counts_B += ~ended_B
+  positions_B = request.lengths_B + step
+  ended_B |= (chosen_B == request.eos_id) | (positions_B >= context)
+  # A row that has ended goes on in its last slot; what it computes is never used.
+  positions_B1 = jnp.minimum(positions_B, context - 1)[:, None]
+  inputs = chosen_B[:, None], positions_B1, cache, jnp.zeros(batch, jnp.int32)
+  chosen_B, cache = _next_tokens(model, params, request, *inputs, step + 1)
+  return _State(step + 1, new_BN, counts_B, cache, ended_B, chosen_B)
+
+
+def _next_tokens(model, params, request, tokens_BL, positions_BL, cache, last_B, count):
+  """(what is chosen after each row's input `last_B`, the cache with the inputs).
+  `count`: of the tokens chosen before.
+  """
+  batch = tokens_BL.shape[0]
+  ones_BL = jnp.ones_like(tokens_BL)
+  hidden_BLD, _, cache = model.apply({'params': params}, tokens_BL, positions_BL, ones_BL, cache)
+  hidden_BD = hidden_BLD[jnp.arange(batch), last_B]
+  logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
+  row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(request.key, jnp.arange(batch))
+  keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, count)
+  logits_BV = jnp.where(request.allowed_V[None], logits_BV, -jnp.inf)
+  return choose(logits_BV, request.sampling, keys_B), cache
+
+
+# One token at a time.
+_begin = jax.jit(_prefilled, static_argnums=(0, 1))
+_advance = jax.jit(_after, static_argnums=0, donate_argnums=3)
+
+
+def _allowed(tokenizer: Tokenizer, vocab_size: int, end_id: int) -> np.ndarray:
   """True for tokens that text is made of, and its end:
   not for other control pieces, nor for padding of the head.
   """
   allowed_V = np.zeros(vocab_size, bool)
   allowed_V[: tokenizer.vocab_size] = tokenizer.is_text
-  allowed_V[tokenizer.eos_id] = True
+  allowed_V[end_id] = True
   return allowed_V

@@ -37,7 +37,7 @@ ORDER = [
   ['moe.data', 'moe.optimizer', 'moe.metrics'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.storage'],
-  ['moe.evaluate', 'moe.generate', 'moe.analysis'],
+  ['moe.evaluate', 'moe.generate', 'moe.chat', 'moe.analysis'],
   ['moe.inspection'],
   ['moe.run'],
   ['moe.checkpoint'],

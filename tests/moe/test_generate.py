@@ -11,7 +11,7 @@ import pytest
 
 from moe import generate as generate_lib
 from moe.errors import UserError
-from moe.generate import Sampling, choose, generate, generate_tokens
+from moe.generate import Sampling, choose, generate, generate_tokens, stream_tokens
 from moe.model import Transformer
 from moe.run import Run
 from tests import oracles
@@ -108,6 +108,28 @@ def test_greedy_with_the_cache_equals_recomputing(name):
     assert computed == _recomputed(run, prompt_ids, 20)
     different |= {token for row in computed for token in row}
   assert len(different) > 10  # not the same token for ever
+
+
+@pytest.mark.parametrize('sampling', [GREEDY, Sampling(1.0, top_p=0.9)], ids=str)
+def test_a_stream_is_the_same_tokens_one_by_one(sampling):
+  run = _run(seed=1)
+  for prompt in PROMPTS:
+    ids = [Letters.bos_id, *run.tokenizer.encode(prompt)]
+    for most in (1, 4, 20):
+      new_BN, counts_B = generate_tokens(run, [ids], most, sampling, seed=5)
+      streamed = list(stream_tokens(run, ids, most, sampling, seed=5))
+      assert streamed == new_BN[0, : counts_B[0]].tolist()
+
+
+def test_a_stream_ends_with_the_token_it_is_told():
+  """Which is drawn alone of all control pieces."""
+  run, ids = _run(seed=1), [Letters.bos_id, *Letters().encode('abc')]
+  whole = list(stream_tokens(run, ids, 20, GREEDY, 0))
+  end = whole[2]
+  assert list(stream_tokens(run, ids, 20, GREEDY, 0, end_id=end)) == whole[: whole.index(end) + 1]
+  drawn = [list(stream_tokens(run, ids, 9, Sampling(3.0), seed, end_id=0)) for seed in range(40)]
+  assert not any(Letters.eos_id in each for each in drawn)
+  assert any(each[-1] == 0 for each in drawn) and all(0 not in each[:-1] for each in drawn)
 
 
 def test_a_row_does_not_depend_on_its_batch():

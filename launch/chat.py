@@ -1,0 +1,53 @@
+"""A conversation with a run, in the terminal or over a pipe, a question a line.
+
+python -m launch.chat --workdir=DIR [--temperature=0.8 --template=deepseek]
+
+/reset forgets the conversation, /system TEXT sets the system message. Replies are written to stdout
+as they come. What no longer fits into the context is forgotten, the oldest first.
+"""
+
+import io
+import sys
+
+from absl import flags
+
+from moe import cli, host_memory
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to talk to; the newest without it.')
+TEMPLATE = flags.DEFINE_enum(
+  'template',
+  '',
+  ['', 'deepseek', 'plain', 'tokenizer'],
+  "How turns are written down; '': as the run was trained, else as its tokenizer has it.",
+)
+SYSTEM = flags.DEFINE_string('system', '', 'The system message.')
+MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 512, 'At most so many tokens a reply.')
+TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 is greedy.')
+TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k most likely tokens; 0: all.')
+TOP_P = flags.DEFINE_float(
+  'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
+)
+SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+
+
+def main(_):
+  from moe.chat import Conversation, Options, talk, tell
+  from moe.generate import Sampling
+  from moe.run import load_run
+
+  sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+  sampling.check()
+  run = load_run(WORKDIR.value, STEP.value)
+  options = Options(sampling, MAX_NEW_TOKENS.value, SEED.value)
+  conversation = Conversation(run, options, TEMPLATE.value)
+  conversation.system = SYSTEM.value
+  if isinstance(sys.stdin, io.TextIOWrapper):
+    # What is no UTF-8 becomes an error of its own line.
+    sys.stdin.reconfigure(errors='surrogateescape')
+  tell(f'{run.config.name}, step {run.step}, template {conversation.template_name}')
+  talk(conversation, sys.stdin, sys.stdout)
+
+
+if __name__ == '__main__':
+  cli.run(main, memory=host_memory.SAMPLING)
