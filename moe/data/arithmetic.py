@@ -46,7 +46,7 @@ _THINGS = (
 )
 
 
-class _Dice:
+class Dice:
   """Draws from `Random.random()` alone, the one method whose sequence Python
   promises never to change.
   """
@@ -68,7 +68,7 @@ class _Dice:
 
 def page(number: int) -> str:
   """Page `number`, about 1200 characters; the same on every machine."""
-  dice = _Dice(1_000_003 * number + 17)
+  dice = Dice(1_000_003 * number + 17)
   title, problem = _KINDS[number % len(_KINDS)]
   problems = [title]
   while sum(map(len, problems)) < 1100:
