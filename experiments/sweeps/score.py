@@ -65,9 +65,7 @@ def evaluate(run, data, intervention: dict) -> dict:
   """'total' and, by domain, 'domains': loss and bits per byte;
   'expert_load' by layer and expert, or None.
   """
-  from moe.analysis import Intervention, evaluator
-
-  evaluation = evaluator(run.config, data, Intervention(**intervention))(run.params)
+  evaluation = run.intervene(**intervention).evaluate(data)
   numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}
   load_NE = evaluation.expert_load_NE
   return {

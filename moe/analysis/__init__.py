@@ -18,7 +18,7 @@ from moe.analysis.counts import (
   token_class,
   token_classes,
 )
-from moe.analysis.interventions import Choices, Intervention, apply, evaluator, forward, routing
+from moe.analysis.interventions import Choices, Intervention, apply, forward, routing
 from moe.analysis.measures import (
   Information,
   by_group,
@@ -41,7 +41,6 @@ __all__ = [
   'co_activation',
   'count',
   'effective_experts',
-  'evaluator',
   'forward',
   'information',
   'load',

@@ -10,18 +10,14 @@ K chosen by a token, M masked for it.
 """
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.data.store import PreparedData
 from moe.errors import UserError
-from moe.evaluate import Evaluator
 from moe.layers.moe_layer import Aside
 from moe.model import Transformer
 from moe.parallel.sharding import constrain
@@ -107,17 +103,6 @@ def check_routed(config: Config) -> None:
   """UserError for a model without routed experts."""
   if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
-
-
-def evaluator(
-  config: Config, data: PreparedData, intervention: Intervention, mesh: Mesh | None = None
-) -> Evaluator:
-  """`evaluate.Evaluator` under an intervention: call it with the
-  parameters as they were trained.
-  """
-  return Evaluator(
-    config, data, mesh, forward=functools.partial(forward, intervention=intervention)
-  )
 
 
 def _run(config, params, batch, intervention, choices=False):

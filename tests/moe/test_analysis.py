@@ -14,6 +14,8 @@ from moe.data import batches as pipeline
 from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
+from moe.inspection import Run
+from moe.model import Transformer
 from moe.ops.implementation import compiling_for
 from moe.parameters import decayed
 from moe.routers import ROUTERS, Probe, SoftmaxRouter
@@ -288,7 +290,8 @@ def test_survey_and_loss_of_all_held_out_text(data):
   params = small_params(config)
   intervention = Intervention(masked_share=1 / 6, experts_per_token=3)
   survey = specialization.survey(config, params, data, intervention)
-  evaluation = specialization.evaluator(config, data, intervention)(params)
+  trained = Run(Transformer(config), params, data.tokenizer, config, 0)
+  evaluation = trained.intervene(intervention).evaluate(data)
 
   total, tokens = 0.0, 0
   for number, domain in enumerate(data.held_out_domains):

@@ -14,6 +14,6 @@ nowhere: it takes no room and no products, and gets zeros.
   telemetry.py  what a layer tells of its exchange
 
 Of one device: T tokens, K choices, P devices along the expert axis, E experts in all and
-G = ⌈E / P⌉ here, D width, c slots from one device to another in one round, S = P · c slots to send
-or to receive, A assignments that fit.
+G = ⌈E / P⌉ here, D width, c slots from one device to another in one round, A = P · c slots to send
+or to receive, R assignments that fit.
 """

@@ -62,46 +62,46 @@ def exchanged(
   moves, sent_P = _slots(device_TK, window_TP, capacity, packed=transport != 'all_gather')
   devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
   # With a token travel its gates, and which experts of the receiver it is for; `here` is none.
-  device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
-  experts_SK = _take(experts_TK, moves.source_S) - device_S[:, None] * here
-  wanted_SK = (moves.source_S < x_TD.shape[0])[:, None] & (experts_SK >= 0) & (experts_SK < here)
-  experts_SK = _to_all(jnp.where(wanted_SK, experts_SK, here))
-  gates_SK = _to_all(_spread(gates_TK, moves))
+  device_A = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
+  experts_AK = _take(experts_TK, moves.source_A) - device_A[:, None] * here
+  wanted_AK = (moves.source_A < x_TD.shape[0])[:, None] & (experts_AK >= 0) & (experts_AK < here)
+  experts_AK = _to_all(jnp.where(wanted_AK, experts_AK, here))
+  gates_AK = _to_all(_spread(gates_TK, moves))
   if transport == 'all_gather':
-    x_SD = lax.all_gather(x_TD, AXIS, tiled=True)
+    x_AD = lax.all_gather(x_TD, AXIS, tiled=True)
   elif transport == 'padded':
-    x_SD = _to_all(_spread(x_TD, moves))
+    x_AD = _to_all(_spread(x_TD, moves))
   else:
     received_P = _to_all(sent_P)
-    x_SD = _ragged(_spread(x_TD, moves), sent_P, received_P)
+    x_AD = _ragged(_spread(x_TD, moves), sent_P, received_P)
 
-  y_SD = _own_experts(x_SD, gates_SK, experts_SK, weights, devices * capacity.assignments, run)
+  y_AD = _own_experts(x_AD, gates_AK, experts_AK, weights, devices * capacity.assignments, run)
 
   if transport == 'all_gather':
-    return lax.psum_scatter(y_SD.astype(jnp.float32), AXIS, tiled=True)
+    return lax.psum_scatter(y_AD.astype(jnp.float32), AXIS, tiled=True)
   return _collect(
-    _to_all(y_SD) if transport == 'padded' else _ragged(y_SD, received_P, sent_P), moves
+    _to_all(y_AD) if transport == 'padded' else _ragged(y_AD, received_P, sent_P), moves
   )
 
 
 class _Moves(NamedTuple):
   """Rows copied from sources to slots: at most K slots a source, at most one source a slot."""
 
-  source_S: jax.Array  # int32: number of sources where a slot stays empty
+  source_A: jax.Array  # int32: number of sources where a slot stays empty
   slot_TK: jax.Array  # int32: number of slots where there is none
 
 
 @jax.custom_vjp
 def _spread(rows_TD, moves):
-  """slots_SD: every slot its source's row, zero where empty."""
-  return _take(rows_TD, moves.source_S)
+  """slots_AD: every slot its source's row, zero where empty."""
+  return _take(rows_TD, moves.source_A)
 
 
 @jax.custom_vjp
-def _collect(slots_SD, moves):
+def _collect(slots_AD, moves):
   """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `_spread`."""
   gathered = (
-    _take(slots_SD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
+    _take(slots_AD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
   )
   return functools.reduce(jnp.add, gathered)
 
@@ -142,8 +142,8 @@ def _slots(device_TK, window_TP, capacity, packed):
   slot_TP = jnp.where(
     window_TP, within_TP + jnp.arange(devices, dtype=jnp.int32)[None] * capacity.tokens, slots
   )
-  source_S = jnp.full(slots, tokens, jnp.int32)
-  source_S = source_S.at[slot_TP].set(jnp.arange(tokens, dtype=jnp.int32)[:, None], mode='drop')
+  source_A = jnp.full(slots, tokens, jnp.int32)
+  source_A = source_A.at[slot_TP].set(jnp.arange(tokens, dtype=jnp.int32)[:, None], mode='drop')
   # A token crosses once to a device: only the first of its choices there has the slot.
   k = jnp.arange(device_TK.shape[1])
   again_TK = (
@@ -153,49 +153,49 @@ def _slots(device_TK, window_TP, capacity, packed):
   # which `_take` takes for a row.
   slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
   slot_TK = jnp.where(again_TK, slots, slot_TK)
-  return _Moves(source_S, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
+  return _Moves(source_A, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
 
 
-def _own_experts(x_SD, gates_SK, experts_SK, weights, room, run):
-  """y_SD: Σ over a row's assignments here of gate · FFN(row). `room` (A) holds all of them."""
+def _own_experts(x_AD, gates_AK, experts_AK, weights, room, run):
+  """y_AD: Σ over a row's assignments here of gate · FFN(row). `room` (R) holds all of them."""
   here = weights.gate_EDF.shape[0]
-  row_SK, sizes_G, offsets_G = sort_assignments(experts_SK, here)
-  row_SK = jnp.where(experts_SK < here, row_SK, room)
-  choices = row_SK.shape[1]
-  flat = jnp.arange(row_SK.size, dtype=jnp.int32)
-  flat_A = jnp.full(room, row_SK.size, jnp.int32).at[row_SK.reshape(-1)].set(flat, mode='drop')
-  assignments = _Moves(flat_A // choices, row_SK)
-  gates_A1 = _spread(gates_SK.reshape(-1, 1), _Moves(flat_A, row_SK.reshape(-1, 1)))
+  row_AK, sizes_G, offsets_G = sort_assignments(experts_AK, here)
+  row_AK = jnp.where(experts_AK < here, row_AK, room)
+  choices = row_AK.shape[1]
+  flat = jnp.arange(row_AK.size, dtype=jnp.int32)
+  flat_R = jnp.full(room, row_AK.size, jnp.int32).at[row_AK.reshape(-1)].set(flat, mode='drop')
+  assignments = _Moves(flat_R // choices, row_AK)
+  gates_R1 = _spread(gates_AK.reshape(-1, 1), _Moves(flat_R, row_AK.reshape(-1, 1)))
   # Already sorted, one expert a row. Rows past the last group have no expert: nothing reads them.
-  row_A = jnp.arange(room, dtype=jnp.int32)
-  expert_A = jnp.searchsorted(
-    offsets_G + sizes_G, row_A, side='right', method='compare_all'
+  row_R = jnp.arange(room, dtype=jnp.int32)
+  expert_R = jnp.searchsorted(
+    offsets_G + sizes_G, row_R, side='right', method='compare_all'
   ).astype(jnp.int32)
   plan = DispatchPlan(
-    jnp.minimum(expert_A, here - 1)[:, None], row_A[:, None], row_A, sizes_G, offsets_G
+    jnp.minimum(expert_R, here - 1)[:, None], row_R[:, None], row_R, sizes_G, offsets_G
   )
-  return _collect(run(_spread(x_SD, assignments), gates_A1, plan, weights), assignments).astype(
-    x_SD.dtype
+  return _collect(run(_spread(x_AD, assignments), gates_R1, plan, weights), assignments).astype(
+    x_AD.dtype
   )
 
 
-def _to_all(rows_S):
+def _to_all(rows_A):
   """The i-th of P equal parts goes to device i; parts arrive in the order of the devices."""
-  return lax.all_to_all(rows_S, AXIS, split_axis=0, concat_axis=0, tiled=True)
+  return lax.all_to_all(rows_A, AXIS, split_axis=0, concat_axis=0, tiled=True)
 
 
 @jax.custom_vjp
-def _ragged(rows_SD, sent_P, received_P):
+def _ragged(rows_AD, sent_P, received_P):
   """As `_to_all`, but only the first sent_P rows of a part travel; the others arrive as zeros."""
-  slots = rows_SD.shape[0] // sent_P.shape[0]
+  slots = rows_AD.shape[0] // sent_P.shape[0]
   first_P = jnp.arange(sent_P.shape[0], dtype=jnp.int32) * slots
   mine_P = jnp.full_like(first_P, lax.axis_index(AXIS) * slots)
   return lax.ragged_all_to_all(
-    rows_SD, jnp.zeros_like(rows_SD), first_P, sent_P, mine_P, received_P, axis_name=AXIS
+    rows_AD, jnp.zeros_like(rows_AD), first_P, sent_P, mine_P, received_P, axis_name=AXIS
   )
 
 
 _ragged.defvjp(
-  lambda rows_SD, sent_P, received_P: (_ragged(rows_SD, sent_P, received_P), (sent_P, received_P)),
-  lambda counts, d_rows_SD: (_ragged(d_rows_SD, counts[1], counts[0]), None, None),
+  lambda rows_AD, sent_P, received_P: (_ragged(rows_AD, sent_P, received_P), (sent_P, received_P)),
+  lambda counts, d_rows_AD: (_ragged(d_rows_AD, counts[1], counts[0]), None, None),
 )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe.analysis import Intervention, evaluator
+from moe.analysis import Intervention
 from moe.checkpoint import Checkpointer, load_for_notebook
 from moe.data.packing import Batch
 from moe.data.store import HELD_OUT
@@ -242,11 +242,9 @@ def test_an_intervened_run_answers_as_the_loops_do(changes, masked, k, with_shar
   assert_close(run.logits(IDS[1]), truth(run, IDS[1])[0], 2e-5)
 
 
-def test_held_out_text_and_samples_under_an_intervention(data):
+def test_samples_under_an_intervention(data):
   run = run_of(data.tokenizer)
   masked = run.intervene(masked_share=1 / 6)
-  there = evaluator(run.config, data, Intervention(masked_share=1 / 6))(run.params)
-  assert masked.evaluate(data).total == there.total
   for each in (run, masked):
     ids = each.tokens('the').tolist()
     completion = each.generate('the', max_new_tokens=4)

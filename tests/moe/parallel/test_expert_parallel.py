@@ -157,7 +157,7 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
     window_TP = window(demand, start_P, capacity)
     moves, sent_P = jax.device_get(exchange._slots(demand.device_TK, window_TP, capacity, packed))
     here = {
-      (int(t), slot // capacity.tokens) for slot, t in enumerate(moves.source_S) if t < tokens
+      (int(t), slot // capacity.tokens) for slot, t in enumerate(moves.source_A) if t < tokens
     }
     assert here == set(zip(*map(np.ndarray.tolist, np.nonzero(np.asarray(window_TP)))))
     assert not here & sent
@@ -167,8 +167,8 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
       assert assigned <= capacity.assignments
     # A token's sum collects every slot of its own, once.
     for t in range(tokens):
-      slots = [int(s) for s in moves.slot_TK[t] if s < moves.source_S.shape[0]]
-      assert len(slots) == len(set(slots)) and all(moves.source_S[s] == t for s in slots)
+      slots = [int(s) for s in moves.slot_TK[t] if s < moves.source_A.shape[0]]
+      assert len(slots) == len(set(slots)) and all(moves.source_A[s] == t for s in slots)
       assert len(slots) == sum(u == t for u, _ in here)
     sent |= here
     start_P += window_TP.sum(axis=0)
@@ -183,29 +183,29 @@ def test_what_lies_past_the_last_group_is_never_read():
   """
   slots, width, here, choices, room = 6, 4, 2, 2, 16
   generator = np.random.default_rng(0)
-  x_SD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)
-  gates_SK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
-  experts_SK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
+  x_AD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)
+  gates_AK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
+  experts_AK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
   scales_G = jnp.array([2.0, 3.0])
   weights = ExpertWeights(jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G)
 
   @jax.custom_vjp
-  def run(x_AD, gates_A1, plan, weights):
-    gate_A = gates_A1 * weights.down_EFD[plan.experts_TK[:, 0]][:, None]
-    return jnp.where((jnp.arange(room) < plan.group_sizes_E.sum())[:, None], x_AD * gate_A, jnp.nan)
+  def run(x_RD, gates_R1, plan, weights):
+    gate_R = gates_R1 * weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    return jnp.where((jnp.arange(room) < plan.group_sizes_E.sum())[:, None], x_RD * gate_R, jnp.nan)
 
-  def backward(kept, d_AD):
-    x_AD, gates_A1, plan, weights = kept
+  def backward(kept, d_RD):
+    x_RD, gates_R1, plan, weights = kept
     ours = (jnp.arange(room) < plan.group_sizes_E.sum())[:, None]
-    scale_A1 = weights.down_EFD[plan.experts_TK[:, 0]][:, None]
-    d_x, d_gates = d_AD * gates_A1 * scale_A1, (d_AD * x_AD * scale_A1).sum(axis=1, keepdims=True)
+    scale_R1 = weights.down_EFD[plan.experts_TK[:, 0]][:, None]
+    d_x, d_gates = d_RD * gates_R1 * scale_R1, (d_RD * x_RD * scale_R1).sum(axis=1, keepdims=True)
     return jnp.where(ours, d_x, jnp.nan), jnp.where(ours, d_gates, jnp.nan), None, None
 
   run.defvjp(lambda *operands: (run(*operands), operands), backward)
-  experts = lambda x, g: exchange._own_experts(x, g, experts_SK, weights, room, run)
-  y_SD, pull = jax.vjp(experts, x_SD, gates_SK)
-  scale_SK = jnp.where(experts_SK < here, scales_G[jnp.minimum(experts_SK, 1)], 0)
-  truth = lambda x, g: (g * scale_SK).sum(axis=1)[:, None] * x
-  y_truth, pull_truth = jax.vjp(truth, x_SD, gates_SK)
-  for computed, expected in zip((y_SD, *pull(y_SD)), (y_truth, *pull_truth(y_SD)), strict=True):
+  experts = lambda x, g: exchange._own_experts(x, g, experts_AK, weights, room, run)
+  y_AD, pull = jax.vjp(experts, x_AD, gates_AK)
+  scale_AK = jnp.where(experts_AK < here, scales_G[jnp.minimum(experts_AK, 1)], 0)
+  truth = lambda x, g: (g * scale_AK).sum(axis=1)[:, None] * x
+  y_truth, pull_truth = jax.vjp(truth, x_AD, gates_AK)
+  for computed, expected in zip((y_AD, *pull(y_AD)), (y_truth, *pull_truth(y_AD)), strict=True):
     np.testing.assert_allclose(computed, expected, rtol=1e-6)
