@@ -5,7 +5,7 @@ import sys
 
 PROGRAMS = (
   *('train', 'evaluate', 'generate', 'chat', 'convert', 'quickstart', 'prepare_data', 'describe'),
-  *('sweep', 'report', 'benchmark', 'plan', 'aot'),
+  *('sweep', 'report', 'benchmark', 'plan', 'aot', 'select_experts'),
 )
 
 

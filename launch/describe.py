@@ -6,7 +6,8 @@
   python -m launch.describe --keys > docs/configuration.md
 
 Text is for reading; JSON has exact integers: one object, or with --all one object keyed
-`FILE:VARIANT`. `moe/accounting.py` defines every number, `moe/config.py` every key.
+`FILE:VARIANT`. `moe/accounting.py` defines every number, `moe/finetune/cost.py` those of training,
+`moe/config.py` every key.
 """
 
 import dataclasses
@@ -39,9 +40,11 @@ def main(_):
     _print(accounting_tables.table(accounts), output)
   else:
     config = cli.config(CONFIG)
-    numbers = account(config)
-    output = {'name': config.name} | dataclasses.asdict(numbers)
-    _print(accounting_tables.card(config.name, numbers), output)
+    from moe.finetune.cost import cost
+
+    numbers, training = account(config), cost(config)
+    output = {'name': config.name} | dataclasses.asdict(numbers) | training._asdict()
+    _print(accounting_tables.card(config.name, numbers, training), output)
 
 
 def _print(text, output):

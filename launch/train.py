@@ -38,7 +38,7 @@ START = flags.DEFINE_integer(
 
 
 def main(_):
-  config = cli.config(CONFIG)  # before jax: a mistyped key answers at once
+  config = cli.config(CONFIG, WORKDIR.value)  # before jax: a mistyped key answers at once
   from moe.parallel import processes
   from moe.train import train
 

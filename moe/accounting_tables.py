@@ -1,8 +1,12 @@
 """`moe.accounting` as text for people."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from moe.accounting import Accounting
+
+if TYPE_CHECKING:  # it loads jax
+  from moe.finetune.cost import Cost
 
 _ROWS = {
   'total_params': 'parameters',
@@ -11,6 +15,8 @@ _ROWS = {
   'active_expert_params': '  a token activates',
   'non_embedding_params': 'without embedding and head',
   'active_non_embedding_params': '  a token activates',
+  'trained_params': 'trained parameters',
+  'optimizer_bytes': 'bytes of optimizer state',
   'train_flops_per_sequence': 'training FLOPs a sequence',
   'train_flops_per_token': 'training FLOPs a token',
   'forward_flops_per_token': 'forward FLOPs a token',
@@ -43,12 +49,12 @@ def table(accounts: Mapping[str, Accounting]) -> str:
   )
 
 
-def card(name: str, account: Accounting) -> str:
+def card(name: str, account: Accounting, training: 'Cost') -> str:
   """One config, a line a number."""
   width = max(map(len, _ROWS.values()))
   lines = [name]
   for field, label in _ROWS.items():
-    number = getattr(account, field)
+    number = getattr(training if field in ('trained_params', 'optimizer_bytes') else account, field)
     shown = str(number) if field == 'seq_len' else quantity(number)
     lines.append(f'  {label:<{width}}  {shown:>8}')
   return '\n'.join(lines)

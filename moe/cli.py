@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from moe import config as moe_config
 from moe import host_memory
 from moe.errors import UserError, chain, one_line
+from moe.finetune import choice
 from moe.keys import wanted
 
 # --help of a program shows the flags that it defines through this module.
@@ -58,8 +59,8 @@ def format_flag() -> flags.FlagHolder:
   )
 
 
-def config(flag: flags.FlagHolder) -> moe_config.Config:
-  """The checked config of a parsed `config_flag()`.
+def config(flag: flags.FlagHolder, workdir: str | None = None) -> moe_config.Config:
+  """The checked config of a parsed `config_flag()`, of the run in `workdir` where it goes on.
   UserError if the flag is absent or a value is wrong.
   """
   if not flag.present:
@@ -70,7 +71,7 @@ def config(flag: flags.FlagHolder) -> moe_config.Config:
     raise UserError(
       f'get_config() of the --config file returned {flag.value!r} instead of a ConfigDict'
     )
-  return moe_config.from_config_dict(flag.value)
+  return choice.settled(moe_config.from_config_dict(flag.value), workdir)
 
 
 def config_path(path: str) -> str:

@@ -347,6 +347,20 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+  trainable: Literal['all', 'router_frozen', 'experts'] = key(
+    'all',
+    'all: every parameter; router_frozen: all but the routers; experts: the routed experts that '
+    'finetune.experts names. What is not trained stays bit for bit, and has no optimizer state',
+  )
+  experts: str = key(
+    '',
+    "a file of launch.select_experts, or '3,17;2;;40': the chosen experts of each MoE layer; a run "
+    'keeps the choice itself',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   every_steps: int = key(
     1000, 'between held-out losses while training; 0: only at the end', unit='steps', at_least=0
@@ -391,6 +405,7 @@ class Config:
   data: DataConfig = section(DataConfig, 'Text, tokenizer and batches')
   optimizer: OptimizerConfig = section(OptimizerConfig, 'AdamW and its learning rate')
   train: TrainConfig = section(TrainConfig, 'The training loop')
+  finetune: FinetuneConfig = section(FinetuneConfig, 'What of the model is trained')
   evaluation: EvaluationConfig = section(EvaluationConfig, 'Held-out losses', NOTHING)
   checkpoint: CheckpointConfig = section(CheckpointConfig, 'What is kept of a run', NOTHING)
 

@@ -5,6 +5,8 @@
 
 from collections.abc import Iterator
 
+from moe.finetune import choice
+
 
 def contradictions(c) -> list[str]:
   """Every contradiction in a `moe.config.Config`, a line each that names
@@ -105,6 +107,25 @@ def _of_the_warm_start(c) -> Iterator[str]:
       yield f'train.{name}={getattr(c.train, name)!r} needs train.init_from, the run to start from'
 
 
+def _of_the_fine_tuning(c) -> Iterator[str]:
+  f = c.finetune
+  has_routed = c.moe.num_experts and c.model.num_dense_layers < c.model.num_layers
+  if f.trainable != 'all' and not has_routed:
+    yield f'finetune.trainable={f.trainable} needs routed experts: this model has none'
+  if f.trainable == 'experts' and not f.experts:
+    yield (
+      'finetune.trainable=experts needs finetune.experts, a file of launch.select_experts or the '
+      "experts of each MoE layer, '3,17;2;;40'"
+    )
+  if f.trainable != 'experts' and f.experts:
+    yield (
+      f'finetune.experts={f.experts!r} is the choice of finetune.trainable=experts, which is '
+      f'{f.trainable}'
+    )
+  if f.experts and not choice.is_file(f.experts):
+    yield from choice.faults(c, choice.parse(f.experts))
+
+
 _CHECKS = (
   _of_the_mesh,
   _of_the_heads,
@@ -115,4 +136,5 @@ _CHECKS = (
   _of_the_batch,
   _of_the_conversations,
   _of_the_warm_start,
+  _of_the_fine_tuning,
 )

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe.config import Config
+from moe.finetune import trained
 from moe.model import init_declared
 from moe.parallel import sharding
 from moe.parallel.sharding import is_declared
@@ -23,10 +24,12 @@ def declared(config: Config) -> dict:
 
 
 def decayed(config: Config) -> dict:
-  """The parameter tree as booleans: whether weight decay acts on each."""
-  return jax.tree.map(lambda box: box.decayed, declared(config), is_leaf=is_declared)
+  """The trained part of the parameter tree as booleans: whether weight decay acts on each."""
+  boxes = trained.trained_boxes(config, declared(config))
+  return jax.tree.map(lambda box: box.decayed, boxes, is_leaf=is_declared)
 
 
 def shardings(config: Config, mesh: Mesh, tree: Any) -> Any:
   """A NamedSharding for every leaf of a `TrainState`, or of its parameters."""
-  return sharding.shardings(mesh, tree, declared(config), config.mesh.zero)
+  boxes = trained.declared(config, declared(config))
+  return sharding.shardings(mesh, tree, boxes, config.mesh.zero)

@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec
 
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.finetune.trained import join
 from moe.layers.block import Presence
 from moe.losses import Totals
 from moe.metrics import telemetry
@@ -40,17 +41,24 @@ _AXIS = 'stage'
 
 
 def gradients(
-  config: Config, params: dict, batches: Batch, totals: Totals, counts_NE: jax.Array | None
+  config: Config,
+  trained: dict,
+  frozen: dict,
+  batches: Batch,
+  totals: Totals,
+  counts_NE: jax.Array | None,
 ) -> tuple[dict, Sums]:
-  """Gradients of the batch's objective, and its sums.
+  """Gradients of the batch's objective with respect to `trained`, and its sums.
 
   Args:
+    trained, frozen: the parameters, see `finetune.trained.split`.
     batches: Batch whose arrays have a leading axis M.
     totals: of the whole batch.
     counts_NE: the whole batch's choices, where moe.balance_scope needs them.
   """
   *before, name = stack_names(config.model)
-  stages, layers = mesh.size(_AXIS), jax.tree.leaves(params[name])[0].shape[0]
+  stacks = tuple(part.get(name, {}) for part in (trained, frozen))
+  stages, layers = mesh.size(_AXIS), jax.tree.leaves(stacks)[0].shape[0]
   per_stage = -(-layers // stages)
   deal = lambda tree: jax.tree.map(lambda x: _pad(x, stages * per_stage), tree)
   schedule = _Schedule(config, name, before, layers, per_stage, stages)
@@ -67,14 +75,14 @@ def gradients(
     axis_names={_AXIS},
     check_vma=False,
   )
-  rest = {key: value for key, value in params.items() if key != name}
-  d_stack, d_rest, summed, measured = run(
-    deal(params[name]), rest, batches, totals, deal(counts_NE)
+  rest = tuple(
+    {key: value for key, value in part.items() if key != name} for part in (trained, frozen)
   )
+  d_stack, d_rest, summed, measured = run(deal(stacks), rest, batches, totals, deal(counts_NE))
   loss, terms, (measured_before, by_domain) = summed
   d_stack, measured = jax.tree.map(lambda x: x[:layers], (d_stack, measured))
   sums = Sums(loss, terms, (telemetry.by_layer(*measured_before, measured), by_domain))
-  return {**d_rest, name: d_stack}, sums
+  return {**d_rest, **({name: d_stack} if d_stack else {})}, sums
 
 
 def partners(parity: int, stages: int) -> list[tuple[int, int]]:
@@ -97,7 +105,10 @@ def turn(
 
 
 class _Schedule(NamedTuple):
-  """One stage's work; every method runs inside the shard_map over stages."""
+  """One stage's work; every method runs inside the shard_map over stages.
+
+  `stack` and `rest` are pairs of trees: what is trained of them, and what is frozen.
+  """
 
   config: Config
   name: str  # of the stack that is dealt out
@@ -127,7 +138,8 @@ class _Schedule(NamedTuple):
     def backward(m, received, state):
       inputs, gradients, sums = state
       kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
-      (_, share), pull, new = jax.vjp(lambda *x: work(*x, part(m)), stack, rest, kept, has_aux=True)
+      whole = lambda trained, others, x: work((trained, stack[1]), (others, rest[1]), x, part(m))
+      (_, share), pull, new = jax.vjp(whole, stack[0], rest[0], kept, has_aux=True)
       # To the last stage nobody sends: zeros, as its result has no part in what comes after it.
       *more, send = pull((received, jnp.ones_like(share)))
       return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), add(sums, new))
@@ -152,7 +164,7 @@ class _Schedule(NamedTuple):
     inputs = constrain(
       jnp.zeros((stages, *no_input.shape), no_input.dtype), None, 'batch', None, None
     )
-    state = inputs, (zeros(stack), zeros(rest)), sums
+    state = inputs, (zeros(stack[0]), zeros(rest[0])), sums
     ticks = 2 * (microbatches + stages - 1)
     _, (_, (d_stack, d_rest), sums) = lax.fori_loop(0, ticks, tick, (no_input, state))
     on_one_stage, measured = sums.telemetry
@@ -162,8 +174,8 @@ class _Schedule(NamedTuple):
   def work(self, stack, rest, x_BLD, batch, *, totals, counts_nE):
     """((the stage's result, its share of the objective), Sums) of one microbatch."""
     config, stage = self.config, lax.axis_index(_AXIS)
-    model = Transformer(self.of_one_stage())
-    apply = functools.partial(model.apply, {'params': {**rest, self.name: stack}})
+    model, rest = Transformer(self.of_one_stage()), join(*rest)
+    apply = functools.partial(model.apply, {'params': {**rest, self.name: join(*stack)}})
     arguments = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
 
     def begin():

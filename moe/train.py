@@ -25,6 +25,7 @@ from moe.data.prepare import prepare
 from moe.data.tokenizers import FILES
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
+from moe.finetune import choice, cost
 from moe.metrics import lines, writers
 from moe.metrics.domains import loss_by_domain
 from moe.metrics.profile import Profile
@@ -80,6 +81,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
   check_implementation(config.ops.implementation)
   writers.chosen(config.train.writers)
   mesh = mesh_lib.make_mesh(config)
+  config = processes.together(lambda: choice.settled(config, workdir))
   accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
   config = warm_start.settled(config, workdir)
   source = warm_start.find(config, workdir)
@@ -134,6 +136,8 @@ def _from_where_it_stopped(run: '_Run', tokenizer, source: Source | None) -> Out
     _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
     return Outcome(start, finished, None, run.stop.name)
   _say(describe_run(config, workdir))
+  if told := cost.in_words(config):
+    _say(told)
   processes.together(lambda: _write_beginning(config, workdir, tokenizer, source))
   if source:
     # On disk before anything says that the run has begun: from here on it does without the source.

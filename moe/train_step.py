@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from moe import pipeline_parallel as pipeline
 from moe.config import Config
 from moe.data.packing import Batch
+from moe.finetune.trained import join, put_back, split
 from moe.layers.moe_layer import Aside
 from moe.losses import Totals
 from moe.metrics import domains, routing
@@ -35,7 +36,7 @@ class TrainState:
   # int32: steps of the schedule, optimizer.start_step and those taken, skipped ones included.
   step: jax.Array
   params: dict
-  optimizer_state: optax.OptState
+  optimizer_state: optax.OptState  # of the trained part alone, `finetune.trained.split`
   bad_steps: jax.Array  # int32: steps skipped so far because loss or gradient was not finite
   bad_streak: jax.Array  # int32: of these, the ones in a row up to now
 
@@ -50,7 +51,7 @@ def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
   optimizer = make_optimizer(config.optimizer, decayed(config), config.optimizer.weight_decay)
   step = jnp.full((), config.optimizer.start_step, jnp.int32)
-  return TrainState(step, params, optimizer.init(params), zero(), zero())
+  return TrainState(step, params, optimizer.init(split(config, params)[0]), zero(), zero())
 
 
 def make_train_step(
@@ -73,21 +74,22 @@ def make_train_step(
     optimizer = make_optimizer(config.optimizer, is_decayed, numbers.weight_decay)
     gradients, metrics = loss_and_gradients(config, state.params, batch)
     with jax.named_scope('optimizer'):
+      old, _ = split(config, state.params)
       norm = optax.tree.norm(gradients)
       updates, optimizer_state = optimizer.update(
-        clip(gradients, norm, numbers.clip_norm), state.optimizer_state, state.params
+        clip(gradients, norm, numbers.clip_norm), state.optimizer_state, old
       )
       rate = learning_rate(config.optimizer.schedule, numbers, state.step)
-      params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-      if 'expert_counts_NE' in metrics:
-        params = after_step(config, params, metrics['expert_counts_NE'])
+      trained = jax.tree.map(lambda p, u: p - rate * u, old, updates)
+      if 'expert_counts_NE' in metrics and config.finetune.trainable == 'all':
+        trained = after_step(config, trained, metrics['expert_counts_NE'])
 
     halted = state.bad_streak > numbers.max_bad_steps
     good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted
     keep_if_bad = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     state = TrainState(
       step=state.step + 1,
-      params=keep_if_bad(params, state.params),
+      params=put_back(config, state.params, keep_if_bad(trained, old)),
       optimizer_state=keep_if_bad(optimizer_state, state.optimizer_state),
       bad_steps=state.bad_steps + ~good,
       bad_streak=jnp.where(good, 0, state.bad_streak + 1),
@@ -116,7 +118,7 @@ def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
 def loss_and_gradients(
   config: Config, params: dict, batch: Batch
 ) -> tuple[dict, dict[str, jax.Array]]:
-  """Gradients (float32, like params) of the batch's objective, and its metrics.
+  """Gradients (float32, of the trained part of params) of the batch's objective, and its metrics.
 
   metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
   `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
@@ -128,6 +130,7 @@ def loss_and_gradients(
   parts = config.train.microbatches
   batches = jax.tree.map(lambda x: _parts(x, parts), batch)
 
+  trained, frozen = split(config, params)
   counts_NE = None
   if config.moe.balance_scope == 'batch' and parts > 1 and config.moe.num_experts:
     # f of Eq. 13 needs the counts of all parts before the first part's gradient:
@@ -136,7 +139,8 @@ def loss_and_gradients(
     add_counts = lambda counted, part: (counted + counts(part), None)
     counts_NE = lax.scan(add_counts, jnp.zeros(_routing_shape(config), jnp.int32), batches)[0]
 
-  def of_part(params, part):
+  def of_part(trained, part):
+    params = join(trained, frozen)
     hidden_BLD, aside = forward(config, params, part)
     loss, by_domain = token_loss(config, params['head'], hidden_BLD, part, totals)
     aside = aside._replace(telemetry=(aside.telemetry, by_domain))
@@ -144,15 +148,15 @@ def loss_and_gradients(
 
   gradient = jax.grad(of_part, has_aux=True)
   if mesh_lib.size('stage') > 1:
-    gradients, sums = pipeline.gradients(config, params, batches, totals, counts_NE)
+    gradients, sums = pipeline.gradients(config, trained, frozen, batches, totals, counts_NE)
   elif parts == 1:
-    gradients, sums = gradient(params, batch)
+    gradients, sums = gradient(trained, batch)
   else:
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batches))
+    shapes = jax.eval_shape(gradient, trained, jax.tree.map(lambda x: x[0], batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
 
     def add_part(carry, part):
-      (gradients, sums), (more, new) = carry, gradient(params, part)
+      (gradients, sums), (more, new) = carry, gradient(trained, part)
       return (jax.tree.map(jnp.add, gradients, more), add(sums, new)), None
 
     (gradients, sums), _ = lax.scan(add_part, (zeros, nothing(shapes[1])), batches)

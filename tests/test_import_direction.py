@@ -17,6 +17,7 @@ ORDER = [
   [
     'moe.errors',
     'moe.keys',
+    'moe.finetune.choice',
     'moe.contradictions',
     'moe.config',
     'moe.config_page',
@@ -33,8 +34,8 @@ ORDER = [
   ['moe.parallel', 'moe.metrics.telemetry', 'moe.metrics.routing'],
   ['moe.routers'],
   ['moe.layers', 'moe.losses'],
-  ['moe.model', 'moe.parameters', 'moe.accounting', 'moe.accounting_tables'],
-  ['moe.data', 'moe.optimizer', 'moe.metrics'],
+  ['moe.optimizer', 'moe.model', 'moe.finetune', 'moe.parameters', 'moe.accounting'],
+  ['moe.data', 'moe.metrics', 'moe.accounting_tables'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.storage'],
   ['moe.evaluate', 'moe.generate', 'moe.chat', 'moe.analysis'],
@@ -42,7 +43,7 @@ ORDER = [
   ['moe.run'],
   ['moe.checkpoint'],
   ['moe.warm_start'],
-  ['moe.train', 'moe.convert', 'moe.planner'],
+  ['moe.train', 'moe.convert', 'moe.planner', 'moe.finetune.select'],
   ['experiments'],  # the config files, right in it
   ['experiments.studies'],
   ['experiments.corpora', 'experiments.benchmarks'],

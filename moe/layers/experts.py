@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax import lax
 
 from moe.config import Config
+from moe.layers import tuned
 from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.dispatch_plan import make_plan, saveable
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn
@@ -41,6 +42,7 @@ class Experts(nn.Module):
       sharding.param(self, 'up', (e, d, f), up_axes),
       sharding.param(self, 'down', (e, f, d), down_axes),
     )
+    weights = tuned.with_chosen(self, weights)
     stored = stored_experts(weights)
     if mesh.size('expert') == 1:
       return _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, self.config), {}

@@ -1,0 +1,53 @@
+"""Chooses the experts that a task needs, for training them alone.
+
+  python -m launch.select_experts --workdir=RUN --out=FILE.json [--by=gate|share] [--mass=0.2]
+    [--sources='DOMAIN=FILES;…'] [--step=N] [--max_batches=N]
+
+Reads the task's text, --sources written as data.sources is, or the run's held-out text, and takes
+of each layer the fewest experts whose scores reach --mass of their sum: the sum of an expert's
+gates, or how many tokens chose it. FILE.json has a line a layer, to be read and edited;
+--config.finetune.trainable=experts --config.finetune.experts=FILE.json trains them.
+$DATA is the folder of the run's prepared data, if that is not where training read it.
+"""
+
+import os
+
+from absl import flags
+
+from moe import cli, host_memory
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to ask; the newest without it.')
+OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
+BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share'], 'What an expert is scored by.')
+MASS = flags.DEFINE_float('mass', 0.2, "Share of a layer's scores that the chosen ones reach.")
+SOURCES = flags.DEFINE_string('sources', None, "The task's text, as data.sources names it.")
+MAX_BATCHES = flags.DEFINE_integer(
+  'max_batches', None, 'Read no more than so many batches a domain.', lower_bound=1
+)
+
+
+def main(_):
+  from moe.data import given, store
+  from moe.finetune import select
+  from moe.run import data_directory, load_run
+
+  select.check_mass(MASS.value)
+  path = select.check_target(OUT.value)
+  run = load_run(WORKDIR.value, STEP.value)
+  if SOURCES.value is None:
+    directory = os.environ.get('DATA') or data_directory(run.config, WORKDIR.value)
+    data, text = store.open_held_out(directory, run.tokenizer), 'held-out text of the run'
+  else:
+    data, text = given.open_given(SOURCES.value, run.config.data, run.tokenizer), SOURCES.value
+  layers, tokens = select.select(run, data, BY.value, MASS.value, MAX_BATCHES.value)
+  about = {'by': BY.value, 'mass': MASS.value, 'text': text, 'tokens': tokens}
+  about['checkpoint'] = select.checkpoint(WORKDIR.value, run.step)
+  select.write(path, layers, about)
+  print(f'{run.config.name}, step {run.step}, {tokens:,} tokens, by {BY.value}')
+  print(select.table(layers, run.config.moe.num_experts))
+  print(f'written to {path}')
+
+
+if __name__ == '__main__':
+  cli.run(main, memory=host_memory.TRAINING)

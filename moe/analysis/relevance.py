@@ -1,0 +1,71 @@
+"""How much a text needs each expert (ESFT, arXiv 2407.01906, Section 3): by its gates,
+and by how often it is chosen.
+
+N MoE layers, B sequences, L tokens each, E routed experts, K chosen by a token.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from moe.analysis.interventions import routing
+from moe.config import Config
+from moe.data import batches as pipeline
+from moe.data.packing import Batch
+from moe.data.store import PreparedData
+from moe.parallel.feeding import place_whole
+from moe.parallel.sharding import replicated
+
+
+class Relevance(NamedTuple):
+  """Sums over a text's tokens."""
+
+  gates_NE: np.ndarray  # float64: the gates of the tokens that chose the expert
+  counts_NE: np.ndarray  # int64: how many those are
+  tokens: int
+
+
+def relevance(
+  config: Config,
+  params: dict,
+  data: PreparedData,
+  mesh: Mesh | None = None,
+  max_batches: int | None = None,
+) -> Relevance:
+  """Of all held-out documents, or of at most `max_batches` batches a domain; each token counts
+  once, where it is scored. UserError for a model without routed experts.
+
+  `mesh`: the one in use, where params lie on one.
+  """
+  of_batch = jax.jit(
+    lambda params, batch: _of_batch(config, params, batch), out_shardings=replicated(mesh)
+  )
+  gates, counts, tokens = 0.0, 0, 0
+  for domain in data.held_out_domains:
+    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
+      batch = place_whole(batch, mesh) if mesh else batch
+      gates_NE, counts_NE, count = jax.device_get(of_batch(params, batch))
+      gates = gates + gates_NE.astype(np.float64)
+      counts, tokens = counts + counts_NE.astype(np.int64), tokens + int(count)
+  return Relevance(gates, counts, tokens)
+
+
+def _of_batch(config: Config, params: dict, batch: Batch):
+  experts_NBLK, gates_NBLK, _ = routing(config, params, batch)
+  is_counted_BL = batch.weights_BL > 0
+
+  def of_layer(layer):
+    experts_BLK, gates_BLK = layer
+    is_chosen_BLKE = jax.nn.one_hot(experts_BLK, config.moe.num_experts) * jnp.where(
+      is_counted_BL, 1.0, 0.0
+    ).reshape(*is_counted_BL.shape, 1, 1)
+    # Sums of zeros and ones in float32 are exact below 2²⁴ tokens.
+    counts_E = is_chosen_BLKE.sum(axis=(0, 1, 2)).astype(jnp.int32)
+    return jnp.einsum('blke,blk->e', is_chosen_BLKE, gates_BLK), counts_E
+
+  gates_NE, counts_NE = lax.map(of_layer, (experts_NBLK, gates_NBLK))
+  return gates_NE, counts_NE, is_counted_BL.sum()

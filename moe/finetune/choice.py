@@ -1,0 +1,123 @@
+"""The choice of experts that are tuned: as the config writes it, and as a file that people edit.
+
+In a config it is a text, '3,17;2;;40,41': the experts of each MoE layer, layers separated by ';'.
+A run keeps that text in its config.json, so that it never needs the file again. No jax import.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe import files
+from moe.errors import UserError
+
+# moe.config.Config, which asks this file whether a choice is one.
+Config = Any
+
+KEY = 'finetune.experts'
+# By layer, ascending.
+Choice = tuple[tuple[int, ...], ...]
+_TEXT = re.compile('[0-9,;]*')
+
+
+def parse(text: str) -> Choice:
+  """'3,17;2;;40' → ((3, 17), (2,), (), (40,)). '' is no layer at all."""
+  if not text:
+    return ()
+  layers = text.split(';')
+  return tuple(tuple(sorted(int(item) for item in layer.split(',') if item)) for layer in layers)
+
+
+def written(choice: Sequence[Sequence[int]]) -> str:
+  """What `parse` reads."""
+  return ';'.join(','.join(map(str, sorted(layer))) for layer in choice)
+
+
+def is_file(spec: str) -> bool:
+  """Whether `finetune.experts` names a file; a name of digits, commas and semicolons is written
+  ./NAME.
+  """
+  return not _TEXT.fullmatch(spec)
+
+
+def faults(config: Config, choice: Choice) -> Iterator[str]:
+  """What is wrong with a choice for a config's model, a line each."""
+  experts = config.moe.num_experts
+  layers = config.model.num_layers - config.model.num_dense_layers
+  if not layers or not experts:
+    yield f'{KEY} chooses experts, and the model has no routed ones: leave it out'
+    return
+  if len(choice) != layers:
+    yield f'{KEY} has {len(choice)} layers, and the model {layers} MoE layers'
+  for number, layer in enumerate(choice):
+    if wrong := [expert for expert in layer if expert >= experts]:
+      yield f'{KEY}: MoE layer {number} has expert {wrong[0]}: there are 0 to {experts - 1}'
+    if twice := [a for a, b in itertools.pairwise(layer) if a == b]:
+      yield f'{KEY}: MoE layer {number} has expert {twice[0]} twice'
+  if not any(choice):
+    yield f'{KEY} chooses no expert in any layer'
+
+
+def settled(config: Config, workdir: str | None = None) -> Config:
+  """The config with the choice written out, where it names a file.
+
+  Of the run in `workdir`, if the file is there no more, the choice that the run has. UserError, one
+  line, for a file that cannot be read or does not fit the model.
+  """
+  spec = config.finetune.experts
+  if not is_file(spec):
+    return config
+  path = Path(spec).expanduser()
+  if workdir and not path.exists() and (own := _own(workdir)):
+    return _with(config, own)
+  choice = read(path)
+  config = _with(config, written(choice))
+  for fault in faults(config, choice):
+    raise UserError(fault.replace(KEY, f'{KEY}={spec}', 1))
+  return config
+
+
+def read(path: Path) -> Choice:
+  """The choice in a file of `launch.select_experts`. UserError that names file and layer."""
+  where = f'{KEY}={path}'
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise UserError(f'{where}: there is no such file') from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{where} cannot be read: {error}') from error
+  except ValueError as error:
+    raise UserError(f'{where} is not JSON: {error}') from error
+  layers = content.get('layers') if isinstance(content, dict) else None
+  if not isinstance(layers, list):
+    raise UserError(f"{where} must be an object with a list 'layers', as launch.select_experts has")
+  return tuple(_layer(where, number, layer) for number, layer in enumerate(layers))
+
+
+def _layer(where, number, layer):
+  experts = layer.get('experts') if isinstance(layer, dict) else None
+  is_id = lambda item: isinstance(item, int) and not isinstance(item, bool) and item >= 0
+  if not isinstance(experts, list) or not all(map(is_id, experts)):
+    raise UserError(
+      f"{where}: layers[{number}] must be an object with a list 'experts' of whole numbers from 0, "
+      f'not {str(layer)[:60]}'
+    )
+  if layer.get('layer', number) != number:
+    raise UserError(f"{where}: layers[{number}] says 'layer': {layer['layer']!r}, out of order")
+  return tuple(sorted(experts))
+
+
+def _own(workdir):
+  """finetune.experts of a run's config.json; '' where none can be read."""
+  try:
+    return str(files.read_json(Path(workdir) / 'config.json')['finetune']['experts'])
+  except (OSError, ValueError, LookupError, TypeError):
+    return ''
+
+
+def _with(config, text):
+  return dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, experts=text))

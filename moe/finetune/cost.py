@@ -1,0 +1,65 @@
+"""What training a part of a model costs: parameters and optimizer state. Starts no device."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from moe.config import Config, FinetuneConfig, OpsConfig
+from moe.finetune import choice
+from moe.finetune.trained import in_places, places, trained_boxes
+from moe.optimizer import make_optimizer
+from moe.parallel.sharding import Declared, is_declared
+from moe.parameters import declared
+
+
+class Cost(NamedTuple):
+  """Exact integers."""
+
+  trained_params: int
+  # Of the optimizer, on all devices together; with the empty places of layers that have fewer
+  # chosen experts than others.
+  optimizer_bytes: int
+
+
+def cost(config: Config) -> Cost:
+  """Of a config whose choice is settled."""
+  # Which platform runs an op is asked of the device, and changes no shape.
+  config = dataclasses.replace(config, ops=OpsConfig('reference'))
+  boxes = trained_boxes(config, declared(config))
+  values = lambda of: jax.tree.map(of, boxes, is_leaf=is_declared)
+  optimizer = make_optimizer(config.optimizer, values(lambda box: box.decayed), 0.0)
+  state = jax.eval_shape(optimizer.init, values(lambda box: box.value))
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+  params = sum(_filled(config, path, box) for path, box in flatten_dict(boxes).items())
+  return Cost(params, size)
+
+
+def in_words(config: Config) -> str:
+  """One line on a run that trains a part of its model; '' of one that trains all."""
+  if config.finetune == FinetuneConfig():
+    return ''
+  ours = cost(config)
+  whole = cost(dataclasses.replace(config, finetune=FinetuneConfig()))
+  chosen = choice.parse(config.finetune.experts)
+  experts = (
+    f', {sum(map(len, chosen)):,} of {len(chosen) * config.moe.num_experts:,} routed experts'
+    if chosen
+    else ''
+  )
+  share = ours.trained_params / whole.trained_params
+  return (
+    f'finetune.trainable={config.finetune.trainable}: {ours.trained_params:,} of '
+    f'{whole.trained_params:,} parameters ({share:.2%}){experts}; optimizer state '
+    f'{ours.optimizer_bytes / 1e6:,.1f} MB, of all parameters {whole.optimizer_bytes / 1e6:,.1f} MB'
+  )
+
+
+def _filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
+  """Elements of a trained array, less those of places that no expert fills."""
+  size = math.prod(box.value.shape)
+  if not in_places(config, path):
+    return size
+  return size // places(config).size * sum(map(len, choice.parse(config.finetune.experts)))

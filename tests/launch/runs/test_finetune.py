@@ -1,0 +1,177 @@
+"""Runs that train a part of their model: frozen weights, resumption, checkpoints, and every program
+that opens one.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from moe.data import store
+from moe.finetune import select
+from moe.run import load_run
+from moe.storage import partial
+from moe.train import train
+from tests import in_process
+from tests.launch.runs import programs
+from tests.launch.runs.programs import CONFIG
+from tests.small import one_device
+
+KEYS = {
+  'evaluation.every_steps': 0,
+  'checkpoint.keep_best': 0,
+  'checkpoint.keep_last': 9,
+  'checkpoint.every_steps': 2,
+  'train.writers': '',
+  'train.num_steps': 4,
+  'optimizer.warmup_steps': 0,
+}
+
+
+@pytest.fixture(scope='module')
+def chosen(data_flags, finished, tmp_path_factory):
+  """A choice of half of each layer's gates."""
+  path = tmp_path_factory.mktemp('choice') / 'experts.json'
+  printed = in_process.check(
+    'select_experts', f'--workdir={finished}', f'--out={path}', '--mass=0.5', '--max_batches=2'
+  )
+  assert f'written to {path}' in printed
+  return path
+
+
+@pytest.fixture(scope='module')
+def tuned(data_flags, finished, chosen, tmp_path_factory):
+  """(workdir, config) of a run of four steps, of which checkpoints 0, 2 and 4 are there."""
+  workdir = tmp_path_factory.mktemp('tuned') / 'run'
+  config = programs.config(
+    data_flags,
+    **KEYS,
+    **{
+      'train.init_from': str(finished),
+      'finetune.trainable': 'experts',
+      'finetune.experts': str(chosen),
+    },
+  )
+  with one_device():
+    train(config, workdir)
+  return workdir, config
+
+
+def test_the_chosen_experts_alone_are_trained_and_have_state(finished, chosen, tuned):
+  workdir, _ = tuned
+  base, now = (partial.named(load_run(path).params) for path in (finished, workdir))
+  layers = [layer['experts'] for layer in json.loads(chosen.read_text())['layers']]
+  assert 0 < sum(map(len, layers)) < 8
+  for name, before in base.items():
+    before, after = np.asarray(before), np.asarray(now[name])
+    mask = np.zeros(before.shape[:2] if 'experts' in name[:-1] else (), bool)
+    for layer, experts in enumerate(layers):
+      if mask.shape:
+        mask[layer, experts] = True
+    assert before[~mask].tobytes() == after[~mask].tobytes(), name
+    if mask.any():
+      assert all((a != b).any() for a, b in zip(before[mask], after[mask], strict=True)), name
+  stored = partial.stored(workdir / 'checkpoints' / '4', 'training')
+  moments = {name[-1]: x.shape for name, x in stored.items() if 'mu' in name}
+  most = max(map(len, layers))
+  assert moments == {
+    'gate_chosen': (2, most, 32, 16),
+    'up_chosen': (2, most, 32, 16),
+    'down_chosen': (2, most, 16, 32),
+  }
+
+
+def test_it_goes_on_bit_for_bit_without_the_file_and_with_no_other_choice(
+  tuned, chosen, tmp_path, capsys
+):
+  workdir, config = tuned
+  copy = shutil.copytree(workdir, tmp_path / 'copy')
+  shutil.rmtree(copy / 'checkpoints' / '4')
+  elsewhere = shutil.move(chosen, tmp_path / 'moved.json')
+  try:
+    with one_device():
+      train(config, copy)
+  finally:
+    shutil.move(elsewhere, chosen)
+  printed = capsys.readouterr().out
+  assert 'going on from step 2' in printed
+  assert 'finetune.trainable=experts: ' in printed and 'optimizer state' in printed
+  assert programs.losses(copy) == programs.losses(workdir)
+  a, b = (load_run(path, 4).params for path in (copy, workdir))
+  assert all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_another_choice_is_refused_by_name(data_flags, finished, tuned):
+  workdir, _ = tuned
+  flags = [f'--config.{key}={value}' for key, value in KEYS.items()]
+  flags += [f'--config.train.init_from={finished}', '--config.finetune.trainable=experts']
+  line = in_process.error_line(
+    *('train', CONFIG, *data_flags, f'--workdir={workdir}', *flags),
+    '--config.finetune.experts=0;1',
+  )
+  assert "another config: finetune.experts ('" in line and "there, '0;1' now)" in line
+
+
+def test_programs_open_it(tuned, tmp_path):
+  workdir, _ = tuned
+  told = json.loads(in_process.check('evaluate', f'--workdir={workdir}', '--format=json'))
+  assert told['step'] == 4
+  in_process.check('generate', f'--workdir={workdir}', '--prompt=the', '--max_new_tokens=4')
+  in_process.check('convert', '--to=hf', f'--workdir={workdir}', f'--out={tmp_path / "hf"}')
+
+
+@pytest.mark.parametrize('by', select.BY)
+def test_scores_are_those_of_a_loop_over_the_texts(finished, data_flags, by):
+  run = load_run(finished)
+  config = programs.config(data_flags)
+  data = store.open_held_out(config.data.dir, run.tokenizer)
+  sums, texts = np.zeros((2, 4)), []
+  for domain in data.held_out_domains:
+    documents = data.documents(store.HELD_OUT, domain)
+    texts += [run.tokenizer.decode(documents.document(i)) for i in range(len(documents))]
+  for routing in run.routing(texts):
+    for layer, (experts_LK, gates_LK) in enumerate(zip(*routing[:2], strict=True)):
+      for expert, gate in zip(experts_LK.ravel(), gates_LK.ravel(), strict=True):
+        sums[layer, expert] += gate if by == 'gate' else 1
+  shares = sums / sums.sum(axis=1, keepdims=True)
+  layers, tokens = select.select(run, data, by, 0.6)
+  assert tokens == sum(len(run.tokens(text)) for text in texts)
+  for chosen, scores in zip(layers, shares, strict=True):
+    np.testing.assert_allclose(chosen.scores, scores[chosen.experts], atol=1e-5)
+    best = sorted(range(4), key=lambda e: -scores[e])
+    count = next(n for n in range(1, 5) if sum(scores[best[:n]]) >= 0.6)
+    assert chosen.experts == best[:count]
+
+
+def test_the_fewest_that_reach_the_mass():
+  of = lambda mass: select.of_layer(np.array([0.1, 0.4, 0.1, 0.4]), mass).experts
+  assert of(0.4) == [1] and of(0.41) == [1, 3] and of(0.8) == [1, 3] and of(0.85) == [1, 3, 0]
+  assert of(1.0) == [1, 3, 0, 2]
+
+
+def test_the_file_says_what_it_is_made_of(finished, chosen):
+  content = json.loads(chosen.read_text())
+  assert content['by'] == 'gate' and content['mass'] == 0.5 and content['tokens'] > 0
+  assert content['checkpoint']['path'] == str(finished.resolve())
+  assert content['checkpoint']['step'] == 40
+  for number, layer in enumerate(content['layers']):
+    assert layer['layer'] == number and layer['scores'] == sorted(layer['scores'], reverse=True)
+    assert layer['sum'] >= 0.5 > layer['sum'] - layer['scores'][-1]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--mass=0'], '--mass=0.0 must be above 0 and at most 1'),
+    (['--mass=1.5'], '--mass=1.5 must be above 0 and at most 1'),
+    (['--by=loss'], 'value should be one of <gate|share>'),
+    (['--sources=a=/nowhere/*.txt'], '/nowhere/*.txt'),
+    (['--step=7'], 'no checkpoint of step 7'),
+  ],
+)
+def test_bad_input_of_select_experts_is_one_line(finished, tmp_path, flags, words):
+  out = tmp_path / 'out.json'
+  line = in_process.error_line('select_experts', f'--workdir={finished}', f'--out={out}', *flags)
+  assert words in line and not out.exists()
