@@ -348,15 +348,29 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-  trainable: Literal['all', 'router_frozen', 'experts'] = key(
+  trainable: Literal['all', 'router_frozen', 'experts', 'lora'] = key(
     'all',
     'all: every parameter; router_frozen: all but the routers; experts: the routed experts that '
-    'finetune.experts names. What is not trained stays bit for bit, and has no optimizer state',
+    'finetune.experts names, and adapters; lora: adapters alone. What is not trained stays bit for '
+    'bit, and has no optimizer state',
   )
   experts: str = key(
     '',
     "a file of launch.select_experts, or '3,17;2;;40': the chosen experts of each MoE layer; a run "
     'keeps the choice itself',
+  )
+  lora_rank: int = key(
+    0,
+    'r of adapters (LoRA, arXiv 2106.09685): a matrix W is used as W + lora_alpha/r · A B, and A '
+    'and B are trained; 0: none',
+    at_least=0,
+    at_most=2**16,
+  )
+  lora_alpha: float = key(16.0, 'see lora_rank', above=0, at_most=1e6)
+  lora_targets: tuple[str, ...] = key(
+    ('attention',),
+    'matrices with adapters: query, key, value, out, or attention for all four; experts: those of '
+    'finetune.experts',
   )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from moe.finetune import choice
 
+# Matrices that `finetune.lora_targets` may name; attention is the four before it.
+LORA_TARGETS = ('query', 'key', 'value', 'out', 'attention', 'experts')
+
 
 def contradictions(c) -> list[str]:
   """Every contradiction in a `moe.config.Config`, a line each that names
@@ -102,6 +105,11 @@ def _of_the_conversations(c) -> Iterator[str]:
 
 
 def _of_the_warm_start(c) -> Iterator[str]:
+  if c.train.init_optimizer and c.finetune.lora_rank:
+    yield (
+      'train.init_optimizer=True takes the state of parameters, and adapters '
+      f'(finetune.lora_rank={c.finetune.lora_rank}) begin anew: leave it out'
+    )
   for name in ('init_skip', 'init_optimizer', 'init_data'):
     if getattr(c.train, name) and not c.train.init_from:
       yield f'train.{name}={getattr(c.train, name)!r} needs train.init_from, the run to start from'
@@ -110,17 +118,36 @@ def _of_the_warm_start(c) -> Iterator[str]:
 def _of_the_fine_tuning(c) -> Iterator[str]:
   f = c.finetune
   has_routed = c.moe.num_experts and c.model.num_dense_layers < c.model.num_layers
-  if f.trainable != 'all' and not has_routed:
+  if (f.trainable in ('router_frozen', 'experts') or f.experts) and not has_routed:
     yield f'finetune.trainable={f.trainable} needs routed experts: this model has none'
-  if f.trainable == 'experts' and not f.experts:
+  if wrong := [each for each in f.lora_targets if each not in LORA_TARGETS]:
     yield (
-      'finetune.trainable=experts needs finetune.experts, a file of launch.select_experts or the '
+      f'finetune.lora_targets: {wrong[0]!r} has no adapters: there are {", ".join(LORA_TARGETS)}'
+    )
+  if f.trainable == 'lora' and not (f.lora_rank and f.lora_targets):
+    yield 'finetune.trainable=lora needs finetune.lora_rank above 0, and finetune.lora_targets'
+  if f.lora_rank and f.trainable not in ('lora', 'experts'):
+    yield (
+      f'finetune.lora_rank={f.lora_rank} goes with finetune.trainable=lora or experts: under '
+      f'{f.trainable} the matrices themselves are trained'
+    )
+  adapts_experts = f.lora_rank and 'experts' in f.lora_targets
+  if f.trainable == 'experts' and adapts_experts:
+    yield (
+      "finetune.lora_targets has 'experts', which finetune.trainable=experts trains themselves: "
+      'use finetune.trainable=lora, or leave them out'
+    )
+  chooses = f.trainable == 'experts' or (f.trainable == 'lora' and adapts_experts)
+  why = 'experts' if f.trainable == 'experts' else "lora with 'experts' in finetune.lora_targets"
+  if chooses and not f.experts:
+    yield (
+      f'finetune.trainable={why} needs finetune.experts, a file of launch.select_experts or the '
       "experts of each MoE layer, '3,17;2;;40'"
     )
-  if f.trainable != 'experts' and f.experts:
+  if f.experts and not chooses:
     yield (
-      f'finetune.experts={f.experts!r} is the choice of finetune.trainable=experts, which is '
-      f'{f.trainable}'
+      f'finetune.experts={f.experts!r} chooses what finetune.trainable={f.trainable} does not '
+      'train: leave it out'
     )
   if f.experts and not choice.is_file(f.experts):
     yield from choice.faults(c, choice.parse(f.experts))

@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from moe.config import Config
-from moe.finetune import trained
-from moe.model import init_declared
+from moe.finetune import adapters, trained
+from moe.model import init_declared, init_params
 from moe.parallel import sharding
 from moe.parallel.sharding import is_declared
 
@@ -21,6 +22,15 @@ def declared(config: Config) -> dict:
   boxes = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
   sharding.unboxed(boxes)  # which refuses those that declare nothing
   return boxes
+
+
+def init(config: Config, key: jax.Array) -> dict:
+  """A run's parameters: the model's as `model.init_params`, and adapters."""
+  params = init_params(config, key)
+  if not config.finetune.lora_rank:
+    return params
+  more = adapters.make(config, declared(config), jax.random.fold_in(key, 1))
+  return unflatten_dict(flatten_dict(params) | more)
 
 
 def decayed(config: Config) -> dict:

@@ -22,11 +22,12 @@ from moe import files
 from moe.config import Config, MeshConfig, OpsConfig, from_stored
 from moe.data.tokenizers import FILES, from_bytes
 from moe.errors import UserError
+from moe.finetune.adapters import merged
 from moe.inspection import Run
-from moe.model import Transformer, init_params
+from moe.model import Transformer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
-from moe.parameters import shardings
+from moe.parameters import init, shardings
 from moe.storage import arrays, checksums, must_stay, small_items
 from moe.storage.reading import attempt, available_steps
 
@@ -48,9 +49,9 @@ def load_run(
   """Opens the newest readable checkpoint of a run, or a given step.
   `moe.inspection.Run` says what can be asked of it.
 
-  Reads parameters only, whatever devices wrote them. `workdir` may be in a bucket
-  (gs://BUCKET/DIR); nothing in it is changed. UserError if there is no checkpoint,
-  or not of the step, or unreadable.
+  Reads parameters only, whatever devices wrote them; adapters are merged into their matrices.
+  `workdir` may be in a bucket (gs://BUCKET/DIR); nothing in it is changed. UserError if there is
+  no checkpoint, or not of the step, or unreadable.
 
   Args:
     dtype: 'bfloat16' or 'float32', of the parameters; without it, as they are stored.
@@ -202,7 +203,7 @@ def _load(directory, step, dtype, mesh):
   if isinstance(mesh, Mapping):
     config = dataclasses.replace(config, mesh=MeshConfig(**{'data': 1, **mesh}))
     mesh = mesh_lib.make_mesh(config)
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   if mesh is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = jax.tree.map(lambda _: device, shapes)
@@ -211,6 +212,7 @@ def _load(directory, step, dtype, mesh):
   params = arrays.read(path, 'params', shapes, where)
   if fault := checksums.difference(params, small.checksums['params']):
     raise ValueError(fault)
+  params = merged(config, params)
   if dtype:
     params = arrays.cast(params, dtype)
   tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None

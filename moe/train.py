@@ -36,8 +36,8 @@ from moe.optimizer import hyperparameters
 from moe.parallel import feeding, processes
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.compiler import compiler_options
-from moe.parallel.sharding import replicated
-from moe.parameters import shardings
+from moe.parallel.sharding import replicated, unboxed
+from moe.parameters import declared, shardings
 from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
@@ -82,7 +82,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
   writers.chosen(config.train.writers)
   mesh = mesh_lib.make_mesh(config)
   config = processes.together(lambda: choice.settled(config, workdir))
-  accounting.check(config, jax.eval_shape(lambda: init_state(config)).params)
+  accounting.check(config, unboxed(declared(config)))
   config = warm_start.settled(config, workdir)
   source = warm_start.find(config, workdir)
   processes.together(lambda: check_workdir(workdir))

@@ -17,16 +17,16 @@ from jax.sharding import Mesh
 from moe import pipeline_parallel as pipeline
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.finetune.trained import join, put_back, split
+from moe.finetune.trained import as_applied, join, put_back, split
 from moe.layers.moe_layer import Aside
 from moe.losses import Totals
 from moe.metrics import domains, routing
-from moe.model import Transformer, after_step, init_params
+from moe.model import Transformer, after_step
 from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import Hyperparameters, clip, learning_rate, make_optimizer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.sharding import constrain, replicated
-from moe.parameters import decayed
+from moe.parameters import decayed, init
 
 
 @struct.dataclass
@@ -47,7 +47,7 @@ def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
 
   seed: uint32, train.seed as an argument, for a compiled program to serve others too.
   """
-  params = init_params(config, jax.random.key(config.train.seed if seed is None else seed))
+  params = init(config, jax.random.key(config.train.seed if seed is None else seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
   optimizer = make_optimizer(config.optimizer, decayed(config), config.optimizer.weight_decay)
   step = jnp.full((), config.optimizer.start_step, jnp.int32)
@@ -174,8 +174,10 @@ def loss_and_gradients(
 
 
 def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:
-  """hidden_BLD in the compute type, and what the layers measured of a batch."""
-  return forward_of(Transformer(config), params, batch)
+  """hidden_BLD in the compute type, and what the layers measured of a batch.
+  params: a run's, or its trained and frozen part joined.
+  """
+  return forward_of(Transformer(config), as_applied(config, params), batch)
 
 
 def forward_of(model: Transformer, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:

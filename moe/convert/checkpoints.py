@@ -9,6 +9,7 @@ from etils import epath
 
 from moe.config import Config, from_stored
 from moe.convert import parameters, safetensors
+from moe.convert.adapters import Adapters, read_adapters
 from moe.convert.parameters import Stored
 from moe.convert.table import Piece, Placed
 from moe.data.tokenizers import Tokenizer, from_bytes
@@ -46,6 +47,7 @@ class Opened(NamedTuple):
   config: Config
   tokenizer: Tokenizer | None
   small: SmallItems
+  adapters: Adapters  # which are merged into what is read
 
   @property
   def checksums(self) -> Mapping[str, int]:
@@ -67,7 +69,10 @@ def open_checkpoint(workdir: str | Path, step: int | None, flag: str = '--workdi
     raise UserError(f'{path} is unreadable: {fault}')
   config = from_stored(small.config, f'{path}/config')
   tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
-  return Opened(path, step, config, tokenizer, small)
+  adapters, fault = attempt(lambda: read_adapters(path, config, small.checksums['params']))
+  if fault:
+    raise UserError(f'{path} is unreadable: {fault}')
+  return Opened(path, step, config, tokenizer, small, adapters)
 
 
 def open_arrays(opened: Opened, placed: Sequence[Placed]) -> dict[str, Stored]:
@@ -88,7 +93,8 @@ def copy(
   put: Callable[[Placed, Piece, np.ndarray], None],
   progress: Callable[[int], None],
 ) -> None:
-  """Reads all parameters, and puts each block of each tensor, [rows, columns] in `types`.
+  """Reads all parameters, adapters merged into their matrices, and puts each block of each tensor,
+  [rows, columns] in `types`.
 
   put: called by several threads. progress: is told of bytes.
   UserError if what was read is not what the run has saved.
@@ -97,6 +103,8 @@ def copy(
   def move(each, array, box):
     content = each.in_file_order(array[box]).read(order='C').result()
     part = parameters.checksum(each, content, box)
+    if each.name in opened.adapters:
+      opened.adapters[each.name].add(each.in_file_order(content), box)
     matrices = content.reshape(each.box_in_file(box))
     with np.errstate(over='ignore'):
       matrices = matrices.astype(types[each.name], copy=False)

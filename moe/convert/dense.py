@@ -37,11 +37,13 @@ class Dense:
     return np.dtype(self._stored[name].array.dtype.numpy_dtype)
 
   def read(self, name: str, box: Box) -> np.ndarray:
-    """A box of a parameter, in its own type."""
+    """A box of a parameter, in its own type; an adapter is merged into it."""
     content = self._stored[name].array[box].read(order='C').result()
     part = parameters.checksum(self._placed[name], content, box)
     # By place: what is read twice counts once.
     self._sums[name][tuple((each.start, each.stop) for each in box)] = part
+    if name in self._opened.adapters:
+      self._opened.adapters[name].add(content, box)
     return content
 
   def matrix(self, name: str, layer: int) -> np.ndarray:

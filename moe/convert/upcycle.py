@@ -105,6 +105,11 @@ def _check(dense: Config, config: Config, where) -> None:
     raise UserError(
       f"moe.router={moe.router!r}: --upcycle knows the gates of 'softmax' and 'hash' only"
     )
+  if config.finetune.trainable != 'all':
+    raise UserError(
+      f'finetune.trainable={config.finetune.trainable}: leave it out: a run that trains a part of '
+      'its model starts from the upcycled one with train.init_from'
+    )
   if config.train.init_from:
     raise UserError(
       f'train.init_from={config.train.init_from}: leave it out: the weights are those of --upcycle'

@@ -10,10 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe import files
 from moe.errors import UserError
+
+if TYPE_CHECKING:  # every program reads a config, few choose experts
+  import numpy as np
 
 # moe.config.Config, which asks this file whether a choice is one.
 Config = Any
@@ -60,6 +63,18 @@ def faults(config: Config, choice: Choice) -> Iterator[str]:
       yield f'{KEY}: MoE layer {number} has expert {twice[0]} twice'
   if not any(choice):
     yield f'{KEY} chooses no expert in any layer'
+
+
+def places(config: Config) -> 'np.ndarray':
+  """int32 (N, C): the chosen experts of each of N layers, C as many as the layer with most has; in
+  places that stay empty numbers from E on, each another one, which no expert has.
+  """
+  import numpy as np
+
+  chosen, experts = parse(config.finetune.experts), config.moe.num_experts
+  count = max(map(len, chosen))
+  empty = range(experts, experts + count)
+  return np.array([[*layer, *empty[: count - len(layer)]] for layer in chosen], np.int32)
 
 
 def settled(config: Config, workdir: str | None = None) -> Config:

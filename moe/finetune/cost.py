@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from moe.config import Config, FinetuneConfig, OpsConfig
 from moe.finetune import choice
-from moe.finetune.trained import in_places, places, trained_boxes
+from moe.finetune.trained import filled, trained_boxes
 from moe.optimizer import make_optimizer
-from moe.parallel.sharding import Declared, is_declared
+from moe.parallel.sharding import is_declared
 from moe.parameters import declared
 
 
@@ -33,7 +33,7 @@ def cost(config: Config) -> Cost:
   optimizer = make_optimizer(config.optimizer, values(lambda box: box.decayed), 0.0)
   state = jax.eval_shape(optimizer.init, values(lambda box: box.value))
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-  params = sum(_filled(config, path, box) for path, box in flatten_dict(boxes).items())
+  params = sum(filled(config, path, box) for path, box in flatten_dict(boxes).items())
   return Cost(params, size)
 
 
@@ -55,11 +55,3 @@ def in_words(config: Config) -> str:
     f'{whole.trained_params:,} parameters ({share:.2%}){experts}; optimizer state '
     f'{ours.optimizer_bytes / 1e6:,.1f} MB, of all parameters {whole.optimizer_bytes / 1e6:,.1f} MB'
   )
-
-
-def _filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
-  """Elements of a trained array, less those of places that no expert fills."""
-  size = math.prod(box.value.shape)
-  if not in_places(config, path):
-    return size
-  return size // places(config).size * sum(map(len, choice.parse(config.finetune.experts)))

@@ -13,33 +13,30 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moe.config import Config
-from moe.finetune import choice
+from moe.finetune import adapters, choice
+from moe.finetune.adapters import EXPERTS
 from moe.layers.tuned import CHOSEN, MATRICES, of_chosen, put, take
 from moe.parallel.sharding import Declared
 
-_EXPERTS = ('moe_blocks', 'moe', 'experts')
-
 
 def split(config: Config, params: dict) -> tuple[dict, dict]:
-  """(trained, frozen) of a model's parameters; together they make what the model takes, see `join`.
+  """(trained, frozen) of a run's parameters; together they make what the model takes, see `join`.
 
   Pure, and cheap: trained experts are copies of their rows, all other leaves are as they are.
   """
   flat = flatten_dict(params)
   trained = {path: x for path, x in flat.items() if _is_trained(config, path)}
   frozen = {path: x for path, x in flat.items() if path not in trained}
-  if config.finetune.trainable == 'experts':
-    places_NC = places(config)
-    frozen[*_EXPERTS, CHOSEN] = jnp.asarray(places_NC)
-    for name in MATRICES:
-      w_NEXY = flat[*_EXPERTS, name]
-      trained[*_EXPERTS, of_chosen(name)] = jax.vmap(take)(w_NEXY, places_NC)
+  if config.finetune.experts:
+    frozen[*EXPERTS, CHOSEN] = jnp.asarray(choice.places(config))
+  for name in _rows_of(config):
+    trained[*EXPERTS, of_chosen(name)] = jax.vmap(take)(flat[*EXPERTS, name], choice.places(config))
   return unflatten_dict(trained), unflatten_dict(frozen)
 
 
 def join(trained: dict, frozen: dict) -> dict:
-  """The two parts as one tree, which a model's `apply` takes: chosen experts beside those that
-  they stand for.
+  """The two parts as one tree, which a model's `apply` takes: chosen experts, adapters and which
+  experts they are of, beside the model's own parameters.
   """
   if not frozen:
     return trained
@@ -47,27 +44,39 @@ def join(trained: dict, frozen: dict) -> dict:
 
 
 def put_back(config: Config, params: dict, trained: dict) -> dict:
-  """A model's parameters with the trained part in its places; all else is as it was."""
+  """A run's parameters with the trained part in its places; all else is as it was."""
   flat, new = flatten_dict(params), flatten_dict(trained)
-  if config.finetune.trainable == 'experts':
-    for name in MATRICES:
-      rows_NCXY = new.pop((*_EXPERTS, of_chosen(name)))
-      w_NEXY = flat[*_EXPERTS, name]
-      flat[*_EXPERTS, name] = jax.vmap(put)(w_NEXY, places(config), rows_NCXY)
+  for name in _rows_of(config):
+    rows_NCXY = new.pop((*EXPERTS, of_chosen(name)))
+    flat[*EXPERTS, name] = jax.vmap(put)(flat[*EXPERTS, name], choice.places(config), rows_NCXY)
   return unflatten_dict(flat | new)
 
 
+def as_applied(config: Config, params: dict) -> dict:
+  """What a model's `apply` takes of a run's parameters: with adapters of experts, which those are.
+  Merged ones are taken as they are.
+  """
+  flat = flatten_dict(params)
+  if not any(adapters.is_adapter(path) for path in flat if path[: len(EXPERTS)] == EXPERTS):
+    return params
+  return unflatten_dict(flat | {(*EXPERTS, CHOSEN): jnp.asarray(choice.places(config))})
+
+
 def declared(config: Config, boxes: dict) -> dict:
-  """The boxes of a model's parameters, `parameters.declared`, and of chosen experts beside them."""
+  """The boxes of a run's parameters, the model's and adapters, and of chosen experts beside them.
+
+  boxes: of the model's.
+  """
   flat = flatten_dict(boxes)
-  if config.finetune.trainable == 'experts':
-    for name in MATRICES:
-      box, count = flat[*_EXPERTS, name], places(config).shape[1]
-      layers, _, *matrix = box.value.shape
-      rows = jax.ShapeDtypeStruct((layers, count, *matrix), box.value.dtype)
-      axes = (box.axes[0], None, *box.axes[2:])
-      flat[*_EXPERTS, of_chosen(name)] = Declared(rows, axes, box.decayed)
-  return unflatten_dict(flat)
+  more = adapters.declared(config, flat)
+  for name in _rows_of(config):
+    box = flat[*EXPERTS, name]
+    layers, _, *matrix = box.value.shape
+    shape = (layers, choice.places(config).shape[1], *matrix)
+    axes = (box.axes[0], None, *box.axes[2:])
+    rows = Declared(jax.ShapeDtypeStruct(shape, box.value.dtype), axes, box.decayed)
+    more[*EXPERTS, of_chosen(name)] = rows
+  return unflatten_dict(flat | more)
 
 
 def trained_boxes(config: Config, boxes: dict) -> dict:
@@ -76,23 +85,24 @@ def trained_boxes(config: Config, boxes: dict) -> dict:
   return unflatten_dict({path: box for path, box in flat.items() if _is_trained(config, path)})
 
 
-def places(config: Config) -> np.ndarray:
-  """int32 (N, C): the chosen experts of each layer; in places that stay empty numbers from E on,
-  each another one, which no row has.
-  """
-  chosen, experts = choice.parse(config.finetune.experts), config.moe.num_experts
-  count = max(map(len, chosen))
-  empty = range(experts, experts + count)
-  filled = [[*layer, *empty[: count - len(layer)]] for layer in chosen]
-  return np.array(filled, np.int32)
+def filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
+  """Elements of a trained array, less those of places that no expert fills."""
+  size = int(np.prod(box.value.shape))
+  if not config.finetune.experts or path[: len(EXPERTS)] != EXPERTS:
+    return size
+  chosen = choice.parse(config.finetune.experts)
+  return size // choice.places(config).size * sum(map(len, chosen))
 
 
-def in_places(config: Config, path: tuple[str, ...]) -> bool:
-  """Whether a trained array has a leading (N, C): places for chosen experts."""
-  return config.finetune.trainable == 'experts' and path[: len(_EXPERTS)] == _EXPERTS
+def _rows_of(config: Config) -> tuple[str, ...]:
+  """The matrices of which the chosen experts' rows are trained themselves."""
+  return MATRICES if config.finetune.trainable == 'experts' else ()
 
 
 def _is_trained(config: Config, path: tuple[str, ...]) -> bool:
-  if config.finetune.trainable == 'experts':
-    return path[-1] in map(of_chosen, MATRICES)
-  return config.finetune.trainable == 'all' or 'router' not in path
+  match config.finetune.trainable:
+    case 'all':
+      return True
+    case 'router_frozen':
+      return 'router' not in path
+  return adapters.is_adapter(path) or path[-1] in map(of_chosen, _rows_of(config))

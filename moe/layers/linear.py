@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from moe.config import Config
+from moe.layers import tuned
 from moe.ops import matmul
 from moe.parallel import mesh, sharding, zero
 
@@ -21,6 +22,7 @@ def projection(
   see `linear`.
   """
   w_XY = sharding.param(module, name, (x_BLX.shape[-1], columns), axes)
+  w_XY = tuned.adapted(module, name, w_XY)
   return linear(x_BLX, w_XY, axes, module.config)
 
 

@@ -18,6 +18,7 @@ from moe.storage.small_items import SmallItems
 from moe.train_step import init_state
 from moe.warm_start.source import (
   Source,
+  adapters_of,
   in_path,
   is_of_any_vocabulary,
   leaves_taken,
@@ -47,10 +48,11 @@ def fitting(
   theirs = dataclasses.replace(
     from_stored(small.config, f'{directory}/checkpoints/{step}/config'), ops=OpsConfig('auto')
   )
+  stored = {name: x for name, x in stored.items() if name not in adapters_of(theirs)}
   skipped = _skipped(config, stored)
   _check_shapes(config, theirs, stored, skipped, where)
-  new = frozenset(skipped & parameters(config).keys())
-  source = Source(directory, step, small, stored, new)
+  new = frozenset(skipped & parameters(config).keys() | adapters_of(config))
+  source = Source(directory, step, small, stored, theirs, new)
   if config.train.init_optimizer:
     _check_optimizer(config, theirs, training, new, where)
   if config.train.init_data:
@@ -129,6 +131,16 @@ def _check_optimizer(config, theirs, training, new, where):
     raise UserError(
       f'train.init_optimizer: {where} was trained with optimizer.name={there}, this is {here}: '
       'leave it out, or use the same optimizer'
+    )
+  if theirs.finetune != config.finetune:
+    changed = moe_config.differences(theirs.to_dict(), config.to_dict())
+    listed = ', '.join(
+      f'{key} ({there!r} there, {here!r} here)'
+      for key, (there, here) in changed.items()
+      if key.startswith('finetune.')
+    )
+    raise UserError(
+      f'train.init_optimizer: {where} has the state of other parameters: {listed}: leave it out'
     )
   state = jax.eval_shape(lambda: init_state(config))
   for name, x in leaves_taken(state, new, True)['training'].items():

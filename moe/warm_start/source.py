@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 from absl import logging
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from moe.config import Config
+from moe.finetune import adapters
 from moe.parallel import processes
 from moe.parallel.sharding import is_declared
 from moe.parameters import declared
@@ -27,7 +29,8 @@ class Source(NamedTuple):
   directory: epath.Path  # of the run, absolute
   step: int
   small: small_items.SmallItems
-  stored: dict[Name, jax.ShapeDtypeStruct]  # its parameters
+  stored: dict[Name, jax.ShapeDtypeStruct]  # its model's parameters
+  config: Config  # the run's, by which adapters are merged into them
   new: frozenset[Name]  # parameters of the run that are initialised anew
 
   @property
@@ -83,6 +86,11 @@ def leaves_taken(
 def parameters(config: Config) -> dict[Name, jax.ShapeDtypeStruct]:
   """Shapes and types of a config's parameters by name."""
   return {name: box.value for name, box in _boxes(config).items()}
+
+
+def adapters_of(config: Config) -> set[Name]:
+  """The adapters of a config's model."""
+  return set(adapters.declared(config, flatten_dict(declared(config))))
 
 
 def of_the_vocabulary(config: Config) -> set[Name]:

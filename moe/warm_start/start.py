@@ -5,15 +5,26 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.config import Config
 from moe.errors import UserError
+from moe.finetune.adapters import merged
 from moe.parallel import processes
 from moe.storage import checksums, partial
 from moe.storage.reading import attempt, read_items
 from moe.train_step import TrainState, init_state
 from moe.warm_start.find import newest
-from moe.warm_start.source import Source, in_path, leaves_taken, log_error, parameters, parse
+from moe.warm_start.source import (
+  Source,
+  adapters_of,
+  in_path,
+  leaves_taken,
+  log_error,
+  parameters,
+  parse,
+)
 
 
 def start_from(
@@ -45,6 +56,8 @@ def in_words(source: Source, config: Config) -> list[str]:
   told = [f'warm start from {source}: {", ".join([f"{len(taken)} parameters", *also])}']
   if source.new:
     told.append(f'initialised anew: {", ".join(sorted(map(in_path, source.new)))}')
+  if merged_in := adapters_of(source.config):
+    told.append(f'its {len(merged_in) // 2} adapters are merged into their matrices')
   if left := sorted(source.stored.keys() - ours.keys()):
     told.append(f'left out: {", ".join(map(in_path, left))}')
   for kind in sorted({str(source.stored[n].dtype) for n in taken}):
@@ -64,11 +77,12 @@ def _start(source, config, shardings):
   taken = leaves_taken(shapes, source.new, config.train.init_optimizer)
   of_item = {'params': lambda name: where['params', *name], 'training': lambda name: where[name]}
 
+  everywhere = NamedSharding(next(iter(where.values())).mesh, PartitionSpec())
+
   def read_all():
-    found = {
-      item: partial.read(source.path, item, {name: of_item[item](name) for name in names})
-      for item, names in taken.items()
-    }
+    wanted = {item: {name: of_item[item](name) for name in taken[item]} for item in taken}
+    wanted['params'] |= dict.fromkeys(adapters_of(source.config), everywhere)
+    found = {item: partial.read(source.path, item, names) for item, names in wanted.items()}
     return found, _read_place(source) if config.train.init_data else None
 
   read, fault = processes.together(lambda: attempt(read_all))
@@ -83,7 +97,8 @@ def _start(source, config, shardings):
     )
   if fault := processes.first_told(fault):
     return None, fault
-  leaves = {('params', *name): x for name, x in found['params'].items()} | found['training']
+  params = flatten_dict(merged(source.config, unflatten_dict(found['params'])))
+  leaves = {('params', *name): x for name, x in params.items()} | found['training']
   return (_with_the_rest(leaves, shapes, config, where), place), ''
 
 
@@ -96,7 +111,9 @@ def _read_place(source):
 
 def _like_saved(shapes, item, arrays):
   """The arrays in the tree that they were saved in, by whose paths checksums are named."""
-  tree = shapes.params if item == 'params' else {'optimizer_state': shapes.optimizer_state}
+  if item == 'params':
+    return unflatten_dict(arrays)
+  tree = {'optimizer_state': shapes.optimizer_state}
   return jax.tree_util.tree_map_with_path(lambda path, _: arrays.get(partial.name_of(path)), tree)
 
 

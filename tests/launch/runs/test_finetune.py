@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from moe.convert.from_hf import from_hf
 from moe.data import store
 from moe.finetune import select
 from moe.run import load_run
@@ -17,7 +18,7 @@ from moe.train import train
 from tests import in_process
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
-from tests.small import one_device
+from tests.small import assert_close, one_device
 
 KEYS = {
   'evaluation.every_steps': 0,
@@ -112,6 +113,81 @@ def test_another_choice_is_refused_by_name(data_flags, finished, tuned):
     '--config.finetune.experts=0;1',
   )
   assert "another config: finetune.experts ('" in line and "there, '0;1' now)" in line
+
+
+@pytest.fixture(scope='module')
+def adapted(data_flags, finished, chosen, tmp_path_factory):
+  """(workdir, config) of a run of four steps that trains adapters."""
+  workdir = tmp_path_factory.mktemp('adapted') / 'run'
+  config = programs.config(
+    data_flags,
+    **KEYS,
+    **{
+      'train.init_from': str(finished),
+      'finetune.trainable': 'lora',
+      'finetune.experts': str(chosen),
+      'finetune.lora_rank': 2,
+      'finetune.lora_targets': ('attention', 'experts'),
+    },
+  )
+  with one_device():
+    train(config, workdir)
+  return workdir, config
+
+
+def test_adapters_begin_as_nothing_and_alone_are_trained(finished, adapted):
+  workdir, _ = adapted
+  base, first, last = (load_run(*of).params for of in ((finished,), (workdir, 0), (workdir, 4)))
+  assert all(map(np.array_equal, jax.tree.leaves(base), jax.tree.leaves(first)))
+  changed = {n for n, x in partial.named(base).items() if (x != partial.named(last)[n]).any()}
+  assert {name[-2:] for name in changed} == {
+    *(('attention', name) for name in ('query', 'key', 'value', 'out')),
+    *(('experts', name) for name in ('gate', 'up', 'down')),
+  }
+  path = workdir / 'checkpoints' / '4'
+  stored = partial.stored(path, 'params')
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  kept = partial.read(path, 'params', dict.fromkeys(partial.named(base), where))
+  assert all(np.array_equal(x, partial.named(base)[name]) for name, x in kept.items())
+  adapters = {name for name in stored if '_lora_' in name[-1]}
+  assert stored.keys() - kept.keys() == adapters and len(adapters) == 14
+  assert {n[3:] for n in partial.stored(path, 'training') if 'mu' in n} == adapters
+
+
+def test_a_run_with_adapters_goes_on_and_is_exported_and_started_from_merged(
+  data_flags, adapted, tmp_path, capsys
+):
+  workdir, config = adapted
+  copy = shutil.copytree(workdir, tmp_path / 'copy')
+  shutil.rmtree(copy / 'checkpoints' / '4')
+  with one_device():
+    train(config, copy)
+  assert programs.losses(copy) == programs.losses(workdir)
+  theirs = load_run(workdir)
+  told = json.loads(in_process.check('evaluate', f'--workdir={workdir}', '--format=json'))
+  logged = programs.lines(workdir)[-1]['held_out_loss']
+  assert told['total']['loss'] == pytest.approx(logged, rel=1e-5)
+  in_process.check('convert', '--to=hf', f'--workdir={workdir}', f'--out={tmp_path / "hf"}')
+  from_hf(tmp_path / 'hf', tmp_path / 'back')
+  assert_close(load_run(tmp_path / 'back').params, theirs.params, 1e-6)
+  flags = [f'--config.{key}={value}' for key, value in (KEYS | {'train.num_steps': 1}).items()]
+  new = tmp_path / 'new'
+  line = in_process.check(
+    *('train', CONFIG, *data_flags, *flags, f'--workdir={new}'),
+    f'--config.train.init_from={workdir}',
+  )
+  assert 'its 7 adapters are merged into their matrices' in line
+  started = load_run(new, 0).params
+  assert all(map(np.array_equal, jax.tree.leaves(started), jax.tree.leaves(theirs.params)))
+
+
+def test_state_of_another_part_is_not_taken(data_flags, tuned, tmp_path):
+  flags = [f'--config.{key}={value}' for key, value in KEYS.items()]
+  line = in_process.error_line(
+    *('train', CONFIG, *data_flags, *flags, f'--workdir={tmp_path / "run"}'),
+    *(f'--config.train.init_from={tuned[0]}', '--config.train.init_optimizer=True'),
+  )
+  assert "the state of other parameters: finetune.experts ('" in line
 
 
 def test_programs_open_it(tuned, tmp_path):

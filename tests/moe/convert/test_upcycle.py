@@ -264,6 +264,11 @@ BAD = {
   'no experts': ((1, 0, 0, 16), {'moe.expert_balance_weight': 0.0}, 'no routed experts'),
   'dense': ((1, 8, 4, 16), {'model.num_dense_layers': 3, 'model.d_ff': 80}, 'no routed experts'),
   'another source': ((1, 8, 4, 16), {'train.init_from': 'DIR'}, 'train.init_from=DIR'),
+  'a part trained': (
+    (1, 8, 4, 16),
+    {'finetune.trainable': 'router_frozen'},
+    'finetune.trainable=router_frozen: leave it out',
+  ),
 }  # fmt: skip
 
 

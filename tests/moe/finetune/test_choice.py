@@ -13,6 +13,12 @@ from tests.small import small_config
 
 CHOSEN = {'finetune.trainable': 'experts', 'finetune.experts': '5,0;2'}
 
+LORA = {
+  'finetune.trainable': 'lora',
+  'finetune.lora_rank': 2,
+  'finetune.lora_targets': ('value', 'experts'),
+}
+
 
 def test_text_and_back():
   assert choice.parse('3,17;2;;40') == ((3, 17), (2,), (), (40,))
@@ -67,7 +73,17 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, content, words):
   ('keys', 'words'),
   [
     ({'finetune.experts': ''}, 'finetune.trainable=experts needs finetune.experts'),
-    ({'finetune.trainable': 'all'}, "finetune.experts='5,0;2' is the choice of"),
+    ({'finetune.trainable': 'all'}, "finetune.experts='5,0;2' chooses what finetune.trainable=all"),
+    ({'finetune.trainable': 'lora'}, 'finetune.trainable=lora needs finetune.lora_rank above 0'),
+    (LORA | {'finetune.lora_targets': ('query',)}, 'chooses what finetune.trainable=lora does not'),
+    (LORA | {'finetune.experts': ''}, "lora with 'experts' in finetune.lora_targets needs"),
+    (LORA | {'finetune.lora_targets': ('queries',)}, "lora_targets: 'queries' has no adapters"),
+    (LORA | {'finetune.trainable': 'experts'}, "finetune.lora_targets has 'experts', which"),
+    ({'finetune.trainable': 'all', 'finetune.lora_rank': 4}, 'lora_rank=4 goes with finetune.tra'),
+    (
+      LORA | {'train.init_from': 'there', 'train.init_optimizer': True},
+      'adapters (finetune.lora_rank=2) begin anew',
+    ),
     ({'finetune.experts': '1;2;3'}, 'has 3 layers, and the model 2 MoE layers'),
     ({'finetune.experts': '1;6'}, 'MoE layer 1 has expert 6: there are 0 to 5'),
     (
@@ -97,5 +113,9 @@ def test_the_cost_by_hand():
   assert cost(whole) == (total, 2 * 4 * total + 4)
   frozen = small_config(**{'finetune.trainable': 'router_frozen'})
   assert cost(frozen) == (total - 2 * router, 2 * 4 * (total - 2 * router) + 4)
+  # Of a value matrix 16 × 16, and of three chosen experts; both layers have two places again.
+  adapters = 2 * 2 * (16 + 16), 3 * 2 * (16 + 8)
+  lora = small_config(**CHOSEN | LORA)
+  assert cost(lora) == (adapters[0] + 3 * adapters[1], 8 * (adapters[0] + 4 * adapters[1]) + 4)
   assert in_words(whole) == ''
   assert '1,152 of 8,720 parameters (13.21%), 3 of 12 routed experts' in in_words(config)

@@ -2,21 +2,24 @@
 on the same gradients, whatever the mesh.
 """
 
+import collections
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+from moe.finetune import adapters
 from moe.finetune.choice import parse
 from moe.optimizer import hyperparameters
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.feeding import place_whole
 from moe.parallel.sharding import replicated
 from moe.parameters import shardings
-from moe.storage.partial import named
+from moe.storage.partial import name_of, named
 from moe.train_step import init_state, loss_and_gradients, make_train_step
 from tests import oracles
+from tests.oracles import exact
 from tests.small import assert_close, packed_batch, small_config, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -24,9 +27,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 # Layers differ in how many are chosen; the second has none.
 CHOICE = '0,3,5;;2'
 BASE = {
-  'model.num_layers': 4,
-  'model.num_dense_layers': 1,
-  'model.d_ff': 12,
+  'model.num_layers': 3,
   'moe.expert_balance_weight': 0.5,
   'train.max_bad_steps': 2,
   'optimizer.clip_norm': 0.1,
@@ -36,8 +37,18 @@ BASE = {
   'data.batch_size': 16,
   'mesh.data': 1,
 }
-EXPERTS = {'finetune.trainable': 'experts', 'finetune.experts': CHOICE}
-FROZEN_ROUTER = {'finetune.trainable': 'router_frozen'}
+LORA = {'finetune.lora_rank': 2, 'finetune.lora_alpha': 3.0}
+PARTS = {
+  'router_frozen': {'finetune.trainable': 'router_frozen'},
+  'experts, LoRA on attention': LORA
+  | {'finetune.trainable': 'experts', 'finetune.experts': CHOICE},
+  'LoRA': LORA
+  | {
+    'finetune.trainable': 'lora',
+    'finetune.experts': CHOICE,
+    'finetune.lora_targets': ('query', 'out', 'experts'),
+  },
+}
 ALL = small_config(**BASE)
 
 
@@ -46,13 +57,65 @@ _gradients = jax.jit(loss_and_gradients, static_argnums=0)
 
 def is_trained(config, name, shape):
   """A mask of a parameter's elements, told from the config alone."""
-  mask = np.zeros(shape, bool)
-  if config.finetune.trainable == 'router_frozen':
+  mask, trainable = np.zeros(shape, bool), config.finetune.trainable
+  if trainable == 'router_frozen':
     mask[...] = 'router' not in name
-  elif 'experts' in name and 'router' not in name:
+  elif '_lora_' in name[-1]:
+    mask[...] = True
+  elif trainable == 'experts' and 'experts' in name[:-1]:
     for layer, chosen in enumerate(parse(config.finetune.experts)):
       mask[layer, list(chosen)] = True
   return mask
+
+
+@functools.cache
+def start(config):
+  """The same model for all; adapters of which none is zero."""
+  shapes = jax.eval_shape(lambda: init_state(config)).params
+  own, generator = named(small_params(ALL)), np.random.default_rng(0)
+  draw = lambda path, x: own.get(name_of(path), generator.normal(0, 0.3, x.shape).astype('f4'))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def pairs(config, params):
+  """(name of a matrix, index of one in its stack, A, B, their index) of every adapter."""
+  flat = named(params)
+  for name, a in flat.items():
+    if name[-1].endswith('_lora_a'):
+      target = *name[:-1], name[-1].removesuffix('_lora_a')
+      b = flat[*name[:-1], f'{target[-1]}_lora_b']
+      for layer in range(len(a)):
+        if name[-2] != 'experts':
+          yield target, (layer,), a[layer], b[layer], (layer,)
+          continue
+        for place, expert in enumerate(parse(config.finetune.experts)[layer]):
+          yield target, (layer, expert), a[layer, place], b[layer, place], (layer, place)
+
+
+def merged_by_hand(config, params):
+  """The model's parameters, W + α/r · A B in float64 and rounded."""
+  flat = {name: np.array(x) for name, x in named(params).items()}
+  for target, index, a, b, _ in pairs(config, params):
+    flat[target][index] += 3.0 / 2 * (exact(a) @ exact(b))
+  own = lambda path, _: flat[name_of(path)]
+  return jax.tree_util.tree_map_with_path(own, small_params(ALL))
+
+
+def expected_gradients(config, params, batch):
+  """Of all parameters, by the gradient of the whole merged model: zero where frozen; and its loss.
+
+  Of W + s A B: d A = s · dW Bᵀ, d B = s · Aᵀ dW.
+  """
+  whole, metrics = jax.device_get(_gradients(ALL, merged_by_hand(config, params), batch))
+  whole = {name: exact(g) for name, g in named(whole).items()}
+  found = {name: np.zeros(x.shape) for name, x in named(params).items()}
+  for name, g in whole.items():
+    found[name] = g * is_trained(config, name, g.shape)
+  for target, index, a, b, at in pairs(config, params):
+    of = lambda letter, target=target: found[*target[:-1], f'{target[-1]}_lora_{letter}']
+    of('a')[at] = 1.5 * whole[target][index] @ exact(b).T
+    of('b')[at] = 1.5 * exact(a).T @ whole[target][index]
+  return found, float(metrics['loss'])
 
 
 def trained_for(config):
@@ -63,7 +126,7 @@ def trained_for(config):
     shapes = jax.eval_shape(lambda: init_state(config))
     where = shardings(config, mesh, shapes)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = jax.device_put(state.replace(params=small_params(ALL)), where)
+    state = jax.device_put(state.replace(params=start(config)), where)
     numbers = jax.device_put(hyperparameters(config), replicated(mesh))
     step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(where, None))
     params, metrics = [jax.device_get(state.params)], []
@@ -81,8 +144,8 @@ def batches():
 
 
 @functools.cache
-def on_one_device(trainable):
-  return trained_for(small_config(**BASE, **dict(trainable)))
+def on_one_device(part):
+  return trained_for(small_config(**BASE, **PARTS[part]))
 
 
 def check_frozen(config, before, after):
@@ -92,25 +155,23 @@ def check_frozen(config, before, after):
     assert now[~mask].tobytes() == start[name][~mask].tobytes(), name
 
 
-@pytest.mark.parametrize('trainable', [EXPERTS, FROZEN_ROUTER], ids=['experts', 'router_frozen'])
-def test_frozen_parameters_stay_and_the_rest_takes_the_steps_of_adamw(trainable):
+@pytest.mark.parametrize('part', PARTS)
+def test_frozen_parameters_stay_and_the_rest_takes_the_steps_of_adamw(part):
   """AdamW in float64 on the gradients of all, those of the frozen zeroed, clipped by the norm of
   the rest.
   """
-  config = small_config(**BASE, **trainable)
-  params, metrics, state = on_one_device(tuple(trainable.items()))
+  config = small_config(**BASE, **PARTS[part])
+  params, metrics, state = on_one_device(part)
   gradients, norms = [], []
-  for before, batch in ((params[0], batches()[0]), (params[2], batches()[2])):
-    masked = {
-      name: np.asarray(g, np.float64) * is_trained(config, name, g.shape)
-      for name, g in named(jax.device_get(_gradients(ALL, before, batch)[0])).items()
-    }
-    norms.append(np.sqrt(sum((g**2).sum() for g in masked.values())))
-    gradients.append({name: g * min(1, 0.1 / norms[-1]) for name, g in masked.items()})
+  for step, batch in ((0, batches()[0]), (2, batches()[2])):
+    given, loss = expected_gradients(config, params[step], batch)
+    norms.append(np.sqrt(sum((g**2).sum() for g in given.values())))
+    gradients.append({name: g * min(1, 0.1 / norms[-1]) for name, g in given.items()})
+    assert float(metrics[step]['loss']) == pytest.approx(loss, rel=1e-5)
+    assert float(metrics[step]['gradient_norm']) == pytest.approx(norms[-1], rel=1e-4)
   assert [int(m['bad_steps']) for m in metrics] == [0, 1, 1]
-  assert [float(metrics[i]['gradient_norm']) for i in (0, 2)] == pytest.approx(norms, rel=1e-4)
   check_frozen(config, params[0], params[3])
-  compared = 0
+  compared = collections.Counter()
   for name, now in named(params[3]).items():
     before, decay = named(params[0])[name], 0.0 if name[-1] == 'scale' else 0.1
     indices = np.argwhere(is_trained(config, name, now.shape))
@@ -123,34 +184,40 @@ def test_frozen_parameters_stay_and_the_rest_takes_the_steps_of_adamw(trainable)
         float(before[index]), given, [0.005, 0.01], b1=0.9, b2=0.95, eps=1e-8, decay=decay
       )
       assert float(now[index]) == pytest.approx(truth, abs=5e-6), (name, index)
-      compared += 1
-  assert compared > 40
-  sizes = {name[-1]: x.shape for name, x in named(state[0].mu).items()}
-  if trainable == EXPERTS:
-    assert sizes == {
-      'gate_chosen': (3, 3, 16, 8),
-      'up_chosen': (3, 3, 16, 8),
-      'down_chosen': (3, 3, 8, 16),
-    }
-  else:
-    routers = [name for name in named(params[0]) if 'router' in name]
-    assert named(params[0]).keys() - named(state[0].mu).keys() == set(routers) and routers
+      compared[name] += 1
+  trained = {n for n, x in named(params[0]).items() if is_trained(config, n, x.shape).any()}
+  assert set(compared) == trained
+  moments = {name: x.shape for name, x in named(state[0].mu).items()}
+  if config.finetune.trainable == 'experts':
+    rows = {(*name[:-1], f'{name[-1]}_chosen') for name in trained if 'experts' in name}
+    trained = {name for name in trained if 'experts' not in name} | rows
+    assert {moments[name] for name in rows} == {(3, 3, 16, 8), (3, 3, 8, 16)}
+  assert moments.keys() == trained
+
+
+def test_adapters_are_merged_as_they_are_used():
+  config = small_config(**BASE, **PARTS['LoRA'])
+  params = start(config)
+  found = adapters.merged(config, jax.tree.map(jax.numpy.asarray, params))
+  assert_close(found, merged_by_hand(config, params), 1e-6)
 
 
 @pytest.mark.parametrize(
-  'mesh',
+  ('part', 'mesh'),
   [
-    {'mesh.expert': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2},
-    {'mesh.expert': 4, 'mesh.fsdp': 2, 'mesh.zero': 1, 'train.microbatches': 2},
-    {'mesh.stage': 2, 'mesh.expert': 2, 'mesh.fsdp': 2, 'train.microbatches': 2},
+    ('LoRA', {'mesh.expert': 4, 'mesh.fsdp': 2}),
+    (
+      'experts, LoRA on attention',
+      {'mesh.stage': 2, 'mesh.expert': 2, 'mesh.zero': 1, 'train.microbatches': 2},
+    ),
   ],
-  ids=['expert 2, fsdp 2, tensor 2', 'expert 4, ZeRO-1, microbatches', 'stage 2, microbatches'],
+  ids=['expert 4, fsdp 2', 'stage 2, expert 2, ZeRO-1, microbatches'],
 )
-def test_the_mesh_changes_nothing(mesh):
-  """6 experts are dealt out unevenly to 4 devices, 3 MoE layers to 2 stages."""
-  config = small_config(**BASE | EXPERTS | {'mesh.transport': 'padded'} | mesh)
+def test_the_mesh_changes_nothing(part, mesh):
+  """6 experts are dealt out unevenly to 4 devices, 3 layers to 2 stages."""
+  config = small_config(**BASE | PARTS[part] | {'mesh.transport': 'padded'} | mesh)
   params, metrics, _ = trained_for(config)
-  expected, truth, _ = on_one_device(tuple(EXPERTS.items()))
+  expected, truth, _ = on_one_device(part)
   for name in ('loss', 'gradient_norm'):
     assert_close(*([m[name] for m in each[::2]] for each in (metrics, truth)), 1e-5, name)
   check_frozen(config, params[0], params[3])
