@@ -47,11 +47,22 @@ class Tokeniser:
       lost = self._tokenizer.lost(document.text, tokens_N) if self._is_lossy else Lost(0, 0)
       yield document, Tokenised(tokens_N, document.text.encode(), lost)
 
+  def _parts(self, document):
+    messages = conversations.from_text(document.text)
+    parts = self._template.parts(messages)
+    if not any(part.learnt for part in parts):
+      begin = messages[0].content[:40]
+      raise BadRow(
+        f'data.chat_template={self._data.chat_template}: nothing to learn in the conversation that '
+        f'begins {begin!r}: none of it is marked by {{% generation %}}'
+      )
+    return parts
+
   def _chats(self, documents, bad):
     kept, rendered = [], []
     for document in documents:
       try:
-        rendered.append(self._template.parts(conversations.from_text(document.text)))
+        rendered.append(self._parts(document))
       except BadRow as error:
         if self._data.bad_rows == 'refuse':
           raise

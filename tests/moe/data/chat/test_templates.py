@@ -1,14 +1,18 @@
 """Which tokens are learnt, beside a walk token by token over a text written from the definition."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from experiments.benchmarks.tokenizer import BOS, EOS, train_like_deepseek
+from moe.config import DataConfig
 from moe.data.chat import Message, open_template, prompt_ids
 from moe.data.chat.encoding import encode
+from moe.data.corpus import Document
 from moe.data.readers import BadRow
+from moe.data.tokenising import Tokeniser
 from moe.data.tokenizers import from_bytes, train_tokenizer
 from moe.data.tokenizers.sentencepiece import escape
 from moe.errors import UserError
@@ -196,6 +200,21 @@ def test_a_template_may_refuse_a_conversation():
   messages = [Message('system', 'x'), Message('user', 'y'), Message('assistant', 'z')]
   with pytest.raises(BadRow, match="refuses the conversation that begins 'x': no system"):
     opened.parts(messages)
+
+
+def test_a_conversation_of_which_a_template_marks_nothing():
+  marked = MARKED.replace("m.role == 'assistant'", "m.role == 'assistant' and m.content != 'no'")
+  data = DataConfig(format='chat', chat_template='tokenizer', bad_rows='skip')
+  row = lambda reply: Document(json.dumps([('user', 'a'), ('assistant', reply)]), 'x', False)
+  bad = []
+  tokenise = Tokeniser(data, with_template(marked), 1, is_lossy=False)
+  assert [each.text for each, _ in tokenise([row('yes'), row('no')], bad)] == [row('yes').text]
+  assert len(bad) == 1 and 'nothing to learn in the conversation that begins' in str(bad[0])
+  tokenise = Tokeniser(
+    dataclasses.replace(data, bad_rows='refuse'), with_template(marked), 1, False
+  )
+  with pytest.raises(BadRow, match='none of it is marked by'):
+    list(tokenise([row('no')], bad))
 
 
 def test_the_default_of_several_templates():
