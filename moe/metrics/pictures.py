@@ -1,18 +1,25 @@
-"""Pictures of what a run tells: the experts' load, and a step's time by scope."""
+"""Pictures of what a run tells: the experts' load, and a step's time by scope.
+
+matplotlib is imported by what draws: it is a seventh of what a start of training imports.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 _SCOPES = 12  # of a picture of time, the longest
 
 
-def expert_load(load_NE: np.ndarray, step: int) -> Figure:
+def expert_load(load_NE: np.ndarray, step: int) -> 'Figure':
   """A row a MoE layer, a column an expert; colour is the load over the layer's mean."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
   layers, experts = load_NE.shape
   size = 2 + 0.12 * min(experts, 128), 1.2 + 0.25 * layers
   figure = Figure(figsize=size, layout='constrained')
@@ -27,6 +34,9 @@ def expert_load(load_NE: np.ndarray, step: int) -> Figure:
 
 def write_time_by_scope(rows: Sequence[tuple[str, str, float, float]], path: Path) -> None:
   """An SVG with a bar a scope, forward and backward. `rows`: those of `profile.table`."""
+  from matplotlib.backends.backend_svg import FigureCanvasSVG
+  from matplotlib.figure import Figure
+
   sums: dict[str, dict[str, float]] = {}
   for scope, direction, milliseconds, _ in rows:
     sums.setdefault(scope or '(no scope)', {})[direction] = milliseconds
