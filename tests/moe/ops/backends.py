@@ -20,12 +20,15 @@ TPU = pltpu.InterpretParams(detect_races=True)
 
 
 def over(names: str, rows: Mapping[str, Sequence]) -> pytest.MarkDecorator:
-  """Parametrises a test by `implementation` and `names`, with each implementation's own rows."""
+  """Parametrises a test by `implementation` and `names`, with each implementation's own rows.
+
+  Rows after an implementation's first are marked `more`: `make check` leaves them to `make test`.
+  """
   several = ',' in names
   table = [
-    (implementation, *(row if several else (row,)))
+    pytest.param(implementation, *(row if several else (row,)), marks=[pytest.mark.more] * (n > 0))
     for implementation, own in rows.items()
-    for row in own
+    for n, row in enumerate(own)
   ]
   return pytest.mark.parametrize(f'implementation, {names}', table, indirect=['implementation'])
 

@@ -23,7 +23,9 @@ from moe.ops.routed_ffn import api as routed_ffn_api
 from moe.ops.router import api as router_api
 from moe.ops.router import route
 
-TOKENS_TD, GATES_TK, PLAN = jnp.ones((2, 3)), jnp.ones((2, 1)), make_plan(jnp.array([[1], [0]]), 2)
+TOKENS_TD, GATES_TK = jnp.ones((2, 3)), jnp.ones((2, 1))
+# In one program: every worker imports every file.
+PLAN = jax.jit(make_plan, static_argnums=1)(np.array([[1], [0]]), 2)
 WEIGHTS = ExpertWeights(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 3)))
 HEADS, ROW = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
 
