@@ -1,11 +1,12 @@
 """Chooses the experts that a task needs, for training them alone.
 
   python -m launch.select_experts --workdir=RUN --out=FILE.json [--by=gate|share] [--mass=0.2]
-    [--sources='DOMAIN=FILES;…'] [--step=N] [--max_batches=N]
+    [--sources='DOMAIN=FILES;…' --chat] [--step=N] [--max_batches=N]
 
-Reads the task's text, --sources written as data.sources is, or the run's held-out text, and takes
-of each layer the fewest experts whose scores reach --mass of their sum: the sum of an expert's
-gates, or how many tokens chose it. FILE.json has a line a layer, to be read and edited;
+Reads the task's text, --sources written as data.sources is, of conversations with --chat the
+replies; without --sources what the run holds out. Of each layer it takes the fewest experts whose
+scores reach --mass of their sum: the sum of an expert's gates, or how many tokens chose it.
+FILE.json has a line a layer, to be read and edited;
 --config.finetune.trainable=experts --config.finetune.experts=FILE.json trains them.
 $DATA is the folder of the run's prepared data, if that is not where training read it.
 """
@@ -15,6 +16,7 @@ import os
 from absl import flags
 
 from moe import cli, host_memory
+from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to ask; the newest without it.')
@@ -22,6 +24,9 @@ OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
 BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share'], 'What an expert is scored by.')
 MASS = flags.DEFINE_float('mass', 0.2, "Share of a layer's scores that the chosen ones reach.")
 SOURCES = flags.DEFINE_string('sources', None, "The task's text, as data.sources names it.")
+CHAT = flags.DEFINE_bool(
+  'chat', None, 'Whether --sources are conversations; as the run without it.'
+)
 MAX_BATCHES = flags.DEFINE_integer(
   'max_batches', None, 'Read no more than so many batches a domain.', lower_bound=1
 )
@@ -33,12 +38,15 @@ def main(_):
   from moe.run import data_directory, load_run
 
   select.check_mass(MASS.value)
+  if CHAT.value is not None and SOURCES.value is None:
+    raise UserError('--chat says what --sources are, which are not given')
   path = select.check_target(OUT.value)
   run = load_run(WORKDIR.value, STEP.value)
   if SOURCES.value is None:
     directory = os.environ.get('DATA') or data_directory(run.config, WORKDIR.value)
     data, text = store.open_held_out(directory, run.tokenizer), 'held-out text of the run'
   else:
+    run = select.reading(run, CHAT.value)
     data, text = given.open_given(SOURCES.value, run.config.data, run.tokenizer), SOURCES.value
   layers, tokens = select.select(run, data, BY.value, MASS.value, MAX_BATCHES.value)
   about = {'by': BY.value, 'mass': MASS.value, 'text': text, 'tokens': tokens}

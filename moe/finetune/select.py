@@ -4,6 +4,7 @@
 N MoE layers, E routed experts.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -44,6 +45,14 @@ def select(
   with run.on_mesh():
     found = relevance(run.config, run.params, data, run.mesh, max_batches)
   return [of_layer(scores_E, mass) for scores_E in scores(found, by)], found.tokens
+
+
+def reading(run: Run, is_chat: bool | None) -> Run:
+  """The run with texts, or conversations, for `data.format`; None: as it was trained."""
+  if is_chat is None:
+    return run
+  data = dataclasses.replace(run.config.data, format='chat' if is_chat else 'text')
+  return dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
 
 
 def scores(found: Relevance, by: str) -> np.ndarray:

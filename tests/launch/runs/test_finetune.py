@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from moe.analysis.relevance import relevance
 from moe.convert.from_hf import from_hf
-from moe.data import store
+from moe.data import given, store
 from moe.finetune import select
 from moe.run import load_run
 from moe.storage import partial
@@ -18,6 +19,7 @@ from moe.train import train
 from tests import in_process
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
+from tests.moe.data.chat.helpers import as_row, conversation, write
 from tests.small import assert_close, one_device
 
 KEYS = {
@@ -198,27 +200,24 @@ def test_programs_open_it(tuned, tmp_path):
   in_process.check('convert', '--to=hf', f'--workdir={workdir}', f'--out={tmp_path / "hf"}')
 
 
-@pytest.mark.parametrize('by', select.BY)
-def test_scores_are_those_of_a_loop_over_the_texts(finished, data_flags, by):
+def test_scores_are_those_of_a_loop_over_the_texts(finished, data_flags):
   run = load_run(finished)
-  config = programs.config(data_flags)
-  data = store.open_held_out(config.data.dir, run.tokenizer)
-  sums, texts = np.zeros((2, 4)), []
+  data = store.open_held_out(programs.config(data_flags).data.dir, run.tokenizer)
+  sums, texts = np.zeros((2, 2, 4)), []
   for domain in data.held_out_domains:
     documents = data.documents(store.HELD_OUT, domain)
     texts += [run.tokenizer.decode(documents.document(i)) for i in range(len(documents))]
   for routing in run.routing(texts):
     for layer, (experts_LK, gates_LK) in enumerate(zip(*routing[:2], strict=True)):
       for expert, gate in zip(experts_LK.ravel(), gates_LK.ravel(), strict=True):
-        sums[layer, expert] += gate if by == 'gate' else 1
-  shares = sums / sums.sum(axis=1, keepdims=True)
-  layers, tokens = select.select(run, data, by, 0.6)
-  assert tokens == sum(len(run.tokens(text)) for text in texts)
-  for chosen, scores in zip(layers, shares, strict=True):
-    np.testing.assert_allclose(chosen.scores, scores[chosen.experts], atol=1e-5)
-    best = sorted(range(4), key=lambda e: -scores[e])
-    count = next(n for n in range(1, 5) if sum(scores[best[:n]]) >= 0.6)
-    assert chosen.experts == best[:count]
+        sums[:, layer, expert] += gate, 1
+  found = relevance(run.config, run.params, data)
+  assert found.tokens == sum(len(run.tokens(text)) for text in texts)
+  assert (found.counts_NE == sums[1]).all()
+  np.testing.assert_allclose(found.gates_NE, sums[0], rtol=1e-5)
+  for by, sums_NE in zip(select.BY, sums, strict=True):
+    shares = sums_NE / sums_NE.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(select.scores(found, by), shares, rtol=1e-5)
 
 
 def test_the_fewest_that_reach_the_mass():
@@ -237,9 +236,23 @@ def test_the_file_says_what_it_is_made_of(finished, chosen):
     assert layer['sum'] >= 0.5 > layer['sum'] - layer['scores'][-1]
 
 
+def test_of_conversations_the_replies_are_scored(finished, tmp_path):
+  rows = [as_row(conversation(number)) for number in range(6)]
+  sources, out = f'a={write(tmp_path / "a.jsonl", rows)}', tmp_path / 'out.json'
+  printed = in_process.check(
+    'select_experts', f'--workdir={finished}', f'--out={out}', f'--sources={sources}', '--chat'
+  )
+  run = select.reading(load_run(finished), True)
+  data = given.open_given(sources, run.config.data, run.tokenizer)
+  content = json.loads(out.read_text())
+  assert content['tokens'] == data.totals(store.HELD_OUT, 'a')['learnt'] > 0
+  assert content['text'] == sources and f'{content["tokens"]:,} tokens' in printed
+
+
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
+    (['--chat'], '--chat says what --sources are'),
     (['--mass=0'], '--mass=0.0 must be above 0 and at most 1'),
     (['--mass=1.5'], '--mass=1.5 must be above 0 and at most 1'),
     (['--by=loss'], 'value should be one of <gate|share>'),
