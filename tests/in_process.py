@@ -5,13 +5,15 @@ A process of its own, which a program has at least one test with, costs seconds 
 """
 
 import contextlib
+import gc
 import io
+import json
 import logging as std_logging
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +33,24 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
   if program == 'train':
     arguments = ('--num_processes=1', *arguments)  # a cluster can be joined only before jax starts
   return _run([path, *arguments], lambda: runpy.run_path(path, run_name='__main__'))
+
+
+def run_elsewhere(commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess]:
+  """What `run(*command)` gives for each, one after another in one new process.
+
+  For what leaves work that has failed in the process it is in: that spoils the tests that follow.
+  """
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.in_process'],
+    cwd=ROOT,
+    input=json.dumps(commands),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  results = zip(commands, json.loads(done.stdout), strict=True)
+  return [subprocess.CompletedProcess(command, *result) for command, result in results]
 
 
 def run_source(source: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -123,3 +143,16 @@ def _logging_to(stream: io.StringIO) -> Iterator[None]:
     for logger, (handlers, level) in zip(loggers, before, strict=True):
       logger.handlers[:] = handlers
       logger.setLevel(level)
+
+
+def _main():
+  results = []
+  for command in json.load(sys.stdin):
+    done = run(*command)
+    results.append((done.returncode, done.stdout, done.stderr))
+    gc.collect()  # what failed there complains now, not during the next one
+  json.dump(results, sys.stdout)
+
+
+if __name__ == '__main__':
+  _main()

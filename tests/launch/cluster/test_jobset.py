@@ -11,7 +11,6 @@ import subprocess
 
 import pytest
 import yaml
-from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from tests.launch.cluster.scripts import FOLDER, ROOT, fake
 
@@ -25,6 +24,9 @@ def _check(manifest):
   """ValueError unless every field is one of the schema's, present where required,
   and of its type.
   """
+  # Here, since it takes seconds to import and every worker imports every file.
+  from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
   # The models, generated from JobSet's OpenAPI schema, leave out fields they do not know:
   # hence the comparison.
   if JobsetV1alpha2JobSet.from_dict(manifest).to_dict() != manifest:

@@ -2,6 +2,7 @@
 the run goes on, and computes bit for bit the same.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -64,15 +65,6 @@ def test_keeps_the_last_ones_and_the_best(finished):
   assert _steps(finished) == sorted({30, 40, best['step']})
 
 
-@pytest.fixture
-def two_checkpoints(data_flags, finished, tmp_path):
-  """A copy of the finished run with checkpoints 30 and 40, and the flags that go on with it."""
-  workdir = shutil.copytree(finished, tmp_path / 'damaged')
-  for step in set(_steps(workdir)) - {30, 40}:
-    shutil.rmtree(workdir / 'checkpoints' / str(step))
-  return workdir, _flags(data_flags, workdir)
-
-
 def _content(item):
   """The file that holds most of an item: of arrays the largest, of JSON the one."""
   files = [path for path in item.rglob('*') if path.is_file() and path.name != 'commit_success.txt']
@@ -89,16 +81,42 @@ def _flip_a_bit(path):
   path.write_bytes(content)
 
 
-@pytest.mark.parametrize('damage', [_truncate, _flip_a_bit, os.remove])
-@pytest.mark.parametrize('item', ['params', 'training', 'data'])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
-  two_checkpoints, finished, damage, item
-):
-  workdir, flags = two_checkpoints
-  damage(_content(workdir / 'checkpoints' / '40' / item))
-  # Reads of arrays that are under way when one fails end with the process that they are in.
-  run = in_process.run if item == 'data' else programs.run
-  done = run('train', *flags)
+DAMAGES = {'truncated': _truncate, 'flipped': _flip_a_bit, 'missing': os.remove}
+ITEMS = ('params', 'training', 'data')
+
+
+def _two_checkpoints(finished, workdir):
+  """A copy of the finished run with checkpoints 30 and 40."""
+  shutil.copytree(finished, workdir)
+  for step in set(_steps(workdir)) - {30, 40}:
+    shutil.rmtree(workdir / 'checkpoints' / str(step))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def damaged(data_flags, finished, tmp_path_factory):
+  """Workdirs whose checkpoint 40 is damaged, and what the programs say to them, by name.
+
+  One process for all: reads of arrays that are under way when one fails end with the process.
+  """
+  folder, commands = tmp_path_factory.mktemp('damaged'), {}
+  for damage, item in itertools.product(DAMAGES, ITEMS):
+    workdir = _two_checkpoints(finished, folder / f'{damage} {item}')
+    DAMAGES[damage](_content(workdir / 'checkpoints' / '40' / item))
+    commands[workdir.name] = ('train', *_flags(data_flags, workdir))
+  evaluated = _two_checkpoints(finished, folder / 'evaluated')
+  _truncate(_content(evaluated / 'checkpoints' / '40' / 'params'))
+  commands['newest'] = ('evaluate', f'--workdir={evaluated}', '--format=json')
+  commands['step 40'] = (*commands['newest'], '--step=40')
+  results = in_process.run_elsewhere(list(commands.values()))
+  return folder, dict(zip(commands, results, strict=True))
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('item', ITEMS)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(damaged, finished, damage, item):
+  folder, results = damaged
+  workdir, done = folder / f'{damage} {item}', results[f'{damage} {item}']
   assert done.returncode == 0, done.stderr
   assert 'checkpoint step 40' in done.stderr and 'unreadable' in done.stderr
   assert 'going on from step 30' in done.stdout
@@ -106,24 +124,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
   assert (workdir / 'unreadable' / '40').is_dir()  # set aside, not deleted
 
 
-def test_when_no_checkpoint_is_readable_training_does_not_start_over(two_checkpoints):
-  workdir, flags = two_checkpoints
+def test_when_no_checkpoint_is_readable_training_does_not_start_over(
+  data_flags, finished, tmp_path
+):
+  workdir = _two_checkpoints(finished, tmp_path / 'damaged')
   before = (workdir / 'metrics.jsonl').read_bytes()
   for step in (30, 40):
     _truncate(_content(workdir / 'checkpoints' / str(step) / 'params'))
-  done = programs.run('train', *flags)
+  done = programs.run('train', *_flags(data_flags, workdir))
   assert done.returncode == 2 and 'Traceback' not in done.stderr
   assert 'can be read (steps 30, 40)' in done.stderr.splitlines()[-1]
   assert _steps(workdir) == [30, 40] and (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_evaluation_names_an_unreadable_checkpoint_and_takes_the_one_before(two_checkpoints):
-  workdir, _ = two_checkpoints
-  _truncate(_content(workdir / 'checkpoints' / '40' / 'params'))
-  done = programs.run('evaluate', f'--workdir={workdir}', '--format=json')
+def test_evaluation_names_an_unreadable_checkpoint_and_takes_the_one_before(damaged):
+  folder, results = damaged
+  done, refused = results['newest'], results['step 40']
   assert json.loads(done.stdout)['step'] == 30 and 'step 40' in done.stderr
-  assert 'step 40' in programs.error_line('evaluate', f'--workdir={workdir}', '--step=40')
-  assert _steps(workdir) == [30, 40]
+  assert refused.returncode == 2 and not refused.stdout
+  (line,) = refused.stderr.splitlines()
+  assert line.startswith('error: ') and 'step 40' in line
+  assert _steps(folder / 'evaluated') == [30, 40]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(data_flags, finished, tmp_path):

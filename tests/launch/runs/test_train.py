@@ -238,7 +238,7 @@ def test_microbatches_and_remat_do_not_change_a_run(data_flags, finished, tmp_pa
 
 def test_kernels_of_another_platform_are_refused_before_anything_is_written(tmp_path):
   workdir = tmp_path / 'run'
-  line = programs.error_line(
+  line = in_process.error_line(
     'train', CONFIG, f'--workdir={workdir}', '--config.ops.implementation=pallas_tpu'
   )
   assert 'ops.implementation=pallas_tpu needs a tpu, this is a cpu' in line
