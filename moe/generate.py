@@ -106,11 +106,11 @@ def generate(
       )
   new_BN, counts_B = generate_tokens(run, prompt_ids, max_new_tokens, sampling, seed)
   completions = []
-  for prompt, ids, count in zip(prompts, new_BN, counts_B, strict=True):
+  for prompt, prompt_N, ids, count in zip(prompts, prompt_ids, new_BN, counts_B, strict=True):
     ids = ids[:count].tolist()
     ended = bool(ids) and ids[-1] == tokenizer.eos_id
     stopped_by = 'end' if ended else 'length' if count == max_new_tokens else 'context'
-    text = _text_after(tokenizer, prompt, ids[:-1] if ended else ids)
+    text = text_after(tokenizer, prompt_N, ids[:-1] if ended else ids)
     completions.append(Completion(prompt, text, ids, stopped_by))
   return completions
 
@@ -127,11 +127,10 @@ def check_unicode(text: str, what: str) -> None:
     ) from error
 
 
-def _text_after(tokenizer, prompt, new_ids):
+def text_after(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
   """The text of new tokens as it goes on from the prompt:
   decoded by itself it may lose a leading space.
   """
-  prompt_ids = tokenizer.encode(prompt)
   before, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *new_ids])
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new_ids)
 

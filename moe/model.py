@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from moe.config import Config, ModelConfig
-from moe.layers.attention import KVCache
+from moe.layers.attention import KVCache, SharedContext
 from moe.layers.block import Block, Presence
 from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
@@ -56,7 +56,7 @@ class Transformer(nn.Module):
     tokens_BL: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
-    cache: dict[str, KVCache] | None = None,
+    cache: dict[str, KVCache | SharedContext] | None = None,
     forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside, dict[str, KVCache] | None]:
     """The final hidden states, what the layers measured, and the cache.
@@ -66,14 +66,15 @@ class Transformer(nn.Module):
       positions_BL: int32, 0 at the start of each document.
       segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document
         sees, and which is left out of the statistics.
-      cache: None, or `make_cache` and then what the last call returned; see `Attention`.
+      cache: None, or `make_cache` and then what the last call returned, or `shared_context`; see
+        `Attention`.
       forced: choices in the place of the routers', with a leading axis N.
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
       Aside: its statistics and choices those of the MoE layers, with a leading axis N,
       or None where nothing is routed.
-      The updated cache, or None.
+      The updated cache, or None; with `probe.keys_values` what `shared_context` takes.
     """
     x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
     hidden = [x_BLD[None]]
@@ -89,7 +90,8 @@ class Transformer(nn.Module):
     aside = asides[-1]._replace(telemetry=measured)
     if self.probe.hidden:
       aside = aside._replace(hidden_BLD=jnp.concatenate(hidden))
-    return self.finish(x_BLD), aside, new_cache if cache else None
+    kept = cache or self.probe.keys_values
+    return self.finish(x_BLD), aside, new_cache if kept else None
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
     """x_BLD in the compute type."""
@@ -103,7 +105,7 @@ class Transformer(nn.Module):
     tokens_BL: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
-    cache: KVCache | None = None,
+    cache: KVCache | SharedContext | None = None,
     presence_N: Presence | None = None,
     forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside, KVCache | None]:
@@ -154,6 +156,19 @@ def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache
     'moe_blocks': model.num_layers - model.num_dense_layers,
   }
   return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in stack_names(model)}
+
+
+def shared_context(kept: dict[str, KVCache], is_token_BS: jax.Array) -> dict[str, SharedContext]:
+  """Of the keys and values of a row's only segment, a cache that segments of later rows go on from.
+
+  kept: what a call with `probe.keys_values` returned. is_token_BS: False where it was padding.
+  """
+
+  def of_stack(cache):
+    layers = len(cache.keys_BSGC)
+    return SharedContext(*cache, jnp.broadcast_to(is_token_BS, (layers, *is_token_BS.shape)))
+
+  return {name: of_stack(cache) for name, cache in kept.items()}
 
 
 def init_params(config: Config, key: jax.Array) -> dict:

@@ -4,11 +4,12 @@ B rows, L tokens a row, J domains, N tokens of a stretch of the stream. A docume
 BOS t1 … tn EOS; every token of it but BOS is a target once.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+Item = TypeVar('Item')
 PAD_ID = 0  # fills what segment 0 and weight 0 already mark as padding; never read as text
 
 
@@ -99,26 +100,37 @@ def windows(
 
 
 def pack_windows(stream: Iterable[Window], seq_len: int, open_rows: int) -> Iterator[Batch]:
-  """Windows → rows, first fit over `open_rows` unfinished rows;
-  when none has room, the fullest is emitted.
+  """Windows → rows, by `first_fit`.
 
   Each window is a segment of its own even when training joins documents: which windows share a row
   is an accident of packing, and a document's score must not depend on its neighbours.
   """
-  unfinished: list[tuple[int, list[Window]]] = []  # (tokens used, windows)
-  for window in stream:
-    size = len(window.tokens_N)
-    place = next((i for i, (used, _) in enumerate(unfinished) if used + size <= seq_len), None)
+  size = lambda window: len(window.tokens_N)
+  for members in first_fit(stream, size, seq_len, open_rows):
+    yield _row_of_windows(members, seq_len)
+
+
+def first_fit(
+  stream: Iterable[Item], size: Callable[[Item], int], seq_len: int, open_rows: int
+) -> Iterator[list[Item]]:
+  """What shares a row of `seq_len` tokens: first fit over `open_rows` unfinished rows;
+  when none has room, the fullest is emitted.
+  """
+  unfinished: list[tuple[int, list[Item]]] = []  # (tokens used, members)
+  for item in stream:
+    place = next(
+      (i for i, (used, _) in enumerate(unfinished) if used + size(item) <= seq_len), None
+    )
     if place is None:
       if len(unfinished) == open_rows:
         fullest = max(range(open_rows), key=lambda i: unfinished[i][0])
-        yield _row_of_windows(unfinished.pop(fullest)[1], seq_len)
-      unfinished.append((size, [window]))
+        yield unfinished.pop(fullest)[1]
+      unfinished.append((size(item), [item]))
     else:
       used, members = unfinished[place]
-      unfinished[place] = (used + size, [*members, window])
+      unfinished[place] = (used + size(item), [*members, item])
   for _, members in unfinished:
-    yield _row_of_windows(members, seq_len)
+    yield members
 
 
 def batch_rows(rows: Iterable[Batch], batch_size: int) -> Iterator[Batch]:

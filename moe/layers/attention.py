@@ -14,6 +14,7 @@ from moe.layers.linear import projection
 from moe.layers.rope import apply_rope
 from moe.ops.attention import attention
 from moe.parallel import sharding
+from moe.routers import Probe
 
 
 class KVCache(NamedTuple):
@@ -23,10 +24,19 @@ class KVCache(NamedTuple):
   values_BSGC: jax.Array
 
 
+class SharedContext(NamedTuple):
+  """Keys and values of S tokens that all segments of a row go on from."""
+
+  keys_BSGC: jax.Array
+  values_BSGC: jax.Array
+  is_token_BS: jax.Array  # bool; False: padding, which nothing sees
+
+
 class Attention(nn.Module):
   """Multi-head attention without biases; scores scaled by 1/√C, softmax in float32."""
 
   config: Config
+  probe: Probe = Probe()
 
   @nn.compact
   def __call__(
@@ -34,10 +44,11 @@ class Attention(nn.Module):
     x_BLD: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
-    cache: KVCache | None,
+    cache: KVCache | SharedContext | None,
   ) -> tuple[jax.Array, KVCache | None]:
     """Without a cache a token sees its own segment up to itself;
-    with one, every cached position up to its own.
+    with one, every cached position up to its own;
+    with a shared context, that and its own segment up to itself.
 
     Args:
       x_BLD: compute type.
@@ -46,7 +57,9 @@ class Attention(nn.Module):
       segment_ids_BL: documents of a row; ignored with a cache, whose rows hold one document each.
       cache: None, or what earlier calls returned. A slot is always written before it is
         seen, so right-padding a prompt is harmless: padding's slots are overwritten by the
-        tokens that really come there.
+        tokens that really come there. A shared context is not written to.
+
+    Returns the cache, or the tokens' own keys and values if the probe asks for them.
     """
     c = self.config.model
     query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)
@@ -61,6 +74,15 @@ class Attention(nn.Module):
         heads,
       )
       attended_BLHC = attend(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL)
+      cache = KVCache(keys_BSGC, values_BSGC) if self.probe.keys_values else None
+    elif isinstance(cache, SharedContext):
+      attended_BLHC = jax.nn.dot_product_attention(
+        query_BLHC,
+        jnp.concatenate([cache.keys_BSGC, keys_BSGC], axis=1),
+        jnp.concatenate([cache.values_BSGC, values_BSGC], axis=1),
+        mask=_seen_after(cache.is_token_BS, segment_ids_BL)[:, None],
+      )
+      cache = None
     else:
       row_B1 = jnp.arange(x_BLD.shape[0])[:, None]
       keys_BSGC = cache.keys_BSGC.at[row_B1, positions_BL].set(keys_BSGC)
@@ -83,3 +105,14 @@ class Attention(nn.Module):
     width = self.config.model.head_dim
     x_BLX = projection(self, x_BLD, name, heads * width, axes=('width', 'heads'))
     return x_BLX.reshape(*x_BLD.shape[:2], heads, width)
+
+
+def _seen_after(is_token_BS, segment_ids_BL):
+  """bool (B, L, S + L): what the tokens of a row see of the context they share, and of the row."""
+  length = segment_ids_BL.shape[1]
+  shared_BLS = jnp.broadcast_to(
+    is_token_BS[:, None], (len(is_token_BS), length, is_token_BS.shape[1])
+  )
+  same_BLL = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
+  own_BLL = same_BLL & jnp.tri(length, dtype=bool)[None]
+  return jnp.concatenate([shared_BLS, own_BLL], axis=2)

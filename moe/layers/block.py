@@ -7,7 +7,7 @@ from flax import struct
 from jax import lax
 
 from moe.config import Config
-from moe.layers.attention import Attention, KVCache
+from moe.layers.attention import Attention, KVCache, SharedContext
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import Aside, MoELayer
 from moe.layers.norm import RMSNorm
@@ -36,7 +36,7 @@ class Block(nn.Module):
   def __call__(
     self,
     x_BLD: jax.Array,
-    cache: KVCache | None,
+    cache: KVCache | SharedContext | None,
     presence: Presence | None,
     token_ids_BL: jax.Array,
     positions_BL: jax.Array,
@@ -53,7 +53,7 @@ class Block(nn.Module):
     x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
     config, model = self.config, self.config.model
     norm = lambda name: RMSNorm(config, name=name)
-    attended_BLD, cache = Attention(config, name='attention')(
+    attended_BLD, cache = Attention(config, self.probe, name='attention')(
       norm('attention_norm')(x_BLD), positions_BL, segment_ids_BL, cache
     )
     x_BLD += attended_BLD

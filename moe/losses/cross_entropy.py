@@ -52,17 +52,22 @@ def token_losses(
   hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int
 ) -> jax.Array:
   """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
+  return token_scores(hidden_BLD, head_DV, targets_BL, chunk)[0]
+
+
+def token_scores(
+  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """As `token_losses`, and is_likeliest_BL: whether no token is likelier than the target."""
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
 
   def on_shard(hidden_BLD, head_DV, targets_BL):
     head_DV = zero.gathered(head_DV, stored, hidden_BLD.dtype)
-    losses_T = _token_losses(
-      _rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis()
-    )
-    return losses_T.reshape(targets_BL.shape)
+    scores = _token_scores(_rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis())
+    return tuple(x_T.reshape(targets_BL.shape) for x_T in scores)
 
-  run = sharding.per_shard(on_shard, (batch, stored.spec, batch), batch)
+  run = sharding.per_shard(on_shard, (batch, stored.spec, batch), (batch, batch))
   return run(hidden_BLD, head_DV, targets_BL)
 
 
@@ -77,15 +82,15 @@ def _vocabulary_axis():
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _cross_entropy(hidden_TD, head_DV, targets_T, weights_T, chunk, axis):
-  losses_T = _token_losses(hidden_TD, head_DV, targets_T, chunk, axis)
+  losses_T, _ = _token_scores(hidden_TD, head_DV, targets_T, chunk, axis)
   return (losses_T * weights_T).sum(), losses_T
 
 
-def _token_losses(hidden_TD, head_DV, targets_T, chunk, axis):
+def _token_scores(hidden_TD, head_DV, targets_T, chunk, axis):
   head = head_DV.astype(hidden_TD.dtype)
   chunks = _chunks((hidden_TD, targets_T), chunk)
-  losses = lax.map(lambda c: _logits_and_losses(c[0], head, c[1], axis)[2], chunks)
-  return losses.reshape(-1)[: targets_T.shape[0]]
+  scores = lax.map(lambda c: _logits_and_losses(c[0], head, c[1], axis)[2:], chunks)
+  return tuple(x.reshape(-1)[: targets_T.shape[0]] for x in scores)
 
 
 def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis):
@@ -95,7 +100,7 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis
   def step(carry, chunk_inputs):
     total, d_head_DV = carry
     hidden_cD, targets_c, weights_c = chunk_inputs
-    shares_cV, is_target_cV, losses_c = _logits_and_losses(hidden_cD, head, targets_c, axis)
+    shares_cV, is_target_cV, losses_c, _ = _logits_and_losses(hidden_cD, head, targets_c, axis)
     d_logits_cV = ((shares_cV - is_target_cV) * weights_c[:, None]).astype(dtype)
     d_head_DV += matmul_tn(hidden_cD, d_logits_cV)
     total += (losses_c * weights_c).sum()
@@ -126,8 +131,8 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _logits_and_losses(hidden_cD, head_DV, targets_c, axis):
-  """softmax(logits)_cV, whether each is the target_cV, and losses_c;
-  over all parts of a vocabulary split by `axis`.
+  """softmax(logits)_cV, whether each is the target_cV, losses_c, and whether the target_c has the
+  largest logit; over all parts of a vocabulary split by `axis`.
   """
   over_parts = (lambda reduce, x: reduce(x, axis)) if axis else (lambda reduce, x: x)
   logits_cV = matmul(hidden_cD, head_DV)
@@ -137,7 +142,8 @@ def _logits_and_losses(hidden_cD, head_DV, targets_c, axis):
   shifted_cV = jnp.exp(logits_cV - largest_c[:, None])
   sum_c = over_parts(lax.psum, shifted_cV.sum(axis=1))
   target_logits_c = over_parts(lax.psum, jnp.where(is_target_cV, logits_cV, 0).sum(axis=1))
-  return shifted_cV / sum_c[:, None], is_target_cV, largest_c + jnp.log(sum_c) - target_logits_c
+  losses_c = largest_c + jnp.log(sum_c) - target_logits_c
+  return shifted_cV / sum_c[:, None], is_target_cV, losses_c, target_logits_c == largest_c
 
 
 def _chunks(arrays, chunk):

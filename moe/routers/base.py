@@ -23,6 +23,7 @@ class Probe(NamedTuple):
   choices: bool = False  # hand out every token's experts and gates
   affinities: bool = False  # those over all experts, too
   hidden: bool = False  # hand out the residual stream after every block
+  keys_values: bool = False  # hand out every token's keys and values, in the place of the cache
 
 
 class Forced(NamedTuple):
