@@ -1,7 +1,9 @@
-"""Held-out loss and bits per byte of a run, by domain.
+"""Held-out loss and bits per byte of a run, by domain; or its scores on benchmarks.
 
   python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
     [--sources='DOMAIN=FILES;…' --save_routing=FILE.parquet]
+  python -m launch.evaluate --workdir=DIR --tasks=hellaswag,piqa|paper [--task_data=FOLDER]
+    [--num_fewshot=N --limit=ROWS --chat_template --allow_code]
 
 Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON
 has the rows in 'domains', the last of which is over all of them; that one is in 'total', too.
@@ -9,13 +11,14 @@ has the rows in 'domains', the last of which is over all of them; that one is in
 counts by domain those that the run was trained on, null where its data is not there.
 --save_routing writes what every token that is scored chose in every MoE layer, and its loss.
 $DATA is the folder of the run's prepared data, if that is not where training read it.
-"""
 
-import os
+--tasks asks EleutherAI's lm-evaluation-harness, see docs/evaluation.md.
+"""
 
 from absl import flags
 
 from moe import cli, host_memory
+from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; the newest without it.')
@@ -23,39 +26,31 @@ SOURCES = flags.DEFINE_string('sources', None, 'Text to score, as data.sources n
 SAVE_ROUTING = flags.DEFINE_string(
   'save_routing', None, 'Parquet file to write: one row a held-out token and MoE layer.'
 )
+TASKS = flags.DEFINE_string('tasks', None, "Benchmarks, separated by commas, or 'paper'.")
+SHOTS = flags.DEFINE_integer('num_fewshot', None, "Examples in each prompt; the paper's without.")
+LIMIT = flags.DEFINE_integer('limit', None, 'Rows of each task; all without it.')
+TASK_DATA = flags.DEFINE_string('task_data', '', 'Folder with TASK/SPLIT.jsonl.')
+CHAT = flags.DEFINE_bool('chat_template', False, "Ask in the tokenizer's chat template.")
+ALLOW_CODE = flags.DEFINE_bool('allow_code', False, 'Run the code that HumanEval and MBPP ask for.')
 FORMAT = cli.format_flag()
 
 
 def main(_):
-  from moe import evaluate, files
-  from moe.data import given, prepare, store
-  from moe.inspection.table import check_target
-  from moe.run import data_directory, load_run
-  from moe.storage import provenance
+  as_json = FORMAT.value == 'json'
+  if TASKS.value is None:
+    from moe.scored_text import score_text
 
-  if SAVE_ROUTING.value is not None:
-    check_target(SAVE_ROUTING.value)
-  run, source = load_run(WORKDIR.value, STEP.value), provenance.source(WORKDIR.value)
-  directory = os.environ.get('DATA') or data_directory(run.config, WORKDIR.value)
-  title, trained_on = 'held-out text', {}
-  if SOURCES.value is None:
-    data = store.open_held_out(directory, run.tokenizer)
-  else:
-    title, data = 'text', given.open_given(SOURCES.value, run.config.data, run.tokenizer)
-    trained_on['trained_on'], notes = given.trained_on(data, directory)
-    prepare.tell(notes)
-  saved = run.save_routing(data, SAVE_ROUTING.value) if SAVE_ROUTING.value is not None else None
-  rows = evaluate.report(evaluate.Evaluator(run.config, data)(run.params), data)
-  if FORMAT.value == 'json':
-    total = list(rows.values())[-1]
-    told = {'step': run.step, 'init_from': source, 'domains': rows, 'total': total, **trained_on}
-    told |= {} if saved is None else {'routing_rows': saved}
-    print(files.to_json(told, indent=2))
-  else:
-    begun = f'\nwarm start from {provenance.source_in_words(source)}' if source else ''
-    print(f'{run.config.name}, step {run.step}{begun}\n{evaluate.table(rows, title)}')
-    if saved is not None:
-      print(f'routing: {saved:,} rows in {SAVE_ROUTING.value}')
+    print(score_text(WORKDIR.value, STEP.value, SOURCES.value, SAVE_ROUTING.value, as_json))
+    return
+  if SOURCES.value is not None or SAVE_ROUTING.value is not None:
+    raise UserError('--tasks goes with neither --sources nor --save_routing: score twice')
+  from moe.tasks.program import run_tasks
+  from moe.tasks.suite import Asked
+
+  asked = Asked(
+    *(TASKS.value, SHOTS.value, LIMIT.value, TASK_DATA.value, ALLOW_CODE.value, CHAT.value)
+  )
+  print(run_tasks(WORKDIR.value, STEP.value, asked, as_json))
 
 
 if __name__ == '__main__':

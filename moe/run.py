@@ -4,6 +4,7 @@ DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tensorboa
 DIR/tokenizer.model, or tokenizer.json and its tokenizer_config.json
 DIR/data/        prepared data, unless data.dir says where
 DIR/unreadable/  damaged checkpoints, set aside
+DIR/evaluations.jsonl  what benchmarks said of it
 DIR/.lock        who trains in it
 """
 
@@ -34,6 +35,7 @@ from moe.storage.reading import attempt, available_steps
 _FOLDERS = ('checkpoints', 'tensorboard', 'unreadable')
 _FILES = (
   *('config.json', 'metrics.jsonl', 'held_out_losses.json', 'provenance.json', '.lock'),
+  'evaluations.jsonl',
   *FILES,
 )
 # Patterns to what reads checkpoints, and their escape.

@@ -41,7 +41,8 @@ ORDER = [
   ['moe.evaluate', 'moe.generate', 'moe.chat', 'moe.analysis'],
   ['moe.inspection'],
   ['moe.run'],
-  ['moe.checkpoint'],
+  ['moe.checkpoint', 'moe.scored_text'],
+  ['moe.tasks'],
   ['moe.warm_start'],
   ['moe.train', 'moe.convert', 'moe.planner', 'moe.finetune.select'],
   ['experiments'],  # the config files, right in it

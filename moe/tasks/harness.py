@@ -1,0 +1,233 @@
+"""EleutherAI's lm-evaluation-harness asks, a run answers: the only file that imports it at its top,
+so that nothing else needs it.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from moe.data.tokenizers import must_have
+from moe.errors import UserError
+from moe.generate import Sampling
+from moe.inspection import Run
+from moe.inspection.programs import Model
+from moe.tasks import chat, completing, scoring
+from moe.tasks.scoring import Pair
+
+# What the harness's own backends generate where a task does not say how much.
+_NEW_TOKENS = 256
+
+
+class Harness(TemplateLM):
+  """A run as the harness's model: log-probabilities, rolling ones, and generation.
+
+  Contexts begin with BOS, as documents did in training. What is longer than data.seq_len is cut on
+  the left, and counted by task in `cut`.
+  """
+
+  def __init__(self, run: Run, templated: bool = False):
+    """`templated`: prompts are of the tokenizer's chat template, which spells BOS and the like.
+    UserError for a run without a tokenizer, or, then, without a template.
+    """
+    super().__init__()
+    self._run, self._tokenizer = run, must_have(run.tokenizer)
+    self._template = chat.template(self._tokenizer) if templated else None
+    self._encoded: dict[str, list[int]] = {}
+    self._asked: list[Instance] = []
+    self.max_length = run.config.data.seq_len
+    self.cut: Counter[str] = Counter()
+    self.tasks: dict = {}  # by name, those that are asked about
+
+  @property
+  def eot_token_id(self) -> int:
+    return self._tokenizer.eos_id
+
+  @property
+  def prefix_token_id(self) -> int:
+    return self._tokenizer.bos_id
+
+  @property
+  def tokenizer_name(self) -> str:
+    return self._tokenizer.sha256
+
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
+    return chat.render(self._tokenizer, self._template, chat_history, add_generation_prompt)
+
+  def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    """Ids of a text behind BOS; without it where `add_special_tokens` is False."""
+    ids = self._encoded.get(string)
+    if ids is None:
+      (ids,) = self._encode([string])
+    begun = add_special_tokens is False or (self._template and ids[:1] == [self.prefix_token_id])
+    return list(ids) if begun else [self.prefix_token_id, *ids]
+
+  def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list:
+    # As `TemplateLM._encode_pair` cuts them: white space before a continuation is part of it.
+    contexts = {request.args[0] for request in requests}
+    strings = {context.rstrip() for context in contexts}
+    strings |= {''.join(request.args[:2]) for request in requests}
+    with self._encoded_at_once(sorted(strings)):
+      self._asked = requests
+      return super().loglikelihood(requests, disable_tqdm=True)
+
+  def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """As the harness; where letters on both sides make pieces of their own, so that the whole has
+    no more of them than the context, a continuation keeps the pieces that it has alone.
+    """
+    before, after = super()._encode_pair(context, continuation)
+    return before, after or self.tok_encode(continuation, add_special_tokens=False)
+
+  def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+    pairs = [self._pair(context, continuation) for _, context, continuation in requests]
+    whole = [len(context) for _, context, _ in requests]
+    self._count_cut(
+      [
+        asked
+        for asked, pair, length in zip(self._asked, pairs, whole, strict=True)
+        if len(pair.context) < length
+      ],
+      self._asked,
+    )
+    return [tuple(each) for each in self._score(pairs)]
+
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = True
+  ) -> list[float]:
+    """Natural log-probabilities of whole documents, each token once, in the harness's windows."""
+    texts = [request.args[0] for request in requests]
+    pairs, owners = [], []
+    for number, ids in enumerate(self._encode(texts)):
+      windows = get_rolling_token_windows(
+        ids, self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+      )
+      for window in windows:
+        pairs.append(Pair(*make_disjoint_window(window)))
+        owners.append(number)
+    totals = [0.0] * len(texts)
+    for number, found in zip(owners, self._score(pairs), strict=True):
+      totals[number] += found.log_probability
+    return totals
+
+  def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+    """What follows each context, up to the first of its stop strings."""
+    answers: list[str] = [''] * len(requests)
+    with self._encoded_at_once(sorted({request.args[0] for request in requests})):
+      ids = [self.tok_encode(request.args[0]) for request in requests]
+    kwargs = [normalize_gen_kwargs(request.args[1], _NEW_TOKENS) for request in requests]
+    cut = []
+    for numbers in _alike(kwargs):
+      wanted = kwargs[numbers[0]]
+      new_tokens = min(wanted['max_gen_toks'], max(self.max_length // 2, 1))
+      room = self.max_length - new_tokens
+      cut += [number for number in numbers if len(ids[number]) > room]
+      found = completing.until(
+        self._run,
+        [ids[number][-room:] for number in numbers],
+        wanted['until'] if isinstance(wanted['until'], list) else [wanted['until']],
+        new_tokens,
+        _sampling(wanted),
+        self._tokens_at_once,
+      )
+      for number, text in zip(numbers, found, strict=True):
+        answers[number] = text
+    self._count_cut([requests[number] for number in cut], requests)
+    return answers
+
+  def _pair(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
+    """The pair as the context length allows it. UserError for a continuation that is too long."""
+    if len(continuation) > self.max_length:
+      raise UserError(
+        f'a continuation of {len(continuation)} tokens has no room in the context of '
+        f'data.seq_len={self.max_length}: score this run on other tasks'
+      )
+    most = self.max_length + 1 - len(continuation)
+    return Pair(context[-most:], continuation)
+
+  def _score(self, pairs):
+    run = self._run
+    model = Model(run.model, run.params, run.mesh, run.on_mesh)
+    return scoring.score(model, pairs, self._tokens_at_once)
+
+  @property
+  def _tokens_at_once(self):
+    return self._run.config.evaluation.batch_size * self.max_length
+
+  def _count_cut(self, cut, requests):
+    """Counts by task. UserError for a task none of whose questions fits, examples left aside."""
+    counts = Counter(request.task_name for request in cut)
+    self.cut += counts
+    for name, count in counts.items():
+      asked = [request for request in requests if request.task_name == name]
+      if count < len(asked) or name not in self.tasks:
+        continue
+      texts = [self.tasks[name].doc_to_text(request.doc) for request in asked]
+      least = min(
+        (len(self.tok_encode(text)) for text in texts if isinstance(text, str)), default=0
+      )
+      if least > self.max_length:
+        raise UserError(
+          f'task {name}: the shortest question has {least} tokens, and the context is '
+          f'data.seq_len={self.max_length}: it holds not one question'
+        )
+
+  @contextlib.contextmanager
+  def _encoded_at_once(self, strings):
+    """What is called inside finds these texts encoded, by all threads."""
+    self._encoded = dict(zip(strings, self._encode(strings), strict=True))
+    try:
+      yield
+    finally:
+      self._encoded = {}
+
+  def _encode(self, strings):
+    if self._template:
+      return [self._encode_spelt(string) for string in strings]
+    return self._tokenizer.encode_batch(strings, _threads())
+
+  def _encode_spelt(self, string):
+    """Ids of a text in which control pieces are spelt, as a chat template spells them."""
+    ids = []
+    for part in re.split(self._control, string):
+      control = self._control_ids.get(part)
+      ids += [control] if control is not None else self._tokenizer.encode(part) if part else []
+    return ids
+
+  @functools.cached_property
+  def _control_ids(self):
+    pieces = zip(self._tokenizer.pieces, self._tokenizer.is_text, strict=True)
+    return {piece: i for i, (piece, is_text) in enumerate(pieces) if piece and not is_text}
+
+  @functools.cached_property
+  def _control(self):
+    longest_first = sorted(self._control_ids, key=len, reverse=True)
+    return re.compile(f'({"|".join(map(re.escape, longest_first))})')
+
+
+def _alike(kwargs):
+  """Numbers of the requests that may be generated together: they ask for the same."""
+  together: dict[str, list[int]] = {}
+  for number, each in enumerate(kwargs):
+    together.setdefault(repr(sorted(each.items())), []).append(number)
+  return together.values()
+
+
+def _sampling(kwargs):
+  if not kwargs.get('do_sample'):
+    return Sampling()
+  return Sampling(
+    kwargs.get('temperature', 1.0), kwargs.get('top_k') or 0, kwargs.get('top_p') or 1.0
+  )
+
+
+def _threads():
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

@@ -1,0 +1,25 @@
+"""`python -m launch.evaluate --tasks=…`."""
+
+import os
+from pathlib import Path
+
+from moe import files
+from moe.run import folder, load_run
+from moe.tasks import report
+from moe.tasks.suite import Asked, open_suite
+
+
+def run_tasks(workdir: str | os.PathLike, step: int | None, asked: Asked, as_json: bool) -> str:
+  """Scores a run and adds a line to its evaluations.jsonl; what is to be printed.
+
+  UserError for what `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
+  """
+  suite = open_suite(asked)
+  run = load_run(workdir, step)
+  results = suite.score(run)
+  line = report.record(run, asked, results)
+  if '://' not in os.fspath(workdir):
+    report.append(Path(folder(workdir)), line)
+  if as_json:
+    return files.to_json(line, indent=2)
+  return f'{run.config.name}, step {run.step}\n{report.table(run, results)}'

@@ -1,0 +1,231 @@
+"""Log-probabilities of continuations of contexts, in few compiled shapes.
+
+What shares its context with others: the context is computed once, and a row of its continuations,
+each a segment, goes on from its keys and values. What does not: contexts with their continuations
+fill rows as segments of their own. Only tokens that are scored reach the output head.
+
+B rows, L tokens a row, M of them scored, S tokens of a shared context, D model width.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moe.data import packing
+from moe.data.packing import Batch
+from moe.inspection.programs import Model
+from moe.losses.cross_entropy import token_scores
+from moe.model import Transformer, shared_context
+from moe.parallel.feeding import batch_parts, place_whole
+from moe.parallel.sharding import replicated
+
+# Fewer tokens than these are computed again sooner than shared.
+_LEAST_SHARED = 16
+# Tokens of a row: shorter ones cost no less.
+_LEAST_ROW, _LEAST_SCORED = 256, 8
+_OPEN_ROWS = 16
+
+
+class Pair(NamedTuple):
+  """What is asked: token ids, at most data.seq_len + 1 of both together."""
+
+  context: Sequence[int]  # at least one
+  continuation: Sequence[int]
+
+
+class Score(NamedTuple):
+  """Of a continuation after its context."""
+
+  log_probability: float  # natural, of all its tokens; 0 of none
+  is_greedy: bool  # no token was likelier than any of its own
+
+
+class Packed(NamedTuple):
+  """Rows of segments, some of whose tokens are scored."""
+
+  batch: Batch
+  at_BM: np.ndarray  # int32, where in its row
+  targets_BM: np.ndarray  # int32
+
+
+class Shared(NamedTuple):
+  """A context a row, and a row of what it is gone on with, all of it scored."""
+
+  context: Batch
+  batch: Batch
+
+
+class _Branch(NamedTuple):
+  """A context and those of its continuations that have its place in memory in common."""
+
+  context: Sequence[int]
+  numbers: list[int]  # of the pairs
+  continuations: list[Sequence[int]]
+  length: int  # of all continuations
+
+  @property
+  def prefix(self) -> int:
+    return len(self.context) - 1
+
+
+def score(model: Model, pairs: Sequence[Pair], tokens: int) -> list[Score]:
+  """The `Score` of every pair. `tokens`: computed at once, about; it changes time and memory."""
+  mesh = model.mesh if model.mesh is not None and model.mesh.size > 1 else None
+  parts = batch_parts(mesh.shape) if mesh else 1
+  singles, branches = _divided(pairs)
+  length = model.model.config.data.seq_len
+  asked = [
+    *_packed_rows(singles, pairs, length, tokens, parts),
+    *_shared_rows(branches, tokens, parts),
+  ]
+  programs = _programs(model.model, mesh)
+  results = []
+  for _, rows in asked:
+    # Nothing waits for the device in between.
+    placed = place_whole(rows, mesh) if mesh else rows
+    with model.context():
+      results.append(programs[type(rows)](model.params, placed))
+  sums, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+  for (places, _), found in zip(asked, jax.device_get(results), strict=True):
+    for number, row, begin, count in places:
+      here = row, slice(begin, begin + count)
+      sums[number] = -found[0][here].sum(dtype=np.float64)
+      greedy[number] = found[1][here].all()
+  return [Score(float(total), bool(each)) for total, each in zip(sums, greedy, strict=True)]
+
+
+def rounded_up(count: int, least: int) -> int:
+  """A size that is not below `count`: 2ⁿ or 3 · 2ⁿ⁻¹, so that few programs are compiled."""
+  filled = packing.filled_up(max(count, least))
+  return filled * 3 // 4 if max(count, least) <= filled * 3 // 4 else filled
+
+
+def _divided(pairs):
+  """(numbers of the pairs that share no context, a `_Branch` for each context that is shared)."""
+  by_context: dict[tuple, list[int]] = {}
+  for number, pair in enumerate(pairs):
+    if len(pair.continuation):
+      by_context.setdefault(tuple(pair.context), []).append(number)
+  singles, branches = [], []
+  for context, numbers in by_context.items():
+    if len(numbers) == 1 or len(context) <= _LEAST_SHARED:
+      singles += numbers
+      continue
+    continuations = [pairs[number].continuation for number in numbers]
+    branches.append(_Branch(context, numbers, continuations, sum(map(len, continuations))))
+  return singles, branches
+
+
+def _packed_rows(
+  numbers: list[int], pairs: Sequence[Pair], seq_len: int, tokens: int, parts: int
+) -> Iterator[tuple[list[tuple[int, int, int, int]], Packed]]:
+  """(places of results, batch): (pair, row, first of its M, how many) for every pair in it."""
+  size = lambda number: len(pairs[number].context) + len(pairs[number].continuation) - 1
+  by_length: dict[int, list[int]] = {}
+  for number in sorted(numbers, key=lambda number: (-size(number), number)):
+    length = min(rounded_up(size(number), _LEAST_ROW), seq_len)
+    by_length.setdefault(length, []).append(number)
+  for length, members in by_length.items():
+    rows = list(packing.first_fit(members, size, length, _OPEN_ROWS))
+    for held in _batches(rows, tokens // length):
+      yield _packed_batch(held, pairs, length, _row_count(len(held), tokens // length, parts))
+
+
+def _packed_batch(held, pairs, length, count):
+  batch, places, scored = packing.empty_rows(count, length), [], [[] for _ in range(count)]
+  for row, members in enumerate(held):
+    begin = 0
+    for segment, number in enumerate(members, start=1):
+      context, continuation = pairs[number]
+      _write(batch, row, begin, [*context, *continuation][:-1], 0, segment)
+      first = begin + len(context) - 1
+      places.append((number, row, len(scored[row]), len(continuation)))
+      scored[row] += zip(range(first, first + len(continuation)), continuation, strict=True)
+      begin += len(context) + len(continuation) - 1
+  most = min(rounded_up(max(map(len, scored)), _LEAST_SCORED), length)
+  at_BM, targets_BM = np.zeros((2, count, most), np.int32)
+  for row, found in enumerate(scored):
+    if found:
+      at_BM[row, : len(found)], targets_BM[row, : len(found)] = np.transpose(found)
+  return places, Packed(batch, at_BM, targets_BM)
+
+
+def _shared_rows(
+  branches: list[_Branch], tokens: int, parts: int
+) -> Iterator[tuple[list[tuple[int, int, int, int]], Shared]]:
+  """As `_packed_rows`, of contexts that are shared."""
+  by_size: dict[tuple[int, int], list[_Branch]] = {}
+  for branch in branches:
+    shape = rounded_up(branch.prefix, _LEAST_SHARED), rounded_up(branch.length, _LEAST_SCORED)
+    by_size.setdefault(shape, []).append(branch)
+  # The largest first: what memory is too small for is seen at once.
+  for (shared, length), members in sorted(by_size.items(), reverse=True):
+    for held in _batches(members, tokens // (shared + length)):
+      count = _row_count(len(held), tokens // (shared + length), parts)
+      yield _shared_batch(
+        held, packing.empty_rows(count, shared), packing.empty_rows(count, length)
+      )
+
+
+def _shared_batch(held, context, batch):
+  places = []
+  for row, branch in enumerate(held):
+    _write(context, row, 0, branch.context[:-1], 0, 1)
+    begin = 0
+    for segment, (number, ids) in enumerate(
+      zip(branch.numbers, branch.continuations, strict=True), start=1
+    ):
+      # The context's last token predicts the first of each continuation.
+      _write(batch, row, begin, [branch.context[-1], *ids[:-1]], branch.prefix, segment)
+      batch.targets_BL[row, begin : begin + len(ids)] = ids
+      places.append((number, row, begin, len(ids)))
+      begin += len(ids)
+  return places, Shared(context, batch)
+
+
+def _write(batch, row, begin, ids, position, segment):
+  """A segment of a row; `position`: that of its first token."""
+  here = row, slice(begin, begin + len(ids))
+  batch.tokens_BL[here] = ids
+  batch.positions_BL[here] = np.arange(position, position + len(ids))
+  batch.segment_ids_BL[here] = segment
+
+
+def _batches(rows, most):
+  most = max(most, 1)
+  return (rows[begin : begin + most] for begin in range(0, len(rows), most))
+
+
+def _row_count(count, most, parts):
+  """Rows of a batch that has to hold `count`: of few sizes, in `parts` equal parts."""
+  count = min(rounded_up(count, 1), max(most, 1))
+  return count + -count % parts
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(model: Transformer, mesh: Mesh | None) -> dict[type, Callable]:
+  """(params, rows) → losses and is_likeliest, of both kinds of rows."""
+  keeping = model.clone(probe=model.probe._replace(keys_values=True))
+  inputs = lambda batch: (batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL)
+
+  def scores(params, hidden_BMD, targets_BM):
+    return token_scores(hidden_BMD, params['head'], targets_BM, model.config.train.loss_chunk)
+
+  def packed(params, rows: Packed):
+    hidden_BLD, _, _ = model.apply({'params': params}, *inputs(rows.batch))
+    hidden_BMD = jnp.take_along_axis(hidden_BLD, rows.at_BM[:, :, None], axis=1)
+    return scores(params, hidden_BMD, rows.targets_BM)
+
+  def shared(params, rows: Shared):
+    _, _, kept = keeping.apply({'params': params}, *inputs(rows.context))
+    cache = shared_context(kept, rows.context.segment_ids_BL > 0)
+    hidden_BLD, _, _ = model.apply({'params': params}, *inputs(rows.batch), cache)
+    return scores(params, hidden_BLD, rows.batch.targets_BL)
+
+  jit = functools.partial(jax.jit, out_shardings=replicated(mesh))
+  return {Packed: jit(packed), Shared: jit(shared)}

@@ -1,0 +1,72 @@
+"""The paper's benchmarks: which column a model belongs to, what the page says of rows, and that
+such rows are enough.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import scaling, validation
+from moe.config import from_config_dict
+from moe.tasks import paper
+from moe.tasks.suite import Asked, open_suite
+from tests.moe.tasks.asked import write_rows
+from tests.moe.tasks.rows import ROWS
+
+PAGE = Path(__file__).parents[3] / 'docs/evaluation.md'
+# Of groups with a file a subject: parsing them takes seconds each.
+GROUPS = ('mmlu_', 'cmmlu_', 'ceval-valid_', 'bbh_fewshot_', 'hendrycks_math_')
+
+
+@pytest.mark.parametrize(
+  ('file', 'variant', 'column'),
+  [
+    (validation, 'dense', paper.DENSE),
+    (validation, 'hash', paper.HASH),
+    (validation, 'switch', paper.SWITCH),
+    (validation, 'gshard', paper.GSHARD),
+    (validation, 'deepseek_moe', paper.DEEPSEEK_2B),
+    (scaling, 'deepseek_moe_16b', paper.DEEPSEEK_16B),
+    (scaling, 'deepseek_7b', paper.DEEPSEEK_7B),
+    (validation, 'gshard_x1_5', None),
+    (scaling, 'deepseek_moe_145b', None),
+  ],
+)
+def test_the_column_of_a_model(file, variant, column):
+  assert paper.column(from_config_dict(file.get_config(variant))) == column
+
+
+def test_the_page_names_every_benchmark_as_it_is():
+  text = PAGE.read_text(encoding='utf-8')
+  for each in paper.BENCHMARKS:
+    (fields,) = set(each.fields.values())
+    shots = '' if each.shots is None else each.shots
+    listed = lambda names: ', '.join(f'`{name}`' for name in names)
+    row = f'| {each.name} | `{each.task}` | {shots} | {listed(each.fields)} | {listed(fields)} |'
+    assert row.replace('|  |', '| |') in text.replace('|  |', '| |'), row
+    assert not each.numbers or each.numbers.keys() >= {paper.DEEPSEEK_16B}
+    assert {name for name in ROWS if paper.benchmark(name) == each}
+
+
+def test_rows_with_these_fields_are_enough(tmp_path):
+  """Every task makes its requests, with the paper's examples, of rows that have nothing else."""
+  names = [name for name in ROWS if not name.startswith(GROUPS)]
+  for name in names:
+    for split, fields in paper.fields(name).items():
+      write_rows(tmp_path, name, split, [{key: ROWS[name][key] for key in fields}] * 9)
+  suite = open_suite(Asked(','.join(names), folder=str(tmp_path), allow_code=True))
+  assert not suite.missing
+  for name in names:
+    task = suite.loaded[name]['tasks'][name]
+    task.set_fewshot_seed(0)
+    task.build_all_requests(limit=1)
+    each = paper.benchmark(name)
+    assert task.config.num_fewshot == (each.shots or 0)
+    assert {metric['metric'] for metric in task.config.metric_list} & {each.metric.split('/')[0]}
+    asked = [request.args for request in task.instances]
+    assert all(isinstance(argument[0], str) for argument in asked)
+    said = ''.join(str(argument) for argument in asked)
+    # What a prompt has once it has again in each example.
+    question = next(iter(ROWS[name].values()))
+    if isinstance(question, str) and question in said and name not in ('race', 'hellaswag'):
+      assert said.count(question) >= len(asked) * ((each.shots or 0) + 1)
