@@ -1,6 +1,7 @@
 """Paired timings in one process.
 
-  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer [--rounds=9] [--check]
+  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation [--check]
+    [--rounds=9]
 
 The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
 taken pair by pair. --format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar}
@@ -19,9 +20,10 @@ from moe.errors import UserError
 SUITE = flags.DEFINE_enum(
   'suite',
   'train_step',
-  ['moe_layer', 'train_step', 'proxy', 'tokenizer'],
+  ['moe_layer', 'train_step', 'proxy', 'tokenizer', 'evaluation'],
   'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; '
-  'proxy: that beside dense only; tokenizer: a tokenizer.json beside the library it is of.',
+  'proxy: that beside dense only; tokenizer: a tokenizer.json beside the library it is of; '
+  'evaluation: requests of launch.evaluate --tasks beside launch.evaluate and Hugging Face.',
 )
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Pairs that are timed, after one that is not.')
 CHECK = flags.DEFINE_bool('check', False, 'Exit with 1 where a median is over its bar.')
@@ -31,13 +33,14 @@ FORMAT = cli.format_flag()
 def main(_):
   if ROUNDS.value < 1:
     raise UserError(f'--rounds={ROUNDS.value} must be at least 1')
-  from experiments.benchmarks import moe_layer, timing, tokenizer, train_step
+  from experiments.benchmarks import evaluation, moe_layer, timing, tokenizer, train_step
 
   suites = {
     'moe_layer': moe_layer.suite,
     'train_step': train_step.suite,
     'proxy': train_step.proxy_suite,
     'tokenizer': tokenizer.suite,
+    'evaluation': evaluation.suite,
   }
   rows = suites[SUITE.value](ROUNDS.value)
   print(json.dumps(rows, indent=2) if FORMAT.value == 'json' else timing.table(rows))

@@ -389,6 +389,13 @@ class EvaluationConfig:
     at_least=0,
     below=1,
   )
+  tasks: str = key(
+    '',
+    'benchmarks that are scored at every evaluation, separated by commas, as launch.evaluate '
+    "--tasks has them; '': none",
+  )
+  task_limit: int = key(100, 'rows of each of them', at_least=1, at_most=2**24)
+  task_data: str = key('', 'folder with their rows: TASK/SPLIT.jsonl')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,15 +22,17 @@ from moe.config import Config
 from moe.data.batches import epochs_per_step, train_iterator
 from moe.data.packing import Batch
 from moe.data.prepare import prepare
-from moe.data.tokenizers import FILES
+from moe.data.tokenizers import FILES, Tokenizer
 from moe.errors import UserError, of_file
 from moe.evaluate import Evaluator
 from moe.finetune import choice, cost
+from moe.inspection import Run
 from moe.metrics import lines, writers
 from moe.metrics.domains import loss_by_domain
 from moe.metrics.profile import Profile
 from moe.metrics.progress import Progress
 from moe.metrics.writers import MetricWriter
+from moe.model import Transformer
 from moe.ops.implementation import check as check_implementation
 from moe.optimizer import hyperparameters
 from moe.parallel import feeding, processes
@@ -40,6 +42,7 @@ from moe.parallel.sharding import replicated, unboxed
 from moe.parameters import declared, shardings
 from moe.run import check_workdir, data_directory, folder, open_workdir
 from moe.storage import lock, must_stay, provenance
+from moe.tasks.suite import Suite, open_for_training
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
 from moe.warm_start import find as warm_start
 from moe.warm_start.source import Source
@@ -93,6 +96,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
     data = processes.main_first(
       'data', lambda: prepare(config, directory, processes.is_main(), tokenizer)
     )
+    suite = processes.together(lambda: open_for_training(config))
     text = processes.together(lambda: must_stay.text_of(data))
     processes.together(lambda: warm_start.check_text(config, source, text))
     batches = train_iterator(data, config, *feeding.batch_share(mesh))
@@ -101,9 +105,9 @@ def _train(config: Config, workdir: Path) -> Outcome:
       contextlib.closing(Checkpointer(workdir, config, data.tokenizer, text)) as checkpointer,
       mesh_lib.use(mesh, config.mesh.zero),
     ):
-      evaluator = Evaluator(config, data, mesh)
+      scorer = _Scorer(config, mesh, Evaluator(config, data, mesh), data.tokenizer, suite)
       epochs = epochs_per_step(data, config)
-      run = _Run(config, workdir, mesh, batches, checkpointer, None, evaluator, stop, hold, epochs)
+      run = _Run(config, workdir, mesh, batches, checkpointer, None, scorer, stop, hold, epochs)
       return _from_where_it_stopped(run, data.tokenizer, source)
 
 
@@ -150,6 +154,30 @@ def _from_where_it_stopped(run: '_Run', tokenizer, source: Source | None) -> Out
     return Outcome(start, True, None) if finished else _steps(run, start, state)
 
 
+class _Scorer(NamedTuple):
+  """What is measured at evaluations."""
+
+  config: Config
+  mesh: Mesh
+  evaluator: Evaluator
+  tokenizer: Tokenizer
+  suite: Suite | None  # of evaluation.tasks
+
+  def __call__(self, step: int, params: dict) -> tuple[dict[str, object], bool]:
+    """(what the log says of held-out text and tasks, whether the text is a sample)."""
+    evaluation = self.evaluator(params, self.config.evaluation.max_batches)
+    domains = evaluation.domains.items()
+    values = {
+      'held_out_loss': evaluation.total.loss,
+      'held_out_loss_by_domain': {domain: score.loss for domain, score in domains},
+    }
+    if self.suite:
+      model = Transformer(self.config)
+      run = Run(model, params, self.tokenizer, self.config, step, self.mesh)
+      values['score_by_task'] = self.suite.score(run).by_metric()
+    return values, evaluation.is_sample
+
+
 class _Run(NamedTuple):
   """What the steps of a run share."""
 
@@ -159,7 +187,7 @@ class _Run(NamedTuple):
   batches: Iterator[Batch]
   checkpointer: Checkpointer
   writer: MetricWriter | None  # of process 0
-  evaluator: Evaluator
+  scorer: '_Scorer'
   stop: processes.Stop
   hold: lock.Hold | None  # of process 0
   epochs: dict[str, float]  # by domain, in the data's order, the share of its text that a step sees
@@ -196,7 +224,7 @@ def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
       paused = time.perf_counter()
       is_sample = False
       if evaluating:
-        held_out, is_sample = _held_out(run.evaluator, state.params, config)
+        held_out, is_sample = run.scorer(step, state.params)
         logged |= held_out
       heatmap = last or _due(config.train.heatmap_every, step)
       processes.together(functools.partial(_write, run, step, logged, heatmap))
@@ -262,7 +290,7 @@ def _pay(run: _Run, start: int, state: TrainState) -> None:
   """Scores the step that the run goes on from, adds that to its line,
   and tells `checkpoint.keep_best`.
   """
-  held_out, _ = _held_out(run.evaluator, state.params, run.config)
+  held_out, _ = run.scorer(start, state.params)
   loss = held_out['held_out_loss']
   _say(f'step {start}, where the run was stopped: held-out {loss:.4f}')
 
@@ -354,13 +382,3 @@ def _stop_if_bad(metrics, config, step, saved):
       + (f'the last checkpoint, step {saved}, is intact' if saved else 'there is no checkpoint yet')
       + ': lower optimizer.peak_lr or look at the data'
     )
-
-
-def _held_out(evaluator, params, config):
-  """(what the log says of held-out text, whether it is of a sample)."""
-  evaluation = evaluator(params, config.evaluation.max_batches)
-  values = {
-    'held_out_loss': evaluation.total.loss,
-    'held_out_loss_by_domain': {domain: score.loss for domain, score in evaluation.domains.items()},
-  }
-  return values, evaluation.is_sample
