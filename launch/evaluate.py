@@ -3,7 +3,7 @@
   python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
     [--sources='DOMAIN=FILES;…' --save_routing=FILE.parquet]
   python -m launch.evaluate --workdir=DIR --tasks=hellaswag,piqa|paper [--task_data=FOLDER]
-    [--num_fewshot=N --limit=ROWS --chat_template --allow_code]
+    [--num_fewshot=N --limit=ROWS --chat_template --allow_code --mesh=fsdp=8]
 
 Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON
 has the rows in 'domains', the last of which is over all of them; that one is in 'total', too.
@@ -32,6 +32,7 @@ LIMIT = flags.DEFINE_integer('limit', None, 'Rows of each task; all without it.'
 TASK_DATA = flags.DEFINE_string('task_data', '', 'Folder with TASK/SPLIT.jsonl.')
 CHAT = flags.DEFINE_bool('chat_template', False, "Ask in the tokenizer's chat template.")
 ALLOW_CODE = flags.DEFINE_bool('allow_code', False, 'Run the code that HumanEval and MBPP ask for.')
+MESH = flags.DEFINE_string('mesh', '', 'Of --tasks: AXIS=DEVICES,…; one device without it.')
 FORMAT = cli.format_flag()
 
 
@@ -50,7 +51,7 @@ def main(_):
   asked = Asked(
     *(TASKS.value, SHOTS.value, LIMIT.value, TASK_DATA.value, ALLOW_CODE.value, CHAT.value)
   )
-  print(run_tasks(WORKDIR.value, STEP.value, asked, as_json))
+  print(run_tasks(WORKDIR.value, STEP.value, asked, MESH.value, as_json))
 
 
 if __name__ == '__main__':

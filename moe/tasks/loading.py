@@ -13,6 +13,8 @@ from moe.tasks.data import Missing, Splits
 
 # What `LocalTask` is told beside the task's own keys.
 _FOLDER, _ALLOW = 'local_folder', 'local_allow_code'
+# Where examples may come from other than the rows that are scored.
+_SPLITS = ('fewshot_split', 'fewshot_config', 'training_split', 'validation_split')
 
 
 class NoConsent(Missing):
@@ -67,8 +69,10 @@ class LocalTask(ConfigurableTask):
   def __init__(self, config: dict):
     config = {key: value for key, value in config.items() if key != 'class'}
     self._folder, self._allow_code = config.pop(_FOLDER), config.pop(_ALLOW)
-    if config.get('num_fewshot') is None:
-      config['num_fewshot'] = 0
+    shots = config['num_fewshot'] = config.get('num_fewshot') or 0
+    if shots and not any(config.get(split) for split in _SPLITS):
+      # Examples come from what is scored: so the harness leaves out the row itself.
+      config['fewshot_split'] = config.get('test_split')
     try:
       super().__init__(config=config)
     except UserError:
@@ -76,6 +80,11 @@ class LocalTask(ConfigurableTask):
     except Exception:  # what a task raises over its first row
       self.refuse_bad_row()
       raise
+    if shots and len(examples := self.fewshot_docs()) < shots:
+      raise UserError(
+        f'{self.config.task}: there are {len(examples)} rows to take examples from, and {shots} '
+        'are wanted: give more rows, or say --num_fewshot'
+      )
 
   def download(self, dataset_kwargs=None, **kwargs) -> None:
     name, folder = self.config.task, self._folder

@@ -4,18 +4,24 @@ import os
 from pathlib import Path
 
 from moe import files
+from moe.config import MESH_AXES
+from moe.errors import UserError
 from moe.run import folder, load_run
 from moe.tasks import report
 from moe.tasks.suite import Asked, open_suite
 
 
-def run_tasks(workdir: str | os.PathLike, step: int | None, asked: Asked, as_json: bool) -> str:
+def run_tasks(
+  workdir: str | os.PathLike, step: int | None, asked: Asked, mesh: str, as_json: bool
+) -> str:
   """Scores a run and adds a line to its evaluations.jsonl; what is to be printed.
 
-  UserError for what `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
+  mesh: where its parameters are to lie, 'fsdp=2,expert=4'; '' is one device. UserError for what
+  `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
   """
+  sizes = _sizes(mesh)
   suite = open_suite(asked)
-  run = load_run(workdir, step)
+  run = load_run(workdir, step, mesh=sizes)
   results = suite.score(run)
   line = report.record(run, asked, results)
   if '://' not in os.fspath(workdir):
@@ -23,3 +29,16 @@ def run_tasks(workdir: str | os.PathLike, step: int | None, asked: Asked, as_jso
   if as_json:
     return files.to_json(line, indent=2)
   return f'{run.config.name}, step {run.step}\n{report.table(run, results)}'
+
+
+def _sizes(mesh):
+  """{axis: devices} of 'fsdp=2,expert=4'; None of ''."""
+  sizes = {}
+  for item in filter(None, mesh.split(',')):
+    axis, _, count = item.partition('=')
+    if axis not in MESH_AXES or not count.isdecimal() or int(count) < 1:
+      raise UserError(
+        f'--mesh={mesh}: {item!r} must be AXIS=DEVICES, with one of {", ".join(MESH_AXES)}'
+      )
+    sizes[axis] = int(count)
+  return sizes or None

@@ -95,3 +95,14 @@ ROWS = {
   },
 }
 ROWS['arc_challenge'] = ROWS['arc_easy']
+
+# A text of a row that may be another one.
+_TEXTS = ('question', 'Question', 'text', 'goal', 'article', 'passage', 'problem', 'sentence')
+
+
+def several(name: str, fields, count: int) -> list[dict]:
+  """Rows with these fields only, no two of them equal."""
+  row = {key: ROWS[name][key] for key in fields}
+  varied = next((key for key in _TEXTS if key in row), None)
+  change = lambda number: {varied: f'{number} {row[varied]}'} if varied else {}
+  return [row | change(number) for number in range(count)]

@@ -82,6 +82,7 @@ def test_bad_input_is_one_line(workdir, folder, tmp_path):
   assert "no task 'hellaswog': did you mean 'hellaswag'?" in refused(folder, 'piqa,hellaswog')
   assert 'humaneval runs code' in refused(folder, 'piqa,humaneval')
   assert 'no chat_template' in refused(folder, 'piqa', '--chat_template')
+  assert "--mesh=fsdp: 'fsdp' must be AXIS=DEVICES" in refused(folder, 'piqa', '--mesh=fsdp')
   assert 'limit=0' in refused(folder, 'piqa', '--limit=0')
   assert 'nothing to score: winogrande: no ' in refused(folder, 'winogrande')
   assert 'must be a folder' in refused(tmp_path / 'none', 'piqa')
