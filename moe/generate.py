@@ -131,6 +131,8 @@ def text_after(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequenc
   """The text of new tokens as it goes on from the prompt:
   decoded by itself it may lose a leading space.
   """
+  # Behind BOS some decoders write the space that they add to a text's beginning.
+  prompt_ids = [i for i in prompt_ids if i != tokenizer.bos_id]
   before, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *new_ids])
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new_ids)
 
