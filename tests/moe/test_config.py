@@ -26,7 +26,8 @@ AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
   model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size
   data.num_threads data.prefetch train.num_steps train.microbatches train.log_every train.loss_chunk
-  evaluation.batch_size evaluation.max_batches checkpoint.every_steps checkpoint.keep_last
+  evaluation.batch_size evaluation.max_batches evaluation.task_limit checkpoint.every_steps
+  checkpoint.keep_last
 """)
 AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
