@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmarks.evaluation import write_run
 from tests import in_process
 from tests.moe.tasks.asked import score, write_rows
+from tests.moe.tasks.rows import ROWS
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -65,7 +66,6 @@ def test_a_task_from_a_folder(workdir, folder, run):
 BAD_ROWS = {
   'field': ({'goal': 'x', 'sol1': 'a', 'label': 0}, "line 2: no field 'sol2'"),
   'type': (PIQA[0] | {'label': 'one'}, 'line 2: a value is of another type'),
-  'value': (PIQA[0] | {'label': 7}, 'line 2: piqa cannot be made of it'),
 }
 
 
@@ -93,6 +93,10 @@ def test_bad_input_is_one_line(workdir, folder, tmp_path):
   assert f'{path}, line 4: not UTF-8' in refused(tmp_path, 'piqa')
   path.write_text('[1]\n')
   assert f'{path}, line 1: a row must be a JSON object' in refused(tmp_path, 'piqa')
+  rows = [ROWS['race_middle'], ROWS['race_middle'] | {'answer': 'E'}]
+  race = write_rows(tmp_path, 'race_middle', 'test', rows)
+  line = refused(tmp_path, 'race_middle', '--num_fewshot=0')
+  assert f'{race}, line 2: race_middle cannot be made of it' in line
   path.write_text('\n')
   assert f'{path} has no rows' in refused(tmp_path, 'piqa')
 
