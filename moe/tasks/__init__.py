@@ -5,7 +5,6 @@
   harness   the run as the harness's model: log-probabilities, rolling ones, generation
   scoring   contexts and continuations → log-probabilities, in few compiled shapes
   completing  generation up to a stop string
-  chat      the tokenizer's own chat template
   loading, data, names  where tasks and their rows are
   sandbox, loaders  code that a model has written, run; what yaml/ calls
   paper     the paper's benchmarks and numbers

@@ -14,12 +14,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from moe.data.chat import Message, open_template
 from moe.data.tokenizers import must_have
 from moe.errors import UserError
 from moe.generate import Sampling
 from moe.inspection import Run
 from moe.inspection.programs import Model
-from moe.tasks import chat, completing, scoring
+from moe.tasks import completing, scoring
 from moe.tasks.scoring import Pair
 
 # What the harness's own backends generate where a task does not say how much.
@@ -34,12 +35,13 @@ class Harness(TemplateLM):
   """
 
   def __init__(self, run: Run, templated: bool = False):
-    """`templated`: prompts are of the tokenizer's chat template, which spells BOS and the like.
-    UserError for a run without a tokenizer, or, then, without a template.
+    """`templated`: prompts are in the chat template that the run was trained in, or else in the
+    tokenizer's own. UserError for a run without a tokenizer, or, then, without a template.
     """
     super().__init__()
     self._run, self._tokenizer = run, must_have(run.tokenizer)
-    self._template = chat.template(self._tokenizer) if templated else None
+    trained_in = run.config.data.chat_template if run.config.data.format == 'chat' else 'tokenizer'
+    self._template = open_template(trained_in, self._tokenizer) if templated else None
     self._encoded: dict[str, list[int]] = {}
     self._asked: list[Instance] = []
     self.max_length = run.config.data.seq_len
@@ -61,7 +63,17 @@ class Harness(TemplateLM):
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
   ) -> str:
-    return chat.render(self._tokenizer, self._template, chat_history, add_generation_prompt)
+    """The conversation as one string, control pieces spelt.
+
+    Without `add_generation_prompt` it ends within the assistant's last turn, which is gone on with.
+    """
+    turns, begun = [Message(turn['role'], turn['content']) for turn in chat_history], ''
+    if not add_generation_prompt and turns[-1].role == 'assistant':
+      begun = turns.pop().content
+    parts = self._template.parts(turns, asks=True)
+    pieces = self._tokenizer.pieces
+    said = [part.said if isinstance(part.said, str) else pieces[part.said] for part in parts]
+    return ''.join([*said, begun])
 
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
     """Ids of a text behind BOS; without it where `add_special_tokens` is False."""

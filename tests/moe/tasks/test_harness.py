@@ -128,7 +128,7 @@ TEMPLATE = (
 
 
 def test_the_chat_template_is_the_tokenizers_own(run):
-  with pytest.raises(UserError, match=r'no chat_template in its tokenizer_config.json'):
+  with pytest.raises(UserError, match=r'no chat_template in a tokenizer_config.json'):
     Harness(run, templated=True)
   tokens = asked.tokenizer(json.dumps({'chat_template': TEMPLATE}).encode())
   harness = Harness(asked.asked_run(tokens), templated=True)
@@ -140,5 +140,7 @@ def test_the_chat_template_is_the_tokenizers_own(run):
     *(tokens.eos_id, *tokens.encode('assistant:')),
   ]
   assert harness.tok_encode(text) == wanted
+  begun = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'so'}]
+  assert harness.apply_chat_template(begun, False) == f'{bos}user: x{eos}assistant:so'
   # Plain text spells no control piece.
   assert tokens.eos_id not in Harness(asked.asked_run(tokens)).tok_encode(text)
