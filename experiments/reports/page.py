@@ -16,7 +16,8 @@ from moe.errors import of_file as of_system_file
 
 _TITLE = 'DeepSeekMoE in JAX: the studies'
 _INTRODUCTION = (
-  'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models. '
+  'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models; '
+  'what is not of the paper comes last. '
   'Everything below is drawn from the runs.jsonl beside it, a line a finished run.'
 )
 _OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'

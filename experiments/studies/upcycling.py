@@ -9,8 +9,8 @@ takes over the optimizer's state. The paper has no upcycling: arXiv 2212.05055 s
 FFNs so, and finds them ahead of MoEs from scratch until these have had about as many tokens as the
 dense run cost, and ahead of the dense run gone on with. What has to hold: after 0.3M further tokens
 the upcycled MoE has a lower loss than the one from scratch, and than the dense run gone on with.
-Beside the claim: the dense run gone on with is better than where it was. The sizes are those of ten
-minutes of one slow core: 3 layers, d 48, 2048 tokens a step.
+Beside the claim: the dense run gone on with is better than where it was. The sizes are those of two
+slow cores that much else shares: 3 layers, d 48, 2048 tokens a step.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
