@@ -10,7 +10,7 @@ from experiments.studies.common import Run, Start
 from experiments.sweeps import local, plan, shares, sweep
 from experiments.sweeps.view import View
 from moe.errors import UserError
-from tests.experiments.sweeps.test_parts import _CONFIG, _jobs
+from tests.experiments.sweeps.jobs import CONFIG, jobs_of
 
 _DENSE = {
   'model.num_dense_layers': 2,
@@ -21,11 +21,11 @@ _DENSE = {
   'train.num_steps': 8,
 }
 _RUNS = (
-  Run('dense', _CONFIG, _DENSE),
-  Run('scratch', _CONFIG),
-  Run('on', _CONFIG, _DENSE | {'train.num_steps': 40}, start=Start('dense')),
-  Run('upcycled', _CONFIG, start=Start('dense', 'even')),
-  Run('further', _CONFIG, start=Start('upcycled')),
+  Run('dense', CONFIG, _DENSE),
+  Run('scratch', CONFIG),
+  Run('on', CONFIG, _DENSE | {'train.num_steps': 40}, start=Start('dense')),
+  Run('upcycled', CONFIG, start=Start('dense', 'even')),
+  Run('further', CONFIG, start=Start('upcycled')),
 )
 
 
@@ -34,7 +34,7 @@ def _trained(job):
 
 
 def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
-  dense, scratch, on, upcycled, further = _jobs(tmp_path / 'here', *_RUNS)
+  dense, scratch, on, upcycled, further = jobs_of(tmp_path / 'here', *_RUNS)
   there = plan.jobs(
     plan.Study('study.py', lambda scale: _RUNS), None, [0, 1], {}, tmp_path / 'there'
   )
@@ -55,7 +55,7 @@ def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
 
 def test_another_start_is_another_run(tmp_path):
   with_ = lambda start, **dense: (
-    _jobs(tmp_path, Run('dense', _CONFIG, _DENSE | dense), Run('b', _CONFIG, start=start))[
+    jobs_of(tmp_path, Run('dense', CONFIG, _DENSE | dense), Run('b', CONFIG, start=start))[
       1
     ].config_hash
   )
@@ -67,29 +67,29 @@ def test_another_start_is_another_run(tmp_path):
 @pytest.mark.parametrize(
   ('run', 'message'),
   [
-    (Run('b', _CONFIG, start=Start('a')), "run 'b' .*from the run 'a', which is not listed before"),
-    (Run('b', _CONFIG, start='dense'), "run 'b' .*start must be a Start, not 'dense'"),
-    (Run('b', _CONFIG, start=Start('dense', 'odd')), "start.upcycle must be .*not 'odd'"),
+    (Run('b', CONFIG, start=Start('a')), "run 'b' .*from the run 'a', which is not listed before"),
+    (Run('b', CONFIG, start='dense'), "run 'b' .*start must be a Start, not 'dense'"),
+    (Run('b', CONFIG, start=Start('dense', 'odd')), "start.upcycle must be .*not 'odd'"),
     (
-      Run('b', _CONFIG, {'model.vocab_size': 400}, start=Start('dense')),
+      Run('b', CONFIG, {'model.vocab_size': 400}, start=Start('dense')),
       "from the run 'dense', of other text or vocabulary",
     ),
     (
-      Run('b', _CONFIG, {'train.init_from': 'DIR'}, start=Start('dense')),
+      Run('b', CONFIG, {'train.init_from': 'DIR'}, start=Start('dense')),
       'train.init_from=DIR is set for a run that has a start',
     ),
   ],
 )
 def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    _jobs(tmp_path, _RUNS[0], run)
+    jobs_of(tmp_path, _RUNS[0], run)
 
 
 @pytest.mark.parametrize('goes_well', [True, False])
 def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
   """`dense` ends well or not; what a program leaves is there when it ends."""
   monkeypatch.setattr(local.machine, 'commit', lambda: 'unknown')
-  jobs, started = _jobs(tmp_path, *_RUNS), []
+  jobs, started = jobs_of(tmp_path, *_RUNS), []
 
   def start(arguments, log, share):
     del log, share
@@ -139,7 +139,7 @@ def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monk
   assert '3 runs, 0 finished, 3 to do' in capsys.readouterr().out
   with pytest.raises(UserError, match='on, seed 0 starts from dense, seed 0, which is not trained'):
     sweep.run(dataclasses.replace(options, runs=['on']))
-  for job in _jobs(tmp_path / 'runs', *_RUNS[:1]):
+  for job in jobs_of(tmp_path / 'runs', *_RUNS[:1]):
     _trained(job)
   assert sweep.run(options) == 0
   assert '3 runs, 1 finished, 2 to do' in capsys.readouterr().out
