@@ -5,13 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from experiments.studies import intervals
 from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison, Role
 
 
-def test_an_interval_is_students():
+@pytest.fixture
+def stats():
+  """Imported here: it takes seconds, and every worker imports every file."""
+  from scipy import stats
+
+  return stats
+
+
+def test_an_interval_is_students(stats):
   values = {2: 1.31, 0: 1.25, 1: 1.42, 5: 1.2}
   found = intervals.interval(values)
   low, high = stats.t.interval(
@@ -70,7 +77,7 @@ def test_a_bound_decides_to_one_side(values, bounds, outcome):
   assert ('only a bound' in comparison.decides) == (outcome == UNDECIDED)
 
 
-def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound():
+def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound(stats):
   comparison = Comparison('a − b', {0: -0.02, 1: -0.01, 2: 0.01}, below=0.0)
   mean, sd = np.mean([-0.02, -0.01, 0.01]), np.std([-0.02, -0.01, 0.01], ddof=1)
   half = {n: stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n) for n in range(2, 100)}

@@ -150,7 +150,7 @@ def test_a_finished_run_is_not_touched_again(swept):
     if path.is_file() and 'config-' in str(path)
   }
   results = (folder / 'results' / 'tiny_study' / 'runs.jsonl').read_bytes()
-  done = programs.run('sweep', *flags, '--collect')
+  done = in_process.run('sweep', *flags, '--collect')
   assert done.returncode == 1 and '2 of 3 runs finished (2 before)' in done.stdout, (
     done.stdout + done.stderr
   )
@@ -175,7 +175,7 @@ def test_what_another_study_has_recorded_is_not_trained_again(swept, corpus, tmp
   folder, *_ = swept
   shutil.copytree(folder / 'results' / 'tiny_study', tmp_path / 'results' / 'another_study')
   flags = (*_flags(tmp_path, corpus), '--runs=top 2,top 1,the same')
-  done = programs.run('sweep', *flags)
+  done = in_process.run('sweep', *flags)
   assert done.returncode == 0 and '2 of 2 runs finished' in done.stdout, done.stdout + done.stderr
   assert 'top 1, seed 0: recorded by another study' in done.stdout
   assert _lines(tmp_path) == _lines(folder) and not list((tmp_path / 'runs').glob('config-*'))
