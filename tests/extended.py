@@ -104,7 +104,7 @@ def main(folder):
   as_masked = [each.logits_LV for each in run.replay(ids, masked.routing(ids))]
   spread = train(small_config(**OURS | SPREAD), range(STEPS))
   lion, logged = train(small_config(**OURS | LION), range(1))
-  start = jax.device_get(init_state(config)).params['head']
+  start = jax.device_get(jax.jit(lambda: init_state(config))()).params['head']
   moved = np.abs(lion[0].params['head'] - start)
   print(
     json.dumps(

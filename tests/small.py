@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -14,6 +15,7 @@ from experiments import base
 from moe.config import Config, from_config_dict
 from moe.data.packing import Batch
 from moe.model import init_params
+from moe.train_step import TrainState, init_state
 
 _SMALL = {
   'name': 'small',
@@ -90,6 +92,15 @@ def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
   return jax.tree_util.tree_map_with_path(
     draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   )
+
+
+def small_state(config: Config) -> TrainState:
+  """`small_params` before a first step. `init_state` takes seconds to compile,
+  and three times as many outside of jit.
+  """
+  shapes = jax.eval_shape(lambda: init_state(config))
+  state = jax.tree.map(lambda x: jnp.array(np.zeros(x.shape, x.dtype)), shapes)
+  return state.replace(params=jax.tree.map(jnp.array, small_params(config)))
 
 
 def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Batch:

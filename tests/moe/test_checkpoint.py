@@ -19,7 +19,7 @@ from moe.errors import TryAgain, UserError
 from moe.parallel.mesh import make_mesh
 from moe.parameters import shardings
 from moe.train_step import init_state
-from tests.small import small_config
+from tests.small import small_config, small_state
 
 TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x', tokenizer_config=b'')
 
@@ -41,7 +41,7 @@ def test_a_save(number, kind, tmp_path, monkeypatch):
       ocp.CheckpointManager, 'save', failing(OSError(number, os.strerror(number)))
     )
     with pytest.raises(UserError, match=os.strerror(number)) as error:
-      checkpointer.save(1, init_state(config), {}, None)
+      checkpointer.save(1, small_state(config), {}, None)
   assert type(error.value) is kind
 
 
@@ -58,7 +58,7 @@ def test_a_restore_sets_nothing_aside_for_a_fault_that_goes_away(
   config = small_config()
   with contextlib.closing(Checkpointer(tmp_path, config, TOKENIZER)) as checkpointer:
     for step in (1, 2):
-      checkpointer.save(step, init_state(config), {}, None)
+      checkpointer.save(step, small_state(config), {}, None)
       checkpointer.wait(step)
     fault = ValueError(
       f'Error reading "params/embedding": {os.strerror(number)} [OS error {number}]'

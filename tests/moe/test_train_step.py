@@ -12,7 +12,7 @@ from moe.optimizer import OPTIMIZERS, hyperparameters
 from moe.routers import ROUTERS
 from moe.train_step import init_state, loss_and_gradients, make_train_step
 from tests import oracles
-from tests.small import assert_close, packed_batch, small_config, small_params
+from tests.small import assert_close, packed_batch, small_config, small_params, small_state
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -65,12 +65,6 @@ def train_step():
   return lambda state, batch: step(state, batch, hyperparameters(CONFIG))
 
 
-def _state():
-  shapes = jax.eval_shape(lambda: init_state(CONFIG))
-  state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return state.replace(params=jax.tree.map(jnp.array, small_params(CONFIG)))
-
-
 def _poisoned(batch):
   return batch._replace(weights_BL=np.full_like(batch.weights_BL, np.inf))
 
@@ -89,7 +83,7 @@ def _same(a, b):
 
 def test_steps_are_adamw_on_the_clipped_gradient(train_step):
   batches = [packed_batch(CONFIG, seed) for seed in range(3)]
-  state, history, rates = _state(), [], []
+  state, history, rates = small_state(CONFIG), [], []
   start = _copy(state)[0]
   for batch in batches:
     computed, _ = gradients(CONFIG, state.params, batch)
@@ -120,7 +114,7 @@ def test_steps_are_adamw_on_the_clipped_gradient(train_step):
 
 
 def test_training_on_one_batch_lowers_the_loss(train_step):
-  state, batch, losses = _state(), packed_batch(CONFIG), []
+  state, batch, losses = small_state(CONFIG), packed_batch(CONFIG), []
   for _ in range(30):
     state, metrics = train_step(state, batch)
     losses.append(float(metrics['loss']))
@@ -129,7 +123,7 @@ def test_training_on_one_batch_lowers_the_loss(train_step):
 
 @pytest.mark.parametrize('where', ['weights', 'params'])
 def test_a_non_finite_step_changes_nothing_and_is_counted(train_step, where):
-  state, batch = _state(), packed_batch(CONFIG)
+  state, batch = small_state(CONFIG), packed_batch(CONFIG)
   state, _ = train_step(state, batch)
   if where == 'params':
     poisoned = {**state.params, 'head': state.params['head'].at[0, 0].set(jnp.nan)}
@@ -144,7 +138,7 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(train_step, where):
 
 
 def test_a_good_step_ends_the_streak_and_too_long_a_streak_halts(train_step):
-  state, batch = _state(), packed_batch(CONFIG)
+  state, batch = small_state(CONFIG), packed_batch(CONFIG)
   for bad in (True, True, False):  # two in a row are allowed
     state, _ = train_step(state, _poisoned(batch) if bad else batch)
   assert _numbers(state) == {'step': 3, 'bad_steps': 2, 'bad_streak': 0}
@@ -161,7 +155,7 @@ def test_the_state_is_donated_and_the_same_steps_give_the_same_bits(train_step):
   batch = packed_batch(CONFIG)
   results = []
   for _ in range(2):
-    state = _state()
+    state = small_state(CONFIG)
     donated = jax.tree.leaves(state)
     for _ in range(3):
       state, _ = train_step(state, batch)
@@ -171,7 +165,7 @@ def test_the_state_is_donated_and_the_same_steps_give_the_same_bits(train_step):
 
 
 def test_routing_metrics(train_step):
-  _, metrics = train_step(_state(), packed_batch(CONFIG))
+  _, metrics = train_step(small_state(CONFIG), packed_batch(CONFIG))
   load_NE = np.asarray(metrics['expert_load_NE'])
   assert load_NE.shape == (1, 6)
   np.testing.assert_allclose(load_NE.mean(axis=1), 1, rtol=1e-6)

@@ -18,13 +18,12 @@ from moe.generate import Sampling, generate
 from moe.inspection import programs
 from moe.routers import ROUTERS
 from moe.run import load_run
-from moe.train_step import init_state
 from tests import oracles
 from tests.moe.inspection import opened
 from tests.moe.inspection.opened import IDS, ONE_MOE_LAYER, run_of
 from tests.moe.test_analysis import by_loops
 from tests.oracles import exact
-from tests.small import assert_close, small_params
+from tests.small import assert_close, small_state
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -60,11 +59,12 @@ def test_logits_losses_and_choices_are_those_of_the_loops(overrides):
 def test_logits_are_what_applying_the_model_gives(data):
   """A text at a time, without padding."""
   run = run_of(data.tokenizer)
+  apply = jax.jit(run.model.apply, static_argnames='method')
   for text, logits_LV in zip(TEXTS[:3], run.logits(TEXTS[:3]), strict=True):
     ids_BL = np.array([[run.tokenizer.bos_id, *run.tokenizer.encode(text)]])
     positions_BL, ones_BL = np.arange(ids_BL.size)[None], np.ones_like(ids_BL)
-    hidden, _, _ = run.model.apply({'params': run.params}, ids_BL, positions_BL, ones_BL)
-    logits = run.model.apply({'params': run.params}, hidden, method='logits')
+    hidden, _, _ = apply({'params': run.params}, ids_BL, positions_BL, ones_BL)
+    logits = apply({'params': run.params}, hidden, method='logits')
     assert (run.tokens(text) == ids_BL[0]).all()
     assert_close(logits_LV, logits[0], 1e-6)
 
@@ -461,9 +461,8 @@ def test_eight_devices_give_the_values_of_one(mesh, data):
 
 def test_a_run_opened_on_a_mesh_answers_as_it_does_on_one_device(data, tmp_path):
   config = opened.config_of(**{'data.batch_size': 8})
-  state = init_state(config).replace(params=small_params(config))
   with contextlib.closing(Checkpointer(tmp_path, config, data.tokenizer)) as checkpointer:
-    checkpointer.save(3, state, {}, None)
+    checkpointer.save(3, small_state(config), {}, None)
     checkpointer.wait(3)
   one, many = load_for_notebook(tmp_path), load_run(tmp_path, mesh={'data': 2, 'expert': 4})
   assert one.mesh is None and many.mesh.shape['expert'] == 4 and many.step == 3
