@@ -107,7 +107,6 @@ def damaged(data_flags, finished, tmp_path_factory):
   evaluated = _two_checkpoints(finished, folder / 'evaluated')
   _truncate(_content(evaluated / 'checkpoints' / '40' / 'params'))
   commands['newest'] = ('evaluate', f'--workdir={evaluated}', '--format=json')
-  commands['step 40'] = (*commands['newest'], '--step=40')
   results = in_process.run_elsewhere(list(commands.values()))
   return folder, dict(zip(commands, results, strict=True))
 
@@ -139,12 +138,11 @@ def test_when_no_checkpoint_is_readable_training_does_not_start_over(
 
 def test_evaluation_names_an_unreadable_checkpoint_and_takes_the_one_before(damaged):
   folder, results = damaged
-  done, refused = results['newest'], results['step 40']
+  workdir, done = folder / 'evaluated', results['newest']
   assert json.loads(done.stdout)['step'] == 30 and 'step 40' in done.stderr
-  assert refused.returncode == 2 and not refused.stdout
-  (line,) = refused.stderr.splitlines()
-  assert line.startswith('error: ') and 'step 40' in line
-  assert _steps(folder / 'evaluated') == [30, 40]
+  # Its one line would stand among those of reads that failed before: a process of its own.
+  assert 'step 40' in programs.error_line('evaluate', f'--workdir={workdir}', '--step=40')
+  assert _steps(workdir) == [30, 40]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(data_flags, finished, tmp_path):
