@@ -26,8 +26,8 @@ from moe.parallel.sharding import replicated
 
 # Fewer tokens than these are computed again sooner than shared.
 _LEAST_SHARED = 16
-# Tokens of a row: shorter ones cost no less.
-_LEAST_ROW, _LEAST_SCORED = 256, 8
+# Sizes that batches are filled up to at least: smaller ones save less time than compiling takes.
+_LEAST_ROW, _LEAST = 256, 32
 _OPEN_ROWS = 16
 
 
@@ -99,12 +99,6 @@ def score(model: Model, pairs: Sequence[Pair], tokens: int) -> list[Score]:
   return [Score(float(total), bool(each)) for total, each in zip(sums, greedy, strict=True)]
 
 
-def rounded_up(count: int, least: int) -> int:
-  """A size that is not below `count`: 2ⁿ or 3 · 2ⁿ⁻¹, so that few programs are compiled."""
-  filled = packing.filled_up(max(count, least))
-  return filled * 3 // 4 if max(count, least) <= filled * 3 // 4 else filled
-
-
 def _divided(pairs):
   """(numbers of the pairs that share no context, a `_Branch` for each context that is shared)."""
   by_context: dict[tuple, list[int]] = {}
@@ -128,7 +122,7 @@ def _packed_rows(
   size = lambda number: len(pairs[number].context) + len(pairs[number].continuation) - 1
   by_length: dict[int, list[int]] = {}
   for number in sorted(numbers, key=lambda number: (-size(number), number)):
-    length = min(rounded_up(size(number), _LEAST_ROW), seq_len)
+    length = min(packing.filled_up(max(size(number), _LEAST_ROW)), seq_len)
     by_length.setdefault(length, []).append(number)
   for length, members in by_length.items():
     rows = list(packing.first_fit(members, size, length, _OPEN_ROWS))
@@ -147,7 +141,7 @@ def _packed_batch(held, pairs, length, count):
       places.append((number, row, len(scored[row]), len(continuation)))
       scored[row] += zip(range(first, first + len(continuation)), continuation, strict=True)
       begin += len(context) + len(continuation) - 1
-  most = min(rounded_up(max(map(len, scored)), _LEAST_SCORED), length)
+  most = min(_filled(max(map(len, scored))), length)
   at_BM, targets_BM = np.zeros((2, count, most), np.int32)
   for row, found in enumerate(scored):
     if found:
@@ -158,18 +152,25 @@ def _packed_batch(held, pairs, length, count):
 def _shared_rows(
   branches: list[_Branch], tokens: int, parts: int
 ) -> Iterator[tuple[list[tuple[int, int, int, int]], Shared]]:
-  """As `_packed_rows`, of contexts that are shared."""
-  by_size: dict[tuple[int, int], list[_Branch]] = {}
-  for branch in branches:
-    shape = rounded_up(branch.prefix, _LEAST_SHARED), rounded_up(branch.length, _LEAST_SCORED)
-    by_size.setdefault(shape, []).append(branch)
-  # The largest first: what memory is too small for is seen at once.
-  for (shared, length), members in sorted(by_size.items(), reverse=True):
-    for held in _batches(members, tokens // (shared + length)):
-      count = _row_count(len(held), tokens // (shared + length), parts)
-      yield _shared_batch(
-        held, packing.empty_rows(count, shared), packing.empty_rows(count, length)
-      )
+  """As `_packed_rows`, of contexts that are shared.
+
+  Batches take them in the order of their sizes, the largest first: so memory that is too small is
+  seen at once, and only the last batch is not full.
+  """
+  size = lambda branch: (_filled(branch.prefix), _filled(branch.length))
+  left = sorted(branches, key=size, reverse=True)
+  while left:
+    shared, most = size(left[0])[0], tokens // sum(size(left[0])) or 1
+    # A later context may be shorter, and what goes on from it longer.
+    length = max(size(branch)[1] for branch in left[:most])
+    most = max(tokens // (shared + length), 1)
+    held, left = left[:most], left[most:]
+    count = _row_count(len(held), most, parts)
+    yield _shared_batch(held, packing.empty_rows(count, shared), packing.empty_rows(count, length))
+
+
+def _filled(count):
+  return packing.filled_up(max(count, _LEAST))
 
 
 def _shared_batch(held, context, batch):
@@ -203,7 +204,7 @@ def _batches(rows, most):
 
 def _row_count(count, most, parts):
   """Rows of a batch that has to hold `count`: of few sizes, in `parts` equal parts."""
-  count = min(rounded_up(count, 1), max(most, 1))
+  count = min(packing.filled_up(count), max(most, 1))
   return count + -count % parts
 
 

@@ -1,5 +1,8 @@
 """Log-probabilities of continuations against loops over tokens in float64."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -82,7 +85,21 @@ def test_on_several_devices(scores, tokens):
     assert found.is_greedy == scores[number].is_greedy
 
 
-def test_sizes_are_few():
-  sizes = sorted({scoring.rounded_up(count, 8) for count in range(1, 2049)})
-  assert sizes == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
-  assert all(count <= scoring.rounded_up(count, 8) < 1.5 * count for count in range(8, 2049))
+def test_few_programs_serve_all_requests(run, monkeypatch):
+  """Of questions of every size."""
+  generator, shapes = np.random.default_rng(0), set()
+  ids = lambda count: generator.integers(3, 300, count).tolist()
+  pairs = []
+  for context in map(ids, generator.integers(1, 3000, 400)):
+    pairs += [Pair(context, ids(int(n))) for n in generator.integers(1, 60, 4)]
+    pairs.append(Pair(ids(len(context)), ids(5)))
+  config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, seq_len=4096))
+  model = parts(run)._replace(model=run.model.clone(config=config))
+
+  def program(params, rows):
+    shapes.add((type(rows), *(x.shape for x in jax.tree.leaves(rows))))
+    return tuple(np.zeros((len(rows.batch.tokens_BL), 1 << 13), dtype) for dtype in (float, bool))
+
+  monkeypatch.setattr(scoring, '_programs', lambda *_: {Packed: program, Shared: program})
+  scoring.score(model, pairs, 1 << 15)
+  assert len(shapes) <= 16

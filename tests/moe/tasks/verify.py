@@ -2,8 +2,8 @@
 
   python -m tests.moe.tasks.verify
 
-By hand, in an environment with torch and transformers: 208 questions of four choices, 40 documents
-longer than the model reads among them, and 64 generated answers, of a DeepSeekMoE and of a dense
+By hand, in an environment with torch and transformers: 208 questions of four choices, 24 documents
+longer than the model reads among them, and 32 generated answers, of a DeepSeekMoE and of a dense
 model of random weights. Writes experiments/results/evaluation.json. Some minutes.
 """
 
@@ -31,7 +31,7 @@ from moe.tasks.harness import Harness
 from tests.small import small_config, small_params
 
 RESULTS = Path(__file__).parents[3] / 'experiments/results/evaluation.json'
-QUESTIONS, DOCUMENTS, ANSWERS = 208, 40, 64
+QUESTIONS, DOCUMENTS, ANSWERS = 208, 24, 32
 # Chinese and emoji between the corpus's English and code.
 MORE = '专家混合模型把每个词交给少数几个专家。😀 结果由门控加权。'
 SHAPE = {
