@@ -46,7 +46,7 @@ def run_elsewhere(commands: Sequence[Sequence[str]]) -> list[subprocess.Complete
     input=json.dumps(commands),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=300 * len(commands),
   )
   assert done.returncode == 0, done.stderr
   results = zip(commands, json.loads(done.stdout), strict=True)
