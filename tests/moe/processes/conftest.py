@@ -13,7 +13,10 @@ SHORT = (
   '--config.checkpoint.keep_best=0',
   '--config.checkpoint.keep_last=3',
   '--config.evaluation.every_steps=0',
+  # No pictures, which take longer than the steps.
+  '--config.train.writers=',
 )
+BOARD = '--config.train.writers=tensorboard'
 
 
 @pytest.fixture(scope='session')
@@ -25,7 +28,7 @@ def flags(data_flags):
 def by_one(flags, tmp_path_factory):
   """The workdir of a run by one process, to be read only."""
   workdir = tmp_path_factory.mktemp('runs') / 'by_one'
-  programs.check('train', programs.CONFIG, *flags, f'--workdir={workdir}')
+  programs.check('train', programs.CONFIG, *flags, BOARD, f'--workdir={workdir}')
   return workdir
 
 
@@ -33,5 +36,5 @@ def by_one(flags, tmp_path_factory):
 def by_two(flags, tmp_path_factory):
   """The workdir of an undisturbed run by two, each half of every batch; to be read only."""
   workdir = tmp_path_factory.mktemp('runs') / 'by_two'
-  group.check(2, workdir, *flags)
+  group.check(2, workdir, *flags, BOARD)
   return workdir
