@@ -12,11 +12,15 @@ from experiments import proxy, variants
 
 # Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
 SEEDS = 3
-# The bilingual corpus of experiments/corpora; launch.sweep builds it where it is missing. A path
-# relative to the repository, so that a config, and the hash that names it,
+# The bilingual corpus and the instructions of experiments/corpora; launch.sweep builds them where
+# they are missing. Paths relative to the repository, so that a config, and the hash that names it,
 # is the same on every machine.
-CORPUS = 'runs/corpus'
-CORPUS_MODULE = 'experiments.corpora.debian_mix'
+CORPUS, INSTRUCTIONS = 'runs/corpus', 'runs/instructions'
+# {folder: what makes it}.
+CORPORA = {
+  CORPUS: 'experiments.corpora.debian_mix',
+  INSTRUCTIONS: 'experiments.corpora.instructions',
+}
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 # What a start may be: the other run's weights as they are, or upcycled.
@@ -50,7 +54,8 @@ _PROXY_SETTINGS = {
 @dataclasses.dataclass(frozen=True)
 class Start:
   """What a run's weights start from: the last checkpoint of another run of its study, listed before
-  it, of the same seed, text and vocabulary.
+  it, of the same seed and vocabulary. On other text it has that run's tokenizer, and both
+  are scored on the text of both (experiments/sweeps/transfer.py).
 
   `upcycle`: one of UPCYCLES; of a dense run, made a MoE run by launch.convert with this --router.
   """

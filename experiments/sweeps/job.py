@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 
 from experiments.studies.common import Run
-from experiments.sweeps import jsonl
+from experiments.sweeps import jsonl, texts
 from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
 
-INIT_FROM = 'train.init_from'
+INIT_FROM, _TOKENIZER = 'train.init_from', 'data.tokenizer'
 _LOGGED: jsonl.Shape = {
   'step': int,
   'loss': jsonl.NUMBER_OR_NULL,
@@ -41,6 +41,23 @@ class Origin:
     """By its settings: the same in every folder of runs, and for every seed."""
     return f'{self.upcycle or "weights"} of {self.job.config_hash}'
 
+  @property
+  def tokenizer(self) -> Path:
+    """Of the origin's text."""
+    return self.job.data_dir / 'tokenizer.model'
+
+  def has_other_text(self, config: Config) -> bool:
+    """Whether the origin was trained on other text than a run of this config is."""
+    theirs, ours = texts.settings(self.job.config), texts.settings(config)
+    return {**theirs, 'tokenizer': ''} != {**ours, 'tokenizer': ''}
+
+  def named(self, config: Config) -> dict[str, object]:
+    """The keys of a run of this config that name places of the origin, by its settings."""
+    named = {INIT_FROM: self.name}
+    if config.data.tokenizer == str(self.tokenizer):
+      named[_TOKENIZER] = f'of {texts.digest(texts.settings(self.job.config))}'
+    return named
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -68,7 +85,12 @@ class Job:
     not its place.
     """
     values = moe_config.flatten(self.config.to_dict())
-    return values | {INIT_FROM: self.origin.name} if self.origin else values
+    return values | self.origin.named(self.config) if self.origin else values
+
+  @property
+  def is_transfer(self) -> bool:
+    """Whether it goes on with another run's weights on other text."""
+    return self.origin is not None and self.origin.has_other_text(self.config)
 
   @property
   def is_ready(self) -> bool:

@@ -39,7 +39,16 @@ FIELDS = (
     'active_params',
     'train_flops',
   ),
-  *('final', 'best', 'evaluations', 'max_vio', 'dead_experts', 'idle_experts', 'expert_load'),
+  *(
+    'final',
+    'best',
+    'evaluations',
+    'transfer',
+    'max_vio',
+    'dead_experts',
+    'idle_experts',
+    'expert_load',
+  ),
   *('loss_curve', 'held_out_curve'),
 )
 _KEY = ('run', 'seed', 'config_hash')

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.sweeps import ledger, machine, plan
+from experiments.sweeps import ledger, machine, plan, texts
 from experiments.sweeps.job import logged
 from moe.accounting import account
 from moe.errors import UserError
@@ -64,6 +64,8 @@ def make(
       }
       for name, intervention in run.evaluations.items()
     },
+    # Of a run that goes on with another's weights on other text (transfer.py), else None.
+    'transfer': scores.get('transfer'),
     'max_vio': _max_vio(metrics, job.num_steps),
     'dead_experts': _dead_experts(metrics[-1]),
     'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
@@ -159,7 +161,7 @@ def _data(job):
       for split, domains in metadata['splits'].items()
       for domain, entry in domains.items()
     }
-    return plan.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
+    return texts.digest({'tokenizer': metadata['tokenizer']['sha256'], **splits})
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f'{path} is damaged ({error}): delete {job.data_dir}, and it is prepared again'

@@ -44,13 +44,12 @@ def prepare(
   jobs: Sequence[plan.Job], runs_folder: Path, children: Children, say: Callable[[str], None]
 ) -> None:
   """Builds what data the jobs lack, each once. UserError if it cannot be built."""
-  if plan.corpus_needed(jobs):
-    command = ('-m', common.CORPUS_MODULE, f'--out={common.CORPUS}')
-    hint = (
-      f'; `python {" ".join(command)}` builds the corpus of the studies, '
-      '--config.data.sources=builtin needs none'
-    )
-    say(f'building the corpus {common.CORPUS} (once; log: {runs_folder / "corpus.log"})')
+  for corpus in plan.corpora_needed(jobs):
+    command = ('-m', common.CORPORA[corpus], f'--out={corpus}')
+    hint = f'; `python {" ".join(command)}` builds it'
+    if corpus == common.CORPUS:
+      hint += ', --config.data.sources=builtin needs none'
+    say(f'building the corpus {corpus} (once; log: {runs_folder / "corpus.log"})')
     _to_the_end(command, runs_folder / 'corpus.log', children, hint)
   log = runs_folder / 'prepare_data.log'
   for job in {job.data_dir: job for job in jobs if not plan.prepared(job)}.values():
@@ -112,6 +111,7 @@ def score_arguments(job: plan.Job) -> list[str]:
     'experiments.sweeps.score',
     f'--workdir={job.workdir}',
     f'--interventions={json.dumps(interventions)}',
+    *([f'--start={job.origin.workdir}'] if job.is_transfer else []),
   ]
 
 

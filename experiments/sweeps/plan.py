@@ -8,7 +8,6 @@ share what they have in common.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import re
@@ -21,8 +20,9 @@ from ml_collections import ConfigDict
 
 from experiments.studies import common
 from experiments.studies.common import UPCYCLES, Run, Scale, Start
-from experiments.sweeps import places
+from experiments.sweeps import places, texts
 from experiments.sweeps.job import INIT_FROM, Job, Origin
+from experiments.sweeps.texts import digest
 from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
@@ -30,14 +30,6 @@ from moe.errors import UserError
 SEEDS = ('train.seed', 'data.seed')
 # The fields of moe.analysis.Intervention, which would take jax to import; a test holds them equal.
 INTERVENTIONS = ('masked_share', 'experts_per_token', 'without_shared')
-_PREPARED = (
-  'sources',
-  'validation_sources',
-  'holdout',
-  'text_key',
-  'tokenizer',
-  'tokenizer_sample_mb',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +148,7 @@ def settings(config: Config, origin: Origin | None = None) -> dict[str, object]:
     for key, (_, new) in changed.items()
     if decides(key) and key not in SEEDS
   }
-  return found | {INIT_FROM: origin.name} if origin else found
+  return found | origin.named(config) if origin else found
 
 
 def _job(run, seed, overrides, runs_folder, earlier):
@@ -167,9 +159,12 @@ def _job(run, seed, overrides, runs_folder, earlier):
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   checked = moe_config.from_config_dict(config_dict)
   origin = _origin(run, seed, checked, earlier)
+  if origin and origin.has_other_text(checked):
+    config_dict = _changed(config_dict, {'data.tokenizer': str(origin.tokenizer)})
+    checked = moe_config.from_config_dict(config_dict)
   if not checked.data.dir:
     config_dict = _changed(
-      config_dict, {'data.dir': str(runs_folder / f'data-{digest(_prepared(checked))}')}
+      config_dict, {'data.dir': str(runs_folder / f'data-{digest(texts.settings(checked))}')}
     )
     checked = moe_config.from_config_dict(config_dict)
   name = config_hash(checked, origin)
@@ -190,7 +185,9 @@ def _job(run, seed, overrides, runs_folder, earlier):
 
 
 def _origin(run, seed, config, earlier):
-  """What a run starts from. UserError unless that is an earlier run of the same text."""
+  """What a run starts from. UserError unless that is an earlier run of the same vocabulary, and, to
+  be upcycled, of the same text.
+  """
   if run.start is None:
     return None
   if config.train.init_from:
@@ -198,10 +195,21 @@ def _origin(run, seed, config, earlier):
   of = [job for job in earlier if job.seed == seed and run.start.run in (r.name for r in job.runs)]
   if not of:
     raise UserError(f'it starts from the run {run.start.run!r}, which is not listed before it')
-  theirs = of[0].config
-  if _text(config) != _text(theirs) or config.data.dir not in ('', theirs.data.dir):
-    raise UserError(f'it starts from the run {run.start.run!r}, of other text or vocabulary')
-  return Origin(of[0], run.start.upcycle)
+  origin, theirs = Origin(of[0], run.start.upcycle), of[0].config
+  if config.model.vocab_size != theirs.model.vocab_size:
+    raise UserError(f'it starts from the run {run.start.run!r}, of another model.vocab_size')
+  if not origin.has_other_text(config):
+    if config.data.dir not in ('', theirs.data.dir):
+      raise UserError(
+        f'it starts from the run {run.start.run!r}, of the same text in another data.dir'
+      )
+  elif run.start.upcycle:
+    raise UserError(f'it is upcycled from the run {run.start.run!r}, of other text or vocabulary')
+  elif config.data.tokenizer:
+    raise UserError(
+      f'data.tokenizer={config.data.tokenizer} is set for a run that has that of {run.start.run!r}'
+    )
+  return origin
 
 
 def _check_run(run, study):
@@ -258,25 +266,6 @@ def _changed(config_dict, values):
   return changed
 
 
-def _prepared(config):
-  """What decides the contents of prepared data."""
-  made = _text(config)
-  if config.train.init_from and not config.data.tokenizer:
-    made['tokenizer'] = f'of {config.train.init_from}'
-  return made
-
-
-def _text(config):
-  """The same, where the tokenizer is trained on it or named."""
-  made = {key: getattr(config.data, key) for key in _PREPARED}
-  return made | {'vocab_size': config.tokenizer_vocab_size}
-
-
-def digest(values: Mapping) -> str:
-  """8 hexadecimal digits that name some JSON."""
-  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
 @functools.cache
 def _before() -> dict:
   return moe_config.from_stored({}, 'a config of no keys').to_dict()
@@ -318,15 +307,19 @@ def _faults_of(path: str) -> Iterator[None]:
     raise UserError(f'{path}: {type(error).__name__}: {error}') from error
 
 
-def corpus_needed(planned: Sequence[Job]) -> bool:
-  """Whether a job's data is still to be prepared from the common corpus, which is not there."""
-  unprepared = [job for job in planned if not prepared(job)]
-  return any(
-    source.partition('=')[2].startswith(f'{common.CORPUS}/')
-    and not Path(source.partition('=')[2]).exists()
-    for job in unprepared
-    for source in job.config.data.sources.split(';')
-  )
+def corpora_needed(planned: Sequence[Job]) -> list[str]:
+  """Folders of common.CORPORA that lack a file which a job's data is still to be prepared from."""
+  files = [
+    source.partition('=')[2]
+    for job in planned
+    if not prepared(job)
+    for sources in (job.config.data.sources, job.config.data.validation_sources)
+    for source in sources.split(';')
+  ]
+  missing = [file for file in files if not Path(file).exists()]
+  return [
+    folder for folder in common.CORPORA if any(file.startswith(f'{folder}/') for file in missing)
+  ]
 
 
 def prepared(job: Job) -> bool:

@@ -1,10 +1,11 @@
 """Scores a trained run on all held-out text, by domain. launch.sweep starts it.
 
-  python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON]
+  python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON] [--start=DIR]
 
 Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and
-the last one with each intervention, a list of keyword arguments of moe.analysis.Intervention. What
-is there is not scored again.
+the last one with each intervention, a list of keyword arguments of moe.analysis.Intervention.
+--start: the run, of other text, that its weights started from; both are scored on the text of both
+(transfer.py). What is there is not scored again.
 """
 
 import json
@@ -17,11 +18,12 @@ from experiments.sweeps import line
 from moe import cli, host_memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+START = flags.DEFINE_string('start', None, 'Folder of the run that it started from.')
 INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects.')
 
 
 def main(_):
-  from experiments.sweeps import machine
+  from experiments.sweeps import machine, transfer
   from moe.data.store import open_held_out
   from moe.run import data_directory, load_run
   from moe.storage.reading import available_steps
@@ -31,7 +33,8 @@ def main(_):
   data = open_held_out(data_directory(run.config, workdir), run.tokenizer)
   best = line.best_step(workdir, available_steps(workdir))
   path = workdir / line.SCORES
-  scores = line.read_scores(workdir)['scores'] if path.exists() else []
+  there = line.read_scores(workdir) if path.exists() else {}
+  scores, moved = there.get('scores', []), there.get('transfer')
   wanted = [
     (run.step, {}),
     (best, {}),
@@ -40,6 +43,11 @@ def main(_):
   scored = [(score['step'], score['intervention']) for score in scores]
   # The best may be the last: once.
   missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
+  if START.value is not None and moved is None:
+    moved = transfer.measure(run, data, START.value)
+    print(f'against {START.value}: {moved}', flush=True)
+    if not missing:
+      _write(path, there | {'transfer': moved})
   if missing:
     machine.note_commit(workdir, machine.commit())
   for step, intervention in missing:
@@ -51,14 +59,19 @@ def main(_):
       'best_step': best,
       'machine': machine.describe(),
       'scores': scores,
+      'transfer': moved,
     }
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(content), encoding='utf-8')
-    os.replace(temporary, path)
+    _write(path, content)
     print(
       f'step {step} {intervention or ""}: held-out loss {scores[-1]["total"]["loss"]:.4f}',
       flush=True,
     )
+
+
+def _write(path, content):
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content), encoding='utf-8')
+  os.replace(temporary, path)
 
 
 def evaluate(run, data, intervention: dict) -> dict:

@@ -53,6 +53,23 @@ def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
   assert not any('init_from' in flag for flag in on.arguments('prepare_data'))
 
 
+def test_a_start_on_other_text_has_the_tokenizer_of_the_first(tmp_path):
+  other = _DENSE | {'data.sources': 'other=b.txt'}
+  runs = (_RUNS[0], Run('other', CONFIG, other, start=Start('dense')), Run('alone', CONFIG, other))
+  dense, tuned, alone = jobs_of(tmp_path / 'here', *runs)
+  assert tuned.config.data.tokenizer == str(dense.data_dir / 'tokenizer.model')
+  assert len({dense.data_dir, tuned.data_dir, alone.data_dir}) == 3
+  # By settings, not by place, as the start itself.
+  assert jobs_of(tmp_path / 'there', *runs)[1].config_hash == tuned.config_hash
+  assert not any(str(tmp_path) in str(value) for value in _names(tuned).values())
+  assert f'--start={dense.workdir}' in local.score_arguments(tuned)
+  assert not any('--start' in each for each in local.score_arguments(alone))
+
+
+def _names(job):
+  return {key: job.values[key] for key in ('train.init_from', 'data.tokenizer')}
+
+
 def test_another_start_is_another_run(tmp_path):
   with_ = lambda start, **dense: (
     jobs_of(tmp_path, Run('dense', CONFIG, _DENSE | dense), Run('b', CONFIG, start=start))[
@@ -72,7 +89,20 @@ def test_another_start_is_another_run(tmp_path):
     (Run('b', CONFIG, start=Start('dense', 'odd')), "start.upcycle must be .*not 'odd'"),
     (
       Run('b', CONFIG, {'model.vocab_size': 400}, start=Start('dense')),
-      "from the run 'dense', of other text or vocabulary",
+      "from the run 'dense', of another model.vocab_size",
+    ),
+    (
+      Run('b', CONFIG, {'data.sources': 'other=b.txt'}, start=Start('dense', 'even')),
+      "upcycled from the run 'dense', of other text or vocabulary",
+    ),
+    (
+      Run(
+        'b',
+        CONFIG,
+        _DENSE | {'data.sources': 'b=b.txt', 'data.tokenizer': 'x'},
+        start=Start('dense'),
+      ),
+      "data.tokenizer=x is set for a run that has that of 'dense'",
     ),
     (
       Run('b', CONFIG, {'train.init_from': 'DIR'}, start=Start('dense')),

@@ -1,0 +1,75 @@
+"""What training on other text has made of a run's weights: both runs on the held-out text of both.
+
+N tokens of a conversation.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from moe.data.documents import HELD_OUT
+from moe.data.store import PreparedData, open_held_out
+from moe.evaluate import Evaluator
+from moe.generate import Sampling, generate_tokens
+from moe.inspection import Run
+from moe.run import data_directory, load_run
+
+# Conversations of a domain that are asked, and at once.
+_ASKED, _TOGETHER = 256, 64
+
+
+def measure(run: Run, data: PreparedData, start: str | os.PathLike) -> dict[str, dict]:
+  """`before` and `after`, of the last checkpoint of the run in `start` and of `run`:
+
+  `own`: held-out loss, nats a token, on the text of `run`; of conversations that of the replies;
+  `start`: the same on the text of `start`;
+  `answers`: where the own text is conversations, the share of first replies that greedy generation
+  gives exactly, by domain; else None.
+  """
+  origin = load_run(start)
+  theirs = open_held_out(data_directory(origin.config, start), origin.tokenizer)
+  on_own, on_start = Evaluator(run.config, data), Evaluator(origin.config, theirs)
+
+  def of(params):
+    return {
+      'own': on_own(params).total.loss,
+      'start': on_start(params).total.loss,
+      'answers': _answers(dataclasses.replace(run, params=params), data)
+      if run.config.data.format == 'chat'
+      else None,
+    }
+
+  return {'before': of(origin.params), 'after': of(run.params)}
+
+
+def _answers(run, data):
+  return {domain: _share_exact(run, data, domain) for domain in data.held_out_domains}
+
+
+def _share_exact(run, data, domain):
+  """Replies are compared as text: the same text may be other pieces."""
+  asked = list(_first_turns(data, domain, run.config.data.seq_len))
+  right = 0
+  for first in range(0, len(asked), _TOGETHER):
+    prompts, replies = zip(*asked[first : first + _TOGETHER], strict=True)
+    longest = max(map(len, replies))
+    new_BN, counts_B = generate_tokens(run, prompts, longest, Sampling(), seed=0)
+    for reply, new_N, count in zip(replies, new_BN, counts_B, strict=True):
+      said = new_N[:count].tolist()
+      # The end of the turn is part of it: what goes on is not the reply.
+      is_ended = said[-1:] == reply[-1:]
+      right += is_ended and run.tokenizer.decode(said) == run.tokenizer.decode(reply)
+  return right / max(len(asked), 1)
+
+
+def _first_turns(data, domain, context) -> Iterator[tuple[list[int], list[int]]]:
+  """(tokens before the first reply, its tokens and end) of the first conversations that fit."""
+  documents = data.documents(HELD_OUT, domain)
+  for number in range(min(len(documents), _ASKED)):
+    tokens_N, learnt_N = documents.conversation(number)
+    begin = int(np.argmax(learnt_N))
+    end = begin + int(np.argmin(np.append(learnt_N[begin:], False)))
+    if end <= context:
+      yield tokens_N[:begin].tolist(), tokens_N[begin:end].tolist()
