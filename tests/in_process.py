@@ -105,7 +105,7 @@ def _no_flags_of_programs() -> Iterator[None]:
   ours = [
     (module, flag)
     for module, defined in known.flags_by_module_dict().items()
-    if module.startswith('launch.')
+    if module.startswith(('launch.', 'experiments.'))
     for flag in defined
   ]
   for _, flag in ours:
