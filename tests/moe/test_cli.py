@@ -296,6 +296,9 @@ def test_describe_all_has_every_variant():
 def test_describe_one_is_the_same_object_and_follows_overrides():
   alone = describe_json(VALIDATION)
   assert alone.pop('name') == 'validation:deepseek_moe'
+  # Asked of one config alone: it takes jax.
+  assert alone.pop('trained_params') == alone['total_params']
+  assert alone.pop('optimizer_bytes') > 8 * alone['total_params']
   assert alone == describe_json('--all')['validation:deepseek_moe']
   longer = describe_json(VALIDATION, '--config.data.seq_len=4096')
   assert longer['total_params'] == alone['total_params']

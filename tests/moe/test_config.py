@@ -33,12 +33,13 @@ AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
   moe.router_z_weight moe.hash_seed data.vocab_size data.seed optimizer.warmup_steps
-  optimizer.start_step
+  optimizer.start_step finetune.lora_rank
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm
   train.seed train.heatmap_every train.max_bad_steps evaluation.every_steps checkpoint.keep_best
 """)
 ABOVE_0 = names("""
   model.norm_eps optimizer.peak_lr optimizer.eps data.tokenizer_sample_mb data.max_document_mb
+  finetune.lora_alpha
 """)
 SHARES = names('data.holdout evaluation.context optimizer.b1 optimizer.b2')
 AXES = [f'mesh.{axis}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage')]
