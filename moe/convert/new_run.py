@@ -12,6 +12,7 @@ from moe.convert.outputs import appearing
 from moe.convert.parameters import Source
 from moe.data.progress import Progress
 from moe.data.tokenizers import Tokenizer
+from moe.keys import unflatten
 from moe.storage import provenance, small_items
 
 _STEP = 0
@@ -43,25 +44,13 @@ def write(
   size = sum(source.nbytes for source in sources.values())
   with appearing(target, size + _MARGIN) as folder:
     with Progress(label, size) as progress:
-      _save(folder / 'checkpoints' / str(_STEP), config, tokenizer, _tree(sources), progress)
+      _save(folder / 'checkpoints' / str(_STEP), config, tokenizer, unflatten(sources), progress)
     verify()
     files.replace(folder / 'config.json', files.to_json(config.to_dict(), indent=2) + '\n')
     if tokenizer:
       tokenizers.write(tokenizer, folder)
     provenance.note(folder, provenance.describe() | origin)
   return size
-
-
-def _tree(sources):
-  """The parameter tree, of what reads it."""
-  tree: dict = {}
-  for dotted, source in sources.items():
-    place = tree
-    *path, leaf = dotted.split('.')
-    for name in path:
-      place = place.setdefault(name, {})
-    place[leaf] = source
-  return tree
 
 
 def _save(path, config, tokenizer, tree, progress):
