@@ -1,11 +1,12 @@
 """Chooses the experts that a task needs, for training them alone.
 
-  python -m launch.select_experts --workdir=RUN --out=FILE.json [--by=gate|share] [--mass=0.2]
-    [--sources='DOMAIN=FILES;…' --chat] [--step=N] [--max_batches=N]
+  python -m launch.select_experts --workdir=RUN --out=FILE.json [--by=gate|share|random]
+    [--mass=0.2] [--sources='DOMAIN=FILES;…' --chat] [--step=N] [--max_batches=N]
 
 Reads the task's text, --sources written as data.sources is, of conversations with --chat the
 replies; without --sources what the run holds out. Of each layer it takes the fewest experts whose
-scores reach --mass of their sum: the sum of an expert's gates, or how many tokens chose it.
+scores reach --mass of their sum: the sum of an expert's gates, or how many tokens chose it. With
+--by=random it draws as many as by gates, from --seed: what a choice is to be compared with.
 FILE.json has a line a layer, to be read and edited;
 --config.finetune.trainable=experts --config.finetune.experts=FILE.json trains them.
 $DATA is the folder of the run's prepared data, if that is not where training read it.
@@ -21,7 +22,8 @@ from moe.errors import UserError
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to ask; the newest without it.')
 OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
-BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share'], 'What an expert is scored by.')
+BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share', 'random'], 'What an expert is chosen by.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of --by=random.', lower_bound=0)
 MASS = flags.DEFINE_float('mass', 0.2, "Share of a layer's scores that the chosen ones reach.")
 SOURCES = flags.DEFINE_string('sources', None, "The task's text, as data.sources names it.")
 CHAT = flags.DEFINE_bool(
@@ -48,7 +50,7 @@ def main(_):
   else:
     run = select.reading(run, CHAT.value)
     data, text = given.open_given(SOURCES.value, run.config.data, run.tokenizer), SOURCES.value
-  layers, tokens = select.select(run, data, BY.value, MASS.value, MAX_BATCHES.value)
+  layers, tokens = select.select(run, data, BY.value, MASS.value, MAX_BATCHES.value, SEED.value)
   about = {'by': BY.value, 'mass': MASS.value, 'text': text, 'tokens': tokens}
   about['checkpoint'] = select.checkpoint(WORKDIR.value, run.step)
   select.write(path, layers, about)

@@ -2,6 +2,7 @@
 their wording.
 
   python -m experiments.corpora.instructions --out=DIR [--count=20000 --seed=0]
+    [--only=SKILL,… | --without=SKILL,…]
 
 Writes conversations (docs/chat.md), DIR/LANGUAGE.jsonl to train on and DIR/held_out_LANGUAGE.jsonl,
 and prints the flags of launch.train that take them. Of each skill's wordings in a language the last
@@ -10,7 +11,7 @@ conversations go on with a second question. The same seed gives the same bytes e
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ HELD_OUT_WORDINGS = 2  # of each skill and language: the last ones
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 _COUNT = flags.DEFINE_integer('count', 20_000, 'Training conversations a language.', lower_bound=1)
 _HELD_OUT = flags.DEFINE_integer('held_out', 500, 'Held-out ones a language.', lower_bound=1)
+_ONLY = flags.DEFINE_list('only', [], 'Skills that questions are of; all without it.')
+_WITHOUT = flags.DEFINE_list('without', [], 'Skills that no question is of.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.', lower_bound=0)
 
 
@@ -139,33 +142,57 @@ SKILLS: dict[str, Callable[[Dice, str], Asked]] = {
 }
 
 
-def conversations(language: str, count: int, seed: int, held_out: bool = False) -> Iterator[dict]:
+def conversations(
+  language: str,
+  count: int,
+  seed: int,
+  held_out: bool = False,
+  skills: Sequence[str] = tuple(SKILLS),
+) -> Iterator[dict]:
   """Rows: `messages`, and `skills`, those of their questions; or in the held-out wordings."""
   side = 2 * LANGUAGES.index(language) + held_out
   for number in range(count):
     dice = Dice((seed * 4 + side) * 1_000_003 + number)
-    turns, skills = [], []
+    turns, asked = [], []
     for _ in range(1 + (dice.between(0, 3) == 0)):
-      skill = dice.pick(list(SKILLS))
+      skill = dice.pick(skills)
       known = wordings.WORDINGS[skill][language]
       chosen = known[-HELD_OUT_WORDINGS:] if held_out else known[:-HELD_OUT_WORDINGS]
       words, answer = SKILLS[skill](dice, language)
       turns.append({'role': 'user', 'content': dice.pick(chosen).format(**words)})
       turns.append({'role': 'assistant', 'content': answer})
-      skills.append(skill)
-    yield {'messages': turns, 'skills': skills}
+      asked.append(skill)
+    yield {'messages': turns, 'skills': asked}
 
 
-def write(out: Path, count: int, held_out: int, seed: int) -> None:
+def write(
+  out: Path, count: int, held_out: int, seed: int, skills: Sequence[str] = tuple(SKILLS)
+) -> None:
   """All files. OSError where they cannot be written."""
   for language in LANGUAGES:
     for name, number, is_held_out in (
       (language, count, False),
       ('held_out_' + language, held_out, True),
     ):
-      rows = conversations(language, number, seed, is_held_out)
+      rows = conversations(language, number, seed, is_held_out, skills)
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
       (out / f'{name}.jsonl').write_text(''.join(lines), encoding='utf-8')
+
+
+def chosen(only: Sequence[str], without: Sequence[str]) -> list[str]:
+  """What --only and --without leave, in the order of SKILLS.
+  UserError for a skill that there is not, and where none is left.
+  """
+  if only and without:
+    raise UserError('--only and --without: give one of them')
+  for flag, skills in (('only', only), ('without', without)):
+    for skill in skills:
+      if skill not in SKILLS:
+        raise UserError(f'--{flag}: there is no skill {skill!r}: there are {", ".join(SKILLS)}')
+  left = [skill for skill in SKILLS if (skill in only or not only) and skill not in without]
+  if not left:
+    raise UserError('--without leaves no skill')
+  return left
 
 
 def _things(dice, language, count):
@@ -176,9 +203,10 @@ def main(argv):
   del argv
   if not _OUT.value:
     raise UserError('--out=DIR is required')
+  skills = chosen(_ONLY.value, _WITHOUT.value)
   out = Path(_OUT.value).expanduser().absolute()
   try_folder(out, 'the instructions')
-  write(out, _COUNT.value, _HELD_OUT.value, _SEED.value)
+  write(out, _COUNT.value, _HELD_OUT.value, _SEED.value, skills)
   of = lambda prefix: ';'.join(f'{each}={out}/{prefix}{each}.jsonl' for each in LANGUAGES)
   print(
     f"--config.data.format=chat --config.data.sources='{of('')}' "

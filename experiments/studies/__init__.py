@@ -26,4 +26,4 @@ STUDIES = (
   'scaling',
 )
 # Not of the paper; after those in the report.
-BEYOND = ('upcycling', 'sft')
+BEYOND = ('upcycling', 'sft', 'esft')

@@ -16,15 +16,22 @@ SEEDS = 3
 # they are missing. Paths relative to the repository, so that a config, and the hash that names it,
 # is the same on every machine.
 CORPUS, INSTRUCTIONS = 'runs/corpus', 'runs/instructions'
-# {folder: what makes it}.
+# Learnt after the others, in the study esft: words by heart, and a rule.
+NEW_SKILLS = ('translation', 'reversing')
+_INSTRUCTIONS = 'experiments.corpora.instructions'
+# {folder: the module that makes it, and its flags}.
 CORPORA = {
-  CORPUS: 'experiments.corpora.debian_mix',
-  INSTRUCTIONS: 'experiments.corpora.instructions',
+  CORPUS: ('experiments.corpora.debian_mix',),
+  INSTRUCTIONS: (_INSTRUCTIONS,),
+  f'{INSTRUCTIONS}_old': (_INSTRUCTIONS, f'--without={",".join(NEW_SKILLS)}'),
+  **{f'{INSTRUCTIONS}_{skill}': (_INSTRUCTIONS, f'--only={skill}') for skill in NEW_SKILLS},
 }
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 # What a start may be: the other run's weights as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
+# How experts may be chosen of a start: not at all, or as --by of launch.select_experts.
+CHOICES = ('', 'gate', 'share', 'random')
 
 # Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a
 # whole number, and experts of two sizes have exactly the same parameters.
@@ -58,10 +65,13 @@ class Start:
   are scored on the text of both (experiments/sweeps/transfer.py).
 
   `upcycle`: one of UPCYCLES; of a dense run, made a MoE run by launch.convert with this --router.
+  `experts`: one of CHOICES; those alone are trained that launch.select_experts chooses by it of the
+  other run, at its default --mass, on the training text of this one.
   """
 
   run: str
   upcycle: str = ''
+  experts: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@
 The paper tunes DeepSeekMoE 16B on 1.4M examples beside two 7B models and finds it on a par with
 them at 40% of their compute: what a MoE has learnt survives tuning (Table 5). Here three models of
 the same activated parameters, DeepSeekMoE, GShard and a dense one whose FFN is as wide as a
-token's experts together, are trained on text for 2400 steps of 4096 tokens, and then for 600 steps
+token's experts together, are trained on text for 1200 steps of 4096 tokens, and then for 400 steps
 at a constant rate on generated English and Chinese instructions of twelve skills
 (experiments/corpora/instructions.py). Questions are held out by their wording.
 
@@ -27,25 +27,29 @@ CLAIM = (
   'and than a dense model of the same activated parameters.'
 )
 _LANGUAGES = ('english', 'chinese')
-
-
-def _sources(prefix):
-  return ';'.join(f'{each}={INSTRUCTIONS}/{prefix}{each}.jsonl' for each in _LANGUAGES)
-
-
-_TUNING = {
-  'data.format': 'chat',
-  'data.chat_template': 'deepseek',
-  'data.sources': _sources(''),
-  'data.validation_sources': _sources('held_out_'),
-  'optimizer.peak_lr': 1e-3,
-  'optimizer.schedule': 'constant',
-  'optimizer.warmup_steps': 0,
-  'train.num_steps': 600,
-  'evaluation.every_steps': 100,
-  'checkpoint.every_steps': 200,
-}
 _MODELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard', 'dense_x2': 'Dense, as activated'}
+
+
+def on_text(variant: str, name: str) -> Run:
+  """What is tuned later."""
+  return LONG.run(variant, name, {'train.num_steps': 1200, 'evaluation.every_steps': 240})
+
+
+def tuning(folder: str, num_steps: int) -> dict[str, object]:
+  """The overrides of a run on the instructions in a folder."""
+  sources = lambda prefix: ';'.join(f'{each}={folder}/{prefix}{each}.jsonl' for each in _LANGUAGES)
+  return {
+    'data.format': 'chat',
+    'data.chat_template': 'deepseek',
+    'data.sources': sources(''),
+    'data.validation_sources': sources('held_out_'),
+    'optimizer.peak_lr': 1e-3,
+    'optimizer.schedule': 'constant',
+    'optimizer.warmup_steps': 0,
+    'train.num_steps': num_steps,
+    'evaluation.every_steps': num_steps // 4,
+    'checkpoint.every_steps': num_steps // 2,
+  }
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
@@ -53,12 +57,14 @@ def sweep(scale: Scale = LONG) -> list[Run]:
   del scale
   before, after = [], []
   for name in _MODELS:
-    run = LONG.run('dense' if name == 'dense_x2' else name, name)
+    run = on_text('dense' if name == 'dense_x2' else name, name)
     # Two whole FFNs a token, as in both MoEs.
     wider = {'model.d_ff': 2 * run.overrides['model.d_ff']} if name == 'dense_x2' else {}
     overrides = {**run.overrides, **wider}
     before.append(Run(name, run.config, overrides))
-    after.append(Run(tuned(name), run.config, {**overrides, **_TUNING}, start=Start(name)))
+    after.append(
+      Run(tuned(name), run.config, {**overrides, **tuning(INSTRUCTIONS, 400)}, start=Start(name))
+    )
   return before + after
 
 
@@ -79,7 +85,7 @@ def analyse(results: Results) -> Analysis:
         *sizes(results, tuned(name)),
         shown(_of(results, name, 'after', 'own'))[0],
         *(
-          _percent(values) if what == 'answers' else shown(values)[1]
+          percent(values) if what == 'answers' else shown(values)[1]
           for what in ('own', 'answers', 'start')
           for values in (_of(results, name, when, what) for when in ('after', 'before'))
         ),
@@ -102,37 +108,43 @@ def _comparisons(results):
   ours, *others = _MODELS
   for other in others:
     between = f'{_MODELS[ours]} − {_MODELS[other]}'
-    loss, exact, forgotten = (
+    loss, exact, rise = (
       difference(measured(ours), measured(other))
       for measured in (
         functools.partial(_of, results, when='after', what='own'),
         functools.partial(_of, results, when='after', what='answers'),
-        functools.partial(_forgotten, results),
+        lambda name: forgotten(results, tuned(name)),
       )
     )
     yield Comparison(f'{between}: loss of replies', loss, below=0.0)
     yield Comparison(f'{between}: exact replies', exact, above=0.0, role=Role.BESIDE)
-    yield Comparison(
-      f'{between}: rise of the old text’s loss', forgotten, below=0.0, role=Role.BESIDE
-    )
+    yield Comparison(f'{between}: rise of the old text’s loss', rise, below=0.0, role=Role.BESIDE)
 
 
-def _forgotten(results, name):
-  after, before = (_of(results, name, when, 'start') for when in ('after', 'before'))
+def forgotten(results: Results, run: str) -> dict[int, float]:
+  """By seed, of a tuned run: by how much the loss of what its start was trained on has risen."""
+  after, before = (transferred(results, run, when, 'start') for when in ('after', 'before'))
   return {seed: after[seed] - before[seed] for seed in after}
 
 
-def _of(results, name, when, what) -> dict[int, float]:
-  """By seed; of exact replies the mean over the languages."""
+def _of(results, name, when, what):
+  return transferred(results, tuned(name), when, what)
+
+
+def transferred(results: Results, run: str, when: str, what: str) -> dict[int, float]:
+  """By seed, of a tuned run, as experiments/sweeps/transfer.py names it; of `answers` the mean over
+  the languages.
+  """
 
   def value(line: Mapping) -> float | None:
     found = (line['transfer'] or {}).get(when, {}).get(what)
     return sum(found.values()) / len(found) if isinstance(found, dict) else found
 
-  return results.values(tuned(name), value)
+  return results.values(run, value)
 
 
-def _percent(values):
+def percent(values: Mapping[int, float]) -> str:
+  """The mean of shares, for a table."""
   found = interval(values)
   return shown(values)[1] if found is None else f'{100 * found.mean:.1f}%'
 

@@ -9,7 +9,7 @@ from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
 
-INIT_FROM, _TOKENIZER = 'train.init_from', 'data.tokenizer'
+INIT_FROM, EXPERTS, _TOKENIZER = 'train.init_from', 'finetune.experts', 'data.tokenizer'
 _LOGGED: jsonl.Shape = {
   'step': int,
   'loss': jsonl.NUMBER_OR_NULL,
@@ -22,11 +22,12 @@ _LOGGED: jsonl.Shape = {
 @dataclasses.dataclass(frozen=True)
 class Origin:
   """The job whose last checkpoint another job's weights start from.
-  `upcycle`: as what; '' as it is.
+  `upcycle`: as what; '' as it is. `experts`: by what those are chosen which are trained; '' all.
   """
 
   job: 'Job'
-  upcycle: str
+  upcycle: str = ''
+  experts: str = ''
 
   @property
   def workdir(self) -> Path:
@@ -48,14 +49,16 @@ class Origin:
 
   def has_other_text(self, config: Config) -> bool:
     """Whether the origin was trained on other text than a run of this config is."""
-    theirs, ours = texts.settings(self.job.config), texts.settings(config)
+    theirs, ours = texts.settings(flat(self.job.config)), texts.settings(flat(config))
     return {**theirs, 'tokenizer': ''} != {**ours, 'tokenizer': ''}
 
   def named(self, config: Config) -> dict[str, object]:
     """The keys of a run of this config that name places of the origin, by its settings."""
     named = {INIT_FROM: self.name}
+    if self.experts:
+      named[EXPERTS] = f'by {self.experts} of {self.job.config_hash}'
     if config.data.tokenizer == str(self.tokenizer):
-      named[_TOKENIZER] = f'of {texts.digest(texts.settings(self.job.config))}'
+      named[_TOKENIZER] = f'of {texts.digest(texts.settings(self.job.values))}'
     return named
 
 
@@ -67,7 +70,7 @@ class Job:
   seed: int
   config: Config
   config_hash: str
-  flags: tuple[str, ...]  # of launch.train, launch.prepare_data and launch.convert
+  flags: tuple[str, ...]  # of every program that takes a config
   workdir: Path
   origin: Origin | None = None  # what has to be trained before it
 
@@ -84,7 +87,7 @@ class Job:
     """Every key with its value; where the weights start from another run's, that by its settings,
     not its place.
     """
-    values = moe_config.flatten(self.config.to_dict())
+    values = flat(self.config)
     return values | self.origin.named(self.config) if self.origin else values
 
   @property
@@ -103,11 +106,13 @@ class Job:
     return (self.workdir / 'checkpoints').is_dir()
 
   @property
-  def to_convert(self) -> bool:
-    """Whether what it starts from is still to be made of another run."""
-    return bool(self.origin and self.origin.upcycle) and not (
-      self.begun or Path(self.config.train.init_from).is_dir()
-    )
+  def preparations(self) -> list[str]:
+    """The programs that are still to make, of the run that it starts from, what training needs."""
+    if self.origin is None or self.begun:
+      return []
+    converts = self.origin.upcycle and not Path(self.config.train.init_from).is_dir()
+    selects = self.origin.experts and not Path(self.config.finetune.experts).is_file()
+    return ['convert'] * bool(converts) + ['select_experts'] * bool(selects)
 
   @property
   def num_steps(self) -> int:
@@ -139,25 +144,52 @@ class Job:
 
   def arguments(self, program: str) -> list[str]:
     """What follows `python`."""
-    place = {
-      'train': [f'--workdir={self.workdir}'],
-      'prepare_data': [f'--out={self.data_dir}'],
-      'convert': [f'--workdir={self.config.train.init_from}'],
+    flags = {
+      'train': self._train,
+      'prepare_data': self._prepare_data,
+      'convert': self._convert,
+      'select_experts': self._select_experts,
     }[program]
-    flags = list(self.flags)
-    if self.origin and program != 'train':
-      flags = [flag for flag in flags if not flag.startswith(f'--config.{INIT_FROM}=')]
-    if program == 'convert':
-      place += [
-        f'--upcycle={self.origin.workdir}',
-        f'--router={self.origin.upcycle}',
-        f'--seed={self.seed}',
-      ]
-    return ['-m', f'launch.{program}', *flags, *place]
+    return ['-m', f'launch.{program}', *flags()]
+
+  def _train(self):
+    return [*self.flags, f'--workdir={self.workdir}']
+
+  def _prepare_data(self):
+    return [*self._flags_of_text(), f'--out={self.data_dir}']
+
+  def _convert(self):
+    return [
+      *self._flags_of_text(),
+      f'--workdir={self.config.train.init_from}',
+      f'--upcycle={self.origin.workdir}',
+      f'--router={self.origin.upcycle}',
+      f'--seed={self.seed}',
+    ]
+
+  def _select_experts(self):
+    return [
+      f'--workdir={self.config.train.init_from}',
+      f'--out={self.config.finetune.experts}',
+      f'--by={self.origin.experts}',
+      f'--seed={self.seed}',
+      f'--sources={self.config.data.sources}',
+      f'--chat={self.config.data.format == "chat"}'.lower(),
+    ]
+
+  def _flags_of_text(self):
+    """Without what names the run that it starts from, which may not be there yet."""
+    of_the_start = tuple(f'--config.{key}=' for key in (INIT_FROM, EXPERTS))
+    return [flag for flag in self.flags if not (self.origin and flag.startswith(of_the_start))]
 
   def metrics(self) -> list[dict]:
     """The complete lines of metrics.jsonl. UserError for a damaged one."""
     return logged(self.workdir)
+
+
+def flat(config: Config) -> dict[str, object]:
+  """Every key of a config, dotted, with its value."""
+  return moe_config.flatten(config.to_dict())
 
 
 def logged(workdir: Path) -> list[dict]:

@@ -18,13 +18,13 @@ from experiments.sweeps.view import View
 from moe.errors import UserError
 
 _POLL = 0.2  # seconds
-_AT_WORK = ('converting', 'training', 'scoring')  # the states in which a task has a process
+_AT_WORK = ('preparing', 'training', 'scoring')  # the states in which a task has a process
 
 
 @dataclasses.dataclass(eq=False)
 class Task:
-  """A job on its way: waiting → (converting →) training → scoring → finished, or failed, or
-  stopped. Converted is what it starts from.
+  """A job on its way: waiting → (preparing →) training → scoring → finished, or failed, or
+  stopped. Prepared is what it needs of the run that it starts from.
   """
 
   job: plan.Job
@@ -45,7 +45,7 @@ def prepare(
 ) -> None:
   """Builds what data the jobs lack, each once. UserError if it cannot be built."""
   for corpus in plan.corpora_needed(jobs):
-    command = ('-m', common.CORPORA[corpus], f'--out={corpus}')
+    command = ('-m', *common.CORPORA[corpus], f'--out={corpus}')
     hint = f'; `python {" ".join(command)}` builds it'
     if corpus == common.CORPUS:
       hint += ', --config.data.sources=builtin needs none'
@@ -58,11 +58,12 @@ def prepare(
       _to_the_end(job.arguments('prepare_data'), log, children)
 
 
-def convert(jobs: Sequence[plan.Job], children: Children) -> None:
-  """Makes what jobs start from of runs that are trained. UserError if it cannot be made."""
-  for job in (job for job in jobs if job.to_convert):
-    if not children.stopped_by:
-      _to_the_end(job.arguments('convert'), job.workdir / 'log.txt', children)
+def prepare_starts(jobs: Sequence[plan.Job], children: Children) -> None:
+  """Makes what jobs need of trained runs that they start from. UserError if it cannot be made."""
+  for job in jobs:
+    for program in job.preparations:
+      if not children.stopped_by:
+        _to_the_end(job.arguments(program), job.workdir / 'log.txt', children)
 
 
 def run(
@@ -143,9 +144,9 @@ def _advance(task, children, finish, view):
         'scoring',
         children.start(score_arguments(job), task.log, task.share),
       )
-    elif job.to_convert:
-      task.state = 'converting'
-      task.process = children.start(job.arguments('convert'), task.log, task.share)
+    elif preparations := job.preparations:
+      task.state = 'preparing'
+      task.process = children.start(job.arguments(preparations[0]), task.log, task.share)
     else:
       task.state, task.since = 'training', time.monotonic()
       machine.note_commit(job.workdir, machine.commit())

@@ -19,9 +19,9 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from experiments.studies import common
-from experiments.studies.common import UPCYCLES, Run, Scale, Start
+from experiments.studies.common import CHOICES, UPCYCLES, Run, Scale, Start
 from experiments.sweeps import places, texts
-from experiments.sweeps.job import INIT_FROM, Job, Origin
+from experiments.sweeps.job import EXPERTS, INIT_FROM, Job, Origin, flat
 from experiments.sweeps.texts import digest
 from moe import config as moe_config
 from moe.config import Config
@@ -157,6 +157,10 @@ def _job(run, seed, overrides, runs_folder, earlier):
   config_dict = _config_dict(config_file)
   own = moe_config.flatten(config_dict.to_dict())
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
+  if run.start and run.start.experts:
+    # The file's place is known when the folder is.
+    chosen = {'finetune.trainable': 'experts', EXPERTS: 'experts.json'}
+    config_dict = _changed(config_dict, chosen)
   checked = moe_config.from_config_dict(config_dict)
   origin = _origin(run, seed, checked, earlier)
   if origin and origin.has_other_text(checked):
@@ -164,7 +168,7 @@ def _job(run, seed, overrides, runs_folder, earlier):
     checked = moe_config.from_config_dict(config_dict)
   if not checked.data.dir:
     config_dict = _changed(
-      config_dict, {'data.dir': str(runs_folder / f'data-{digest(texts.settings(checked))}')}
+      config_dict, {'data.dir': str(runs_folder / f'data-{digest(texts.settings(flat(checked)))}')}
     )
     checked = moe_config.from_config_dict(config_dict)
   name = config_hash(checked, origin)
@@ -173,10 +177,12 @@ def _job(run, seed, overrides, runs_folder, earlier):
   folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
   workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'
   if origin:
-    place = workdir / 'start' if origin.upcycle else origin.workdir
-    checked = moe_config.from_config_dict(_changed(config_dict, {INIT_FROM: str(place)}))
+    named = {INIT_FROM: str(workdir / 'start' if origin.upcycle else origin.workdir)}
+    if origin.experts:
+      named[EXPERTS] = str(workdir / 'experts.json')
+    checked = moe_config.from_config_dict(_changed(config_dict, named))
   # Values as moe.config has made them: 3 for a float is 3.0.
-  now = moe_config.flatten(checked.to_dict())
+  now = flat(checked)
   flags = [
     f'--config={config_file}',
     *(f'--config.{key}={now[key]}' for key in sorted(now) if now[key] != own[key]),
@@ -195,7 +201,7 @@ def _origin(run, seed, config, earlier):
   of = [job for job in earlier if job.seed == seed and run.start.run in (r.name for r in job.runs)]
   if not of:
     raise UserError(f'it starts from the run {run.start.run!r}, which is not listed before it')
-  origin, theirs = Origin(of[0], run.start.upcycle), of[0].config
+  origin, theirs = Origin(of[0], run.start.upcycle, run.start.experts), of[0].config
   if config.model.vocab_size != theirs.model.vocab_size:
     raise UserError(f'it starts from the run {run.start.run!r}, of another model.vocab_size')
   if not origin.has_other_text(config):
@@ -227,11 +233,11 @@ def _check_run(run, study):
     raise UserError(f'{where}: overrides must be values by dotted key, not {run.overrides!r}')
   if not isinstance(run.start, Start | None):
     raise UserError(f'{where}: start must be a Start, not {run.start!r}')
-  if run.start and run.start.upcycle not in UPCYCLES:
-    raise UserError(
-      f'{where}: start.upcycle must be one of {", ".join(map(repr, UPCYCLES))}, '
-      f'not {run.start.upcycle!r}'
-    )
+  for name, known in (('upcycle', UPCYCLES), ('experts', CHOICES)) if run.start else ():
+    if (value := getattr(run.start, name)) not in known:
+      raise UserError(
+        f'{where}: start.{name} must be one of {", ".join(map(repr, known))}, not {value!r}'
+      )
   _check_evaluations(run.evaluations, where)
 
 

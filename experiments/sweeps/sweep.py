@@ -101,7 +101,7 @@ class _Sweep:
         self._set_aside(task.job)
     if options.launcher == 'slurm' and untrained and not (options.collect or started.stopped_by):
       jobs = [task.job for task in untrained if task.job.is_ready]
-      local.convert(jobs, started)
+      local.prepare_starts(jobs, started)
       number = slurm.submit(self._study.name, jobs, options.workdir, options.sbatch)
       others = len(untrained) - len(jobs)
       start_later = f' {others} more start from these: this command again submits them.'
@@ -125,7 +125,7 @@ class _Sweep:
         taken += 1
       else:
         state = self._how_far(task.job) if task.state == 'waiting' else task.state
-        programs = ['convert'] * task.job.to_convert + ['train']
+        programs = [*task.job.preparations, 'train']
         commands = [f'python {slurm.quoted(task.job.arguments(each))}' for each in programs]
         _say('\n'.join([f'# {task.job.label}: {state}', *commands]))
     finished, count = sum(task.state == 'finished' for task in self._tasks), len(self._tasks)

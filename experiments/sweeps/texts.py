@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from moe.config import Config, DataConfig
+from moe.config import DataConfig
 
 # data.dir names where it lies; weights and packing decide what is made of it.
 _KEYS = (
@@ -19,14 +19,16 @@ _KEYS = (
 _SINCE = ('separator', 'bad_rows', 'format', 'chat_template')
 
 
-def settings(config: Config) -> dict[str, object]:
-  """By key. Where train.init_from names a run, the tokenizer is that run's."""
-  of = config.data
-  made = {key: getattr(of, key) for key in _KEYS}
-  made |= {key: getattr(of, key) for key in _SINCE if getattr(of, key) != _default(key)}
-  if config.train.init_from and not of.tokenizer:
-    made['tokenizer'] = f'of {config.train.init_from}'
-  return made | {'vocab_size': config.tokenizer_vocab_size}
+def settings(values: Mapping) -> dict[str, object]:
+  """Of a config's `values` by dotted key, those of `data` by name.
+  Where train.init_from names a run, the tokenizer is that run's.
+  """
+  made = {key: values[f'data.{key}'] for key in _KEYS}
+  younger = {key: values[f'data.{key}'] for key in _SINCE}
+  made |= {key: value for key, value in younger.items() if value != _default(key)}
+  if values['train.init_from'] and not made['tokenizer']:
+    made['tokenizer'] = f'of {values["train.init_from"]}'
+  return made | {'vocab_size': values['data.vocab_size'] or values['model.vocab_size']}
 
 
 def digest(values: Mapping) -> str:

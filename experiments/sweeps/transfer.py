@@ -12,6 +12,7 @@ import numpy as np
 from moe.data.documents import HELD_OUT
 from moe.data.store import PreparedData, open_held_out
 from moe.evaluate import Evaluator
+from moe.finetune.cost import cost
 from moe.generate import Sampling, generate_tokens
 from moe.inspection import Run
 from moe.run import data_directory, load_run
@@ -20,13 +21,15 @@ from moe.run import data_directory, load_run
 _ASKED, _TOGETHER = 256, 64
 
 
-def measure(run: Run, data: PreparedData, start: str | os.PathLike) -> dict[str, dict]:
+def measure(run: Run, data: PreparedData, start: str | os.PathLike) -> dict[str, object]:
   """`before` and `after`, of the last checkpoint of the run in `start` and of `run`:
 
   `own`: held-out loss, nats a token, on the text of `run`; of conversations that of the replies;
   `start`: the same on the text of `start`;
   `answers`: where the own text is conversations, the share of first replies that greedy generation
   gives exactly, by domain; else None.
+
+  And `trained_params`, how many of its parameters the run trains.
   """
   origin = load_run(start)
   theirs = open_held_out(data_directory(origin.config, start), origin.tokenizer)
@@ -41,7 +44,11 @@ def measure(run: Run, data: PreparedData, start: str | os.PathLike) -> dict[str,
       else None,
     }
 
-  return {'before': of(origin.params), 'after': of(run.params)}
+  return {
+    'before': of(origin.params),
+    'after': of(run.params),
+    'trained_params': cost(run.config).trained_params,
+  }
 
 
 def _answers(run, data):

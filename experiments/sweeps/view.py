@@ -17,7 +17,7 @@ _TAIL = 1 << 16  # bytes: more than a line of metrics.jsonl
 _STARTED = b'$ python '
 _COMPILED = b'compiled the training step'  # what moe.train says
 _STYLES = {
-  'converting': 'cyan',
+  'preparing': 'cyan',
   'training': 'cyan',
   'scoring': 'cyan',
   'finished': 'green',
@@ -74,7 +74,7 @@ class View:
   def _table(self):
     table = Table('run', 'seed', 'state', 'step', 'loss', 'time left')
     # What happens first; of the rest, as much as the terminal has lines.
-    order = ('training', 'converting', 'scoring', 'failed', 'stopped', 'waiting', 'finished')
+    order = ('training', 'preparing', 'scoring', 'failed', 'stopped', 'waiting', 'finished')
     room = max(self._console.height - _FRAME, 3)
     shown = sorted(self._tasks, key=lambda task: order.index(task.state))[:room]
     for task in (task for task in self._tasks if task in shown):

@@ -22,8 +22,6 @@ from moe.run import folder
 from moe.storage import small_items
 from moe.warm_start.source import identity_of
 
-BY = ('gate', 'share')
-
 
 class Chosen(NamedTuple):
   """Of one layer, the most relevant first."""
@@ -33,18 +31,32 @@ class Chosen(NamedTuple):
 
 
 def select(
-  run: Run, data: PreparedData, by: str, mass: float, max_batches: int | None = None
+  run: Run,
+  data: PreparedData,
+  by: str,
+  mass: float,
+  max_batches: int | None = None,
+  seed: int = 0,
 ) -> tuple[list[Chosen], int]:
   """The chosen experts of each layer, and how many tokens of the held-out text were looked at.
 
   Args:
-    by: 'gate', the sum of an expert's gates over the tokens; 'share', how many tokens chose it.
+    by: 'gate', the sum of an expert's gates over the tokens; 'share', how many tokens chose it;
+      'random', as many as 'gate' chooses, drawn from `seed`.
     mass: share of a layer's sum that the chosen experts reach together, above 0 and at most 1.
   """
   check_mass(mass)
   with run.on_mesh():
     found = relevance(run.config, run.params, data, run.mesh, max_batches)
-  return [of_layer(scores_E, mass) for scores_E in scores(found, by)], found.tokens
+  scores_NE = scores(found, 'gate' if by == 'random' else by)
+  layers = [of_layer(scores_E, mass) for scores_E in scores_NE]
+  if by == 'random':
+    generator = np.random.default_rng(seed)
+    layers = [
+      drawn(scores_E, len(chosen.experts), generator)
+      for scores_E, chosen in zip(scores_NE, layers, strict=True)
+    ]
+  return layers, found.tokens
 
 
 def reading(run: Run, is_chat: bool | None) -> Run:
@@ -66,8 +78,17 @@ def of_layer(scores_E: np.ndarray, mass: float) -> Chosen:
   order = np.argsort(-scores_E, kind='stable')
   # Rounding of the sum must not ask for one more.
   count = int(np.searchsorted(np.cumsum(scores_E[order]), mass - 1e-9)) + 1
-  order = order[: min(count, len(order))]
-  return Chosen([int(e) for e in order], [round(float(scores_E[e]), 6) for e in order])
+  return _chosen(scores_E, order[: min(count, len(order))])
+
+
+def drawn(scores_E: np.ndarray, count: int, generator: np.random.Generator) -> Chosen:
+  """So many experts, each as likely as any other."""
+  experts = generator.choice(len(scores_E), count, replace=False)
+  return _chosen(scores_E, experts[np.argsort(-scores_E[experts], kind='stable')])
+
+
+def _chosen(scores_E, experts):
+  return Chosen([int(e) for e in experts], [round(float(scores_E[e]), 6) for e in experts])
 
 
 def check_mass(mass: float) -> None:

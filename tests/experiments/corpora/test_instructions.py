@@ -9,6 +9,7 @@ import pytest
 from experiments.corpora import instructions, wordings
 from experiments.corpora.instructions import LANGUAGES, SKILLS, conversations
 from moe.data.chat import conversations as chats
+from moe.errors import UserError
 
 DAYS = {day: n for each in wordings.WORDS['days'].values() for n, day in enumerate(each)}
 PAIRS = dict(zip(*(wordings.WORDS['things'][each] for each in LANGUAGES), strict=True))
@@ -85,6 +86,32 @@ def test_no_held_out_wording_is_trained_on():
   trained = {asked for language in LANGUAGES for _, asked, _ in turns(language)}
   held_out = {asked for language in LANGUAGES for _, asked, _ in turns(language, held_out=True)}
   assert not trained & held_out
+
+
+def test_some_skills_alone(tmp_path):
+  two = ['place', 'sorting']
+  others = [skill for skill in SKILLS if skill not in two]
+  for skills in (instructions.chosen(two, []), instructions.chosen([], two)):
+    assert skills in (sorted(two, key=list(SKILLS).index), others)
+    asked = {skill for skill, *_ in turns('english', 200, skills=skills)}
+    assert asked == set(skills)
+  instructions.write(tmp_path, 5, 5, seed=0, skills=two)
+  rows = [row for path in tmp_path.iterdir() for row in map(json.loads, path.open())]
+  assert len(rows) == 20 and {skill for row in rows for skill in row['skills']} == set(two)
+
+
+@pytest.mark.parametrize(
+  ('only', 'without', 'words'),
+  [
+    (['sort'], [], "--only: there is no skill 'sort': there are addition, "),
+    ([], ['sort'], "--without: there is no skill 'sort'"),
+    ([], list(SKILLS), '--without leaves no skill'),
+    (['place'], ['place'], '--only and --without: give one of them'),
+  ],
+)
+def test_skills_that_cannot_be(only, without, words):
+  with pytest.raises(UserError, match=re.escape(words)):
+    instructions.chosen(only, without)
 
 
 def test_the_files_are_conversations_and_the_same_again(tmp_path):

@@ -26,6 +26,7 @@ _RUNS = (
   Run('on', CONFIG, _DENSE | {'train.num_steps': 40}, start=Start('dense')),
   Run('upcycled', CONFIG, start=Start('dense', 'even')),
   Run('further', CONFIG, start=Start('upcycled')),
+  Run('a few experts', CONFIG, start=Start('scratch', experts='gate')),
 )
 
 
@@ -34,23 +35,29 @@ def _trained(job):
 
 
 def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
-  dense, scratch, on, upcycled, further = jobs_of(tmp_path / 'here', *_RUNS)
+  every = jobs_of(tmp_path / 'here', *_RUNS)
+  dense, scratch, on, upcycled, further, few = every
   there = plan.jobs(
     plan.Study('study.py', lambda scale: _RUNS), None, [0, 1], {}, tmp_path / 'there'
   )
-  hashes = [job.config_hash for job in (dense, scratch, on, upcycled, further)]
-  assert [job.config_hash for job in there] == hashes * 2 and len(set(hashes)) == 5
+  hashes = [job.config_hash for job in every]
+  assert [job.config_hash for job in there] == hashes * 2 and len(set(hashes)) == 6
   assert on.config.train.init_from == str(dense.workdir)
   assert upcycled.config.train.init_from == str(upcycled.workdir / 'start')
   assert further.config.train.init_from == str(upcycled.workdir)
   assert further.values['train.init_from'] == f'weights of {upcycled.config_hash}'
-  assert len({job.data_dir for job in (dense, scratch, on, upcycled, further)}) == 1
+  assert len({job.data_dir for job in every}) == 1
+  assert few.values['finetune.experts'] == f'by gate of {scratch.config_hash}'
   command = ' '.join(upcycled.arguments('convert'))
   assert f'--upcycle={dense.workdir} --router=even --seed=0' in command
   assert f'--workdir={upcycled.workdir}/start' in command
   assert 'init_from' not in command
   assert f'--config.train.init_from={upcycled.workdir}/start' in upcycled.arguments('train')
   assert not any('init_from' in flag for flag in on.arguments('prepare_data'))
+  command = ' '.join(few.arguments('select_experts'))
+  assert f'--workdir={scratch.workdir} --out={few.workdir}/experts.json --by=gate' in command
+  assert f'--sources={few.config.data.sources} --chat=false' in command
+  assert f'--config.finetune.experts={few.workdir}/experts.json' in few.arguments('train')
 
 
 def test_a_start_on_other_text_has_the_tokenizer_of_the_first(tmp_path):
@@ -77,8 +84,21 @@ def test_another_start_is_another_run(tmp_path):
     ].config_hash
   )
   hashes = [with_(None), with_(Start('dense', 'even')), with_(Start('dense', 'random'))]
+  hashes += [with_(Start('dense', 'even', experts)) for experts in ('gate', 'random')]
   hashes += [with_(Start('dense', 'even'), **{'train.num_steps': 9})]
-  assert len(set(hashes)) == 4
+  assert len(set(hashes)) == 6
+
+
+def test_a_text_is_named_by_the_tokenizer_it_has_wherever_that_lies(tmp_path):
+  """The third run's tokenizer is the second's, which is the first's."""
+  other = lambda name: _DENSE | {'data.sources': f'{name}={name}.txt'}
+  runs = (
+    _RUNS[0],
+    Run('b', CONFIG, other('b'), start=Start('dense')),
+    Run('c', CONFIG, other('c'), start=Start('b')),
+  )
+  here, there = (jobs_of(tmp_path / place, *runs) for place in ('here', 'there'))
+  assert [job.config_hash for job in here] == [job.config_hash for job in there]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,7 @@ def test_another_start_is_another_run(tmp_path):
     (Run('b', CONFIG, start=Start('a')), "run 'b' .*from the run 'a', which is not listed before"),
     (Run('b', CONFIG, start='dense'), "run 'b' .*start must be a Start, not 'dense'"),
     (Run('b', CONFIG, start=Start('dense', 'odd')), "start.upcycle must be .*not 'odd'"),
+    (Run('b', CONFIG, start=Start('dense', experts='odd')), "start.experts must be .*not 'odd'"),
     (
       Run('b', CONFIG, {'model.vocab_size': 400}, start=Start('dense')),
       "from the run 'dense', of another model.vocab_size",
@@ -123,8 +144,9 @@ def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
 
   def start(arguments, log, share):
     del log, share
-    place = next(Path(each[10:]) for each in arguments if each.startswith('--workdir='))
-    job = next(job for job in jobs if place in (job.workdir, job.workdir / 'start'))
+    flag = '--out=' if 'launch.select_experts' in arguments else '--workdir='
+    place = next(Path(each[len(flag) :]) for each in arguments if each.startswith(flag))
+    job = next(job for job in jobs if job.workdir in (place, place.parent))
     program, name = arguments[1].rpartition('.')[2], job.runs[0].name
     started.append((program, name))
     fails = name == 'dense' and not goes_well
@@ -132,6 +154,9 @@ def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
     def poll():
       if program == 'convert':
         place.mkdir(parents=True, exist_ok=True)
+      elif program == 'select_experts':
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
       elif program == 'train' and not fails:
         _trained(job)
       return int(fails)
@@ -143,8 +168,9 @@ def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
   local.run(tasks, shares.deal(2), at_hand, lambda job: '', View(tasks))
   states = {task.job.runs[0].name: task.state for task in tasks}
   if not goes_well:
-    assert states.pop('scratch') == 'finished' and set(states.values()) == {'failed'}
-    assert [task.note for task in tasks[2:]] == [
+    assert states.pop('scratch') == states.pop('a few experts') == 'finished'
+    assert set(states.values()) == {'failed'}
+    assert [task.note for task in tasks[2:5]] == [
       f'it starts from {name}, seed 0, which has not been trained'
       for name in ('dense', 'dense', 'upcycled')
     ]
@@ -155,6 +181,8 @@ def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
   assert at(('train', 'upcycled')) < at(('train', 'further'))
   assert at(('train', 'dense')) < at(('train', 'on'))
   assert ('convert', 'on') not in started
+  chosen = at(('select_experts', 'a few experts'))
+  assert at(('train', 'scratch')) < chosen < at(('train', 'a few experts'))
 
 
 def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monkeypatch, capsys):

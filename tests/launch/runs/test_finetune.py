@@ -215,7 +215,7 @@ def test_scores_are_those_of_a_loop_over_the_texts(finished, data_flags):
   assert found.tokens == sum(len(run.tokens(text)) for text in texts)
   assert (found.counts_NE == sums[1]).all()
   np.testing.assert_allclose(found.gates_NE, sums[0], rtol=1e-5)
-  for by, sums_NE in zip(select.BY, sums, strict=True):
+  for by, sums_NE in zip(('gate', 'share'), sums, strict=True):
     shares = sums_NE / sums_NE.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(select.scores(found, by), shares, rtol=1e-5)
 
@@ -224,6 +224,23 @@ def test_the_fewest_that_reach_the_mass():
   of = lambda mass: select.of_layer(np.array([0.1, 0.4, 0.1, 0.4]), mass).experts
   assert of(0.4) == [1] and of(0.41) == [1, 3] and of(0.8) == [1, 3] and of(0.85) == [1, 3, 0]
   assert of(1.0) == [1, 3, 0, 2]
+
+
+def test_drawn_are_as_many_as_chosen(finished, data_flags):
+  run = load_run(finished)
+  data = store.open_held_out(programs.config(data_flags).data.dir, run.tokenizer)
+  chosen, drawn, again, others = (
+    select.select(run, data, by, 0.5, max_batches=1, seed=seed)[0]
+    for by, seed in (('gate', 0), ('random', 0), ('random', 0), ('random', 1))
+  )
+  assert drawn == again
+  for layers in (drawn, others):
+    assert [len(layer.experts) for layer in layers] == [len(layer.experts) for layer in chosen]
+    assert all(len(set(layer.experts)) == len(layer.experts) for layer in layers)
+  generator, seen = np.random.default_rng(0), set()
+  for _ in range(40):
+    seen |= set(select.drawn(np.array([0.7, 0.1, 0.1, 0.1]), 1, generator).experts)
+  assert seen == {0, 1, 2, 3}
 
 
 def test_the_file_says_what_it_is_made_of(finished, chosen):
@@ -255,7 +272,7 @@ def test_of_conversations_the_replies_are_scored(finished, tmp_path):
     (['--chat'], '--chat says what --sources are'),
     (['--mass=0'], '--mass=0.0 must be above 0 and at most 1'),
     (['--mass=1.5'], '--mass=1.5 must be above 0 and at most 1'),
-    (['--by=loss'], 'value should be one of <gate|share>'),
+    (['--by=loss'], 'value should be one of <gate|share|random>'),
     (['--sources=a=/nowhere/*.txt'], '/nowhere/*.txt'),
     (['--step=7'], 'no checkpoint of step 7'),
   ],

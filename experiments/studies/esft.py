@@ -1,0 +1,122 @@
+"""Beyond the paper: a new skill learnt by a few experts, by as many drawn ones, by all parameters.
+
+  python -m launch.sweep --sweep=experiments/studies/esft.py
+
+ESFT (arXiv 2407.01906) trains of each layer the experts that a task's text uses most. It finds them
+about as good as all parameters on the task, better at everything else, and better than experts
+drawn at random. Here DeepSeekMoE is trained on text (sft.py), tuned for 400 steps on instructions
+of ten skills, and then for 200 on those of one new skill, by all parameters, by the experts that
+reach 0.2 of the gates' sum on its text, or by as many that are drawn. It is done for two skills:
+translation, which is words by heart, and reversing, a rule.
+
+What has to hold of both skills: the chosen experts forget less of the ten skills than all
+parameters do, and have a lower loss on replies to held-out wordings of the new one than drawn
+experts. Beside the claim: the chosen experts' loss and exact replies are as good as those of all
+parameters.
+"""
+
+from experiments.studies.analysis import NONE, Analysis, Panel, Results, Series, shown
+from experiments.studies.common import INSTRUCTIONS, LONG, NEW_SKILLS, Run, Scale, Start
+from experiments.studies.intervals import Comparison, Role, difference, interval
+from experiments.studies.sft import forgotten, on_text, percent, transferred, tuning
+
+SOURCE = 'ESFT'
+CLAIM = (
+  'Training the experts that a new skill uses forgets less of the old skills than training all '
+  'parameters, and learns more than training as many experts drawn at random.'
+)
+# What is trained, by how its experts are chosen.
+_TRAINED = {'': 'all parameters', 'gate': 'chosen experts', 'random': 'drawn experts'}
+
+
+def sweep(scale: Scale = LONG) -> list[Run]:
+  """Of one size, whatever the scale."""
+  del scale
+  text = on_text('deepseek_moe', 'deepseek_moe')
+
+  def run(name, folder, num_steps, start):
+    return Run(name, text.config, {**text.overrides, **tuning(folder, num_steps)}, start=start)
+
+  return [
+    text,
+    run('old_skills', f'{INSTRUCTIONS}_old', 400, Start('deepseek_moe')),
+    *(
+      run(_name(skill, by), f'{INSTRUCTIONS}_{skill}', 200, Start('old_skills', experts=by))
+      for skill in NEW_SKILLS
+      for by in _TRAINED
+    ),
+  ]
+
+
+def analyse(results: Results) -> Analysis:
+  """What is learnt and what is forgotten."""
+  return Analysis(
+    (
+      *('new skill', 'trained', 'of the parameters', 'seeds', 'loss of replies', 'before'),
+      *('exact replies', 'before', 'rise of the old skills’ loss', '95% interval'),
+    ),
+    tuple(_row(results, skill, by) for skill in NEW_SKILLS for by in _TRAINED),
+    tuple(each for skill in NEW_SKILLS for each in _comparisons(results, skill)),
+    tuple(
+      _panel(results, skill, axis, of)
+      for skill in NEW_SKILLS
+      for axis, of in (
+        ('loss of replies', _learnt),
+        ('rise of the old skills’ loss', forgotten),
+      )
+    ),
+    'Two skills of a generator and a model of a million parameters. One learning rate for all, not '
+    'searched: a lower one forgets less whatever is trained.',
+  )
+
+
+def _row(results, skill, by):
+  name = _name(skill, by)
+  of = lambda when, what: transferred(results, name, when, what)
+  seeds, loss, _ = shown(of('after', 'own'))
+  return (
+    *(skill, _TRAINED[by], _share(results, name), seeds, loss, shown(of('before', 'own'))[1]),
+    *(percent(of('after', 'answers')), percent(of('before', 'answers'))),
+    *shown(forgotten(results, name))[1:],
+  )
+
+
+def _comparisons(results, skill):
+  def compared(what, of, ours, other, **expected):
+    values = [of(results, _name(skill, by)) for by in (ours, other)]
+    title = f'{skill}, {_TRAINED[ours]} − {_TRAINED[other]}: {what}'
+    return Comparison(title, difference(*values), **expected)
+
+  return [
+    compared('rise of the old skills’ loss', forgotten, 'gate', '', below=0.0),
+    compared('loss of replies', _learnt, 'gate', 'random', below=0.0),
+    compared('loss of replies', _learnt, 'gate', '', below=0.0, role=Role.BESIDE),
+    compared('exact replies', _exact, 'gate', '', above=0.0, role=Role.BESIDE),
+  ]
+
+
+def _learnt(results, name):
+  return transferred(results, name, 'after', 'own')
+
+
+def _exact(results, name):
+  return transferred(results, name, 'after', 'answers')
+
+
+def _share(results, name):
+  """Mean over the seeds: each chooses its own experts."""
+
+  def share(line):
+    return line['transfer']['trained_params'] / line['total_params'] if line['transfer'] else None
+
+  shares = results.values(name, share)
+  return percent(shares) if shares else NONE
+
+
+def _panel(results, skill, axis, of):
+  bars = tuple((x, interval(of(results, _name(skill, by)))) for x, by in enumerate(_TRAINED))
+  return Panel(skill, axis, (Series('', bars),), tuple(_TRAINED.values()), digits=4)
+
+
+def _name(skill, by):
+  return f'{skill}, {_TRAINED[by]}'
