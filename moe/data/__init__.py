@@ -10,6 +10,7 @@ sample       the text that a tokenizer is trained on
 tokenizers   text ↔ ids: SentencePiece, trained or given, and tokenizer.json
 chat         conversations: messages, templates, what is learnt, packing
 tokenising   documents of a corpus → tokens, of text or of conversations
+settings     what decides the contents of prepared data
 prepare      tokenises a corpus once into a directory, atomically
 given        other text as prepared data, and which of it a run was trained on
 store        that directory: its format, metadata, checksums

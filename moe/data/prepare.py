@@ -18,17 +18,18 @@ import numpy as np
 
 from moe import config as moe_config
 from moe import files
-from moe.config import Config, DataConfig
+from moe.config import Config
 from moe.data import corpus, store
-from moe.data.chat import conversations, templates
+from moe.data.chat import conversations
 from moe.data.chat import packing as chat_packing
 from moe.data.documents import DomainWriter
 from moe.data.progress import Progress
 from moe.data.readers import BadRow
 from moe.data.sample import TextSample
+from moe.data.settings import existing_tokenizer, settings, stamps
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.data.tokenising import Tokeniser
-from moe.data.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from moe.data.tokenizers import Tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
@@ -73,79 +74,6 @@ def prepare(
   if is_main and config.data.format == 'chat':
     tell(chat_packing.notes(prepared, config.data))
   return prepared
-
-
-def settings(
-  data: DataConfig,
-  vocab_size: int,
-  stored: dict | None = None,
-  given: Tokenizer | None = None,
-) -> dict:
-  """What decides the contents of prepared data, as JSON.
-  Weights do not, nor how sequences are made.
-
-  `stored`: the metadata of a complete directory. Sources whose files are no longer there count as
-  its own: prepared data needs no corpus beside it.
-  Nor are files read whose places, sizes and times are those that it knows.
-  `given`: the tokenizer where data.tokenizer names none; see `prepare`.
-  """
-  held_out = {'holdout': data.holdout}
-  if data.validation_sources:
-    held_out = {
-      'validation_sources': _fingerprints(
-        data.validation_sources, 'data.validation_sources', stored
-      )
-    }
-  tokenizer = {
-    'tokenizer': 'trained',
-    'vocab_size': vocab_size,
-    'tokenizer_sample_mb': data.tokenizer_sample_mb,
-  }
-  existing = _existing_tokenizer(data, vocab_size, given)
-  if existing:
-    tokenizer = {'tokenizer': f'sha256 {existing.sha256[:16]}'}
-  # Only where they are used: prepared data of before has none.
-  reading = {'separator': data.separator} if data.separator else {}
-  if data.bad_rows != 'refuse':
-    reading |= {'bad_rows': data.bad_rows, 'max_document_mb': data.max_document_mb}
-  if data.format == 'chat':
-    template = templates.identity(data.chat_template, existing)
-    reading |= {'format': data.format, 'chat_template': template}
-  sources = _fingerprints(data.sources, 'data.sources', stored)
-  return {'sources': sources, **held_out, 'text_key': data.text_key, **reading, **tokenizer}
-
-
-def _fingerprints(spec, key, stored):
-  name = key.removeprefix('data.')
-  known = ((stored or {}).get('settings') or {}).get(name)
-  stamps = ((stored or {}).get('stamps') or {}).get(name, {})
-  domains = corpus.weights(spec, key).keys()  # malformed specs fail here
-  try:
-    sources = corpus.parse_sources(spec, key)
-  except corpus.MissingFiles:
-    if known is not None and known.keys() == domains:
-      return known
-    raise
-  made = {}
-  for source in sources:
-    there = (known or {}).get(source.domain)
-    if there is not None and stamps.get(source.domain) == corpus.stamp(source):
-      made[source.domain] = there
-    elif isinstance(there, dict) and 'blake2b' in there:
-      made[source.domain] = corpus.fingerprint_of_format_1(source)
-    else:
-      made[source.domain] = corpus.fingerprint(source)
-  return made
-
-
-def _stamps(data):
-  """{'sources', 'validation_sources': {domain: stamp}} of the files as they are."""
-  specs = {'sources': data.sources, 'validation_sources': data.validation_sources}
-  return {
-    name: {s.domain: corpus.stamp(s) for s in corpus.parse_sources(spec, f'data.{name}') if s.files}
-    for name, spec in specs.items()
-    if spec
-  }
 
 
 def _check_settings(config, metadata, directory, tokenizer):
@@ -247,14 +175,14 @@ def _build_in_place(config, directory, tokenizer):
 def _build(config, directory, tokenizer):
   data, vocab_size = config.data, config.tokenizer_vocab_size
   tell(corpus.parse_and_tell(data)[2])
-  stamps, made_with = _stamps(data), settings(data, vocab_size, given=tokenizer)
+  stamped, made_with = stamps(data), settings(data, vocab_size, given=tokenizer)
   tell(
     f'domain {domain!r} has too few documents to hold out a share of '
     f'data.holdout={data.holdout:g}: the end of the longest is held out'
     for domain in corpus.find_ends(data)
   )
   total = None
-  tokenizer = _existing_tokenizer(data, vocab_size, tokenizer)
+  tokenizer = existing_tokenizer(data, vocab_size, tokenizer)
   if tokenizer:
     tell(_padding(config, tokenizer))
   else:
@@ -270,14 +198,14 @@ def _build(config, directory, tokenizer):
   metadata = {
     'format': store.CHAT_FORMAT if data.format == 'chat' else store.FORMAT,
     'settings': made_with,
-    'stamps': stamps,
+    'stamps': stamped,
     'python': platform.python_version(),  # its standard library is the built-in corpus
     'tokenizer': store.tokenizer_entry(tokenizer),
     'token_type': token_type.name,
     **({'skipped_rows': len(bad)} if bad else {}),
     'splits': splits,
   }
-  if _stamps(data) != stamps:
+  if stamps(data) != stamped:
     raise UserError('files of data.sources changed while they were read: start again')
   store.write_metadata(directory, metadata)
 
@@ -383,26 +311,6 @@ def batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Docume
       batch, size = [], 0
   if batch:
     yield batch
-
-
-def _existing_tokenizer(data, vocab_size, given):
-  """The tokenizer that data.tokenizer names, or else `given`; None: one is to be trained."""
-  if not data.tokenizer:
-    return given
-  tokenizer = open_tokenizer(os.path.expanduser(data.tokenizer))
-  pieces = tokenizer.vocab_size
-  if data.vocab_size and pieces != vocab_size:
-    raise UserError(
-      f'tokenizer {data.tokenizer} has {pieces} pieces, data.vocab_size is {vocab_size}: '
-      f'set --config.data.vocab_size={pieces}, or leave it at 0'
-    )
-  # The rows of a larger model are padding.
-  if pieces > vocab_size:
-    raise UserError(
-      f'tokenizer {data.tokenizer} has {pieces} pieces, model.vocab_size is {vocab_size}: '
-      f'set --config.model.vocab_size={pieces}, or more'
-    )
-  return tokenizer
 
 
 def _padding(config, tokenizer):

@@ -252,7 +252,8 @@ def test_separators_between_readings(tmp_path, monkeypatch):
   parts = [text(i, 30) for i in range(20)]
   (tmp_path / 'x.txt').write_bytes('\r\n--\r\n'.join(parts).encode())
   for chunk in (1, 7, 64, 1000):
-    monkeypatch.setattr('moe.data.readers._CHUNK', chunk)
+    for name in ('plain', 'json_values'):
+      monkeypatch.setattr(f'moe.data.readers.{name}.CHUNK', chunk)
     found = read(f'd={tmp_path}/x.txt', separator='\\n--\\n', holdout=0.0)
     assert [document.text for document in found] == parts
 
