@@ -102,17 +102,22 @@ def check(experts_TK, num_experts, implementation, dtype):
   assert all((w[np.array(unused, int)] == 0).all() for w in results[3])  # exactly
 
 
-SEVERAL_TOKENS = [((40, 7, 3), dtype, PATTERNS) for dtype in DTYPES]
-CASES = [*SEVERAL_TOKENS, ((1, 4, 4), jnp.float32, PATTERNS)]
-# On TPU: blocks shared by groups; a few rows in one block.
-IN_BLOCKS = [((13, 7, 3), jnp.bfloat16, ('random',)), ((1, 4, 4), jnp.float32, ('random',))]
+CASES = [
+  *(((40, 7, 3), dtype, PATTERNS) for dtype in DTYPES),
+  ((1, 4, 4), jnp.float32, PATTERNS),
+]
+# On TPU: blocks shared by groups; a few rows in one block; two experts a token.
+IN_BLOCKS = [
+  ((13, 7, 3), jnp.bfloat16, ('random',)),
+  ((1, 4, 4), jnp.float32, ('random',)),
+  ((8, 4, 2), jnp.float32, ('first',)),
+  ((9, 6, 2), jnp.float32, ('few',)),
+]
 
 
 @over(
   'shape, dtype, patterns',
-  dict.fromkeys(FAST, CASES)
-  # Its three ops have suites of their own, one token's among them.
-  | {'grouped_by_pallas_gpu': SEVERAL_TOKENS}
+  dict.fromkeys((*FAST, 'grouped_by_pallas_gpu'), CASES)
   | {'pallas_tpu': IN_BLOCKS, 'grouped_by_pallas_tpu': IN_BLOCKS[:1]},
 )
 def test_against_a_loop_over_tokens(implementation, shape, dtype, patterns):
@@ -237,7 +242,7 @@ def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
 @given(
   # T, E, K, D, F: a compilation each, so few, and many routings of each.
   shape=st.sampled_from(
-    [(0, 3, 2, 3, 5), (1, 1, 1, 1, 1), (2, 6, 3, 8, 4), (33, 6, 6, 3, 5), (70, 5, 2, 8, 4)]
+    [(0, 3, 2, 3, 5), (1, 1, 1, 1, 1), (2, 6, 3, 8, 4), (33, 6, 6, 3, 5), (300, 5, 2, 8, 4)]
   ),
   favourite=st.floats(0, 8),
   seed=st.integers(0, 10_000),
