@@ -18,7 +18,7 @@ import numpy as np
 
 from moe.config import Config
 from moe.data import packing
-from moe.data.chat.packing import ConversationRows
+from moe.data.chat.packing import ENDLESS, rows_of
 from moe.data.documents import Documents
 from moe.data.order import permutation, seed_of
 from moe.data.packing import Batch
@@ -26,7 +26,6 @@ from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.errors import UserError
 
 _EVALUATION_SEED = 0  # fixed: runs of different data.seed are judged on the same documents
-_ENDLESS = 2**40  # rows; Grain's own endless repeat overflows in batches of one row
 _OPEN_ROWS = 16  # of evaluation that are filled side by side
 
 
@@ -53,10 +52,10 @@ def train_iterator(
 def _endless_rows(prepared, domain, data):
   """The rows of a domain, epoch after epoch, each in an order of its own."""
   if data.format == 'chat':
-    return grain.MapDataset.source(ConversationRows(prepared, domain, data, _ENDLESS))
+    return grain.MapDataset.source(rows_of(prepared, domain, data))
   rows = TrainingRows(prepared, domain, data.seq_len, data.seed, data.reset_at_documents)
   shuffled = grain.MapDataset.source(rows).shuffle(seed_of(data.seed, domain) % 2**32)
-  return shuffled.repeat(-(-_ENDLESS // len(rows)))
+  return shuffled.repeat(-(-ENDLESS // len(rows)))
 
 
 def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
@@ -66,7 +65,7 @@ def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
   for domain, weight in zip(prepared.domains, prepared.weights):
     if config.data.format == 'chat':
       # Of the first epoch; others differ by few.
-      rows = len(ConversationRows(prepared, domain, config.data, _ENDLESS).epoch(0))
+      rows = len(rows_of(prepared, domain, config.data).epoch(0))
     else:
       text = prepared.totals(TRAIN, domain)
       # BOS and EOS of every document, too; the very first token is no target.

@@ -20,8 +20,10 @@ import os
 import re
 import tempfile
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from etils import epath
@@ -34,6 +36,7 @@ from moe.errors import UserError
 FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
 CHAT_FORMAT = 3  # of conversations: a bit a token
 _READABLE = (1, 2, 3)
+Made = TypeVar('Made')
 
 
 class PreparedData:
@@ -64,6 +67,7 @@ class PreparedData:
         raise damaged(path)
     self.tokenizer = from_files(contents)
     self._opened: dict[tuple[str, str], Documents] = {}
+    self._made: dict[tuple, object] = {}
 
   def documents(self, split: str, domain: str) -> Documents:
     """Token documents of `split` ('train' or 'held_out') and `domain`."""
@@ -74,6 +78,13 @@ class PreparedData:
         self.directory, f'{split}-{domain}', self.totals(split, domain), token_type
       )
     return self._opened[key]
+
+  def once(self, make: Callable[..., Made], *arguments: object) -> Made:
+    """make(self, *arguments), made when it is first asked for."""
+    key = (make, *arguments)
+    if key not in self._made:
+      self._made[key] = make(self, *arguments)
+    return self._made[key]
 
   def check_contents(self) -> None:
     """Reads every file. UserError that names one whose bytes are not those that were written."""

@@ -19,6 +19,7 @@ from moe.data.store import TRAIN, PreparedData
 from moe.errors import UserError
 
 WINDOW = 4096  # conversations that are packed together
+ENDLESS = 2**40  # rows; Grain's own endless repeat overflows in batches of one row
 _EPOCHS_KEPT = 2  # packings in memory: threads read ahead into the next one
 
 
@@ -87,10 +88,10 @@ class ConversationRows:
   of (seed, domain, epoch) alone. Conversations of a row are segments of their own.
   """
 
-  def __init__(self, prepared: PreparedData, domain: str, data: DataConfig, endless: int):
-    """`endless`: how long the source says it is. UserError as `fitting`."""
+  def __init__(self, prepared: PreparedData, domain: str, data: DataConfig):
+    """UserError as `fitting`."""
     self._documents: Documents = prepared.documents(TRAIN, domain)
-    self._data, self._domain, self._endless = data, domain, endless
+    self._data, self._domain = data, domain
     self._domain_J = np.array([name == domain for name in prepared.domains], np.float32)
     self.fitting = fitting(self._documents, domain, data)
     self._packed: dict[int, list[list[int]]] = {}
@@ -98,7 +99,7 @@ class ConversationRows:
     self._packing = threading.Lock()
 
   def __len__(self) -> int:
-    return self._endless
+    return ENDLESS
 
   def __repr__(self) -> str:
     data = self._data
@@ -151,11 +152,16 @@ class ConversationRows:
     return row._replace(domains_BJ=self._domain_J)
 
 
+def rows_of(prepared: PreparedData, domain: str, data: DataConfig) -> ConversationRows:
+  """The same for all who ask, so that an epoch is packed once."""
+  return prepared.once(ConversationRows, domain, data)
+
+
 def notes(prepared: PreparedData, data: DataConfig) -> list[str]:
   """What a user should know of the packing, a line a domain."""
   told = []
   for domain in prepared.domains:
-    rows = ConversationRows(prepared, domain, data, endless=1)
+    rows = rows_of(prepared, domain, data)
     packed, chosen = rows.epoch(0), rows.fitting
     count, full = len(chosen.numbers_C), chosen.sizes_C.sum() / (len(packed) * data.seq_len)
     line = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe.data import batches as pipeline
-from moe.data.chat import Message, open_template
+from moe.data.chat import Message, open_template, packing
 from moe.data.chat.conversations import from_text
 from moe.data.chat.packing import ConversationRows, best_fit
 from moe.data.corpus import documents
@@ -128,7 +128,7 @@ def segments(batch):
 
 
 def rows_of(prepared, config, domain, begin=0, epochs=1):
-  rows = ConversationRows(prepared, domain, config.data, 10**6)
+  rows = ConversationRows(prepared, domain, config.data)
   counts = [len(rows.epoch(number)) for number in range(begin + epochs)]
   first = sum(counts[:begin])
   return [rows[number] for number in range(first, sum(counts))]
@@ -205,7 +205,7 @@ def test_evaluation_scores_every_held_out_reply_once(prepared, config, domain):
 def test_what_is_told(config, prepared, capsys):
   prepare(changed(config, too_long='drop'), prepared.directory)
   told = capsys.readouterr().err.splitlines()
-  rows = ConversationRows(prepared, 'a', changed(config, too_long='drop').data, 1)
+  rows = ConversationRows(prepared, 'a', changed(config, too_long='drop').data)
   count, packed = len(rows.fitting.numbers_C), len(rows.epoch(0))
   full = rows.fitting.sizes_C.sum() / (64 * packed)
   assert told[0] == (
@@ -243,8 +243,19 @@ def test_a_record_without_its_mask_is_damaged(prepared):
     documents.record(0)
 
 
+def test_what_a_start_asks_of_an_epoch_is_of_one_packing(prepared, config, monkeypatch):
+  packed = []
+  monkeypatch.setattr(
+    packing, 'best_fit', lambda sizes, room: packed.append(sizes) or best_fit(sizes, room)
+  )
+  opened = prepare(config, prepared.directory)
+  pipeline.epochs_per_step(opened, config)
+  next(pipeline.train_iterator(opened, config))
+  assert len(packed) >= 2 and len(set(map(tuple, packed))) == len(packed)
+
+
 def test_a_seed_decides_the_epochs(prepared, config):
   of_seed = lambda seed: ConversationRows(
-    prepared, 'a', dataclasses.replace(config.data, seed=seed), 1
+    prepared, 'a', dataclasses.replace(config.data, seed=seed)
   ).epoch(0)
   assert of_seed(0) == of_seed(0) != of_seed(1)
