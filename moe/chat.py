@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TextIO
 
-from moe.data.chat import Message, Template, open_template, prompt_ids
+from moe.data.chat import Message, Template, open_template, prompt_ids, template_of
 from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 from moe.generate import Sampling, Trained, check_unicode, stream_tokens
@@ -25,13 +25,16 @@ class Conversation:
   """Turns, of which as many of the latest as the context holds are read again for each reply."""
 
   def __init__(self, run: Trained, options: Options, template: str = ''):
-    """`template`: as data.chat_template; '': `template_of` the run. UserError if it has none."""
+    """`template`: as data.chat_template; '': `template_of` the run, else deepseek.
+    UserError if it has none.
+    """
     options.sampling.check()
     if options.max_new_tokens < 1:
       raise UserError(f'max_new_tokens={options.max_new_tokens} must be at least 1')
     self._run, self._options = run, options
     self._tokenizer = must_have(run.tokenizer)
-    self.template_name = template or template_of(run)
+    own = template_of(run.config.data, self._tokenizer)
+    self.template_name = template or own or 'deepseek'
     self._template: Template = open_template(self.template_name, self._tokenizer)
     self.system, self.turns = '', []
     self.forgotten = 0  # turns that the last question pushed out of the context
@@ -75,13 +78,6 @@ class Conversation:
           f'before it always; the context is {context} (data.seq_len)'
         )
       turns = turns[questions[1] :]
-
-
-def template_of(run: Trained) -> str:
-  """The template that a run's chats were trained with; else its tokenizer's own; else deepseek."""
-  if run.config.data.format == 'chat':
-    return run.config.data.chat_template
-  return 'tokenizer' if must_have(run.tokenizer).settings.get('chat_template') else 'deepseek'
 
 
 def texts_of(tokens: Iterable[int], tokenizer: Tokenizer, end_id: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from moe.data.chat import Message, open_template
+from moe.data.chat import Message, open_template, template_of
 from moe.data.tokenizers import must_have
 from moe.errors import UserError
 from moe.generate import Sampling
@@ -40,8 +40,9 @@ class Harness(TemplateLM):
     """
     super().__init__()
     self._run, self._tokenizer = run, must_have(run.tokenizer)
-    trained_in = run.config.data.chat_template if run.config.data.format == 'chat' else 'tokenizer'
-    self._template = open_template(trained_in, self._tokenizer) if templated else None
+    # Without one of its own refused: scores in a template that it has never seen say little.
+    name = template_of(run.config.data, self._tokenizer) or 'tokenizer'
+    self._template = open_template(name, self._tokenizer) if templated else None
     self._encoded: dict[str, list[int]] = {}
     self._asked: list[Instance] = []
     self.max_length = run.config.data.seq_len

@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 
 from moe import chat
-from moe.chat import Conversation, Options, talk, template_of, texts_of
+from moe.chat import Conversation, Options, talk, texts_of
 from moe.config import DataConfig
-from moe.data.chat import Message, open_template, prompt_ids
+from moe.data.chat import Message, open_template, prompt_ids, template_of
 from moe.data.tokenizers import train_tokenizer
 from moe.errors import UserError
 from moe.generate import Sampling
@@ -156,12 +156,13 @@ def test_in_a_terminal_a_fault_does_not_end_it(script, capsys):
 
 
 def test_which_template():
-  run = lambda settings, **data: types.SimpleNamespace(
-    config=types.SimpleNamespace(data=DataConfig(**data)),
-    tokenizer=types.SimpleNamespace(settings=settings),
+  own, none = (
+    types.SimpleNamespace(settings=settings) for settings in ({'chat_template': 'x'}, {})
   )
-  assert template_of(run({'chat_template': 'x'}, format='chat', chat_template='plain')) == 'plain'
-  assert template_of(run({'chat_template': 'x'})) == 'tokenizer'
-  assert template_of(run({})) == 'deepseek'
+  assert template_of(DataConfig(format='chat', chat_template='plain'), own) == 'plain'
+  assert template_of(DataConfig(), own) == 'tokenizer'
+  assert template_of(DataConfig(), none) == ''
+  run = types.SimpleNamespace(config=types.SimpleNamespace(data=DataConfig()), tokenizer=TOKENIZER)
+  assert Conversation(run, Options(Sampling())).template_name == 'deepseek'
   with pytest.raises(UserError, match='max_new_tokens=0 must be at least 1'):
     of(max_new_tokens=0)

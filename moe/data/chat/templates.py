@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from moe.config import DataConfig
 from moe.data.chat.base import Part, Template
 from moe.data.chat.conversations import Message
 from moe.data.chat.jinja import JinjaTemplate, source_of
@@ -60,6 +61,15 @@ def open_template(name: str, tokenizer: Tokenizer) -> Template:
   if name in _NAMED:
     return NamedTemplate(name, tokenizer.bos_id, tokenizer.eos_id)
   return JinjaTemplate(tokenizer)
+
+
+def template_of(data: DataConfig, tokenizer: Tokenizer) -> str:
+  """The name of the template that a run's chats were trained in; else 'tokenizer' if that has one
+  of its own; else ''.
+  """
+  if data.format == 'chat':
+    return data.chat_template
+  return 'tokenizer' if tokenizer.settings.get('chat_template') else ''
 
 
 def identity(name: str, tokenizer: Tokenizer | None) -> str:
