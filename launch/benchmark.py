@@ -1,13 +1,17 @@
-"""Paired timings in one process.
+"""Paired timings in one process, and what an accelerator makes of every op.
 
-  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation [--check]
-    [--rounds=9]
+  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation|device
+    [--check] [--rounds=9]
 
 The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
 taken pair by pair. --format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar}
 and, of pairs, the tokens a second of both sides; of parts (`step: attention`, …), whose ratio is
 their share of the whole, GFLOP/s beside those of a big product in the same run. --check exits with
 1 where a median is over its bar.
+
+--suite=device: whatever JAX sees, in at most 8 minutes. A ratio is an error over its tolerance,
+with 1 as bar, or one of times; null where nothing is compared. What failed (`failed`, which --check
+minds), does not run there or was left out says why. docs/kernels.md.
 """
 
 import json
@@ -20,13 +24,17 @@ from moe.errors import UserError
 SUITE = flags.DEFINE_enum(
   'suite',
   'train_step',
-  ['moe_layer', 'train_step', 'proxy', 'tokenizer', 'evaluation'],
+  ['moe_layer', 'train_step', 'proxy', 'tokenizer', 'evaluation', 'device'],
   'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; '
   'proxy: that beside dense only; tokenizer: a tokenizer.json beside the library it is of; '
-  'evaluation: requests of launch.evaluate --tasks beside launch.evaluate and Hugging Face.',
+  'evaluation: requests of launch.evaluate --tasks beside launch.evaluate and Hugging Face; '
+  'device: every op on the accelerator at hand beside the reference, a layer, a step, decoding.',
 )
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Pairs that are timed, after one that is not.')
 CHECK = flags.DEFINE_bool('check', False, 'Exit with 1 where a median is over its bar.')
+READ = flags.DEFINE_string(
+  'read', None, 'What --suite=device --format=json has written: only its table is printed.'
+)
 FORMAT = cli.format_flag()
 
 
@@ -34,6 +42,7 @@ def main(_):
   if ROUNDS.value < 1:
     raise UserError(f'--rounds={ROUNDS.value} must be at least 1')
   from experiments.benchmarks import evaluation, moe_layer, timing, tokenizer, train_step
+  from experiments.benchmarks.device import report, supervise
 
   suites = {
     'moe_layer': moe_layer.suite,
@@ -41,12 +50,13 @@ def main(_):
     'proxy': train_step.proxy_suite,
     'tokenizer': tokenizer.suite,
     'evaluation': evaluation.suite,
+    'device': supervise.suite,
   }
-  rows = suites[SUITE.value](ROUNDS.value)
-  print(json.dumps(rows, indent=2) if FORMAT.value == 'json' else timing.table(rows))
-  if CHECK.value and any(
-    row['bar'] is not None and row['ratio_median'] > row['bar'] for row in rows
-  ):
+  rows = report.read(READ.value) if READ.value else suites[SUITE.value](ROUNDS.value)
+  of_device = READ.value or SUITE.value == 'device'
+  table = report.table if of_device else timing.table
+  print(json.dumps(rows, indent=2) if FORMAT.value == 'json' else table(rows))
+  if CHECK.value and any(map(timing.is_over, rows)):
     return 1
 
 

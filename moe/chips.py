@@ -10,13 +10,15 @@ Sources, read in 2026:
   h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink
         both ways together; docs.nvidia.com/dgx/dgxh100-user-guide: servers of 8, a 400 Gb/s network
         adapter a GPU between them
-  Peaks alone: cloud.google.com/tpu/docs/v4 (275 TFLOP/s), nvidia.com/data-center/a100 (312),
-  h200 (989)
+  Peaks alone: cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 1,228 GB/s; nvidia.com/data-center/a100:
+        312 TFLOP/s, 1,555 GB/s with 40 GB, with 80 GB 2,039 (SXM) and 1,935 (PCIe); h200: 989
+        TFLOP/s, 4.8 TB/s
 A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling
 book measures 45 and 90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 GIB = 2**30
 
@@ -45,26 +47,43 @@ CHIPS = {
   'h100': Chip('h100', 'gpu', int(0.75 * 85_029_158_912), 989e12, 3350e9, 450e9, 0, 8, 50e9),
 }
 
+
+class Peaks(NamedTuple):
+  """Of one device, a second."""
+
+  flops: float  # bfloat16, dense
+  hbm: float  # bytes
+
+
+_OF_CHIPS = {name: Peaks(chip.flops, chip.hbm) for name, chip in CHIPS.items()}
 # By what `jax.Device.device_kind` says, which names a product, not a chip:
 # the first that it begins with.
 _PEAKS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': CHIPS['v5e'].flops,
-  'TPU v5e': CHIPS['v5e'].flops,
-  'TPU v5': CHIPS['v5p'].flops,  # 'TPU v5' and 'TPU v5p'
-  'TPU v6': CHIPS['v6e'].flops,  # 'TPU v6 lite' and 'TPU v6e'
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': CHIPS['h100'].flops,
-  'NVIDIA H200': 989e12,
+  'TPU v4': Peaks(275e12, 1228e9),
+  'TPU v5 lite': _OF_CHIPS['v5e'],
+  'TPU v5e': _OF_CHIPS['v5e'],
+  'TPU v5': _OF_CHIPS['v5p'],  # 'TPU v5' and 'TPU v5p'
+  'TPU v6': _OF_CHIPS['v6e'],  # 'TPU v6 lite' and 'TPU v6e'
+  'NVIDIA A100-SXM4-80GB': Peaks(312e12, 2039e9),
+  'NVIDIA A100 80GB PCIe': Peaks(312e12, 1935e9),
+  'NVIDIA A100': Peaks(312e12, 1555e9),
+  'NVIDIA H100': _OF_CHIPS['h100'],
+  'NVIDIA H200': Peaks(989e12, 4800e9),
 }
 # Sold under the same name with less: no share is told of these.
 _SLOWER = ('NVIDIA H100 PCIe', 'NVIDIA H100 NVL')
+
+
+def peaks(device_kind: str) -> Peaks | None:
+  """None where the table does not know the device."""
+  if device_kind.startswith(_SLOWER):
+    return None
+  return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
   """FLOPs a second of dense bfloat16 products of one device;
   None where the table does not know it.
   """
-  if device_kind.startswith(_SLOWER):
-    return None
-  return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)
+  found = peaks(device_kind)
+  return found.flops if found else None

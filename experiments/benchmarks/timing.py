@@ -63,6 +63,11 @@ def breakdown(
   ]
 
 
+def is_over(row: dict) -> bool:
+  """Whether it misses its bar, or could not be measured for a fault."""
+  return 'failed' in row or (row['bar'] is not None and row['ratio_median'] > row['bar'])
+
+
 def table(rows: list[dict]) -> str:
   """The rows for people."""
   lines = [f'{"":<58}{"time ratio":>11}{"min–max":>14}{"bar":>6}{"tokens/s":>18}']

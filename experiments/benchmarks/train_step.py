@@ -58,24 +58,8 @@ def dense_twin(config: Config) -> Config:
 
 
 def train_step(config: Config) -> Callable[[], None]:
-  """One training step after another on a fixed batch of ids whose frequencies
-  fall like those of words.
-  """
-  shape = config.data.batch_size, config.data.seq_len
-  frequencies_V = 1 / np.arange(1, config.model.vocab_size + 1)
-  generator = np.random.default_rng(0)
-  ids_BL = generator.choice(
-    config.model.vocab_size, (shape[0], shape[1] + 1), p=frequencies_V / frequencies_V.sum()
-  )
-  ids_BL = ids_BL.astype(np.int32)
-  positions_BL = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-  batch = Batch(
-    ids_BL[:, :-1],
-    ids_BL[:, 1:],
-    positions_BL,
-    np.ones(shape, np.int32),
-    np.ones(shape, np.float32),
-  )
+  """One training step after another on `words`."""
+  batch = words(config)
   step = jax.jit(make_train_step(config), donate_argnums=0)
   state, numbers = jax.jit(lambda: init_state(config))(), hyperparameters(config)
 
@@ -85,6 +69,25 @@ def train_step(config: Config) -> Callable[[], None]:
     jax.block_until_ready(metrics)
 
   return run
+
+
+def words(config: Config) -> Batch:
+  """A batch of ids whose frequencies fall like those of words."""
+  shape = config.data.batch_size, config.data.seq_len
+  frequencies_V = 1 / np.arange(1, config.model.vocab_size + 1)
+  generator = np.random.default_rng(0)
+  ids_BL = generator.choice(
+    config.model.vocab_size, (shape[0], shape[1] + 1), p=frequencies_V / frequencies_V.sum()
+  )
+  ids_BL = ids_BL.astype(np.int32)
+  positions_BL = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+  return Batch(
+    ids_BL[:, :-1],
+    ids_BL[:, 1:],
+    positions_BL,
+    np.ones(shape, np.int32),
+    np.ones(shape, np.float32),
+  )
 
 
 def _beside_dense(dtype, rounds, bar):

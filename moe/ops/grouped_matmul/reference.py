@@ -15,6 +15,8 @@ def grouped_matmul(
   ends_E = jnp.cumsum(group_sizes_E)
   row_R = jnp.arange(rows_RD.shape[0])
 
+  # Backward masks the rows again: kept, they would be E times as many.
+  @jax.checkpoint
   def add_group(total_RF, group):
     weights_DF, size, end = group
     mine_R = (row_R >= end - size) & (row_R < end)

@@ -110,11 +110,11 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
   made = []
   for op, (function, floats, others) in calls.items():
     made.append(Program(op, 'forward', function, (*floats, *others)))
-    made.append(Program(op, 'backward', _with_gradients(function, len(floats)), (*floats, *others)))
+    made.append(Program(op, 'backward', with_gradients(function, len(floats)), (*floats, *others)))
   return made
 
 
-def _with_gradients(function, num_floats):
+def with_gradients(function, num_floats):
   """Values and gradients of the float arguments; the cotangents depend on the values,
   so that none folds away.
   """

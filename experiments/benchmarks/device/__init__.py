@@ -1,0 +1,17 @@
+"""The accelerator that JAX sees: every op of every implementation that runs there beside the
+reference, the layer, a training step and decoding.
+
+supervise  one process asks, another computes: a hang or a crash there is a record, not the end
+worker     the process that computes, a case at a time
+cases      what is measured, in order of worth, each part with its seconds
+sizes      shapes: those of the 2B and the 16B, or small ones for a CPU
+ops        an op beside the reference; drawn: the ops, and what they are given
+layer      a MoE layer beside others
+models     a training step, decoding
+kept       what neighbouring cases share
+clock      compiling and timing on a device
+records    one measurement as JSON
+report     all of them as a table for docs/kernels.md
+
+T tokens, D width, F expert width, E experts, K a token, R = T·K rows.
+"""

@@ -1,0 +1,36 @@
+"""Workers of the device benchmark that compute nothing. What they import is little: each is a new
+process.
+"""
+
+import os
+import time
+from pathlib import Path
+
+WHERE = {'device': 'none', 'jax': '0', 'commit': None}
+CASES = ['good', 'crashes', 'after a crash', 'hangs', 'after it']
+
+
+def serve(connection, rounds, log):
+  """Cases that do as their names say; the other part has no time of its own."""
+  connection.send((WHERE, [('first', 60.0, CASES), ('second', 0.0, ['put off'])]))
+  for name in iter(connection.recv, None):
+    if name == 'crashes':
+      Path(log).write_text('before\nillegal address\n', encoding='utf-8')
+      os._exit(3)
+    if name == 'hangs':
+      time.sleep(60)
+    record = {'name': name, 'ratio_median': None, 'bar': None, 'process': os.getpid()}
+    # After the first record of all nothing more is computed there.
+    connection.send(([record], name != 'good'))
+
+
+def refuse(connection, rounds, log):
+  Path(log).write_text('no such device\n', encoding='utf-8')
+  os._exit(1)
+
+
+def slow(connection, rounds, log):
+  """Two cases, the first of which takes all the time there is."""
+  connection.send((WHERE, [('only', 60.0, ['hangs', 'never begun'])]))
+  connection.recv()
+  time.sleep(60)
