@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from moe.chips import CHIPS, peak_flops
+from moe.chips import CHIPS, peak_flops, peaks
 from moe.metrics import machine
 
 
@@ -33,6 +33,11 @@ def devices(monkeypatch, kind, memory=None):
 )
 def test_a_peak_is_known_by_what_jax_calls_the_device(kind, peak):
   assert peak_flops(kind) == peak
+
+
+def test_memory_of_products_that_share_a_name_differs():
+  kinds = 'NVIDIA A100-SXM4-40GB', 'NVIDIA A100-SXM4-80GB', 'TPU v5 lite', 'NVIDIA H100 NVL'
+  assert [found and found.hbm for found in map(peaks, kinds)] == [1555e9, 2039e9, 819e9, None]
 
 
 def test_mfu_is_a_share_of_all_devices_and_absent_where_the_peak_is_not_known(monkeypatch):
