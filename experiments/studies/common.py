@@ -152,5 +152,6 @@ def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> 
   )
 
 
-LONG = long_scale(48, 24, 1024, 2400)  # the shape is pilot_long.py's to choose
+# The shape that pilot_long.py has chosen.
+LONG = long_scale(48, 24, 2048, 3360)
 SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}
