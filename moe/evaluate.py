@@ -7,7 +7,7 @@ B sequences, L tokens a sequence, N MoE layers, E routed experts.
 import gzip
 import lzma
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -47,6 +47,18 @@ class Evaluation(NamedTuple):
   is_sample: bool = False  # not all held-out text was scored
 
 
+def held_out_batches(
+  data: PreparedData, config: Config, mesh: Mesh | None = None, max_batches: int | None = None
+) -> Iterator[tuple[str, Batch]]:
+  """(domain, batch) of all held-out documents, or of at most `max_batches` batches a domain.
+
+  `mesh`: the one that they are spread over, where there is one.
+  """
+  for domain in data.held_out_domains:
+    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
+      yield domain, place_whole(batch, mesh) if mesh else batch
+
+
 class Evaluator:
   """Scores held-out text with one compiled function; `params` may change between calls."""
 
@@ -66,17 +78,18 @@ class Evaluator:
 
     The total weighs the domains by all their held-out tokens, however many of each were scored.
     """
-    sums, counts_NE = {}, 0
-    for domain in self._data.held_out_domains:
-      loss, tokens = 0.0, 0
-      for batch in pipeline.evaluation_batches(self._data, domain, self._config, max_batches):
-        batch = place_whole(batch, self._mesh) if self._mesh else batch
-        batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
-        loss, tokens = loss + float(batch_loss), tokens + int(batch_tokens)
-        counts_NE = counts_NE + batch_counts_NE
+    scored, counts_NE = dict.fromkeys(self._data.held_out_domains, (0.0, 0)), 0
+    batches = held_out_batches(self._data, self._config, self._mesh, max_batches)
+    for domain, batch in batches:
+      batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
+      loss, tokens = scored[domain]
+      scored[domain] = loss + float(batch_loss), tokens + int(batch_tokens)
+      counts_NE = counts_NE + batch_counts_NE
+    sums = {}
+    for domain, found in scored.items():
       size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
       # No model predicts what its tokens do not say: 8 bits a byte, as without a model.
-      sums[domain] = loss, tokens, size, 8 * pipeline.lost_bytes(self._data, domain)
+      sums[domain] = *found, size, 8 * pipeline.lost_bytes(self._data, domain)
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     total, is_sample = self._total(sums)

@@ -16,11 +16,10 @@ from jax.sharding import Mesh
 
 from moe.analysis.interventions import Intervention, routing
 from moe.config import Config
-from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.data.tokenizers import Tokenizer
-from moe.parallel.feeding import place_whole
+from moe.evaluate import held_out_batches
 from moe.parallel.sharding import replicated
 
 # The class of a token is that of its piece alone; the first that fits.
@@ -142,15 +141,11 @@ def survey(
     lambda params, batch: count(config, params, batch, class_V, intervention),
     out_shardings=replicated(mesh),
   )
-  domain_X, sequences, sums = [], [], 0
-  for number, domain in enumerate(data.held_out_domains):
-    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
-      batch = place_whole(batch, mesh) if mesh else batch
-      sequences_NBE, *rest = (x.astype(np.int64) for x in jax.device_get(of_batch(params, batch)))
-      real_B = sequences_NBE.any(axis=(0, 2))  # rows of padding fill a domain's last batch
-      domain_X += [number] * real_B.sum()
-      sequences.append(sequences_NBE[:, real_B])
-      sums = [old + new for old, new in zip(sums, rest, strict=True)] if sums else rest
-  return Survey(
-    tuple(data.held_out_domains), np.array(domain_X), np.concatenate(sequences, axis=1), *sums
-  )
+  domains, domain_X, sequences, sums = data.held_out_domains, [], [], 0
+  for domain, batch in held_out_batches(data, config, mesh, max_batches):
+    sequences_NBE, *rest = (x.astype(np.int64) for x in jax.device_get(of_batch(params, batch)))
+    real_B = sequences_NBE.any(axis=(0, 2))  # rows of padding fill a domain's last batch
+    domain_X += [domains.index(domain)] * real_B.sum()
+    sequences.append(sequences_NBE[:, real_B])
+    sums = [old + new for old, new in zip(sums, rest, strict=True)] if sums else rest
+  return Survey(domains, np.array(domain_X), np.concatenate(sequences, axis=1), *sums)

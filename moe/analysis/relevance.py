@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from moe.analysis.interventions import routing
 from moe.config import Config
-from moe.data import batches as pipeline
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
-from moe.parallel.feeding import place_whole
+from moe.evaluate import held_out_batches
 from moe.parallel.sharding import replicated
 
 
@@ -45,12 +44,10 @@ def relevance(
     lambda params, batch: _of_batch(config, params, batch), out_shardings=replicated(mesh)
   )
   gates, counts, tokens = 0.0, 0, 0
-  for domain in data.held_out_domains:
-    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
-      batch = place_whole(batch, mesh) if mesh else batch
-      gates_NE, counts_NE, count = jax.device_get(of_batch(params, batch))
-      gates = gates + gates_NE.astype(np.float64)
-      counts, tokens = counts + counts_NE.astype(np.int64), tokens + int(count)
+  for _, batch in held_out_batches(data, config, mesh, max_batches):
+    gates_NE, counts_NE, count = jax.device_get(of_batch(params, batch))
+    gates = gates + gates_NE.astype(np.float64)
+    counts, tokens = counts + counts_NE.astype(np.int64), tokens + int(count)
   return Relevance(gates, counts, tokens)
 
 
