@@ -45,21 +45,27 @@ def chosen(data_flags, finished, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def tuned(data_flags, finished, chosen, tmp_path_factory):
-  """(workdir, config) of a run of four steps, of which checkpoints 0, 2 and 4 are there."""
-  workdir = tmp_path_factory.mktemp('tuned') / 'run'
-  config = programs.config(
-    data_flags,
-    **KEYS,
-    **{
-      'train.init_from': str(finished),
-      'finetune.trainable': 'experts',
-      'finetune.experts': str(chosen),
-    },
-  )
-  with one_device():
-    train(config, workdir)
-  return workdir, config
+def started(data_flags, finished, chosen, tmp_path_factory):
+  """(finetune.trainable, other keys) → (workdir, config) of a run of four steps from `finished`, of
+  which checkpoints 0, 2 and 4 are there.
+  """
+
+  def start(trainable, **keys):
+    workdir = tmp_path_factory.mktemp(trainable) / 'run'
+    part = {'finetune.trainable': trainable, 'finetune.experts': str(chosen)}
+    config = programs.config(
+      data_flags, **KEYS, **part, **{'train.init_from': str(finished)}, **keys
+    )
+    with one_device():
+      train(config, workdir)
+    return workdir, config
+
+  return start
+
+
+@pytest.fixture(scope='module')
+def tuned(started):
+  return started('experts')
 
 
 def test_the_chosen_experts_alone_are_trained_and_have_state(finished, chosen, tuned):
@@ -118,23 +124,9 @@ def test_another_choice_is_refused_by_name(data_flags, finished, tuned):
 
 
 @pytest.fixture(scope='module')
-def adapted(data_flags, finished, chosen, tmp_path_factory):
-  """(workdir, config) of a run of four steps that trains adapters."""
-  workdir = tmp_path_factory.mktemp('adapted') / 'run'
-  config = programs.config(
-    data_flags,
-    **KEYS,
-    **{
-      'train.init_from': str(finished),
-      'finetune.trainable': 'lora',
-      'finetune.experts': str(chosen),
-      'finetune.lora_rank': 2,
-      'finetune.lora_targets': ('attention', 'experts'),
-    },
-  )
-  with one_device():
-    train(config, workdir)
-  return workdir, config
+def adapted(started):
+  adapters = {'finetune.lora_rank': 2, 'finetune.lora_targets': ('attention', 'experts')}
+  return started('lora', **adapters)
 
 
 def test_adapters_begin_as_nothing_and_alone_are_trained(finished, adapted):
