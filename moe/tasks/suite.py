@@ -67,6 +67,7 @@ class Suite:
     """UserError for rows that a task cannot be made of, and what `Harness` refuses."""
     from lm_eval.evaluator import evaluate
 
+    from moe.tasks.errors import standard_error
     from moe.tasks.harness import Harness
     from moe.tasks.loading import LocalTask
 
@@ -80,8 +81,9 @@ class Suite:
       task.set_fewshot_seed(_SEED)
     # A bar for every task whose requests are made, which takes no time.
     without_bars = mock.patch('lm_eval.api.task.tqdm', lambda items, **_: items)
+    with_all_errors = mock.patch('lm_eval.evaluator_utils.stderr_for_metric', standard_error)
     try:
-      with without_bars:
+      with without_bars, with_all_errors:
         found = evaluate(
           model,
           together,

@@ -1,6 +1,7 @@
 """Tasks with rows of a folder, through launch.evaluate in this process."""
 
 import json
+import math
 
 import pytest
 
@@ -28,6 +29,7 @@ def workdir(run, tmp_path_factory):
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('rows')
   write_rows(folder, 'piqa', 'validation', PIQA)
+  write_rows(folder, 'pile_text', 'test', [{'text': row['sol1']} for row in PIQA])
   return folder
 
 
@@ -38,7 +40,9 @@ def flags(workdir, folder, tasks, *more):
 def test_a_task_from_a_folder(workdir, folder, run):
   """Its accuracies are those of the loops; what has no rows is told, not raised."""
   told = json.loads(
-    in_process.check('evaluate', *flags(workdir, folder, 'piqa,winogrande', '--format=json'))
+    in_process.check(
+      'evaluate', *flags(workdir, folder, 'piqa,winogrande,pile_text', '--format=json')
+    )
   )
   right = right_by_byte = 0
   for row in PIQA:
@@ -55,6 +59,12 @@ def test_a_task_from_a_folder(workdir, folder, run):
   assert (piqa['rows'], piqa['shots'], piqa['cut']) == (3, 0, 0)
   assert piqa['paper']['DeepSeekMoE 16B'] == 80.2 and piqa['paper_same_model'] is None
   assert piqa['errors'].keys() == piqa['metrics'].keys()
+  nats = -sum(
+    score(run, [run.tokenizer.bos_id], run.tokenizer.encode(row['sol1']))[0] for row in PIQA
+  )
+  size, pile = sum(len(row['sol1'].encode()) for row in PIQA), told['tasks']['pile_text']
+  assert pile['metrics'] == pytest.approx({'bits_per_byte': nats / math.log(2) / size})
+  assert 0 < pile['errors']['bits_per_byte'] < pile['metrics']['bits_per_byte']
   assert told['step'] == 7 and told['missing'].keys() == {'winogrande'}
   (line,) = (workdir / 'evaluations.jsonl').read_text().splitlines()
   assert json.loads(line) == told
