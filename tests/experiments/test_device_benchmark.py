@@ -70,6 +70,23 @@ def test_kernels_are_compared_and_refusals_are_told():
   assert elsewhere['name'] == 'pallas_tpu' and 'needs a tpu' in elsewhere['cannot_run']
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_every_op_takes_what_is_drawn_for_it(dtype):
+  def shapes(name, which):
+    def run():
+      op = drawn.op(name, TINY, dtype)
+      return op.call(dtype, which, *op.floats, *op.others)
+
+    return jax.tree.map(lambda x: x.shape, jax.eval_shape(run))
+
+  for name in drawn.OPS:
+    truth = shapes(name, 'reference')
+    assert shapes(name, 'xla') == truth
+    if (name, dtype) != ('attention', 'float32'):
+      with compiling_for('gpu', interpret=True):
+        assert shapes(name, 'pallas_gpu') == truth
+
+
 def test_wrong_numbers_are_records(monkeypatch):
   reference = combine_api.IMPLEMENTATIONS['reference']
   tripled = lambda rows, gates, plan: 3 * reference(rows, gates, plan)

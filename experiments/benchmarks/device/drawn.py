@@ -101,7 +101,8 @@ def _grouped_matmul(draw: Draw) -> Op:
 
 def _routed_ffn(draw: Draw) -> Op:
   def call(dtype, which, tokens_TD, gates_TK, weights, plan):
-    return routed_ffn(tokens_TD, gates_TK, plan, weights, dtype=dtype, implementation=which)
+    of = jnp.dtype(dtype)
+    return routed_ffn(tokens_TD, gates_TK, plan, weights, dtype=of, implementation=which)
 
   s = draw.shape
   d, f, rows = s.d_model, s.d_expert, s.tokens * s.experts_per_token
