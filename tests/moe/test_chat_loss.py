@@ -61,31 +61,37 @@ def config(**overrides):
   return small_config(**CONFIG | {'data.batch_size': len(BATCH.tokens_BL)} | overrides)
 
 
+_gradients = jax.jit(loss_and_gradients, static_argnums=0)
+
+
 def computed(config, batch=BATCH):
-  run = jax.jit(lambda params, batch: loss_and_gradients(config, params, batch))
-  gradients, metrics = run(small_params(config), jax.tree.map(jnp.asarray, batch))
+  gradients, metrics = _gradients(config, small_params(config), jax.tree.map(jnp.asarray, batch))
   return jax.device_get((metrics['loss'], gradients, metrics))
 
 
-def test_packed_is_what_each_conversation_is_alone():
+@pytest.fixture(scope='module')
+def plain():
+  return computed(config())
+
+
+def test_packed_is_what_each_conversation_is_alone(plain):
   """Σ of −log p over the replies' tokens, from logits of each conversation in a row of its own."""
-  alone, made = rows(CHATS, [[number] for number in range(len(CHATS))]), config()
-  model = Transformer(made)
+  alone, model = rows(CHATS, [[number] for number in range(len(CHATS))]), Transformer(config())
+  learnt = [
+    (row, place - 1, tokens[place])
+    for row, (tokens, is_learnt) in enumerate(CHATS)
+    for place in np.flatnonzero(is_learnt)
+  ]
 
   def truth(params):
     hidden = model.apply(
       {'params': params}, alone.tokens_BL, alone.positions_BL, alone.segment_ids_BL
     )[0]
     logits = model.apply({'params': params}, hidden, method='logits')
-    total, count = 0.0, 0
-    for row, (tokens, learnt) in enumerate(CHATS):
-      for place in np.flatnonzero(learnt):
-        total -= jax.nn.log_softmax(logits[row, place - 1])[tokens[place]]
-        count += 1
-    return total / count
+    return -jax.nn.log_softmax(logits)[tuple(np.transpose(learnt))].mean()
 
-  loss, gradients, metrics = computed(made)
-  expected, slopes = jax.jit(jax.value_and_grad(truth))(small_params(made))
+  loss, gradients, metrics = plain
+  expected, slopes = jax.jit(jax.value_and_grad(truth))(small_params(config()))
   assert len(PACKED) < len(CHATS) / 1.5
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert_close(gradients, slopes, 2e-5)
@@ -94,9 +100,8 @@ def test_packed_is_what_each_conversation_is_alone():
   np.testing.assert_allclose(metrics['packing_efficiency'], inputs / BATCH.tokens_BL.size)
 
 
-def test_no_token_of_a_prompt_contributes():
+def test_no_token_of_a_prompt_contributes(plain):
   """Other targets where nothing is learnt change no bit; one more that is learnt does."""
-  plain = computed(config())
   others = np.where(BATCH.weights_BL > 0, BATCH.targets_BL, (BATCH.targets_BL + 7) % VOCAB)
   changed = computed(config(), BATCH._replace(targets_BL=others))
   jax.tree.map(np.testing.assert_array_equal, changed, plain)
@@ -105,15 +110,13 @@ def test_no_token_of_a_prompt_contributes():
   assert computed(config(), BATCH._replace(weights_BL=more))[0] != plain[0]
 
 
-def test_on_a_mesh_and_in_microbatches():
-  expected = computed(config())
+def test_on_a_mesh_and_in_microbatches(plain):
   made = config(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.expert': 2, 'train.microbatches': 1})
   mesh = mesh_lib.make_mesh(made)
   params = small_params(config())
   params = jax.device_put(params, shardings(made, mesh, params))
   with mesh_lib.use(mesh, made.mesh.zero):
-    run = jax.jit(lambda params, batch: loss_and_gradients(made, params, batch))
-    gradients, metrics = jax.device_get(run(params, place_whole(BATCH, mesh)))
-  assert_close((metrics['loss'], gradients), expected[:2], 2e-5)
-  assert metrics['examples'] == expected[2]['examples']
-  assert_close(computed(config(**{'train.microbatches': 4}))[:2], expected[:2], 2e-5)
+    gradients, metrics = jax.device_get(_gradients(made, params, place_whole(BATCH, mesh)))
+  assert_close((metrics['loss'], gradients), plain[:2], 2e-5)
+  assert metrics['examples'] == plain[2]['examples']
+  assert_close(computed(config(**{'train.microbatches': 4}))[:2], plain[:2], 2e-5)

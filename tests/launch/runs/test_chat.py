@@ -67,20 +67,21 @@ def test_it_goes_on_bit_for_bit(made, tmp_path):
   assert programs.losses(run) == programs.losses(workdir)
 
 
-def alone(run, tokens_N, learnt_N):
-  """Nats of every reply's token, from the logits of a conversation no longer than the context."""
-  logits_LV = run.logits(tokens_N[:-1].tolist()).astype(np.float64)
-  nats_LV = np.log(np.exp(logits_LV).sum(axis=1, keepdims=True)) - logits_LV
-  return [nats_LV[i - 1, tokens_N[i]] for i in np.flatnonzero(learnt_N)]
+def alone(run, conversations):
+  """Nats of every reply's token, from the logits of conversations no longer than the context."""
+  logits = run.logits([tokens_N[:-1].tolist() for tokens_N, _ in conversations])
+  for (tokens_N, learnt_N), logits_LV in zip(conversations, logits, strict=True):
+    logits_LV = logits_LV.astype(np.float64)
+    nats_LV = np.log(np.exp(logits_LV).sum(axis=1, keepdims=True)) - logits_LV
+    yield from (nats_LV[i - 1, tokens_N[i]] for i in np.flatnonzero(learnt_N))
 
 
 def test_evaluation_is_of_the_replies(made):
   _, workdir = made
   run, (_, prepared) = load_run(workdir), opened(workdir)
   told = json.loads(in_process.check('evaluate', f'--workdir={workdir}', '--format=json'))
-  documents, losses = prepared.documents(HELD_OUT, 'b'), []
-  for number in range(len(documents)):
-    losses += alone(run, *documents.conversation(number))
+  documents = prepared.documents(HELD_OUT, 'b')
+  losses = list(alone(run, list(map(documents.conversation, range(len(documents))))))
   assert told['domains']['b']['tokens'] == len(losses) > 0
   assert told['domains']['b']['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
   last = programs.lines(workdir)[-1]['held_out_loss_by_domain']
