@@ -1,14 +1,17 @@
-"""The routed FFN in plain XLA: on CPU tiles side by side,
-elsewhere grouped matmuls (`lax.ragged_dot`).
+"""The routed FFN in plain XLA: of a few tokens one expert after another; of many on CPU tiles side
+by side, elsewhere grouped matmuls (`lax.ragged_dot`).
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.implementation import platform
-from moe.ops.routed_ffn import grouped, tiled
-from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.routed_ffn import few, grouped, tiled
+from moe.ops.routed_ffn.types import FEW, ExpertWeights
+from moe.ops.rows import as_floats
 
 
 def routed_ffn(
@@ -18,5 +21,32 @@ def routed_ffn(
   weights: ExpertWeights,
   dtype: jnp.dtype,
 ) -> jax.Array:
+  if 0 < tokens_TD.shape[0] <= FEW:
+    return _of_few(tokens_TD, gates_TK, plan, weights, dtype)
+  weights = ExpertWeights(*(as_floats(w, jnp.bfloat16) for w in weights))
+  return _of_many(tokens_TD, gates_TK, plan, weights, dtype)
+
+
+def _of_many(*arguments):
   arrangement = tiled if platform() == 'cpu' else grouped
-  return arrangement.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
+  return arrangement.routed_ffn(*arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _of_few(tokens_TD, gates_TK, plan, weights, dtype):
+  """Where nothing is differentiated; what is has backward's arrangement in forward, too."""
+  return few.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
+
+
+def _forward(tokens_TD, gates_TK, plan, weights, dtype):
+  run = lambda tokens_TD, gates_TK, weights: _of_many(tokens_TD, gates_TK, plan, weights, dtype)
+  return jax.vjp(run, tokens_TD, gates_TK, weights)
+
+
+def _backward(dtype, pull, d_output_TD):
+  del dtype
+  d_tokens_TD, d_gates_TK, d_weights = pull(d_output_TD)
+  return d_tokens_TD, d_gates_TK, None, d_weights
+
+
+_of_few.defvjp(_forward, _backward)

@@ -1,0 +1,74 @@
+"""The routed FFN of a few tokens: one expert after another. Of the weights it reads those of
+experts that were chosen, once, and no others.
+
+When tokens are few, reading weights is all that takes time. An expert's are cut out of their stack
+within the loop, so that the copy stays in the core's cache until its products are done; and cut out
+as they are stored, so that the memory is read at its own size.
+
+r rows of one expert that go through it at once.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.ops.dispatch_plan import DispatchPlan, make_tiles
+from moe.ops.matmul import matmul
+from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.rows import as_bits, as_floats, gates_by_row, sum_rows, take_rows
+from moe.ops.swiglu import swiglu
+
+_ROWS = 4
+
+
+def routed_ffn(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
+) -> jax.Array:
+  """Forward alone: xla.py has the gradients."""
+  (num_tokens, width), num_rows = tokens_TD.shape, plan.token_R.shape[0]
+  x_TD, run = tokens_TD.astype(dtype), functools.partial(_through_expert, weights, dtype)
+  if num_tokens == 1:
+    experts_K, gates_K = plan.experts_TK[0], gates_TK[0]
+    add = lambda k, sum_1D: sum_1D + run(experts_K[k], x_TD, gates_K[k]).astype(jnp.float32)
+    sum_1D = lax.fori_loop(0, experts_K.size, add, jnp.zeros((1, width), jnp.float32))
+    return sum_1D.astype(dtype)
+
+  rows = min(_ROWS, num_tokens)
+  tiles = make_tiles(plan.group_sizes_E, num_rows, rows, aligned=False)
+  gates_R = gates_by_row(gates_TK, plan)
+
+  def visit(state):
+    tile, output_RD = state
+    start = tiles.start_U[tile]
+    # Rows of the next expert, or none, where this one's end: the next visit writes over them.
+    row_r = jnp.minimum(start + jnp.arange(rows), num_rows - 1)
+    x_rD = take_rows(x_TD, take_rows(plan.token_R, row_r))
+    output_rD = as_bits(run(tiles.group_U[tile], x_rD, take_rows(gates_R, row_r)[:, None]))
+    return tile + 1, lax.dynamic_update_slice_in_dim(output_RD, output_rD, start, axis=0)
+
+  empty_RD = as_bits(jnp.zeros((num_rows + rows, width), dtype))
+  more = lambda state: state[0] < tiles.count
+  _, output_RD = lax.while_loop(more, visit, (jnp.int32(0), empty_RD))
+  return sum_rows(as_floats(output_RD, dtype), plan.row_TK).astype(dtype)
+
+
+def _through_expert(weights, dtype, expert, x_rD, gates_r1):
+  """gate · FFN_expert(x) of some rows, in the products' type."""
+  gate_DF, up_DF, down_FD = (_of_expert(w, expert, dtype) for w in weights)
+  gate_rF, up_rF = (matmul(x_rD, w).astype(dtype) for w in (gate_DF, up_DF))
+  hidden_rF = (swiglu(gate_rF, up_rF) * gates_r1).astype(dtype)
+  return matmul(hidden_rF, down_FD).astype(dtype)
+
+
+def _of_expert(w_EXY, expert, dtype):
+  """One expert's matrix in the products' type. As bits: XLA:CPU would first turn all of a bfloat16
+  stack into float32.
+  """
+  w_XY = lax.dynamic_index_in_dim(as_bits(w_EXY), expert, keepdims=False)
+  return as_floats(w_XY, jnp.bfloat16).astype(dtype)
