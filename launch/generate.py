@@ -1,19 +1,25 @@
 """Samples from a run.
 
 python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
+python -m launch.generate --workdir=DIR --prompts=FILE [--batch=64 --stop='\n\n' --format=json]
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
 
 from moe import cli, host_memory
+from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest without it.')
-PROMPTS = flags.DEFINE_multi_string(
-  'prompt', [''], 'Text to go on from; several are done as one batch.'
+PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text to go on from; the empty one without any.')
+PROMPTS = flags.DEFINE_string(
+  'prompts', None, 'File of more: one a line, or JSON, CSV or Parquet with a field `prompt`.'
 )
+BATCH = flags.DEFINE_integer('batch', 16, 'Prompts at once; it changes no answer.')
+STOP = flags.DEFINE_multi_string('stop', [], 'Text before which a completion ends.')
 MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'At most so many new tokens a prompt.')
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 is greedy.')
 TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k most likely tokens; 0: all.')
@@ -25,13 +31,20 @@ FORMAT = cli.format_flag()
 
 
 def main(_):
+  from moe.data.readers import Rules, read_texts
   from moe.generate import Sampling, generate
   from moe.run import load_run
 
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   sampling.check()
+  prompts = list(PROMPT.value)
+  if PROMPTS.value is not None:
+    prompts += read_texts(Path(PROMPTS.value), 'prompt', Rules(separator='\n'))
+    if not prompts:
+      raise UserError(f'--prompts={PROMPTS.value} holds no prompt')
+  limits = MAX_NEW_TOKENS.value, sampling, SEED.value, STOP.value, BATCH.value
   run = load_run(WORKDIR.value, STEP.value)
-  completions = generate(run, PROMPTS.value, MAX_NEW_TOKENS.value, sampling, SEED.value)
+  completions = generate(run, prompts or [''], *limits)
   if FORMAT.value == 'json':
     print(json.dumps([completion._asdict() for completion in completions], indent=2))
     return

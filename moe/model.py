@@ -66,8 +66,8 @@ class Transformer(nn.Module):
       positions_BL: int32, 0 at the start of each document.
       segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document
         sees, and which is left out of the statistics.
-      cache: None, or `make_cache` and then what the last call returned, or `shared_context`; see
-        `Attention`.
+      cache: None, or of every stack a `KVCache` with a leading axis of its layers and then what the
+        last call returned, or `shared_context`; see `Attention`.
       forced: choices in the place of the routers', with a leading axis N.
 
     Returns:
@@ -143,19 +143,6 @@ class Transformer(nn.Module):
       length=length,
     )
     return scanned(self.config, dense, self.probe)
-
-
-def make_cache(model: ModelConfig, batch: int, length: int) -> dict[str, KVCache]:
-  """An empty cache of `length` positions for `batch` rows."""
-
-  def empty(layers):
-    return jnp.zeros((layers, batch, length, model.num_kv_heads, model.head_dim), model.dtype)
-
-  layers = {
-    'dense_blocks': model.num_dense_layers,
-    'moe_blocks': model.num_layers - model.num_dense_layers,
-  }
-  return {name: KVCache(empty(layers[name]), empty(layers[name])) for name in stack_names(model)}
 
 
 def shared_context(kept: dict[str, KVCache], is_token_BS: jax.Array) -> dict[str, SharedContext]:

@@ -38,7 +38,7 @@ ORDER = [
   ['moe.data', 'moe.metrics', 'moe.accounting_tables'],
   ['moe.objective', 'moe.pipeline_parallel', 'moe.train_step'],
   ['moe.storage'],
-  ['moe.evaluate', 'moe.generate', 'moe.chat', 'moe.analysis'],
+  ['moe.evaluate', 'moe.generation', 'moe.generate', 'moe.chat', 'moe.analysis'],
   ['moe.inspection'],
   ['moe.run'],
   ['moe.checkpoint', 'moe.scored_text'],

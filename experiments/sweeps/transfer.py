@@ -58,16 +58,13 @@ def _answers(run, data):
 def _share_exact(run, data, domain):
   """Replies are compared as text: the same text may be other pieces."""
   asked = list(_first_turns(data, domain, run.config.data.seq_len))
-  right = 0
-  for first in range(0, len(asked), _TOGETHER):
-    prompts, replies = zip(*asked[first : first + _TOGETHER], strict=True)
-    longest = max(map(len, replies))
-    new_BN, counts_B = generate_tokens(run, prompts, longest, Sampling(), seed=0)
-    for reply, new_N, count in zip(replies, new_BN, counts_B, strict=True):
-      said = new_N[:count].tolist()
-      # The end of the turn is part of it: what goes on is not the reply.
-      is_ended = said[-1:] == reply[-1:]
-      right += is_ended and run.tokenizer.decode(said) == run.tokenizer.decode(reply)
+  longest = max((len(reply) for _, reply in asked), default=1)
+  prompts, right = [prompt for prompt, _ in asked], 0
+  answers = generate_tokens(run, prompts, longest, Sampling(), 0, _TOGETHER)
+  for (_, reply), said in zip(asked, answers, strict=True):
+    # The end of the turn is part of it: what goes on is not the reply.
+    is_ended = said[-1:] == reply[-1:]
+    right += is_ended and run.tokenizer.decode(said) == run.tokenizer.decode(reply)
   return right / max(len(asked), 1)
 
 

@@ -19,7 +19,7 @@ from moe.config import Config
 from moe.data.store import PreparedData
 from moe.data.tokenizers import Tokenizer
 from moe.evaluate import Evaluation, Evaluator
-from moe.generate import Completion, Sampling, generate
+from moe.generate import ROWS, Completion, Sampling, generate
 from moe.inspection import options as options_lib
 from moe.inspection import programs, replay, table
 from moe.inspection.programs import Found, TextRouting, TokenLoss, Wanted
@@ -158,14 +158,16 @@ class Run:
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
+    batch_size: int = ROWS,
   ) -> Completion | list[Completion]:
     """A `Completion` of each prompt: its text, tokens, and what stopped it. See `moe.generate`;
-    temperature 0 is greedy.
+    temperature 0 is greedy, `batch_size` is of prompts at once.
     """
     several = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
     with self.on_mesh():
-      completions = generate(self, several, max_new_tokens, sampling, seed)
+      completions = generate(self, several, max_new_tokens, sampling, seed, stop, batch_size)
     return _answer(isinstance(prompts, str), completions)
 
   def evaluate(self, data: PreparedData, max_batches: int | None = None) -> Evaluation:

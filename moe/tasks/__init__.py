@@ -4,7 +4,6 @@
   suite     tasks opened with their rows, and asked of a run
   harness   the run as the harness's model: log-probabilities, rolling ones, generation
   scoring   contexts and continuations → log-probabilities, in few compiled shapes
-  completing  generation up to a stop string
   loading, data, names  where tasks and their rows are
   sandbox, loaders  code that a model has written, run; what yaml/ calls
   paper     the paper's benchmarks and numbers

@@ -17,10 +17,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from moe.data.chat import Message, open_template, template_of
 from moe.data.tokenizers import must_have
 from moe.errors import UserError
-from moe.generate import Sampling
+from moe.generate import Sampling, generate_until
+from moe.generation.batch import Request
 from moe.inspection import Run
 from moe.inspection.programs import Model
-from moe.tasks import completing, scoring
+from moe.tasks import scoring
 from moe.tasks.scoring import Pair
 
 # What the harness's own backends generate where a task does not say how much.
@@ -143,14 +144,12 @@ class Harness(TemplateLM):
       new_tokens = min(wanted['max_gen_toks'], max(self.max_length // 2, 1))
       room = self.max_length - new_tokens
       cut += [number for number in numbers if len(ids[number]) > room]
-      found = completing.until(
-        self._run,
-        [ids[number][-room:] for number in numbers],
-        wanted['until'] if isinstance(wanted['until'], list) else [wanted['until']],
-        new_tokens,
-        _sampling(wanted),
-        self._tokens_at_once,
-      )
+      stop = wanted['until'] if isinstance(wanted['until'], list) else [wanted['until']]
+      rows = self._run.config.evaluation.batch_size
+      request = Request(new_tokens, _sampling(wanted), seed=0, rows=rows)
+      asked = [ids[number][-room:] for number in numbers]
+      with self._run.on_mesh():
+        found = generate_until(self._run, asked, request, stop)
       for number, text in zip(numbers, found, strict=True):
         answers[number] = text
     self._count_cut([requests[number] for number in cut], requests)

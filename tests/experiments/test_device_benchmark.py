@@ -161,10 +161,10 @@ def test_a_training_step_beside_one_with_balanced_routing(monkeypatch):
 def test_decoding_is_what_more_tokens_take_longer(monkeypatch):
   now = 0.0
 
-  def generate_tokens(run, prompts, new, sampling, seed):
+  def generate_tokens(run, prompts, new, sampling, seed, rows):
     nonlocal now
     now += 3 + 0.5 * new
-    return None, np.full(len(prompts), new)
+    return [[0] * new] * rows
 
   spy = mock.create_autospec(models.generate_tokens, side_effect=generate_tokens)
   monkeypatch.setattr(models, 'generate_tokens', spy)

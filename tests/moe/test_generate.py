@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe import generate as generate_lib
 from moe.errors import UserError
-from moe.generate import Sampling, choose, generate, generate_tokens, stream_tokens
+from moe.generate import Sampling, generate, generate_tokens, stream_tokens
+from moe.generation import programs
+from moe.generation.sampling import choose
 from moe.model import Transformer
 from moe.run import Run
 from tests import oracles
@@ -103,8 +104,7 @@ def test_greedy_with_the_cache_equals_recomputing(name):
   for seed in range(4):
     run = _run(name, seed)
     prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
-    new_BN, counts_B = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0)
-    computed = [row[:count].tolist() for row, count in zip(new_BN, counts_B)]
+    computed = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0, rows=2)
     assert computed == _recomputed(run, prompt_ids, 20)
     different |= {token for row in computed for token in row}
   assert len(different) > 10  # not the same token for ever
@@ -116,9 +116,8 @@ def test_a_stream_is_the_same_tokens_one_by_one(sampling):
   for prompt in PROMPTS:
     ids = [Letters.bos_id, *run.tokenizer.encode(prompt)]
     for most in (1, 4, 20):
-      new_BN, counts_B = generate_tokens(run, [ids], most, sampling, seed=5)
-      streamed = list(stream_tokens(run, ids, most, sampling, seed=5))
-      assert streamed == new_BN[0, : counts_B[0]].tolist()
+      [whole] = generate_tokens(run, [ids], most, sampling, seed=5)
+      assert list(stream_tokens(run, ids, most, sampling, seed=5)) == whole
 
 
 def test_a_stream_ends_with_the_token_it_is_told():
@@ -338,43 +337,90 @@ def _sampled_without_a_cache(run, prompt_ids, max_new, sampling, seed):
   return rows
 
 
-@pytest.mark.parametrize('count', [1, 3, 5])
+@pytest.mark.parametrize('count', [1, 5])
 @pytest.mark.parametrize(
   'sampling',
   [Sampling(0.7), Sampling(1.5, top_k=20, top_p=0.95), Sampling(2.0, top_p=0.8)],
   ids=str,
 )
 def test_samples_do_not_depend_on_what_shapes_are_filled_up_with(sampling, count):
-  """1 row is as many as its program has, 3 are one fewer, 5 three."""
+  """One after another, two together with others waiting, and all at once."""
   run = _run()
   prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS[:count]]
   for max_new in (1, 4, 20):
-    new_BN, counts_B = generate_tokens(run, prompt_ids, max_new, sampling, seed=7)
-    found = [row[:n].tolist() for row, n in zip(new_BN, counts_B, strict=True)]
-    assert found == _sampled_without_a_cache(run, prompt_ids, max_new, sampling, 7)
+    truth = _sampled_without_a_cache(run, prompt_ids, max_new, sampling, 7)
+    for rows in (1, 2, 16):
+      assert generate_tokens(run, prompt_ids, max_new, sampling, 7, rows) == truth
 
 
-def _long_run():
+@pytest.fixture(scope='module')
+def long_run():
   config = small_config(**{'data.seq_len': 500, 'model.num_layers': 1})
   return Run(Transformer(config), small_params(config, std=0.5), Letters(), config, step=0)
 
 
-def test_few_programs_serve_all_requests():
-  run = _long_run()
-  programs = lambda: generate_lib._generate._cache_size()
-  before = programs()
-  for sampling in (
-    GREEDY,
-    Sampling(0.5),
-    Sampling(0.9, 7),
-    Sampling(1.1, 0, 0.9),
-    Sampling(2, 3, 0.5),
-  ):
-    for max_new in (33, 48, 60):
+def test_few_programs_serve_all_requests(long_run):
+  sizes = lambda: [
+    each._cache_size() for each in (programs._after_piece, programs.step, programs.put_rows)
+  ]
+  before = np.array(sizes())
+  for sampling in (GREEDY, Sampling(0.5), Sampling(0.9, 7), Sampling(2, 3, 0.5)):
+    for max_new in (3, 8):
       for prompts in (['a', 'bc', 'd'], ['a' * 3, 'b' * 2, '', 'zz']):
-        generate(run, prompts, max_new, sampling, seed=max_new)
-  assert programs() == before + 1
-  for length in range(1, 400, 20):
-    generate(run, ['a' * length], 500, GREEDY)
-  # Prompts of up to 32, 64, 128, 256 and 500 tokens; the cache has 500 positions.
-  assert programs() == before + 6
+        generate(long_run, prompts, max_new, sampling, seed=max_new)
+  assert (sizes() - before == 1).all()
+  for length in (1, 40, 100, 130, 250, 400):
+    generate(long_run, ['a' * length], 4, GREEDY)
+  # Of one row: pieces of 32, 64, 128, 256 and 512 tokens; caches of 128, 256 and 500 positions.
+  pieces, steps, puts = sizes() - before - 1
+  assert (pieces, steps) == (5, 3) and puts <= 6
+
+
+def test_a_prompt_in_pieces_and_a_cache_that_grows(long_run, monkeypatch):
+  """With less of both than there is of the prompts, the same tokens."""
+  prompts = ['a' * 3, '', 'q' * 33, 'bcd' * 40]
+  sampling = Sampling(1.5)
+  whole = [c.tokens for c in generate(long_run, prompts, 9, sampling, rows=2)]
+  monkeypatch.setattr(programs, '_MOST_PIECE', 32)
+  monkeypatch.setattr(programs, '_LEAST_ROOM', 32)
+  rooms = []
+  original = programs.grown
+  monkeypatch.setattr(programs, 'grown', lambda c, room: rooms.append(room) or original(c, room))
+  pieces = [c.tokens for c in generate(long_run, prompts, 9, sampling, rows=2)]
+  assert pieces == whole
+  assert rooms[-1] >= 128 and rooms == sorted(set(rooms))
+
+
+def test_a_row_that_has_ended_makes_room(monkeypatch):
+  """Of two places, with an end that comes soon, none is free while a prompt waits."""
+  run = _run(seed=1)
+  prompts = ['abc', 'q', 'hello', '', 'zz', 'yxw', 'm', 'no']
+  whole = generate(run, prompts, 20, Sampling(2.0))
+  in_work, original = [], programs.step
+
+  def step(model, params, drawing, rows, cache):
+    in_work.append(int((rows.positions_B > 0).sum()))
+    return original(model, params, drawing, rows, cache)
+
+  monkeypatch.setattr(programs, 'step', step)
+  assert generate(run, prompts, 20, Sampling(2.0), rows=2) == whole
+  lengths = [len(completion.tokens) for completion in whole]
+  assert len(set(lengths)) > 3
+  assert in_work[: in_work.index(1)] == [2] * in_work.index(1)
+  assert sum(in_work) == sum(lengths) - len(prompts)
+
+
+@pytest.mark.parametrize('rows', [1, 2])
+def test_a_stop_string_ends_a_completion_before_itself(rows):
+  run = _run(seed=1)
+  whole = generate(run, PROMPTS, 20, GREEDY)
+  long = max(whole, key=lambda completion: len(completion.text))
+  stop = long.text[3:5]
+  assert len(stop) == 2
+  for before, cut in zip(whole, generate(run, PROMPTS, 20, GREEDY, 0, [stop, '', '#'], rows)):
+    assert before.tokens[: len(cut.tokens)] == cut.tokens
+    if stop in before.text:
+      end = before.text.index(stop)
+      assert (cut.text, cut.stopped_by, len(cut.tokens)) == (before.text[:end], 'stop', end + 2)
+    else:
+      assert cut == before

@@ -184,6 +184,40 @@ def test_generate_is_seeded_and_batched(finished):
   )
 
 
+def test_prompts_of_a_file_in_a_small_batch(finished, tmp_path):
+  """A line each, after those of the command line; beside others, with a stop string."""
+  (tmp_path / 'lines.txt').write_text('one\ntwo words\n\nthree')
+  (tmp_path / 'rows.jsonl').write_text('{"prompt": "two\\nlines"}\n{"prompt": "three"}\n')
+  flags = f'--workdir={finished}', '--max_new_tokens=8', '--temperature=1', '--format=json'
+
+  def said(*more):
+    return json.loads(in_process.check('generate', *flags, *more))
+
+  lines = said(f'--prompts={tmp_path}/lines.txt', '--batch=2')
+  assert [c['prompt'] for c in lines] == ['one', 'two words', 'three']
+  assert lines == said('--prompt=one', '--prompt=two words', '--prompt=three')
+  rows = said('--prompt=zero', f'--prompts={tmp_path}/rows.jsonl')
+  assert [c['prompt'] for c in rows] == ['zero', 'two\nlines', 'three']
+  stop = max((c['text'] for c in lines), key=len)[2:4]
+  for before, cut in zip(lines, said(f'--prompts={tmp_path}/lines.txt', f'--stop={stop}')):
+    assert cut['text'] == before['text'].partition(stop)[0]
+    assert (cut['stopped_by'] == 'stop') == (stop in before['text'])
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--prompts={folder}/none.txt', 'none.txt'),
+    ('--prompts={folder}/empty.txt', 'empty.txt holds no prompt'),
+    ('--batch=0', '0 prompts at once: at least 1 is needed'),
+  ],
+)
+def test_prompts_that_are_none_and_batches_that_are_none(finished, tmp_path, flag, words):
+  (tmp_path / 'empty.txt').write_text('')
+  line = in_process.error_line('generate', f'--workdir={finished}', flag.format(folder=tmp_path))
+  assert words in line
+
+
 def test_a_prompt_longer_than_the_context_is_refused(finished):
   line = programs.error_line('generate', f'--workdir={finished}', f'--prompt={"x1y2" * 40}')
   assert 'the context is 32 (data.seq_len)' in line

@@ -1,0 +1,139 @@
+"""A batch that is kept full: a row that has ended makes room for a prompt that waits."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from moe.config import Config
+from moe.data.tokenizers import Tokenizer
+from moe.generation import layers, programs
+from moe.generation.programs import Prompt, Rows
+from moe.generation.sampling import Drawing, Sampling
+from moe.model import Transformer
+
+
+class Trained(Protocol):
+  """What generation takes of a run. Parameters on a mesh: inside `run.on_mesh()`."""
+
+  model: Transformer
+  params: dict
+  tokenizer: Tokenizer | None
+  config: Config
+
+
+class Request(NamedTuple):
+  """What is asked for, of every prompt alike."""
+
+  max_new_tokens: int
+  sampling: Sampling
+  seed: int
+  rows: int  # prompts at once, at most
+  # Of the token to stop after, EOS unless it is given; no other control piece is drawn.
+  end_id: int | None = None
+  # Of a prompt's number and its new tokens, after each: whether they are enough.
+  is_enough: Callable[[int, Sequence[int]], bool] = lambda number, new_ids: False
+
+
+@dataclasses.dataclass
+class _Row:
+  """A prompt in work."""
+
+  number: int
+  length: int  # its tokens
+  new: list[int]
+
+
+def new_tokens(
+  run: Trained, prompts: Sequence[Sequence[int]], request: Request
+) -> Iterator[tuple[int, int]]:
+  """(number of a prompt, its next token) as soon as it is chosen, up to and including the last.
+
+  A completion ends with `end_id`, as long as asked for, when it is enough, or where the context
+  is full: one of S positions yields up to S + 1 − length new tokens, as the last one needs no
+  position of its own. It depends neither on the other prompts nor on `rows`.
+  """
+  waiting = deque(Prompt(number, ids) for number, ids in enumerate(prompts))
+  batch = _Batch(run, request, min(request.rows, len(waiting)))
+  while waiting or batch.rows:
+    admitted = [waiting.popleft() for _ in range(min(len(batch.free), len(waiting)))]
+    yield from batch.admit(admitted) if admitted else batch.step()
+
+
+class _Batch:
+  """Rows in work, or free, and their cache, which has B for at most `places` of them."""
+
+  def __init__(self, run: Trained, request: Request, places: int):
+    self._run, self._request = run, request
+    self._places, self._size = range(places), programs.rows_for(max(places, 1))
+    end_id = run.tokenizer.eos_id if request.end_id is None else request.end_id
+    self._end_id = end_id
+    vocab_size = run.config.model.vocab_size
+    self._drawing = Drawing.of(request.sampling, run.tokenizer, vocab_size, end_id, request.seed)
+    self._params = layers.by_layer(run.config, run.params)
+    self.rows: dict[int, _Row] = {}  # by place in the batch
+    self._cache, self._positions = None, 0
+
+  @property
+  def free(self) -> list[int]:
+    """Places without a prompt."""
+    return [place for place in self._places if place not in self.rows]
+
+  def admit(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
+    """Begins with at most as many as there are free places: the first token of each."""
+    model, params, free = self._run.model, self._run.params, self.free
+    chosen_A, prefilled = programs.prefill(model, params, self._drawing, prompts)
+    self._make_room(max(len(prompt.ids) for prompt in prompts))
+    # Rows beyond the prompts go nowhere.
+    places_A = np.arange(self._size, self._size + len(chosen_A), dtype=np.int32)
+    places_A[: len(prompts)] = free[: len(prompts)]
+    self._cache = programs.put_rows(self._cache, places_A, prefilled)
+    chosen = {}
+    for place, token, (number, ids) in zip(free, chosen_A, prompts, strict=False):
+      self.rows[place], chosen[place] = _Row(number, len(ids), []), token
+    return self._note(chosen)
+
+  def step(self) -> list[tuple[int, int]]:
+    """One more token of every row."""
+    rows = Rows(*(np.zeros(self._size, np.int32) for _ in Rows._fields))
+    for place, row in self.rows.items():
+      count = len(row.new)
+      values = row.new[-1], row.length + count - 1, row.number, count
+      for array_B, value in zip(rows, values, strict=True):
+        array_B[place] = value
+    self._make_room(int(rows.positions_B.max()) + 1)
+    chosen_B, self._cache = programs.step(
+      self._run.model, self._params, self._drawing, rows, self._cache
+    )
+    chosen_B = np.asarray(chosen_B)
+    return self._note({place: chosen_B[place] for place in self.rows})
+
+  def _note(self, chosen):
+    noted = []
+    for place, token in chosen.items():
+      row = self.rows[place]
+      row.new.append(int(token))
+      noted.append((row.number, row.new[-1]))
+      if self._has_ended(row):
+        del self.rows[place]
+    return noted
+
+  def _has_ended(self, row):
+    count = len(row.new)
+    return (
+      row.new[-1] == self._end_id
+      or count >= self._request.max_new_tokens
+      or row.length + count > self._run.config.data.seq_len
+      or self._request.is_enough(row.number, row.new)
+    )
+
+  def _make_room(self, positions):
+    """The cache grows in steps, by what its rows need."""
+    room = programs.room_for(self._run.config, positions)
+    if self._cache is None:
+      self._cache = programs.empty(self._run.model, self._size, room)
+    elif room > self._positions:
+      self._cache = programs.grown(self._cache, room)
+    self._positions = max(room, self._positions)

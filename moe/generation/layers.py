@@ -1,0 +1,134 @@
+"""The model layer by layer, as decoding runs it: every layer with its own parameters and cache.
+
+The stacks that training scans over would hand each layer a copy of its weights, all experts' among
+them, for every token.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.config import Config, ModelConfig
+from moe.layers import tuned
+from moe.layers.attention import KVCache
+from moe.layers.block import Block
+from moe.model import Transformer, stack_names
+from moe.parallel import sharding
+
+Cache = dict[str, list[KVCache]]  # of every layer of a stack
+
+
+def by_layer(config: Config, params: dict) -> dict:
+  """params, each stack a list of its layers' parameters: on a CPU views of the same memory, where
+  experts' bfloat16 is seen as its bits, which the op reads straight from there.
+
+  As they are on a mesh, and on an accelerator: there `advance` takes a layer within its program.
+  """
+  if jax.default_backend() != 'cpu' or not jax.sharding.get_abstract_mesh().empty:
+    return params
+  return params | {
+    name: [_viewed(config, params[name], layer) for layer in range(_depth(config.model, name))]
+    for name in stack_names(config.model)
+  }
+
+
+def _viewed(config, stack, layer):
+  layer_params = jax.tree.map(lambda w: np.asarray(w)[layer], stack)
+  experts = layer_params.get('moe', {}).get('experts', {})
+  # What is tuned beside them is added to them as numbers.
+  if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in experts:
+    for name, w in experts.items():
+      experts[name] = w.view(np.uint16) if w.dtype == jnp.bfloat16 else w
+  return jax.device_put(layer_params)
+
+
+def advance(
+  model: Transformer,
+  params: dict,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  is_token_BL: jax.Array,
+  cache: Cache,
+) -> tuple[jax.Array, Cache]:
+  """hidden_BLD after tokens at these positions, and the cache with them; params: `by_layer`."""
+  x_BLD, new_cache = _outside(model, params, tokens_BL, method='embed'), {}
+  for name, caches in cache.items():
+    block, new_cache[name] = Block(model.config, name == 'dense_blocks', model.probe), []
+    for layer, kept in enumerate(caches):
+      layer_params = _layer(params[name], layer)
+      batch = None, tokens_BL, positions_BL, is_token_BL.astype(jnp.int32)
+      x_BLD, (_, kept) = block.apply({'params': layer_params}, x_BLD, kept, *batch)
+      new_cache[name].append(_laid_out(kept))
+  return _outside(model, params, x_BLD, method='finish'), new_cache
+
+
+def logits(model: Transformer, params: dict, hidden_BD: jax.Array) -> jax.Array:
+  """float32 logits_BV; params: stacked, or `by_layer`."""
+  return _outside(model, params, hidden_BD, method='logits')
+
+
+def _outside(model, params, *arguments, method):
+  """What of the model is in no layer."""
+  names = stack_names(model.config.model)
+  whole = {name: w for name, w in params.items() if name not in names}
+  return model.apply({'params': whole}, *arguments, method=method)
+
+
+def _layer(stack, layer):
+  return stack[layer] if isinstance(stack, list) else jax.tree.map(lambda w: w[layer], stack)
+
+
+def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:
+  """Of nothing, for `batch` rows of up to `positions` tokens."""
+
+  def empty():
+    shape = batch, positions, model.num_kv_heads, model.head_dim
+    return _laid_out(KVCache(*(jnp.zeros(shape, model.dtype) for _ in KVCache._fields)))
+
+  return {name: [empty() for _ in range(_depth(model, name))] for name in stack_names(model)}
+
+
+def grown(cache: Cache, positions: int) -> Cache:
+  """With room for so many tokens a row."""
+
+  def grow(x_BSGC):
+    return jnp.pad(x_BSGC, ((0, 0), (0, positions - x_BSGC.shape[1]), (0, 0), (0, 0)))
+
+  return _each(cache, lambda kept: KVCache(*map(grow, kept)))
+
+
+def stacked(cache: Cache) -> dict[str, KVCache]:
+  """As `Transformer` takes it, which scans over layers."""
+  return {name: jax.tree.map(lambda *x: jnp.stack(x), *kept) for name, kept in cache.items()}
+
+
+def put_rows(cache: Cache, rows_A: jax.Array, of: dict[str, KVCache]) -> Cache:
+  """The cache with rows of another, `stacked` one, in the place of its own; a row that it does not
+  have is dropped.
+  """
+
+  def put(x_BSGC, y_ASGC):
+    at = x_BSGC.at[rows_A, : y_ASGC.shape[1]]
+    return at.set(y_ASGC, mode='drop', unique_indices=True)
+
+  return {
+    name: [
+      _laid_out(jax.tree.map(lambda x, y, layer=layer: put(x, y[layer]), kept, of[name]))
+      for layer, kept in enumerate(caches)
+    ]
+    for name, caches in cache.items()
+  }
+
+
+def _each(cache, change):
+  return {name: [_laid_out(change(kept)) for kept in caches] for name, caches in cache.items()}
+
+
+def _laid_out(kept):
+  """The same way after every program, so that none is compiled twice."""
+  return KVCache(*(sharding.constrain(x, 'batch', None, 'heads', None) for x in kept))
+
+
+def _depth(model, name):
+  dense = model.num_dense_layers
+  return dense if name == 'dense_blocks' else model.num_layers - dense

@@ -1,0 +1,51 @@
+"""Decoding on meshes of eight simulated devices: the tokens of one device, in float32."""
+
+import jax
+import pytest
+
+from moe.generate import Sampling, generate
+from moe.model import Transformer
+from moe.parallel import mesh as mesh_lib
+from moe.parameters import shardings
+from moe.run import Run
+from tests.moe.test_generate import Letters
+from tests.small import small_config, small_params
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+PROMPTS = ['', 'abc', 'q', 'hello', 'zyxwvutsrqp', 'zz', 'no', 'm', 'yxw', 'a']
+CHANGED = {'model.num_dense_layers': 1, 'model.d_ff': 12, 'data.batch_size': 8}
+
+
+@pytest.fixture(scope='module')
+def one():
+  config = small_config(**CHANGED)
+  return Run(Transformer(config), small_params(config, 1, std=0.5), Letters(), config, step=0)
+
+
+def on_mesh(run, **sizes):
+  """The run, laid out on a mesh; config.mesh has what else there is to say of it."""
+  config = small_config(**CHANGED, **{f'mesh.{axis}': size for axis, size in sizes.items()})
+  mesh = mesh_lib.make_mesh(config)
+  params = jax.device_put(run.params, shardings(config, mesh, run.params))
+  return Run(Transformer(config), params, run.tokenizer, config, 0, mesh)
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {'data': 4, 'tensor': 2},
+    {'data': 1, 'expert': 8},
+    {'data': 2, 'expert': 2, 'tensor': 2},
+    {'data': 1, 'fsdp': 4, 'expert': 2},
+  ],
+  ids=lambda sizes: '-'.join(sizes),
+)
+def test_every_mesh_says_the_same(one, sizes):
+  """More prompts than rows; of the experts 6 on 8 devices; a batch that is filled up."""
+  many = on_mesh(one, **sizes)
+  for sampling in (Sampling(), Sampling(1.5, top_p=0.9)):
+    asked = PROMPTS, 6, sampling, 3
+    with many.on_mesh():
+      found = generate(many, *asked, stop=['qq'], rows=3)
+    assert found == generate(one, *asked, stop=['qq'])
