@@ -1,6 +1,6 @@
 """Paired timings in one process, and what an accelerator makes of every op.
 
-  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation|device
+  python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation|decode|device
     [--check] [--rounds=9]
 
 The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
@@ -24,10 +24,11 @@ from moe.errors import UserError
 SUITE = flags.DEFINE_enum(
   'suite',
   'train_step',
-  ['moe_layer', 'train_step', 'proxy', 'tokenizer', 'evaluation', 'device'],
+  ['moe_layer', 'train_step', 'proxy', 'tokenizer', 'evaluation', 'decode', 'device'],
   'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; '
   'proxy: that beside dense only; tokenizer: a tokenizer.json beside the library it is of; '
   'evaluation: requests of launch.evaluate --tasks beside launch.evaluate and Hugging Face; '
+  'decode: tokens of proxy.py:deepseek_moe beside a dense model and llama.cpp; '
   'device: every op on the accelerator at hand beside the reference, a layer, a step, decoding.',
 )
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Pairs that are timed, after one that is not.')
@@ -41,7 +42,7 @@ FORMAT = cli.format_flag()
 def main(_):
   if ROUNDS.value < 1:
     raise UserError(f'--rounds={ROUNDS.value} must be at least 1')
-  from experiments.benchmarks import evaluation, moe_layer, timing, tokenizer, train_step
+  from experiments.benchmarks import decode, evaluation, moe_layer, timing, tokenizer, train_step
   from experiments.benchmarks.device import report, supervise
 
   suites = {
@@ -50,6 +51,7 @@ def main(_):
     'proxy': train_step.proxy_suite,
     'tokenizer': tokenizer.suite,
     'evaluation': evaluation.suite,
+    'decode': decode.suite,
     'device': supervise.suite,
   }
   rows = report.read(READ.value) if READ.value else suites[SUITE.value](ROUNDS.value)

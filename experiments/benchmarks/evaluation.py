@@ -38,7 +38,7 @@ def suite(rounds: int) -> list[dict]:
   start_harness()
   from moe.tasks.harness import Harness
 
-  texts = _texts()
+  texts = corpus()
   tokenizer = from_bytes(train_like_deepseek(texts, 4096))
   run = _run(tokenizer)
   rows = []
@@ -87,7 +87,8 @@ def write_run(run: Run, workdir: Path) -> Path:
   return workdir
 
 
-def _texts():
+def corpus() -> list[str]:
+  """Of the built-in corpus."""
   texts, size = [], 0
   for document in builtin.documents():
     texts.append(document.text)

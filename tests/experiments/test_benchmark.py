@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import moe_layer, timing, tokenizer, train_step
+from experiments.benchmarks import decode, evaluation, moe_layer, timing, tokenizer, train_step
 from moe.accounting import account
 from moe.config import from_config_dict
-from tests.small import small_config
+from moe.inspection import Run
+from moe.model import Transformer
+from tests.moe.test_generate import Letters
+from tests.small import small_config, small_params
 
 
 class Clock:
@@ -97,3 +100,23 @@ def test_a_tokenizer_beside_its_library(monkeypatch):
   [row] = tokenizer.suite(1)
   assert row['bar'] == 1.25 and row['ratio_median'] > 0
   assert min(row['tokens_per_second_median']) > 0
+
+
+def test_the_dense_model_activates_so_many_times_as_much():
+  config = evaluation.config_of(Letters())
+  dense = decode.dense_of(config, 2.45)
+  assert account(dense).active_params / account(config).active_params == pytest.approx(2.45, 1e-3)
+  assert account(dense).total_params == account(dense).active_params
+  assert from_config_dict(dense.to_dict()) == dense
+
+
+def test_sides_of_decoding_say_the_same(monkeypatch):
+  monkeypatch.setattr(decode, '_TOKENS', 5)
+  config = small_config()
+  run = Run(Transformer(config), small_params(config), Letters(), config, 1)
+  monkeypatch.setattr(decode, '_prompt_ids', lambda run: [1, 2, 3])
+  decode.prefill(run)()
+  today, before, several = decode.decode(run, 1), decode.through_stacks(run), decode.decode(run, 3)
+  said = today()
+  assert len(said) == 5 and said == today() == before()
+  assert [row_B[:1] for row_B in several()] == said

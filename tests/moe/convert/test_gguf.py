@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.benchmarks import llama_cpp
 from experiments.benchmarks.tokenizer import train_like_deepseek
 from experiments.notebooks.released import DEEPSEEK, is_dense, tensors, write
 from moe.checkpoint import Checkpointer
@@ -27,7 +28,6 @@ from moe.run import load_run
 from moe.train import train
 from moe.train_step import init_state
 from tests import in_process
-from tests.moe.convert import llama_cpp
 from tests.moe.convert.hf_checkpoint import CASES, LLAMA
 from tests.moe.convert.test_tokenizers import TEXTS
 from tests.small import one_device, small_config

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from experiments.benchmarks import llama_cpp
 from experiments.benchmarks.tokenizer import train_like_deepseek
 from experiments.notebooks import released
 from experiments.notebooks.released import DEEPSEEK, tensors, write
@@ -29,7 +30,7 @@ from moe import files
 from moe.convert.to_gguf import FILE
 from moe.generate import Sampling, generate_tokens
 from moe.run import load_run
-from tests.moe.convert import cost, llama_cpp
+from tests.moe.convert import cost
 from tests.moe.convert.cost import convert, same_bytes
 from tests.moe.convert.hf_checkpoint import CASES
 from tests.moe.convert.test_tokenizers import TEXTS
@@ -91,8 +92,7 @@ def verify(hf: dict, folder: Path) -> dict:
   hidden_BLD, _, _ = run.model.apply(params, ids_BL, positions_BL, segments_BL)
   logits_LV = np.asarray(run.model.apply(params, hidden_BLD, method='logits')[0])
   prompts = [[run.tokenizer.bos_id, *run.tokenizer.encode(text)[:12]] for text in TEXTS[:PROMPTS]]
-  new_BN, counts_B = generate_tokens(run, prompts, NEW_TOKENS, Sampling(), 0)
-  ours = [ids[:count].tolist() for ids, count in zip(new_BN, counts_B, strict=True)]
+  ours = generate_tokens(run, prompts, NEW_TOKENS, Sampling(), 0)
   ends = run.tokenizer.bos_id, run.tokenizer.eos_id
   del run, params
   with llama_cpp.opened(folder / 'gguf' / FILE) as server:

@@ -3,6 +3,7 @@ one: PyPI's `xllamacpp`.
 """
 
 import contextlib
+import importlib.util
 import json
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,10 @@ class LlamaCpp:
     found = self._complete(prompt, tokens, logit_bias=[[bos_id, False]])
     return found['tokens'] + [eos_id] * (found['stop_type'] == 'eos')
 
+  def time(self, ids: Sequence[int], tokens: int) -> None:
+    """Reads the prompt, and says so many tokens after it, whatever they are."""
+    self._complete(ids, tokens, ignore_eos=True)
+
   def log_probabilities(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
     """log p_V of the token after the ids, in the order of the vocabulary."""
     found = self._complete(ids, 1, n_probs=vocab_size)['completion_probabilities'][0]
@@ -51,6 +56,10 @@ class LlamaCpp:
     )
     with urllib.request.urlopen(asked, timeout=300) as answer:
       return json.load(answer)
+
+
+def is_installed() -> bool:
+  return importlib.util.find_spec('xllamacpp') is not None
 
 
 @contextlib.contextmanager
