@@ -47,7 +47,7 @@ def suite(rounds: int) -> list[dict]:
   name, rows = f'deepseek_moe ÷ dense × {_DENSE}', []
   for batch, bar in ((1, _OVER_DENSE), (16, None)):
     sides, tokens = (decode(moe, batch), decode(dense, batch)), batch * _TOKENS
-    rows.append(compare(f'decode, {batch} rows, {name}', *sides, rounds, tokens, bar))
+    rows.append(compare(f'decode, {_rows(batch)}, {name}', *sides, rounds, tokens, bar))
   sides = prefill(moe), prefill(dense)
   rows.append(compare(f'prefill of {_PROMPT}, {name}', *sides, rounds, _PROMPT))
   sides, name = (decode(moe, 1), through_stacks(moe)), 'decode, 1 row, ÷ through the stacks'
@@ -154,6 +154,10 @@ def _run(config, tokenizer):
 def _drawing(run):
   tokenizer = run.tokenizer
   return Drawing.of(Sampling(), tokenizer, run.config.model.vocab_size, tokenizer.eos_id, 0)
+
+
+def _rows(count):
+  return f'{count} row{"s" * (count > 1)}'
 
 
 def _prompt_ids(run):

@@ -47,7 +47,7 @@ class Drawing(NamedTuple):
   """All that a program draws with, and that is not compiled into it."""
 
   sampling: Sampling  # as arrays
-  allowed_V: np.ndarray  # bool
+  allowed_V: jax.Array  # bool
   key: jax.Array
 
   @classmethod
@@ -60,7 +60,8 @@ class Drawing(NamedTuple):
     allowed_V = np.zeros(vocab_size, bool)
     allowed_V[: tokenizer.vocab_size] = tokenizer.is_text
     allowed_V[end_id] = True
-    return cls(sampling.as_arrays(vocab_size), allowed_V, jax.random.key(seed))
+    arrays = jax.device_put((sampling.as_arrays(vocab_size), allowed_V))
+    return cls(*arrays, jax.random.key(seed))
 
 
 def draw(
