@@ -18,7 +18,7 @@ from moe.ops.dispatch_plan import make_plan
 from moe.ops.grouped_matmul import api as grouped_matmul_api
 from moe.ops.grouped_matmul import grouped_matmul
 from moe.ops.implementation import Implementation, Unsupported, _log_once, compiling_for
-from moe.ops.routed_ffn import ExpertWeights, grouped, routed_ffn, tiled
+from moe.ops.routed_ffn import ExpertWeights, few, grouped, routed_ffn, tiled, xla
 from moe.ops.routed_ffn import api as routed_ffn_api
 from moe.ops.router import api as router_api
 from moe.ops.router import route
@@ -152,6 +152,12 @@ def test_a_jitted_function_is_traced_again_for_another_platform(monkeypatch):
   ('platform', 'arrangement'), [('cpu', tiled), ('gpu', grouped), ('tpu', grouped)]
 )
 def test_plain_xla_tiles_experts_on_cpu_only(monkeypatch, platform, arrangement):
+  """And runs one expert after another for a few tokens, wherever it is."""
+  with monkeypatch.context() as few_tokens:
+    few_tokens.setattr(few, 'routed_ffn', run)
+    with pytest.raises(Ran), compiling_for(platform):
+      CALLS['routed_ffn'][1]('xla')
+  monkeypatch.setattr(xla, 'FEW', 1)
   monkeypatch.setattr(arrangement, 'routed_ffn', run)
   with pytest.raises(Ran), compiling_for(platform):
     CALLS['routed_ffn'][1]('xla')
