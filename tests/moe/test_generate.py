@@ -2,6 +2,7 @@
 where it stops.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from moe.errors import UserError
 from moe.generate import Sampling, generate, generate_tokens, stream_tokens
-from moe.generation import programs
+from moe.generation import layers, programs
 from moe.generation.sampling import choose
 from moe.model import Transformer
 from moe.run import Run
@@ -108,6 +109,24 @@ def test_greedy_with_the_cache_equals_recomputing(name):
     assert computed == _recomputed(run, prompt_ids, 20)
     different |= {token for row in computed for token in row}
   assert len(different) > 10  # not the same token for ever
+
+
+def test_weights_in_bfloat16_are_read_where_they_lie():
+  """Experts' as bits, where the op takes them; and the tokens are those of the whole sequence."""
+  run = _run(seed=2)
+  params = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), run.params)
+  run = dataclasses.replace(run, params=params)
+  gate_NEDF = params['moe_blocks']['moe']['experts']['gate']
+  layer = layers.by_layer(run.config, params)['moe_blocks'][-1]
+  gate_EDF = layer['moe']['experts']['gate']
+  assert gate_EDF.dtype == jnp.uint16 and layer['attention']['key'].dtype == jnp.bfloat16
+  assert (np.asarray(gate_EDF).view(jnp.bfloat16) == np.asarray(gate_NEDF[-1])).all()
+  reference = small_config(**CONFIGS['dense_first_gqa'], **{'ops.implementation': 'reference'})
+  same = layers.by_layer(reference, params)['moe_blocks'][-1]['moe']['experts']['gate']
+  assert same.dtype == jnp.bfloat16
+  prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
+  found = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0, rows=2)
+  assert found == _recomputed(run, prompt_ids, 20)
 
 
 @pytest.mark.parametrize('sampling', [GREEDY, Sampling(1.0, top_p=0.9)], ids=str)
