@@ -137,9 +137,10 @@ def test_a_long_text_is_read_in_windows_as_evaluation_reads_it(data):
   log_sums = np.log(np.exp(exact(logits_LV)).sum(axis=1))
   losses = log_sums - exact(logits_LV)[rows, loss.tokens_L]
   np.testing.assert_allclose(loss.losses_L, losses, rtol=1e-5, atol=1e-5)
-  # The second window begins half a window before its first scored token.
+  # The second window begins half a window before its first scored token. Alone it is in other
+  # places of a batch, and jax 0.12 sums it in another order than 0.10.
   second = run.logits(ids[length // 2 :][:length])[length // 2 :]
-  assert_close(logits_LV[length:][: len(second)], second, 1e-6)
+  assert_close(logits_LV[length:][: len(second)], second, 2e-6)
 
 
 def test_neither_padding_nor_neighbours_nor_order_change_an_answer():
