@@ -29,8 +29,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from moe import compiled, host_memory
 from moe import config as moe_config
-from moe import host_memory
 from moe.errors import UserError, chain, one_line
 from moe.finetune import choice
 from moe.keys import wanted
@@ -152,6 +152,7 @@ def show_log(name: str) -> None:
 def _main(main, memory, argv):
   if memory:
     host_memory.require(memory)
+    compiled.keep()
   return main(argv)
 
 

@@ -254,6 +254,9 @@ def _feed(run):
 
 def _compile(config, mesh, state, *arguments):
   began = time.perf_counter()
+  if config.train.profile_steps:
+    # A step read from moe/compiled.py's folder would have the scopes of whoever compiled it.
+    jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
   train_step = jit_step(processes.with_stop(make_train_step(config)), mesh, state)
   train_step = train_step.lower(state, *arguments).compile(compiler_options(mesh))
   _say(f'compiled the training step in {time.perf_counter() - began:.0f} s')
