@@ -63,4 +63,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.run(main, memory=host_memory.TRAINING)
+  cli.run(main, memory=host_memory.TRAINING, keep_compiled=False)

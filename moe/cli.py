@@ -103,6 +103,7 @@ def run(
   main: Callable[[Sequence[str]], int | None],
   config_file: str = '',
   memory: host_memory.Need | None = None,
+  keep_compiled: bool = True,
 ) -> None:
   """Parses the flags, calls `main([program])` and exits; see the top of this file.
   No program takes bare arguments.
@@ -110,6 +111,8 @@ def run(
   `config_file`: of a program that takes no --config, the file that has the keys of its
   --config.SECTION.KEY=VALUE.
   `memory`: what a program that computes needs at least.
+  `keep_compiled`: whether such a one keeps what it compiles (moe/compiled.py); not where that is
+  what is measured, or read.
   """
   host_memory.keep_freed_memory()
   # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
@@ -117,7 +120,7 @@ def run(
     sys.stdout.reconfigure(errors='backslashreplace')
   try:
     app.run(
-      functools.partial(_main, main, memory),
+      functools.partial(_main, main, memory, keep_compiled),
       flags_parser=functools.partial(_parse, config_file=config_file),
     )
   except UserError as error:
@@ -149,10 +152,11 @@ def show_log(name: str) -> None:
   log.propagate = False
 
 
-def _main(main, memory, argv):
+def _main(main, memory, keep_compiled, argv):
   if memory:
     host_memory.require(memory)
-    compiled.keep()
+    if keep_compiled:
+      compiled.keep()
   return main(argv)
 
 
