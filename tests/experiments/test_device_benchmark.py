@@ -49,7 +49,7 @@ def test_an_op_beside_the_reference():
   assert forward['name'] == 'grouped_matmul tiny bfloat16 xla forward'
   assert gradients['name'].endswith('gradients')
   for row, products in ((forward, 1), (gradients, 3)):
-    assert 0 < row['ratio_median'] < 1 == row['bar'] and row['rounds'] == 2
+    assert 0 <= row['ratio_median'] < 1 == row['bar'] and row['rounds'] == 2
     assert np.isclose(row['error'], row['ratio_median'] * row['tolerance'])
     achieved = products * 2 * 16 * 16 * 8 / row['ms'] * 1e3
     assert np.isclose(row['flops_per_second'], achieved)
