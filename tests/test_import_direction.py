@@ -24,6 +24,7 @@ ORDER = [
     'moe.chips',
     'moe.files',
     'moe.host_memory',
+    'moe.compiled',
     'moe.cli',
   ],
   [
