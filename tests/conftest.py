@@ -70,6 +70,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=rank)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _programs_are_let_go():
+  """A file's compiled programs, several gigabytes by the end of the suite, where XLA's compiler has
+  crashed (jax 0.12).
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='module')
 def quick_compile():
   """Leaves out more of XLA's passes, for tests that compile whole models;
