@@ -4,7 +4,7 @@ A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert'
 to fill the cores. So every expert's rows are cut into tiles of at most 256, tiles of about the same
 size are put side by side in `lanes`, and a loop over them runs gather, three products and SwiGLU as
 batched operations while the data is in cache, twice in a turn. Sizes are rounded up to the steps of
-a ladder, so an expert wastes less than 32 rows. The gate multiplies the F-wide activation, hence
+a ladder, so an expert wastes less than 64 rows. The gate multiplies the F-wide activation, hence
 combine is a plain sum of rows.
 
 U tiles, M turns of the loop, n lanes, r rows of a lane (a step of the ladder), A slots:
@@ -24,8 +24,10 @@ from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.rows import as_bits, as_floats, gates_by_row, sum_rows, take_rows
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-_LADDER = (256, 224, 192, 160, 128, 96, 64, 32)  # rows of a lane; one compiled loop each
-_TILE = _LADDER[0]
+# Rows of a lane, where experts have many rows each and few. A rung is a compiled loop each way, and
+# most of what a training step takes to compile: steps are half as high where they spare most.
+_MANY, _FEW = (256, 192, 128, 64), (256, 192, 128, 96, 64, 32)
+_TILE, _STEP = 256, 64
 
 
 class _Layout(NamedTuple):
@@ -147,12 +149,13 @@ def _turn(lanes):
 
 
 def _num_slots(plan, turn):
-  """Bounds the slots whatever the routing: an expert wastes up to 31 rows; tiles of a turn, as long
+  """Bounds the slots whatever the routing: an expert wastes up to 63 rows; tiles of a turn, as long
   as its longest, no more than the ladder's height in all, since tiles come by size;
   and the last turn may be padding.
   """
   highest, _ = _rungs(plan)[0]
-  return plan.token_R.shape[0] + 31 * plan.group_sizes_E.shape[0] + 2 * turn * highest
+  wasted = (_STEP - 1) * plan.group_sizes_E.shape[0]
+  return plan.token_R.shape[0] + wasted + 2 * turn * highest
 
 
 def _make_layout(plan, turn):
@@ -185,8 +188,9 @@ def _rungs(plan):
   token once, so no tile has more rows than there are tokens; each rung that can't be
   needed is a loop less to compile.
   """
-  num_tokens = plan.experts_TK.shape[0]
-  rungs = zip(_LADDER, (*_LADDER[1:], 0), strict=True)
+  num_tokens, num_experts = plan.experts_TK.shape[0], plan.group_sizes_E.shape[0]
+  ladder = _MANY if 2 * plan.token_R.shape[0] >= _TILE * num_experts else _FEW
+  rungs = zip(ladder, (*ladder[1:], 0), strict=True)
   return [(rows, smaller) for rows, smaller in rungs if smaller < num_tokens]
 
 

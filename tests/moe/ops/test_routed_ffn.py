@@ -126,7 +126,7 @@ def test_against_a_loop_over_tokens(implementation, shape, dtype, patterns):
     check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are the multiples of 32 up to 256 rows, those that so many tokens
+# The rungs of tiled.py are 32, 64, 96, 128, 192 and 256 rows, those that so many tokens
 # can fill; sizes of the same sum and number compile once. Where one expert has 1029 rows or more
 # it has tiles in both steps of a turn.
 BOUNDARIES = [
@@ -140,6 +140,13 @@ BOUNDARIES = [
 ]
 # Tokens for one rung and for two.
 FEW_RUNGS = [(0, 32), (33, 0)]
+# 128 rows an expert on the mean: the rungs are the multiples of 64.
+MANY_ROWS = [
+  (64, 65, 128, 129, 192, 193),
+  (63, 127, 191, 390, 0, 0),
+  (255, 256, 257, 0, 3, 0),
+  (1, 0, 0, 0, 0, 770),
+]
 # Blocks of 16 rows, which 32 rows fill: an empty group's visit is the first to its block, which the
 # next group still needs fetched; one group that has all rows, behind five empty ones; empty groups
 # that begin behind the last row; empty groups between.
@@ -154,7 +161,7 @@ AT_BLOCKS = [
 @over(
   'dtype, boundaries',
   {name: [(dtype, BOUNDARIES) for dtype in DTYPES] for name in FAST}
-  | {'tiled': [(dtype, BOUNDARIES + FEW_RUNGS) for dtype in DTYPES]}
+  | {'tiled': [(dtype, BOUNDARIES + FEW_RUNGS + MANY_ROWS) for dtype in DTYPES]}
   | {'pallas_tpu': [(jnp.float32, AT_BLOCKS)]}
   # Its three ops have suites of their own, with empty groups everywhere.
   | {'grouped_by_pallas_tpu': [(jnp.float32, AT_BLOCKS[1:2])]},
