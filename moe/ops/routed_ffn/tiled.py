@@ -26,7 +26,7 @@ from moe.ops.swiglu import swiglu, swiglu_gradients
 
 # Rows of a lane, where experts have many rows each and few. A rung is a compiled loop each way, and
 # most of what a training step takes to compile: steps are half as high where they spare most.
-_MANY, _FEW = (256, 192, 128, 64), (256, 192, 128, 96, 64, 32)
+_COARSE, _FINE = (256, 192, 128, 64), (256, 192, 128, 96, 64, 32)
 _TILE, _STEP = 256, 64
 
 
@@ -189,7 +189,7 @@ def _rungs(plan):
   needed is a loop less to compile.
   """
   num_tokens, num_experts = plan.experts_TK.shape[0], plan.group_sizes_E.shape[0]
-  ladder = _MANY if 2 * plan.token_R.shape[0] >= _TILE * num_experts else _FEW
+  ladder = _COARSE if 2 * plan.token_R.shape[0] >= _TILE * num_experts else _FINE
   rungs = zip(ladder, (*ladder[1:], 0), strict=True)
   return [(rows, smaller) for rows, smaller in rungs if smaller < num_tokens]
 
