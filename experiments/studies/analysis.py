@@ -178,15 +178,19 @@ def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple
   """Ours and the paper's, side by side: the same bars in the same order, each with its own axis.
   Ours alone where the paper gives none.
   """
-  ours = tuple(
-    (x, interval(results.loss(entry.run, entry.evaluation))) for x, entry in enumerate(entries)
-  )
   paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
   labels = tuple(entry.label for entry in entries)
-  panel = Panel('This repository', HELD_OUT_LOSS, (Series('', ours),), labels)
+  losses_of = {entry.label: results.loss(entry.run, entry.evaluation) for entry in entries}
+  panel = bar_panel('This repository', HELD_OUT_LOSS, losses_of)
   if not any(found for _, found in paper):
     return (panel,)
   return (panel, Panel(of_the_paper, 'Pile loss', (Series('', paper, paper=True),), labels))
+
+
+def bar_panel(title: str, y_axis: str, values: Mapping[str, Values], **options) -> Panel:
+  """A bar of each name's values: their mean and interval. options: other fields of `Panel`."""
+  bars = tuple((x, interval(each)) for x, each in enumerate(values.values()))
+  return Panel(title, y_axis, (Series('', bars),), tuple(values), **options)
 
 
 def given(value: float | None) -> Interval | None:

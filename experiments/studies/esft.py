@@ -15,9 +15,9 @@ experts. Beside the claim: the chosen experts' loss and exact replies are as goo
 parameters.
 """
 
-from experiments.studies.analysis import NONE, Analysis, Panel, Results, Series, shown
+from experiments.studies.analysis import NONE, Analysis, Results, bar_panel, shown
 from experiments.studies.common import INSTRUCTIONS, LONG, NEW_SKILLS, Run, Scale, Start
-from experiments.studies.intervals import Comparison, Role, difference, interval
+from experiments.studies.intervals import Comparison, Role, difference
 from experiments.studies.sft import forgotten, on_text, percent, transferred, tuning
 
 SOURCE = 'ESFT'
@@ -114,8 +114,8 @@ def _share(results, name):
 
 
 def _panel(results, skill, axis, of):
-  bars = tuple((x, interval(of(results, _name(skill, by)))) for x, by in enumerate(_TRAINED))
-  return Panel(skill, axis, (Series('', bars),), tuple(_TRAINED.values()), digits=4)
+  values = {label: of(results, _name(skill, by)) for by, label in _TRAINED.items()}
+  return bar_panel(skill, axis, values, digits=4)
 
 
 def _name(skill, by):

@@ -17,7 +17,7 @@ exactly, and it forgets no more of the text that it was trained on before.
 import functools
 from collections.abc import Mapping
 
-from experiments.studies.analysis import Analysis, Panel, Results, Series, shown, sizes
+from experiments.studies.analysis import Analysis, Results, bar_panel, shown, sizes
 from experiments.studies.common import INSTRUCTIONS, LONG, Run, Scale, Start
 from experiments.studies.intervals import Comparison, Role, difference, interval
 
@@ -150,12 +150,5 @@ def percent(values: Mapping[int, float]) -> str:
 
 
 def _panel(results, axis, what, digits):
-  bars = tuple((x, interval(_of(results, name, 'after', what))) for x, name in enumerate(_MODELS))
-  return Panel(
-    'After tuning',
-    axis,
-    (Series('', bars),),
-    tuple(_MODELS.values()),
-    from_zero=what == 'answers',
-    digits=digits,
-  )
+  values = {label: _of(results, name, 'after', what) for name, label in _MODELS.items()}
+  return bar_panel('After tuning', axis, values, from_zero=what == 'answers', digits=digits)
