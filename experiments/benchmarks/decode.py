@@ -28,7 +28,6 @@ from moe.generation import layers, programs
 from moe.generation.programs import Prompt, Rows
 from moe.generation.sampling import Drawing, Sampling, draw
 from moe.inspection import Run
-from moe.model import Transformer, init_params
 from moe.ops.routed_ffn import xla
 
 # DeepSeek 7B's activated parameters beside those of DeepSeekMoE 16B.
@@ -42,8 +41,8 @@ _OVER_DENSE, _OVER_STACKS, _OVER_LLAMA_CPP = 1 / 2.3, 0.5, 1.25
 def suite(rounds: int) -> list[dict]:
   """Tokens one after another, of 1 and of 16 rows, and the reading of a prompt."""
   tokenizer = from_bytes(train_like_deepseek(evaluation.corpus(), 4096))
-  moe = _run(_config(tokenizer), tokenizer)
-  dense = _run(dense_of(moe.config, _DENSE), tokenizer)
+  moe = evaluation.random_run(_config(tokenizer), tokenizer)
+  dense = evaluation.random_run(dense_of(moe.config, _DENSE), tokenizer)
   name, rows = f'deepseek_moe ÷ dense × {_DENSE}', []
   for batch, bar in ((1, _OVER_DENSE), (16, None)):
     sides, tokens = (decode(moe, batch), decode(dense, batch)), batch * _TOKENS
@@ -144,11 +143,6 @@ def _beside_llama_cpp(run, rounds):
 def _config(tokenizer: Tokenizer) -> Config:
   config = evaluation.config_of(tokenizer)
   return dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=_CONTEXT))
-
-
-def _run(config, tokenizer):
-  params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-  return Run(Transformer(config), params, tokenizer, config, 1)
 
 
 def _drawing(run):

@@ -40,7 +40,7 @@ def suite(rounds: int) -> list[dict]:
 
   texts = corpus()
   tokenizer = from_bytes(train_like_deepseek(texts, 4096))
-  run = _run(tokenizer)
+  run = random_run(config_of(tokenizer), tokenizer)
   rows = []
   for name, kind, asked in (
     ('documents', 'loglikelihood_rolling', _documents(run, texts)),
@@ -98,8 +98,8 @@ def corpus() -> list[str]:
   return texts
 
 
-def _run(tokenizer):
-  config = config_of(tokenizer)
+def random_run(config: Config, tokenizer: Tokenizer) -> Run:
+  """Of initial parameters, the same each time."""
   params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
   return Run(Transformer(config), params, tokenizer, config, 1)
 

@@ -190,7 +190,13 @@ class Draw:
 
 
 def _config(shape: Shape, dtype: str) -> Config:
-  config = from_config_dict(proxy.get_config('deepseek_moe'))
+  return with_shape(from_config_dict(proxy.get_config('deepseek_moe')), shape, dtype)
+
+
+def with_shape(config: Config, shape, dtype: str) -> Config:
+  """The config with a layer's sizes, without shared experts.
+  shape: a `Shape`, or one of moe/planner/kernels/programs.py.
+  """
   return dataclasses.replace(
     config,
     model=dataclasses.replace(config.model, d_model=shape.d_model, dtype=dtype),

@@ -16,6 +16,7 @@ from experiments.benchmarks.device import clock
 from experiments.benchmarks.device.drawn import Draw, num_bytes
 from experiments.benchmarks.device.kept import kept
 from experiments.benchmarks.device.records import rates, record
+from experiments.benchmarks.moe_layer import with_shape
 from moe.config import Config, defaults, from_config_dict
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import MoELayer
@@ -98,16 +99,6 @@ def _with_gradients(apply):
 
 
 def _config(shape: Shape, balanced: bool = False) -> Config:
-  config = from_config_dict(defaults())
-  return dataclasses.replace(
-    config,
-    model=dataclasses.replace(config.model, d_model=shape.d_model, dtype='bfloat16'),
-    moe=dataclasses.replace(
-      config.moe,
-      num_experts=shape.num_experts,
-      experts_per_token=shape.experts_per_token,
-      d_expert=shape.d_expert,
-      num_shared_experts=0,
-    ),
-    ops=dataclasses.replace(config.ops, force_balanced_routing=balanced),
-  )
+  config = with_shape(from_config_dict(defaults()), shape, 'bfloat16')
+  ops = dataclasses.replace(config.ops, force_balanced_routing=balanced)
+  return dataclasses.replace(config, ops=ops)

@@ -15,6 +15,12 @@ import jax.numpy as jnp
 from moe import chips
 from moe.errors import one_line
 
+# Why nothing was measured, and how a report entitles such records.
+NOT_MEASURED = {
+  'failed': 'Failed',
+  'cannot_run': 'Does not run there',
+  'left_out': 'Left out',
+}
 _WITHOUT_RATIO = {
   'ratio_median': None,
   'ratio_min': None,

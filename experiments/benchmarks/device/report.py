@@ -4,13 +4,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from experiments.benchmarks.device.records import NOT_MEASURED
 from moe.errors import UserError, of_file
-
-_SAID = {
-  'failed': 'Failed',
-  'cannot_run': 'Does not run there',
-  'left_out': 'Left out',
-}
 
 
 def read(path: str) -> list[dict]:
@@ -40,7 +35,7 @@ def table(rows: Sequence[dict]) -> str:
   lines += _columns('op', 'error ÷ tolerance', errors, _ratio)
   lines += _columns('÷', 'time ratio (min–max)', ratios, _spread)
   lines += _columns('alone', 'tokens/s', others, _tokens)
-  for key, title in _SAID.items():
+  for key, title in NOT_MEASURED.items():
     said = [f'- {row["name"]}: {row[key]}' for row in rows if key in row]
     lines += [f'{title}:', '', *said, ''] if said else []
   return '\n'.join(lines).strip()

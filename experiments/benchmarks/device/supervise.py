@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from experiments.benchmarks.device import worker
-from experiments.benchmarks.device.records import record
+from experiments.benchmarks.device.records import NOT_MEASURED, record
 from moe.errors import UserError
 
 # Of the whole suite: 8 minutes less what starting and ending take.
 _SECONDS = 465.0
 # Of one case: longer than this, it hangs. And the least with which one is begun.
 _MOST, _LEAST = 90.0, 5.0
-
-_SAID = 'failed', 'cannot_run', 'left_out'
 
 
 def suite(rounds: int) -> list[dict]:
@@ -57,7 +55,7 @@ def records(serve: Callable, rounds: int, seconds: float) -> Iterator[dict]:
 
 def _with(where, made):
   for each in made:
-    said = next((f'{key}: {each[key]}' for key in _SAID if key in each), 'measured')
+    said = next((f'{key}: {each[key]}' for key in NOT_MEASURED if key in each), 'measured')
     print(f'{each["name"]}: {said}', file=sys.stderr, flush=True)
     yield each | where
 
