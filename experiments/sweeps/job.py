@@ -9,7 +9,8 @@ from moe import config as moe_config
 from moe.config import Config
 from moe.errors import UserError
 
-INIT_FROM, EXPERTS, _TOKENIZER = 'train.init_from', 'finetune.experts', 'data.tokenizer'
+INIT_FROM, _TOKENIZER = 'train.init_from', 'data.tokenizer'
+TRAINABLE, EXPERTS = 'finetune.trainable', 'finetune.experts'
 _LOGGED: jsonl.Shape = {
   'step': int,
   'loss': jsonl.NUMBER_OR_NULL,
@@ -178,8 +179,8 @@ class Job:
     ]
 
   def _flags_of_text(self):
-    """Without what names the run that it starts from, which may not be there yet."""
-    of_the_start = tuple(f'--config.{key}=' for key in (INIT_FROM, EXPERTS))
+    """Without what needs the run that it starts from, which may not be there yet."""
+    of_the_start = tuple(f'--config.{key}=' for key in (INIT_FROM, TRAINABLE, EXPERTS))
     return [flag for flag in self.flags if not (self.origin and flag.startswith(of_the_start))]
 
   def metrics(self) -> list[dict]:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from experiments.studies import common
 from experiments.studies.common import CHOICES, UPCYCLES, Run, Scale, Start
 from experiments.sweeps import places, texts
-from experiments.sweeps.job import EXPERTS, INIT_FROM, Job, Origin, flat
+from experiments.sweeps.job import EXPERTS, INIT_FROM, TRAINABLE, Job, Origin, flat
 from experiments.sweeps.texts import digest
 from moe import config as moe_config
 from moe.config import Config
@@ -159,7 +159,7 @@ def _job(run, seed, overrides, runs_folder, earlier):
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   if run.start and run.start.experts:
     # The file's place is known when the folder is.
-    chosen = {'finetune.trainable': 'experts', EXPERTS: 'experts.json'}
+    chosen = {TRAINABLE: 'experts', EXPERTS: 'experts.json'}
     config_dict = _changed(config_dict, chosen)
   checked = moe_config.from_config_dict(config_dict)
   origin = _origin(run, seed, checked, earlier)

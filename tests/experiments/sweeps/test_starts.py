@@ -54,6 +54,8 @@ def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
   assert 'init_from' not in command
   assert f'--config.train.init_from={upcycled.workdir}/start' in upcycled.arguments('train')
   assert not any('init_from' in flag for flag in on.arguments('prepare_data'))
+  # Which experts, nobody knows yet.
+  assert not any('finetune' in flag for flag in few.arguments('prepare_data'))
   command = ' '.join(few.arguments('select_experts'))
   assert f'--workdir={scratch.workdir} --out={few.workdir}/experts.json --by=gate' in command
   assert f'--sources={few.config.data.sources} --chat=false' in command
