@@ -27,7 +27,9 @@ SWEEP = flags.DEFINE_string(
   'sweep', None, 'The study: a file with sweep(), or the name of one of ours.', required=True
 )
 SEEDS = flags.DEFINE_integer(
-  'seeds', _DEFAULT.seeds, 'How many: 0, 1, … Each sets train.seed and data.seed.'
+  'seeds',
+  _DEFAULT.seeds,
+  "How many: 0, 1, … Each sets train.seed and data.seed. The study's own number unless given.",
 )
 RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all unless given.')
 LAUNCHER = flags.DEFINE_enum(

@@ -69,7 +69,8 @@ def load(name: str, results: Path) -> Study:
   runs = {run.name: run for run in module.sweep(common.PROXY)}
   lines = with_evaluations(ledger.current(file, results), runs)
   there = {(line['run'], line['seed']) for line in lines}
-  finished = sum((run, seed) in there for run in runs for seed in range(common.SEEDS))
+  seeds = range(getattr(module, 'SEEDS', common.SEEDS))
+  finished = sum((run, seed) in there for run in runs for seed in seeds)
   analysis = module.analyse(Results(lines))
   return made(
     name,
@@ -77,9 +78,9 @@ def load(name: str, results: Path) -> Study:
     module.CLAIM,
     lines,
     analysis,
-    verdict(analysis.comparisons, finished, len(runs) * common.SEEDS),
+    verdict(analysis.comparisons, finished, len(runs) * len(seeds)),
     runs,
-    range(common.SEEDS),
+    seeds,
     f'python -m launch.sweep --sweep={file}\nmake report',
   )
 

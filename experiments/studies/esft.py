@@ -4,8 +4,8 @@
 
 ESFT (arXiv 2407.01906) trains of each layer the experts that a task's text uses most. It finds them
 about as good as all parameters on the task, better at everything else, and better than experts
-drawn at random. Here DeepSeekMoE is trained on text (sft.py), tuned for 400 steps on instructions
-of ten skills, and then for 200 on those of one new skill, by all parameters, by the experts that
+drawn at random. Here DeepSeekMoE is trained on text (sft.py), tuned for 1600 steps on instructions
+of ten skills, and then for 400 on those of one new skill, by all parameters, by the experts that
 reach 0.2 of the gates' sum on its text, or by as many that are drawn. It is done for two skills:
 translation, which is words by heart, and reversing, a rule.
 
@@ -20,6 +20,7 @@ from experiments.studies.common import INSTRUCTIONS, LONG, NEW_SKILLS, Run, Scal
 from experiments.studies.intervals import Comparison, Role, difference
 from experiments.studies.sft import forgotten, on_text, percent, transferred, tuning
 
+SEEDS = 5
 SOURCE = 'ESFT'
 CLAIM = (
   'Training the experts that a new skill uses forgets less of the old skills than training all '
@@ -39,9 +40,9 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 
   return [
     text,
-    run('old_skills', f'{INSTRUCTIONS}_old', 400, Start('deepseek_moe')),
+    run('old_skills', f'{INSTRUCTIONS}_old', 1600, Start('deepseek_moe')),
     *(
-      run(_name(skill, by), f'{INSTRUCTIONS}_{skill}', 200, Start('old_skills', experts=by))
+      run(_name(skill, by), f'{INSTRUCTIONS}_{skill}', 400, Start('old_skills', experts=by))
       for skill in NEW_SKILLS
       for by in _TRAINED
     ),

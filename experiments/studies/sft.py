@@ -5,7 +5,7 @@
 The paper tunes DeepSeekMoE 16B on 1.4M examples beside two 7B models and finds it on a par with
 them at 40% of their compute: what a MoE has learnt survives tuning (Table 5). Here three models of
 the same activated parameters, DeepSeekMoE, GShard and a dense one whose FFN is as wide as a
-token's experts together, are trained on text for 1200 steps of 4096 tokens, and then for 400 steps
+token's experts together, are trained on text for 1200 steps of 4096 tokens, and then for 1600 steps
 at a constant rate on generated English and Chinese instructions of twelve skills
 (experiments/corpora/instructions.py). Questions are held out by their wording.
 
@@ -21,6 +21,7 @@ from experiments.studies.analysis import Analysis, Results, bar_panel, shown, si
 from experiments.studies.common import INSTRUCTIONS, LONG, Run, Scale, Start
 from experiments.studies.intervals import Comparison, Role, difference, interval
 
+SEEDS = 5
 SOURCE = 'Section 6, Table 5'
 CLAIM = (
   'Tuned on the same conversations, DeepSeekMoE has a lower loss on held-out questions than GShard '
@@ -63,7 +64,7 @@ def sweep(scale: Scale = LONG) -> list[Run]:
     overrides = {**run.overrides, **wider}
     before.append(Run(name, run.config, overrides))
     after.append(
-      Run(tuned(name), run.config, {**overrides, **tuning(INSTRUCTIONS, 400)}, start=Start(name))
+      Run(tuned(name), run.config, {**overrides, **tuning(INSTRUCTIONS, 1600)}, start=Start(name))
     )
   return before + after
 

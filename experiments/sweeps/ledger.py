@@ -208,16 +208,18 @@ def current(
 def check_data(file: Path, lines: Sequence[Mapping]) -> None:
   """UserError for lines of different texts, whose losses do not compare.
 
-  A line's data are named with their tokenizer: only lines of one vocabulary can be told apart.
+  A line's data are named with their tokenizer: only lines of one vocabulary can be told apart. Of
+  runs that a study itself gives several sources, each source's are told apart.
   """
-  of_vocabularies: dict[object, dict[str, list[str]]] = {}
+  of_texts: dict[object, dict[str, list[str]]] = {}
   for line in lines:
     # The first runs of the pilot, from before lines named their data, have none.
     if line.get('data'):
-      vocab_size = (line.get('settings') or {}).get('model.vocab_size')
-      runs_of = of_vocabularies.setdefault(vocab_size, {})
+      settings = line.get('settings') or {}
+      text = settings.get('model.vocab_size'), (line.get('differs') or {}).get('data.sources')
+      runs_of = of_texts.setdefault(text, {})
       runs_of.setdefault(line['data'], []).append(f'{line["run"]} (seed {line["seed"]})')
-  for runs_of in of_vocabularies.values():
+  for runs_of in of_texts.values():
     _check_one(file, runs_of)
 
 

@@ -43,6 +43,8 @@ class Study:
   analyse: Callable | None = None
   source: str = ''
   claim: str = ''
+  # That all its runs have, fixed in its file before they are started.
+  seeds: int = common.SEEDS
 
   @property
   def name(self) -> str:
@@ -61,7 +63,10 @@ def load(path: str) -> Study:
   source, claim = (getattr(module, name, '') for name in ('SOURCE', 'CLAIM'))
   if not isinstance(source, str) or not isinstance(claim, str):
     raise UserError(f'{path}: SOURCE and CLAIM must be strings, not {source!r} and {claim!r}')
-  return Study(path, sweep, getattr(module, 'analyse', None), source, claim)
+  seeds = getattr(module, 'SEEDS', common.SEEDS)
+  if not isinstance(seeds, int) or seeds < 1:
+    raise UserError(f'{path}: SEEDS must be a number of at least 1, not {seeds!r}')
+  return Study(path, sweep, getattr(module, 'analyse', None), source, claim, seeds)
 
 
 def runs(study: Study, scale: Scale) -> Sequence[Run]:

@@ -19,7 +19,7 @@ class Options:
   """
 
   study: str
-  seeds: int = common.SEEDS
+  seeds: int | None = None  # the study's own
   runs: Sequence[str] = ()
   scale: str = 'proxy'
   launcher: str = 'local'
@@ -53,10 +53,11 @@ def _jobs(options, study):
   so that a line does not depend on --runs.
   """
   for flag in ('seeds', 'parallel'):
-    if getattr(options, flag) < 1:
-      raise UserError(f'--{flag} must be at least 1, not {getattr(options, flag)}')
-  scale = common.SCALES[options.scale]
-  every = plan.jobs(study, scale, range(options.seeds), options.overrides, options.workdir)
+    value = getattr(options, flag)
+    if value is not None and value < 1:
+      raise UserError(f'--{flag} must be at least 1, not {value}')
+  scale, seeds = common.SCALES[options.scale], range(options.seeds or study.seeds)
+  every = plan.jobs(study, scale, seeds, options.overrides, options.workdir)
   jobs = plan.named(study, every, options.runs) if options.runs else every
   _require_text(scale, jobs, options.overrides)
   return jobs, _differs(every)

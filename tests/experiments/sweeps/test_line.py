@@ -47,6 +47,16 @@ def test_text_of_another_vocabulary_has_another_name():
     ledger.check_data('runs.jsonl', [line('a', 1024), line('b', 2048), line('c', 2048)])
 
 
+def test_text_of_another_source_is_other_text_where_the_study_says_so():
+  def line(data, **differs):
+    return {'run': 'x', 'seed': 0, 'data': data, 'differs': differs}
+
+  tuned = {'data.sources': 'chats=b.jsonl'}
+  ledger.check_data('runs.jsonl', [line('a'), line('b', **tuned), line('b', **tuned)])
+  with pytest.raises(UserError, match='different data'):
+    ledger.check_data('runs.jsonl', [line('a'), line('b', **tuned), line('c', **tuned)])
+
+
 def _prepare(job, tokens=5, **settings):
   """Leaves what names a job's prepared text."""
   job.data_dir.mkdir(parents=True, exist_ok=True)

@@ -140,3 +140,12 @@ def test_a_child_runs_this_package_whatever_lies_in_the_folder_at_hand(tmp_path,
   with children.sole_sweep(tmp_path) as lock, children.Children(lock) as started:
     process = started.start(['-c', 'import experiments, launch'], tmp_path / 'log')
     assert process.wait() == 0, (tmp_path / 'log').read_text()
+
+
+def test_a_study_fixes_its_number_of_seeds(tmp_path):
+  good, bad = tmp_path / 'good.py', tmp_path / 'bad.py'
+  for study, seeds in ((good, 7), (bad, 0)):
+    study.write_text(f'SEEDS = {seeds}\ndef sweep(scale): return []\n', encoding='utf-8')
+  assert plan.load(str(good)).seeds == 7
+  with pytest.raises(UserError, match='SEEDS must be a number of at least 1, not 0'):
+    plan.load(str(bad))
