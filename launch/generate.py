@@ -2,6 +2,7 @@
 
 python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
 python -m launch.generate --workdir=DIR --prompts=FILE [--batch=64 --stop='\n\n' --format=json]
+python -m launch.generate --workdir=DIR --dtype=bfloat16 --mesh=tensor=4
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from moe import cli, host_memory
+from moe.config import mesh_sizes
 from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -27,6 +29,10 @@ TOP_P = flags.DEFINE_float(
   'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+DTYPE = flags.DEFINE_enum(
+  'dtype', None, ['bfloat16', 'float32'], 'Of the parameters in memory; as stored without it.'
+)
+MESH = flags.DEFINE_string('mesh', '', 'Where they lie: AXIS=DEVICES,…; one device without it.')
 FORMAT = cli.format_flag()
 
 
@@ -35,6 +41,7 @@ def main(_):
   from moe.generate import Sampling, generate
   from moe.run import load_run
 
+  sizes = mesh_sizes(MESH.value)
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   sampling.check()
   prompts = list(PROMPT.value)
@@ -43,8 +50,9 @@ def main(_):
     if not prompts:
       raise UserError(f'--prompts={PROMPTS.value} holds no prompt')
   limits = MAX_NEW_TOKENS.value, sampling, SEED.value, STOP.value, BATCH.value
-  run = load_run(WORKDIR.value, STEP.value)
-  completions = generate(run, prompts or [''], *limits)
+  run = load_run(WORKDIR.value, STEP.value, DTYPE.value, sizes)
+  with run.on_mesh():
+    completions = generate(run, prompts or [''], *limits)
   if FORMAT.value == 'json':
     print(json.dumps([completion._asdict() for completion in completions], indent=2))
     return

@@ -10,6 +10,8 @@ Sources, read in 2026:
   h100  nvidia.com/data-center/h100, SXM: 989 TFLOP/s dense, 80 GB at 3.35 TB/s, 900 GB/s NVLink
         both ways together; docs.nvidia.com/dgx/dgxh100-user-guide: servers of 8, a 400 Gb/s network
         adapter a GPU between them
+  a100-40  nvidia.com/data-center/a100, SXM: 312 TFLOP/s dense, 40 GB at 1,555 GB/s, 600 GB/s NVLink
+        both ways together; docs.nvidia.com/dgx/dgxa100-user-guide: servers of 8, 200 Gb/s a GPU
   Peaks alone: cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 1,228 GB/s; nvidia.com/data-center/a100:
         312 TFLOP/s, 1,555 GB/s with 40 GB, with 80 GB 2,039 (SXM) and 1,935 (PCIe); h200: 989
         TFLOP/s, 4.8 TB/s
@@ -36,15 +38,24 @@ class Chip:
   torus: int  # dimensions of the torus that the links form; 0: all-to-all switch
   server: int = 0  # devices that one switch joins; 0: all of them
   network: float = 0.0  # bytes a second and direction of a device to another server
+  memory: int = 0  # bytes that CUDA reports, of which a program may be given more than `capacity`
 
 
-# TPU capacities are those that its compiler refuses to go over. XLA on GPU takes 75% of the memory
+# TPU capacities are those that its compiler refuses to go over. JAX takes 75% of a GPU's memory
 # unless told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+_GPU_SHARE = 0.75
+
+
+def _gpu(name, memory, *figures):
+  return Chip(name, 'gpu', int(_GPU_SHARE * memory), *figures, memory)
+
+
 CHIPS = {
   'v5e': Chip('v5e', 'tpu', int(15.75 * GIB), 197e12, 819e9, 50e9, 2),
   'v5p': Chip('v5p', 'tpu', int(95.74 * GIB), 459e12, 2765e9, 100e9, 3),
   'v6e': Chip('v6e', 'tpu', int(31.25 * GIB), 918e12, 1640e9, 100e9, 2),
-  'h100': Chip('h100', 'gpu', int(0.75 * 85_029_158_912), 989e12, 3350e9, 450e9, 0, 8, 50e9),
+  'h100': _gpu('h100', 85_029_158_912, 989e12, 3350e9, 450e9, 0, 8, 50e9),
+  'a100-40': _gpu('a100-40', 42_331_013_120, 312e12, 1555e9, 300e9, 0, 8, 25e9),
 }
 
 
@@ -66,7 +77,7 @@ _PEAKS = {
   'TPU v6': _OF_CHIPS['v6e'],  # 'TPU v6 lite' and 'TPU v6e'
   'NVIDIA A100-SXM4-80GB': Peaks(312e12, 2039e9),
   'NVIDIA A100 80GB PCIe': Peaks(312e12, 1935e9),
-  'NVIDIA A100': Peaks(312e12, 1555e9),
+  'NVIDIA A100': _OF_CHIPS['a100-40'],
   'NVIDIA H100': _OF_CHIPS['h100'],
   'NVIDIA H200': Peaks(989e12, 4800e9),
 }

@@ -518,6 +518,19 @@ def unknown_key(name: str) -> UserError:
   return UserError(f'unknown config key {name!r}: {hint}')
 
 
+def mesh_sizes(written: str) -> dict[str, int] | None:
+  """{axis: devices} of a flag --mesh=fsdp=2,expert=4; None of ''. UserError for anything else."""
+  sizes = {}
+  for item in filter(None, written.split(',')):
+    axis, _, count = item.partition('=')
+    if axis not in MESH_AXES or not count.isdecimal() or int(count) < 1:
+      raise UserError(
+        f'--mesh={written}: {item!r} must be AXIS=DEVICES, with one of {", ".join(MESH_AXES)}'
+      )
+    sizes[axis] = int(count)
+  return sizes or None
+
+
 def _mapping(config, where):
   if not isinstance(config, Mapping):
     raise UserError(f'{where} must be sections of keys, not {str(config)[:50]!r}')

@@ -83,15 +83,13 @@ class _Batch:
 
   def admit(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
     """Begins with at most as many as there are free places: the first token of each."""
-    model, params, free = self._run.model, self._run.params, self.free
-    chosen_A, prefilled = programs.prefill(model, params, self._drawing, prompts)
+    run, places = self._run, self.free[: len(prompts)]
     self._make_room(max(len(prompt.ids) for prompt in prompts))
-    # Rows beyond the prompts go nowhere.
-    places_A = np.arange(self._size, self._size + len(chosen_A), dtype=np.int32)
-    places_A[: len(prompts)] = free[: len(prompts)]
-    self._cache = programs.put_rows(self._cache, places_A, prefilled)
+    begin = programs.begun_in_place if layers.on_accelerator() else programs.begun
+    params = self._params if layers.on_accelerator() else run.params
+    chosen_A, self._cache = begin(run.model, params, self._drawing, prompts, places, self._cache)
     chosen = {}
-    for place, token, (number, ids) in zip(free, chosen_A, prompts, strict=False):
+    for place, token, (number, ids) in zip(places, chosen_A, prompts, strict=True):
       self.rows[place], chosen[place] = _Row(number, len(ids), []), token
     return self._note(chosen)
 

@@ -1,30 +1,38 @@
 """The model layer by layer, as decoding runs it: every layer with its own parameters and cache.
 
 The stacks that training scans over would hand each layer a copy of its weights, all experts' among
-them, for every token.
+them, for every token. On a CPU layers are views of the stacks instead. On an accelerator they are
+cut out of the stacks by the products that read them, and kernels are handed all layers' experts and
+told which layer's to read.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moe.config import Config, ModelConfig
-from moe.layers import tuned
-from moe.layers.attention import KVCache
+from moe.layers import experts, tuned
+from moe.layers.attention import CacheRows, KVCache
 from moe.layers.block import Block
 from moe.model import Transformer, stack_names
+from moe.ops import implementation
 from moe.parallel import sharding
+from moe.parameters import declared
 
 Cache = dict[str, list[KVCache]]  # of every layer of a stack
 
 
 def by_layer(config: Config, params: dict) -> dict:
-  """params, each stack a list of its layers' parameters: on a CPU views of the same memory, where
-  experts' bfloat16 is seen as its bits, which the op reads straight from there.
+  """params as `advance` takes them.
 
-  As they are on a mesh, and on an accelerator: there `advance` takes a layer within its program.
+  On a CPU each stack is a list of its layers' parameters, views of the same memory, where experts'
+  bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator matrices
+  are in the type that they are used in: no token waits for more. On a CPU's mesh: as they are.
   """
-  if jax.default_backend() != 'cpu' or not jax.sharding.get_abstract_mesh().empty:
+  if on_accelerator():
+    return _in_compute_type(config, params)
+  if not jax.sharding.get_abstract_mesh().empty:
     return params
   return params | {
     name: [_viewed(config, params[name], layer) for layer in range(_depth(config.model, name))]
@@ -32,14 +40,33 @@ def by_layer(config: Config, params: dict) -> dict:
   }
 
 
+def on_accelerator() -> bool:
+  """Whether programs are for one: as ops ask."""
+  return implementation.platform() != 'cpu'
+
+
 def _viewed(config, stack, layer):
   layer_params = jax.tree.map(lambda w: np.asarray(w)[layer], stack)
-  experts = layer_params.get('moe', {}).get('experts', {})
+  weights = _experts_in(layer_params)
   # What is tuned beside them is added to them as numbers.
-  if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in experts:
-    for name, w in experts.items():
-      experts[name] = w.view(np.uint16) if w.dtype == jnp.bfloat16 else w
+  if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in weights:
+    for name, w in weights.items():
+      weights[name] = w.view(np.uint16) if w.dtype == jnp.bfloat16 else w
   return jax.device_put(layer_params)
+
+
+def _in_compute_type(config, params):
+  """Matrices, which weight decay acts on, rounded once instead of at every use. A router's stay: it
+  uses them as they are.
+  """
+
+  def rounded(path, w):
+    box = boxes.get(path)
+    is_matrix = box is not None and box.decayed and 'router' not in path
+    return w.astype(config.model.dtype) if is_matrix else w
+
+  boxes = flatten_dict(declared(config))
+  return unflatten_dict({path: rounded(path, w) for path, w in flatten_dict(params).items()})
 
 
 def advance(
@@ -49,15 +76,21 @@ def advance(
   positions_BL: jax.Array,
   is_token_BL: jax.Array,
   cache: Cache,
+  places_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-  """hidden_BLD after tokens at these positions, and the cache with them; params: `by_layer`."""
+  """hidden_BLD after tokens at these positions, and the cache with them; params: `by_layer`.
+
+  places_B: rows of the cache that the tokens' are, where it has others; a row that it does not have
+  goes nowhere.
+  """
   x_BLD, new_cache = _outside(model, params, tokens_BL, method='embed'), {}
   for name, caches in cache.items():
     block, new_cache[name] = Block(model.config, name == 'dense_blocks', model.probe), []
     for layer, kept in enumerate(caches):
-      layer_params = _layer(params[name], layer)
+      layer_params = _of_layer(params[name], layer)
       batch = None, tokens_BL, positions_BL, is_token_BL.astype(jnp.int32)
-      x_BLD, (_, kept) = block.apply({'params': layer_params}, x_BLD, kept, *batch)
+      rows = kept if places_B is None else CacheRows(kept, places_B)
+      x_BLD, (_, kept) = block.apply({'params': layer_params}, x_BLD, rows, *batch)
       new_cache[name].append(_laid_out(kept))
   return _outside(model, params, x_BLD, method='finish'), new_cache
 
@@ -74,8 +107,19 @@ def _outside(model, params, *arguments, method):
   return model.apply({'params': whole}, *arguments, method=method)
 
 
-def _layer(stack, layer):
-  return stack[layer] if isinstance(stack, list) else jax.tree.map(lambda w: w[layer], stack)
+def _of_layer(stack, layer):
+  if isinstance(stack, list):
+    return stack[layer]
+  layer_params = jax.tree.map(lambda w: w[layer], stack)
+  weights = _experts_in(stack)
+  if weights and on_accelerator() and tuned.CHOSEN not in weights and experts.can_stay_stacked():
+    _experts_in(layer_params).update(weights | {experts.LAYER: np.int32(layer)})
+  return layer_params
+
+
+def _experts_in(params):
+  """The routed experts' part, {} where there are none."""
+  return params.get('moe', {}).get('experts', {})
 
 
 def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:

@@ -24,7 +24,9 @@ from moe.parallel.feeding import batch_parts
 
 # Tokens of a prompt that go through the model at once: no fewer, as shorter pieces cost no less; no
 # more, as longer ones are no faster and take memory.
-_LEAST_PIECE, _MOST_PIECE = 32, 512
+_LEAST_PIECE, MOST_PIECE = 32, 512
+# Tokens that go through at once in a prefill in place: more would take memory for little.
+_MOST_TOKENS = 512
 # Positions: of a smaller cache a step costs no less.
 _LEAST_ROOM = 128
 
@@ -43,7 +45,7 @@ class Rows(NamedTuple):
   counts_B: np.ndarray  # tokens drawn for it; 0: a row without a prompt
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
   """Of prompts that begin together, tokens from the start-th on."""
 
   tokens_AL: np.ndarray  # int32
@@ -63,26 +65,83 @@ def rows_for(prompts: int) -> int:
   return rows + -rows % batch_parts()
 
 
+def begun(
+  model: Transformer,
+  params: dict,
+  drawing: Drawing,
+  prompts: Sequence[Prompt],
+  places: Sequence[int],
+  cache: layers.Cache,
+) -> tuple[np.ndarray, layers.Cache]:
+  """(what is drawn first after each prompt, the cache with these in rows `places`).
+
+  params: stacked, as training has them.
+  """
+  chosen_A, prefilled = prefill(model, params, drawing, prompts)
+  places_A = _filled_up(places, len(chosen_A), _rows_in(cache))
+  return chosen_A[: len(prompts)], put_rows(cache, places_A, prefilled)
+
+
+def begun_in_place(
+  model: Transformer,
+  params: dict,
+  drawing: Drawing,
+  prompts: Sequence[Prompt],
+  places: Sequence[int],
+  cache: layers.Cache,
+) -> tuple[np.ndarray, layers.Cache]:
+  """As `begun`, with no other cache beside: where memory is what limits a batch. Layers are written
+  out, and few tokens go through at once; params: `layers.by_layer`.
+  """
+  chosen = []
+  longest = max(len(prompt.ids) for prompt in prompts)
+  at_once = max(1, _MOST_TOKENS // min(filled_up(max(longest, _LEAST_PIECE)), MOST_PIECE))
+  for start in range(0, len(prompts), at_once):
+    here = slice(start, start + at_once)
+    pieces = _pieces(prompts[here])
+    chosen_A = np.zeros(len(pieces[0].lengths_A), np.int32)
+    places_A = _filled_up(places[here], len(chosen_A), _rows_in(cache))
+    for piece in pieces:
+      chosen_A, cache = piece_in_place(model, params, drawing, piece, cache, places_A, chosen_A)
+    chosen.append(np.asarray(chosen_A)[: len(prompts[here])])
+  return np.concatenate(chosen), cache
+
+
 def prefill(
   model: Transformer, params: dict, drawing: Drawing, prompts: Sequence[Prompt]
 ) -> tuple[np.ndarray, dict[str, KVCache]]:
   """(what is drawn first after each prompt, their cache, `layers.stacked`); A rows of both, those
   beyond the prompts filled up.
   """
+  pieces, longest = _pieces(prompts), max(len(prompt.ids) for prompt in prompts)
+  chosen_A = np.zeros(len(pieces[0].lengths_A), np.int32)
+  cache = _empty_stacked(model, len(chosen_A), room_for(model.config, longest))
+  for piece in pieces:
+    chosen_A, cache = _after_piece(model, params, drawing, piece, cache, chosen_A)
+  return np.asarray(chosen_A), cache
+
+
+def _pieces(prompts):
+  """Of prompts that begin together: as many rows as a program has, those beyond have one token."""
   rows, longest = rows_for(len(prompts)), max(len(prompt.ids) for prompt in prompts)
-  length = min(filled_up(max(longest, _LEAST_PIECE)), _MOST_PIECE)
+  length = min(filled_up(max(longest, _LEAST_PIECE)), MOST_PIECE)
   tokens_AP = np.zeros((rows, longest + -longest % length), np.int32)
-  # A row beyond the prompts has one token.
   lengths_A, numbers_A = np.ones(rows, np.int32), np.zeros(rows, np.int32)
   for row, (number, ids) in enumerate(prompts):
     tokens_AP[row, : len(ids)], lengths_A[row], numbers_A[row] = ids, len(ids), number
-  chosen_A = np.zeros(rows, np.int32)
-  cache = _empty_stacked(model, rows, room_for(model.config, longest))
-  for start in range(0, longest, length):
-    tokens_AL = tokens_AP[:, start : start + length]
-    piece = _Piece(tokens_AL, np.int32(start), lengths_A, numbers_A)
-    chosen_A, cache = _after_piece(model, params, drawing, piece, cache, chosen_A)
-  return np.asarray(chosen_A), cache
+  return [
+    Piece(tokens_AP[:, start : start + length], np.int32(start), lengths_A, numbers_A)
+    for start in range(0, longest, length)
+  ]
+
+
+def _filled_up(places, rows, beyond):
+  """Those of `rows` rows; a row beyond the prompts goes nowhere."""
+  return np.array([*places, *range(beyond, beyond + rows - len(places))], np.int32)
+
+
+def _rows_in(cache):
+  return jax.tree.leaves(cache)[0].shape[0]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -90,17 +149,45 @@ def _after_piece(model, params, drawing, piece, cache, chosen_A):
   """By the stacks, scanned: a program's compilation does not grow with depth, and the copy of a
   layer's weights is a small part of the work on so many tokens.
   """
-  shape = piece.tokens_AL.shape
-  positions_AL = jnp.broadcast_to(piece.start + jnp.arange(shape[1]), shape)
-  is_token_AL = positions_AL < piece.lengths_A[:, None]
+  positions_AL, is_token_AL = _positions(piece)
   inputs = piece.tokens_AL, positions_AL, is_token_AL.astype(jnp.int32), cache
   hidden_ALD, _, cache = model.apply({'params': params}, *inputs)
+  chosen_A = _chosen_after(model, params, drawing, piece, hidden_ALD, chosen_A)
+  return chosen_A, _stack_laid_out(cache)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+def piece_in_place(
+  model: Transformer,
+  params: dict,
+  drawing: Drawing,
+  piece: Piece,
+  cache: layers.Cache,
+  places_A: jax.Array,
+  chosen_A: jax.Array,
+) -> tuple[jax.Array, layers.Cache]:
+  """(`chosen_A`, with what is drawn after prompts that end in this piece; the cache with it in rows
+  `places_A`); params: `layers.by_layer`.
+  """
+  inputs = piece.tokens_AL, *_positions(piece)
+  hidden_ALD, cache = layers.advance(model, params, *inputs, cache, places_A)
+  return _chosen_after(model, params, drawing, piece, hidden_ALD, chosen_A), cache
+
+
+def _positions(piece):
+  """positions_AL, and which of them have a token."""
+  shape = piece.tokens_AL.shape
+  positions_AL = jnp.broadcast_to(piece.start + jnp.arange(shape[1]), shape)
+  return positions_AL, positions_AL < piece.lengths_A[:, None]
+
+
+def _chosen_after(model, params, drawing, piece, hidden_ALD, chosen_A):
+  rows, length, _ = hidden_ALD.shape
   last_A = piece.lengths_A - 1 - piece.start
-  hidden_AD = hidden_ALD[jnp.arange(shape[0]), jnp.clip(last_A, 0, shape[1] - 1)]
+  hidden_AD = hidden_ALD[jnp.arange(rows), jnp.clip(last_A, 0, length - 1)]
   logits_AV = layers.logits(model, params, hidden_AD)
   first_A = draw(logits_AV, drawing, piece.numbers_A, jnp.zeros_like(piece.numbers_A))
-  is_here_A = (last_A >= 0) & (last_A < shape[1])
-  return jnp.where(is_here_A, first_A, chosen_A), _stack_laid_out(cache)
+  return jnp.where((last_A >= 0) & (last_A < length), first_A, chosen_A)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)

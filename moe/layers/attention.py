@@ -24,6 +24,13 @@ class KVCache(NamedTuple):
   values_BSGC: jax.Array
 
 
+class CacheRows(NamedTuple):
+  """Some rows of a cache that has others; one that it does not have goes nowhere."""
+
+  whole: KVCache
+  places_B: jax.Array  # int32
+
+
 class SharedContext(NamedTuple):
   """Keys and values of S tokens that all segments of a row go on from."""
 
@@ -44,7 +51,7 @@ class Attention(nn.Module):
     x_BLD: jax.Array,
     positions_BL: jax.Array,
     segment_ids_BL: jax.Array,
-    cache: KVCache | SharedContext | None,
+    cache: KVCache | CacheRows | SharedContext | None,
   ) -> tuple[jax.Array, KVCache | None]:
     """Without a cache a token sees its own segment up to itself;
     with one, every cached position up to its own;
@@ -59,7 +66,7 @@ class Attention(nn.Module):
         seen, so right-padding a prompt is harmless: padding's slots are overwritten by the
         tokens that really come there. A shared context is not written to.
 
-    Returns the cache, or the tokens' own keys and values if the probe asks for them.
+    Returns the cache, of all rows, or the tokens' own keys and values if the probe asks for them.
     """
     c = self.config.model
     query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)
@@ -84,10 +91,16 @@ class Attention(nn.Module):
       )
       cache = None
     else:
-      row_B1 = jnp.arange(x_BLD.shape[0])[:, None]
-      keys_BSGC = cache.keys_BSGC.at[row_B1, positions_BL].set(keys_BSGC)
-      values_BSGC = cache.values_BSGC.at[row_B1, positions_BL].set(values_BSGC)
-      cache = KVCache(keys_BSGC, values_BSGC)
+      has_others = isinstance(cache, CacheRows)
+      rows = cache if has_others else CacheRows(cache, jnp.arange(len(x_BLD)))
+      at = rows.places_B[:, None], positions_BL
+      put = lambda kept, new_BLGC: kept.at[at].set(new_BLGC)
+      cache = KVCache(*map(put, rows.whole, (keys_BSGC, values_BSGC)))
+      keys_BSGC, values_BSGC = cache
+      if has_others:
+        # Taken after they were written: never those of many layers at once.
+        take = lambda kept: kept.at[rows.places_B].get(mode='clip')
+        keys_BSGC, values_BSGC = map(take, cache)
       mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
       attended_BLHC = jax.nn.dot_product_attention(
         query_BLHC, keys_BSGC, values_BSGC, mask=mask_BLS[:, None]

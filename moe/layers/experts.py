@@ -9,13 +9,17 @@ from moe.config import Config
 from moe.layers import tuned
 from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.dispatch_plan import make_plan, saveable
-from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+from moe.ops.routed_ffn import ExpertWeights, routed_ffn, routed_ffn_of_stack
 from moe.parallel import mesh, sharding, zero
 from moe.parallel.experts.ffn import expert_parallel_ffn
 
 EXPERT_AXES = ExpertWeights(
   ('experts', 'width', 'hidden'), ('experts', 'width', 'hidden'), ('experts', 'hidden', 'width')
 )
+
+# int32: which layer's experts the module's are, where its weights are those of all layers, with a
+# leading axis. So they are handed to decoding on accelerators (`moe.generation.layers`).
+LAYER = 'layer'
 
 
 class Experts(nn.Module):
@@ -36,6 +40,10 @@ class Experts(nn.Module):
     """
     moe, d = self.config.moe, self.config.model.d_model
     e, f = moe.num_experts, moe.d_expert
+    if self.has_variable('params', LAYER):
+      stacks = ExpertWeights(*(self.get_variable('params', name) for name in tuned.MATRICES))
+      layer = self.get_variable('params', LAYER)
+      return _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, self.config), {}
     gate_axes, up_axes, down_axes = EXPERT_AXES
     weights = ExpertWeights(
       sharding.param(self, 'gate', (e, d, f), gate_axes),
@@ -51,6 +59,13 @@ class Experts(nn.Module):
     )
     measured = exchange._asdict()
     return y_BLD, {f'exchange_{name}': Reading(value, 'max') for name, value in measured.items()}
+
+
+def can_stay_stacked() -> bool:
+  """Whether the mesh in use lets a layer's experts be read where they lie: each device has its part
+  of all of them, and gathers nothing.
+  """
+  return mesh.size('expert') == 1 and (mesh.zero_stage() != 3 or mesh.size('fsdp') == 1)
 
 
 def stored_experts(weights: ExpertWeights) -> ExpertWeights:
@@ -80,3 +95,30 @@ def _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
   batch, specs = sharding.spec('batch'), ExpertWeights(*(lies.spec for lies in stored))
   run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
   return run_on_shards(x_BLD, gates_BLK, experts_BLK, weights)
+
+
+def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
+  """As `_all_here`, of one layer's weights among those of all. For `can_stay_stacked`."""
+  dtype, num_experts = jnp.dtype(config.model.dtype), config.moe.num_experts
+
+  def on_shard(x_BLD, gates_BLK, experts_BLK, stacks):
+    x_TD, gates_TK, experts_TK = (
+      a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
+    )
+    weights = ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in stacks))
+    y_TD = routed_ffn_of_stack(
+      *(x_TD, gates_TK, make_plan(experts_TK, num_experts), weights, layer * num_experts),
+      dtype=dtype,
+      implementation=config.ops.implementation,
+    )
+    if mesh.size('tensor') > 1:
+      y_TD = lax.psum(y_TD, 'tensor')
+    return y_TD.astype(dtype).reshape(x_BLD.shape)
+
+  batch = sharding.spec('batch')
+  lies = (
+    sharding.stored((None, *axes), w.shape) for axes, w in zip(EXPERT_AXES, stacks, strict=True)
+  )
+  specs = ExpertWeights(*(each.spec for each in lies))
+  run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
+  return run_on_shards(x_BLD, gates_BLK, experts_BLK, stacks)

@@ -72,8 +72,8 @@ def sort_assignments(
 class Tiles(NamedTuple):
   """Runs of rows of one group each, in the order of the rows; what a kernel's grid walks over.
 
-  U = ⌈R / rows_per_tile⌉ + E bounds their number whatever the routing;
-  those from `count` on are idle (empty, at R).
+  U = ⌈R / rows_per_tile⌉ + min(E, R) bounds their number whatever the routing, with empty groups
+  visited ⌈R / rows_per_tile⌉ + E; those from `count` on are idle (empty, at R).
   """
 
   group_U: jax.Array  # int32
@@ -106,7 +106,8 @@ def make_tiles(
   tiles_E = -(-(end_E - origin_E) // rows_per_tile)
   tiles_E = jnp.where(group_sizes_E == 0, int(visit_empty), tiles_E)
   last_tile_E = jnp.cumsum(tiles_E)
-  tile_U = jnp.arange(-(-num_rows // rows_per_tile) + num_groups, dtype=jnp.int32)
+  visited = num_groups if visit_empty else min(num_groups, num_rows)
+  tile_U = jnp.arange(-(-num_rows // rows_per_tile) + visited, dtype=jnp.int32)
   group_U = jnp.searchsorted(last_tile_E, tile_U, side='right', method='compare_all').astype(
     jnp.int32
   )

@@ -2,11 +2,7 @@
 machine that is not here.
 """
 
-import math
-import re
-import resource
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe.config import Config
 from moe.data.packing import Batch
-from moe.errors import UserError
 from moe.ops.implementation import compiling_for
 from moe.optimizer import Hyperparameters, hyperparameters
 from moe.parallel import mesh as mesh_lib
@@ -22,26 +17,9 @@ from moe.parallel.compiler import compiler_options
 from moe.parallel.feeding import batch_sharding
 from moe.parameters import shardings
 from moe.planner import machine as machine_lib
+from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced
 from moe.planner.machine import Machine
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
-
-
-class Compiled(NamedTuple):
-  """What the compiler made of a step, for one device;
-  `text` is empty where it refused, peak then what it asked for.
-  """
-
-  mesh: dict[str, int]  # axis → devices
-  coordinates: list | None  # in the torus, of the mesh's devices
-  jaxpr: Any
-  state: Any  # ShapeDtypeStructs with shardings
-  text: str
-  peak_bytes: int  # alive at once
-  reserved_bytes: int  # what the program's heap is given: as much, and what lies between
-  refusal: str  # the compiler's words
-  seconds: float
-  cpu_seconds: float
-  resident_bytes: int  # the most memory that this process has had
 
 
 def compile_step(config: Config, machine: Machine) -> Compiled:
@@ -62,8 +40,7 @@ def compile_for_devices(
   """As `moe.train` compiles it: the state donated and laid out by the mesh,
   metrics whole; `platform`'s kernels.
   """
-  mesh = mesh_lib.make_mesh(config, devices)
-  began, cpu_began = time.perf_counter(), time.process_time()
+  mesh, watch = mesh_lib.make_mesh(config, devices), Stopwatch()
   with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
     state, batch = (
       laid_out(jax.eval_shape(lambda: init_state(config)), mesh, config),
@@ -71,73 +48,16 @@ def compile_for_devices(
     )
     arguments = state, batch, _numbers(config, mesh)
     traced = jit_step(make_train_step(config), mesh, state).trace(*arguments)
-    lowered = traced.lower()
-    try:
-      compiled = lowered.compile(compiler_options(mesh) | (options or {}))
-      text, refusal = compiled.as_text(), ''
-      peak, reserved = _peak_and_reserved(compiled.memory_analysis())
-    except jax.errors.JaxRuntimeError as error:
-      text, refusal = '', ' '.join(str(error).split())[:400]
-      peak = reserved = asked_for(str(error), _bytes_of(state))
-      if 'RESOURCE_EXHAUSTED' not in str(error) or not peak:
-        raise
-  seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  coordinates = [d.coords for d in mesh.devices.flat] if platform == 'tpu' else None
-  return Compiled(
-    dict(mesh.shape),
-    coordinates,
-    traced.jaxpr,
-    state,
-    text,
-    peak,
-    reserved,
-    refusal,
-    seconds,
-    cpu_seconds,
-    resident,
-  )
-
-
-def asked_for(message: str, state_bytes: int) -> int:
-  """Bytes that a refused program would have taken, of the compiler's words.
-  It names all of them, or temporaries only.
-
-  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G
-  hbm'. 0 if neither. UserError where a kernel wants more of a chip's own memory than there is.
-  """
-  if 'memory space vmem' in message:
-    raise UserError(
-      f'a kernel of the step is too big for the chip: {" ".join(message.split())[:400]}'
-    )
-  match = re.search(
-    r'HLO temporaries \((\d+(?:\.\d+)?)([KMG])|Used (\d+(?:\.\d+)?)([KMG]) of \S+ hbm', message
-  )
-  if not match:
-    return 0
-  size, unit = match[1] or match[3], match[2] or match[4]
-  return int(float(size) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[unit]) + (
-    state_bytes if match[1] else 0
-  )
+    options = compiler_options(mesh) | (options or {})
+    return compile_traced(traced, mesh, bytes_of_state(state), platform, options, watch)
 
 
 def bytes_of_state(state: Any) -> dict[str, int]:
   """Bytes a device of parameters and of optimizer state."""
   return {
-    'parameters': _bytes_of(state.params),
-    'optimizer_state': _bytes_of(state.optimizer_state),
+    'parameters': bytes_of(state.params),
+    'optimizer_state': bytes_of(state.optimizer_state),
   }
-
-
-def _peak_and_reserved(memory) -> tuple[int, int]:
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  held = (
-    memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + results
-    + memory.generated_code_size_in_bytes
-  )
-  return memory.peak_memory_in_bytes, max(held, memory.peak_memory_in_bytes)
 
 
 def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
@@ -161,10 +81,4 @@ def _numbers(config: Config, mesh: Mesh) -> Hyperparameters:
   everywhere = NamedSharding(mesh, PartitionSpec())
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), hyperparameters(config)
-  )
-
-
-def _bytes_of(tree) -> int:
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )

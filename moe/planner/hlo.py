@@ -174,6 +174,16 @@ def shape_bytes(shape: str, on_chip: bool = True) -> int:
   return total
 
 
+def num_elements(shape: str) -> int:
+  """Of one array's shape in HLO text."""
+  return math.prod(int(d) for d in re.search(r'\[([\d,]*)\]', shape)[1].split(',') if d)
+
+
+def item_bytes(shape: str) -> float:
+  """Of one element of an array, by its shape in HLO text."""
+  return _ITEM_BITS.get(shape.partition('[')[0], 0) / 8
+
+
 def _joined(text):
   """Lines of `text`, those of one instruction joined: a kernel's metadata may span several."""
   held = ''

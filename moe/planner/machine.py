@@ -2,6 +2,7 @@
 as devices that programs can be compiled for without having them.
 """
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -14,9 +15,12 @@ from jax.experimental import topologies
 
 from moe.chips import CHIPS, Chip
 from moe.errors import UserError
-from moe.planner.kernels import gpu, tpu
+from moe.planner.kernels import gpu, gpu_targets, tpu
 
-EXAMPLES = 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8'
+EXAMPLES = 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8, a100-40:1'
+
+# Sides of a slice of so many chips of a 2D torus, as clouds sell them.
+_SQUAREST = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4)}
 
 
 class Machine(NamedTuple):
@@ -33,13 +37,16 @@ class Machine(NamedTuple):
 
 def parse(topology: str) -> Machine:
   """UserError that says what is wrong with the name."""
-  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology or '')
+  match = re.fullmatch(r'([\w-]+):(\d+(?:x\d+)*)', topology or '')
   if not match:
     raise UserError(f'--topology={topology} is not CHIP:SIZE, as {EXAMPLES}')
   name, sides = match[1], tuple(int(side) for side in match[2].split('x'))
   if name not in CHIPS:
     raise UserError(f'--topology={topology}: {name!r} is none of {", ".join(CHIPS)}')
   chip = CHIPS[name]
+  if chip.torus == 2 and len(sides) == 1 and sides[0] in _SQUAREST:
+    sides = _SQUAREST[sides[0]]
+    topology = f'{name}:{sides[0]}x{sides[1]}'
   if len(sides) != max(chip.torus, 1):
     wanted = (
       f'{chip.torus} sides, as {next(e for e in EXAMPLES.split(", ") if e[:3] == name)}'
@@ -55,6 +62,15 @@ def parse(topology: str) -> Machine:
     )
     raise UserError(f'--topology={topology}: {servers}')
   return Machine(topology, chip, sides)
+
+
+def with_memory(machine: Machine, fraction: float) -> Machine:
+  """Of whose GPUs JAX is given that part of the memory. UserError for TPUs, which give all."""
+  chip = machine.chip
+  if not 0 < fraction <= 1 or not chip.memory:
+    what = 'must be above 0 and at most 1' if chip.memory else f'goes with GPUs, not {chip.name}'
+    raise UserError(f'--memory_fraction={fraction} {what}')
+  return machine._replace(chip=dataclasses.replace(chip, capacity=int(fraction * chip.memory)))
 
 
 def devices(machine: Machine) -> Sequence[jax.Device]:
@@ -74,12 +90,16 @@ def devices(machine: Machine) -> Sequence[jax.Device]:
       return topologies.get_topology_desc(
         platform='cuda',
         topology_name=machine.chip.name,
-        target_config=gpu.H100,
+        target_config=gpu_targets.TARGETS[machine.chip.name].description,
         topology=f'1x{machine.num_devices // of_a_server}x{of_a_server}',
       ).devices
     for name, value in tpu.ENVIRONMENT.items():
       os.environ.setdefault(name, value)
-    return topologies.get_topology_desc(platform='tpu', topology_name=machine.topology).devices
+    # A host has four chips of most slices.
+    alone = {'chips_per_host_bounds': (1, 1, 1)} if machine.num_devices == 1 else {}
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=machine.topology, **alone
+    ).devices
   except Exception as error:  # the compiler's own words, whatever type they come in
     raise UserError(
       f'--topology={machine.topology} is none that the compiler knows: {error}'

@@ -12,7 +12,8 @@ from moe.planner import flops as flops_lib
 from moe.planner import stages
 from moe.planner.collectives import Collective
 from moe.planner.collectives import collectives as find_collectives
-from moe.planner.compile_step import Compiled, bytes_of_state, compile_step
+from moe.planner.compile_step import compile_step
+from moe.planner.compiling import Compiled
 from moe.planner.hlo import unread_loops
 from moe.planner.machine import Machine
 from moe.planner.roofline import by_kind_and_axes, roofline
@@ -108,7 +109,7 @@ def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
   """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations:
   all that is left.
   """
-  state = bytes_of_state(compiled.state)
+  state = compiled.held
   gradients = state['parameters'] * (1 + (config.train.microbatches > 1))
   named = state | {'gradients': gradients}
   return named | {'activations': compiled.peak_bytes - sum(named.values())}

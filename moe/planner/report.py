@@ -1,7 +1,7 @@
 """A plan for people, and the table of all recorded plans."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,22 @@ def try_record(path: str) -> None:
   files.try_folder(Path(path).parent, 'the record')
 
 
-def record_plan(path: Path, record: dict[str, Any]) -> None:
-  """Puts a plan into FILE.jsonl, in the place of an older one of its config and machine,
-  and writes FILE.md anew.
+def record_plans(
+  path: Path,
+  new: Sequence[dict[str, Any]],
+  table: Callable[[Sequence[dict[str, Any]]], str],
+  keys: Sequence[str] = ('config', 'topology'),
+) -> None:
+  """Puts plans into FILE.jsonl, each in the place of an older one with the same `keys`, and writes
+  their `table` to FILE.md.
   """
   old = (
     [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     if path.exists()
     else []
   )
-  key = lambda r: (r['config'], r['topology'])
-  records = sorted([*(r for r in old if key(r) != key(record)), record], key=key)
+  key = lambda record: tuple(record[name] for name in keys)
+  records = sorted(({key(r): r for r in (*old, *new)}).values(), key=key)
   path.write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
   path.with_suffix('.md').write_text(table(records), encoding='utf-8')
 

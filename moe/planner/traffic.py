@@ -1,10 +1,15 @@
 """Bytes that a compiled program reads from and writes to a device's main memory in a step."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from moe.planner.hlo import parse, runs, shape_bytes
+from moe.planner.hlo import Instruction, item_bytes, num_elements, parse, runs, shape_bytes
 
+# What reads only a part of its first operand.
+_CUTS = ('slice', 'dynamic-slice', 'gather')
+# What writes into its first operand, in place.
+_UPDATES = ('dynamic-update-slice', 'scatter')
 _MOVE_NOTHING = (
   *(
     'parameter',
@@ -28,21 +33,29 @@ class Traffic(NamedTuple):
   in_loops: float  # of microbatches and layers
 
 
-def memory_traffic(text: str) -> Traffic:
+def memory_traffic(
+  text: str,
+  of_kernel: Callable[[Instruction, Sequence[str]], float | None] = lambda *kernel: None,
+) -> Traffic:
   """Bytes that instructions read from and write to a device's main memory in a step.
 
   Every instruction reads its operands and writes its result once. Of an operand that a fusion only
   slices counts the slice; of an array updated in place, the update. What the compiler keeps on the
   chip (memory space S(n)) is free.
+
+  of_kernel: bytes that an instruction moves, of shapes of operands, where it is a kernel that does
+  not say so itself; None of any other.
   """
   computations, entry = parse(text)
   once = in_loops = 0.0
   for computation, times, fused in runs(computations, entry):
     if not times or fused:
       continue
-    moved = times * sum(
-      _moved(i, computation, computations) for i in computation.instructions.values()
-    )
+    moved = 0.0
+    for instruction in computation.instructions.values():
+      known = of_kernel(instruction, _operand_shapes(instruction, computation))
+      moved += _moved(instruction, computation, computations) if known is None else known
+    moved *= times
     if computation.name == entry:
       once += moved
     else:
@@ -61,12 +74,7 @@ def _moved(instruction, computation, computations):
     return 0
   if match := re.search(r'"bytes_accessed":"(\d+)"', instruction.line):  # a kernel's own estimate
     return int(match[1])
-  sizes = [
-    shape_bytes(computation.instructions[o].shape, on_chip=False)
-    if o in computation.instructions
-    else 0
-    for o in instruction.operands
-  ]
+  sizes = [shape_bytes(shape, on_chip=False) for shape in _operand_shapes(instruction, computation)]
   result = shape_bytes(instruction.shape, on_chip=False)
   # It writes into its second operand, and not all of it.
   if op.removesuffix('-start') == 'ragged-all-to-all':
@@ -83,6 +91,30 @@ def _moved(instruction, computation, computations):
   return sum(sizes) + result
 
 
+def _operand_shapes(instruction, computation):
+  """'' for one that is no instruction of the computation."""
+  instructions = computation.instructions
+  return [instructions[o].shape if o in instructions else '' for o in instruction.operands]
+
+
+def _update_of(instruction):
+  """The operand that is written: the second, behind a scatter's indices the third."""
+  return instruction.operands[1 + (instruction.op == 'scatter')]
+
+
+def _users(inside, name):
+  """(instruction, the operand that it takes), behind conversions of its elements: within a fusion
+  only those are converted that are used.
+  """
+  for instruction in inside.instructions.values():
+    if name not in instruction.operands:
+      continue
+    if instruction.op == 'convert' and not instruction.is_root:
+      yield from _users(inside, instruction.name)
+    else:
+      yield instruction, name
+
+
 def _fusion_moved(inside, sizes, result):
   parameters = sorted(
     (int(re.search(r'parameter\((\d+)\)', i.line)[1]), i.name)
@@ -90,14 +122,17 @@ def _fusion_moved(inside, sizes, result):
     if i.op == 'parameter'
   )
   for number, name in parameters:
-    users = [i for i in inside.instructions.values() if name in i.operands]
-    sliced = [i for i in users if i.op in ('dynamic-slice', 'gather') and i.operands[0] == name]
-    updated = [i for i in users if i.op == 'dynamic-update-slice' and i.operands[0] == name]
+    shape = inside.instructions[name].shape
+    users = list(_users(inside, name))
+    sliced = [i for i, operand in users if i.op in _CUTS and i.operands[0] == operand]
+    updated = [i for i, _ in users if i.op in _UPDATES and i.operands[0] == name]
     if users and number < len(sizes) and len(sliced) + len(updated) == len(users):
-      sizes[number] = min(sizes[number], sum(shape_bytes(i.shape) for i in sliced))
+      # As many elements, of the array's own type.
+      read = sum(num_elements(i.shape) for i in sliced) * item_bytes(shape)
+      sizes[number] = min(sizes[number], read)
       for update in updated:  # in place: the result is the array itself
         whole, part = (
-          shape_bytes(inside.instructions[o].shape) for o in (name, update.operands[1])
+          shape_bytes(inside.instructions[o].shape) for o in (name, _update_of(update))
         )
         result -= max(0, min(result, whole) - part)
   return sum(sizes) + result

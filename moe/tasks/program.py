@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from moe import files
-from moe.config import MESH_AXES
-from moe.errors import UserError
+from moe.config import mesh_sizes
 from moe.run import folder, load_run
 from moe.tasks import report
 from moe.tasks.suite import Asked, open_suite
@@ -19,7 +18,7 @@ def run_tasks(
   mesh: where its parameters are to lie, 'fsdp=2,expert=4'; '' is one device. UserError for what
   `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
   """
-  sizes = _sizes(mesh)
+  sizes = mesh_sizes(mesh)
   suite = open_suite(asked)
   run = load_run(workdir, step, mesh=sizes)
   results = suite.score(run)
@@ -29,16 +28,3 @@ def run_tasks(
   if as_json:
     return files.to_json(line, indent=2)
   return f'{run.config.name}, step {run.step}\n{report.table(run, results)}'
-
-
-def _sizes(mesh):
-  """{axis: devices} of 'fsdp=2,expert=4'; None of ''."""
-  sizes = {}
-  for item in filter(None, mesh.split(',')):
-    axis, _, count = item.partition('=')
-    if axis not in MESH_AXES or not count.isdecimal() or int(count) < 1:
-      raise UserError(
-        f'--mesh={mesh}: {item!r} must be AXIS=DEVICES, with one of {", ".join(MESH_AXES)}'
-      )
-    sizes[axis] = int(count)
-  return sizes or None

@@ -15,8 +15,10 @@ from moe.generate import Sampling, generate, generate_tokens, stream_tokens
 from moe.generation import layers, programs
 from moe.generation.sampling import choose
 from moe.model import Transformer
+from moe.ops.implementation import compiling_for
 from moe.run import Run
 from tests import oracles
+from tests.moe.ops.backends import TPU
 from tests.oracles import exact
 from tests.small import small_config, small_params
 
@@ -127,6 +129,22 @@ def test_weights_in_bfloat16_are_read_where_they_lie():
   prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
   found = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0, rows=2)
   assert found == _recomputed(run, prompt_ids, 20)
+
+
+@pytest.mark.parametrize(
+  ('platform', 'interpret'), [('gpu', True), ('tpu', TPU)], ids=['gpu', 'tpu']
+)
+def test_accelerators_go_through_layers_in_place(platform, interpret, monkeypatch):
+  """Their kernels, interpreted: experts read out of all layers' stack, prompts put into the cache
+  that is there, two at a time, of a prompt two pieces.
+  """
+  run = _run(seed=3)
+  prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
+  for name, value in (('_LEAST_PIECE', 4), ('MOST_PIECE', 8), ('_MOST_TOKENS', 16)):
+    monkeypatch.setattr(programs, name, value)
+  with compiling_for(platform, interpret):
+    found = generate_tokens(run, prompt_ids, 4, GREEDY, seed=0, rows=3)
+  assert found == _recomputed(run, prompt_ids, 4)
 
 
 @pytest.mark.parametrize('sampling', [GREEDY, Sampling(1.0, top_p=0.9)], ids=str)
@@ -400,7 +418,7 @@ def test_a_prompt_in_pieces_and_a_cache_that_grows(long_run, monkeypatch):
   prompts = ['a' * 3, '', 'q' * 33, 'bcd' * 40]
   sampling = Sampling(1.5)
   whole = [c.tokens for c in generate(long_run, prompts, 9, sampling, rows=2)]
-  monkeypatch.setattr(programs, '_MOST_PIECE', 32)
+  monkeypatch.setattr(programs, 'MOST_PIECE', 32)
   monkeypatch.setattr(programs, '_LEAST_ROOM', 32)
   rooms = []
   original = programs.grown

@@ -17,6 +17,10 @@ from jax.experimental import pallas as pl
 from moe.ops.dispatch_plan import make_tiles
 from moe.ops.gpu.kernels import Span, call, dot, load, power_of_two, span, stages, store, tile_size
 
+# Rows of a tile with which reading the matrices takes the time: narrow tiles then, so that there
+# are programs for all of the chip's cores, but no narrower than a line of its cache.
+_FEW_ROWS, _COLUMNS_OF_FEW = 16, 64
+
 
 class Block(NamedTuple):
   """What the epilogue of `rows_times_matrices` gets."""
@@ -64,6 +68,7 @@ def rows_times_matrices(
   tokens_R: jax.Array | None = None,
   extras: Sequence[jax.Array] = (),
   share: int = 1,
+  first: jax.Array | int = 0,
 ) -> list[jax.Array]:
   """One array of rows: its product with each of the matrices.
   As many as matrices: the sum of the pairs' products.
@@ -71,21 +76,24 @@ def rows_times_matrices(
   Args:
     name: of the kernel.
     rows: each (R, X), or (T, X) if gathered by `tokens_R`. R > 0.
-    matrices: each (E, X, Y), `transposed`: (E, Y, X).
+    matrices: each (E, X, Y), `transposed`: (E, Y, X); or of more groups, see `first`.
     outputs: what `epilogue(block, extra_refs, output_refs)` writes.
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
     share: an accumulator has 1 / share of the registers;
       the rest is the epilogue's, or the other accumulators'.
+    first: which of the matrices is the first group's.
   """
   dtype, num_groups = rows[0].dtype, group_sizes_E.shape[0]
   depth, width = matrices[0].shape[1:][:: -1 if transposed else 1]
   num_rows = outputs[0].shape[0]
   accumulators = len(matrices) if len(rows) == 1 else 1
   tile, columns = row_tile(num_rows, num_groups, dtype), column_tile(width, share, dtype)
+  if tile <= _FEW_ROWS:
+    columns = min(columns, _COLUMNS_OF_FEW)
   limits = _limits(dtype)
   step, column_tiles = power_of_two(depth, limits.depth), pl.cdiv(width, columns)
-  tiles = make_tiles(group_sizes_E, num_rows, tile, aligned=False)[:3]
+  group_U, start_U, stop_U, _ = make_tiles(group_sizes_E, num_rows, tile, aligned=False)
   gathers = [] if tokens_R is None else [tokens_R]
 
   def kernel(program, group_U, start_U, stop_U, *refs):
@@ -120,13 +128,15 @@ def rows_times_matrices(
       sums = lax.fori_loop(0, pl.cdiv(depth, step), add, zeros)
       epilogue(Block(sums, Span(own, own < stop), across, j), extra_refs, output_refs)
 
-  balanced = num_groups * pl.cdiv(pl.cdiv(num_rows, num_groups), tile)
+  balanced = min(num_groups, num_rows) * pl.cdiv(pl.cdiv(num_rows, num_groups), tile)
   return call(
     name,
     kernel,
-    tiles[0].shape[0] * column_tiles,
+    group_U.shape[0] * column_tiles,
     outputs,
-    *tiles,
+    group_U + first,
+    start_U,
+    stop_U,
     *rows,
     *matrices,
     *gathers,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.implementation import run
 from moe.ops.routed_ffn import reference, xla
-from moe.ops.routed_ffn.types import ExpertWeights
+from moe.ops.routed_ffn.types import ExpertWeights, part_of
 
 
 def _pallas_tpu(*arguments):
@@ -21,12 +21,38 @@ def _pallas_gpu(*arguments):
   return pallas_gpu.routed_ffn(*arguments)
 
 
+def _of_stack_tpu(*arguments):
+  from moe.ops.routed_ffn import pallas_tpu
+
+  return pallas_tpu.of_stack(*arguments)
+
+
+def _of_stack_gpu(*arguments):
+  from moe.ops.routed_ffn import pallas_gpu
+
+  return pallas_gpu.of_stack(*arguments)
+
+
+def _of_part(implementation):
+  def of_stack(tokens_TD, gates_TK, plan, weights, first, dtype):
+    part = part_of(weights, first, plan.group_sizes_E.shape[0])
+    return implementation(tokens_TD, gates_TK, plan, part, dtype)
+
+  return of_stack
+
+
 # Pallas is imported where its kernels run.
 IMPLEMENTATIONS = {
   'reference': reference.routed_ffn,
   'xla': xla.routed_ffn,
   'pallas_tpu': _pallas_tpu,
   'pallas_gpu': _pallas_gpu,
+}
+_OF_STACK = {
+  'reference': _of_part(reference.routed_ffn),
+  'xla': _of_part(xla.routed_ffn),
+  'pallas_tpu': _of_stack_tpu,
+  'pallas_gpu': _of_stack_gpu,
 }
 
 
@@ -56,3 +82,22 @@ def routed_ffn(
   return run(
     'routed_ffn', IMPLEMENTATIONS, implementation, tokens_TD, gates_TK, plan, weights, dtype
   )
+
+
+def routed_ffn_of_stack(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  first: jax.Array,
+  *,
+  dtype: jnp.dtype,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """As `routed_ffn`, of weights of more experts: expert e of the plan is their `first` + e.
+
+  Of all layers' experts in one array kernels read a layer's where they lie; a slice of it would
+  first be copied, all experts of the layer for every token that is decoded. Not differentiable.
+  """
+  arguments = tokens_TD, gates_TK, plan, weights, first, dtype
+  return run('routed_ffn', _OF_STACK, implementation, *arguments)

@@ -47,7 +47,18 @@ def routed_ffn(
   return _forward(tokens_TD, gates_TK, plan, weights, dtype)[0]
 
 
-def _forward(tokens_TD, gates_TK, plan, weights, dtype):
+def of_stack(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  first: jax.Array,
+  dtype: jnp.dtype,
+) -> jax.Array:
+  return _forward(tokens_TD, gates_TK, plan, weights, dtype, first)[0]
+
+
+def _forward(tokens_TD, gates_TK, plan, weights, dtype, first=0):
   rows, (_, width, hidden) = plan.token_R.shape[0], weights.gate_EDF.shape
   residuals = tokens_TD, gates_TK, plan, weights
   row_array = lambda columns: jax.ShapeDtypeStruct((rows, columns), dtype)
@@ -65,9 +76,16 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
     tokens_R=plan.token_R,
     extras=[gates_by_row(gates_TK, plan)],
     share=2,
+    first=first,
   )
   [output_RD] = rows_times_matrices(
-    _DOWN.name, [hidden_RF], [cast.down_EFD], plan.group_sizes_E, [row_array(width)], write
+    _DOWN.name,
+    [hidden_RF],
+    [cast.down_EFD],
+    plan.group_sizes_E,
+    [row_array(width)],
+    write,
+    first=first,
   )
   output_TD = sum_rows(_COMBINE.name, output_RD, plan.row_TK, dtype)
   return output_TD, (*residuals, gate_RF, up_RF)

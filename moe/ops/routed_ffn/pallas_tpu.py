@@ -72,6 +72,17 @@ def routed_ffn(
   return _routed_ffn(tokens_TD, gates_TK, plan, weights, jnp.dtype(dtype))
 
 
+def of_stack(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  first: jax.Array,
+  dtype: jnp.dtype,
+) -> jax.Array:
+  return _run(tokens_TD, gates_TK, plan, weights, jnp.dtype(dtype), keep=False, first=first)[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _routed_ffn(tokens_TD, gates_TK, plan, weights, dtype):
   return _run(tokens_TD, gates_TK, plan, weights, dtype, keep=False)[0]
@@ -82,9 +93,9 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
   return output_TD, (tokens_TD, gates_TK, plan, weights, *kept)
 
 
-def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep):
+def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep, first=0):
   cast = _cast(weights, dtype)
-  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF)
+  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF, first=first)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   hidden_RF, *kept = _gate_up(
     to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep
@@ -181,12 +192,12 @@ def _fetch(visits, start_ref, inputs, scratch, *, tiles=1):
 
 def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
   """hidden_RF = swiglu(gate, up) · gates and, if `keep`, gate_RF and up_RF; all in `dtype`."""
-  num_groups, width, hidden = cast.gate_EDF.shape
+  _, width, hidden = cast.gate_EDF.shape
   num_rows, rows, size = plan.token_R.shape[0], visits.rows, dtype.itemsize
   fetched, results = _Fetched(visits, words_TW, plan.token_R, dtype), 1 + 2 * keep
   per_column = 4 * width * size + split_bytes(width, dtype) + rows * (2 * results * size + 12)
   outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
-  visited = balanced_count(num_rows, num_groups, rows)
+  visited = balanced_count(num_rows, visits.groups, rows)
   return visit_call(
     _GATE_UP.name,
     functools.partial(_gate_up_kernel, visits=visits),
@@ -201,8 +212,8 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
     out_shape=[jax.ShapeDtypeStruct((num_rows, hidden), dtype)] * results,
     scratch=fetched.scratch,
     flops=4 * visited * rows * width * outer * tile,
-    bytes_accessed=(outer * num_rows * width + 2 * cast.gate_EDF.size + results * num_rows * hidden)
-    * size,
+    bytes_accessed=(outer * num_rows * width + results * num_rows * hidden) * size
+    + 2 * visits.read_bytes(cast.gate_EDF),
   )
 
 

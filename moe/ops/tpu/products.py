@@ -43,9 +43,8 @@ def grouped_product(
   A weight tile is the whole X by Y or, where that is too big for VMEM, a multiple of 128 columns.
   """
   rows_RX, weights = pairs[0]
-  (num_rows, contracted), num_groups, size = rows_RX.shape, weights.shape[0], rows_RX.dtype.itemsize
+  (num_rows, contracted), size, rows = rows_RX.shape, rows_RX.dtype.itemsize, visits.rows
   width = weights.shape[1 if transposed else 2]
-  rows = visits.rows
   fixed = 2 * rows * contracted * size * len(pairs)
   # Weights and results, twice each, and a sum.
   per_column = 2 * contracted * size * len(pairs) + 12 * rows
@@ -63,10 +62,10 @@ def grouped_product(
   weight_spec = visits.group_spec(
     *((tile, contracted) if transposed else (contracted, tile)), tiled=1 - transposed
   )
-  visited = balanced_count(num_rows, num_groups, rows)
+  visited = balanced_count(num_rows, visits.groups, rows)
   moved = (
     outer * num_rows * contracted * size * len(pairs)
-    + sum(w.size * size for _, w in pairs)
+    + sum(visits.read_bytes(w) for _, w in pairs)
     + num_rows * words * 4
   )
   return visit_call(
@@ -100,7 +99,7 @@ def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: V
   `visits` visit empty groups too, which get zeros.
   """
   (num_rows, height), width, size = rows_RX.shape, d_rows_RY.shape[1], rows_RX.dtype.itemsize
-  num_groups, rows = visits.tiles.group_U.shape[0] - visits.blocks, visits.rows
+  num_groups, rows = visits.groups, visits.rows
   outer, tile = ragged_tiles_of(width, 2 * rows * height * size, 8 * height + 2 * rows * size)
   visited = balanced_count(num_rows, num_groups, rows)
   return visit_call(

@@ -32,11 +32,17 @@ class Visits(NamedTuple):
   tiles: Tiles
   rows: int  # of a block
   blocks: int  # ⌈R / rows⌉
+  groups: int  # E
 
   def block(self, start: jax.Array) -> jax.Array:
     """The block of a tile; an empty tile behind the last row counts to the last block."""
     # `//` asks for the device, absent in AOT.
     return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)
+
+  def read_bytes(self, weights_EXY: jax.Array) -> int:
+    """Of the matrices that groups have rows for, at most."""
+    read = min(self.groups, self.tiles.group_U.shape[0])
+    return weights_EXY.size // weights_EXY.shape[0] * read * weights_EXY.dtype.itemsize
 
   def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
     """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""
@@ -78,15 +84,22 @@ def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
 
 
 def make_visits(
-  group_sizes_E: jax.Array, num_rows: int, weights_EXY: jax.Array, *, visit_empty: bool = False
+  group_sizes_E: jax.Array,
+  num_rows: int,
+  weights_EXY: jax.Array,
+  *,
+  visit_empty: bool = False,
+  first: jax.Array | int = 0,
 ) -> Visits:
   """num_rows > 0, of X or Y columns. `visit_empty`:
-  groups without rows get a visit, in which to write zeros.
+  groups without rows get a visit, in which to write zeros. first: which matrix of the weights is
+  the first group's.
   """
   row_bytes = max(weights_EXY.shape[1:]) * weights_EXY.dtype.itemsize
   rows = rows_per_block(num_rows, group_sizes_E.shape[0], row_bytes)
   tiles = make_tiles(group_sizes_E, num_rows, rows, aligned=True, visit_empty=visit_empty)
-  return Visits(tiles, rows, -(-num_rows // rows))
+  tiles = tiles._replace(group_U=tiles.group_U + first)
+  return Visits(tiles, rows, -(-num_rows // rows), group_sizes_E.shape[0])
 
 
 def balanced_count(num_rows: int, num_groups: int, rows: int) -> int:

@@ -25,44 +25,18 @@ from moe.errors import UserError
 from moe.ops.implementation import compiling_for
 from moe.ops.kernels import find
 from moe.planner.kernels.gpu_costs import itemise
+from moe.planner.kernels.gpu_targets import TARGETS
 from moe.planner.kernels.names import GPU, of_direction
 from moe.planner.kernels.programs import Program, Shape
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
 
 COMPILER = 'jax_cuda12_plugin'  # the package
-H100 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-gpu_device_info {
-  name: "NVIDIA H100 80GB HBM3"
-  cuda_compute_capability { major: 9 minor: 0 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  l2_cache_size: 52428800
-  memory_bandwidth: 3352320000000
-  device_memory_size: 85029158912
-}
-"""
 # The target of Triton's custom call. Compiled programs have it, too; jax 0.12 leaves it at that.
 _LEFT_TO_THE_DEVICE = '"__gpu$xla.gpu.triton"'
-_TARGETS = {'h100': (H100, 'sm_90a')}
 
 
 def targets() -> tuple[str, ...]:
-  return tuple(_TARGETS)
+  return tuple(TARGETS)
 
 
 def compile_program(program: Program, target: str) -> dict[str, Any]:
@@ -91,7 +65,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
       }
     )
     seconds = time.perf_counter() - start
-    kernels = _read_dump(Path(folder), _TARGETS[target][1])
+    kernels = _read_dump(Path(folder), TARGETS[target].architecture)
   if not kernels and _LEFT_TO_THE_DEVICE in compiled.as_text():
     raise UserError(
       f'jax {jax.__version__} compiles Triton kernels only on the GPU that runs them: '
@@ -208,6 +182,7 @@ def toolkit() -> Path:
 @functools.cache
 def _device(target: str) -> jax.Device:
   os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+  description = TARGETS[target].description
   return topologies.get_topology_desc(
-    platform='cuda', topology_name=target, target_config=_TARGETS[target][0], topology='1x1x1'
+    platform='cuda', topology_name=target, target_config=description, topology='1x1x1'
   ).devices[0]

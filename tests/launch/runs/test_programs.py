@@ -184,6 +184,15 @@ def test_generate_is_seeded_and_batched(finished):
   )
 
 
+def test_generate_on_a_mesh_says_the_same(finished):
+  flags = ('generate', f'--workdir={finished}', '--prompt=the expert', '--temperature=0')
+  flags += ('--max_new_tokens=8', '--format=json')
+  devices = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  spread = programs.check(*flags, '--mesh=tensor=2', environment=devices)
+  assert json.loads(spread) == json.loads(in_process.check(*flags, '--dtype=float32'))
+  assert 'does not fit 1 device' in in_process.error_line(*flags, '--mesh=tensor=2')
+
+
 def test_prompts_of_a_file_in_a_small_batch(finished, tmp_path):
   """A line each, after those of the command line; beside others, with a stop string."""
   (tmp_path / 'lines.txt').write_text('one\ntwo words\n\nthree')

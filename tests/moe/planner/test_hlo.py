@@ -235,6 +235,41 @@ def test_memory_traffic_reads_operands_and_writes_results_outside_the_chip():
   assert memory_traffic(entry(*lines)) == (128 + 2 * 16 + 256, 0)
 
 
+def test_a_fusion_reads_only_what_it_cuts_out_and_writes_only_what_it_updates():
+  cut = """%cut (p: bf16[3,8]) -> f32[1,8] {
+  %p = bf16[3,8]{1,0} parameter(0)
+  %c = f32[3,8]{1,0} convert(%p)
+  ROOT %s = f32[1,8]{1,0} slice(%c), slice={[1:2], [0:8]}
+}
+"""
+  put = """%put (p.1: f32[9,8], i: s32[1], u: f32[1,8]) -> f32[9,8] {
+  %p.1 = f32[9,8]{1,0} parameter(0)
+  %i = s32[1]{0} parameter(1)
+  %u = f32[1,8]{1,0} parameter(2)
+  ROOT %t = f32[9,8]{1,0} scatter(%p.1, %i, %u), to_apply=%cut
+}
+"""
+  lines = (
+    '%w = bf16[3,8]{1,0} parameter(0)',
+    '%x = f32[9,8]{1,0} parameter(1)',
+    '%at = s32[1]{0} parameter(2)',
+    '%y = f32[1,8]{1,0} fusion(%w), kind=kLoop, calls=%cut',  # reads 16 bytes, writes 32
+    'ROOT %z = f32[9,8]{1,0} fusion(%x, %at, %y), kind=kInput, calls=%put',  # reads 4 + 32
+  )
+  assert memory_traffic(cut + '\n' + put + '\n' + entry(*lines)) == (16 + 32 + 4 + 32 + 32, 0)
+
+
+def test_what_a_kernel_says_that_it_moves():
+  lines = (
+    '%x = f32[8,4]{1,0} parameter(0)',
+    'ROOT %y = f32[2,4]{1,0} custom-call(%x), custom_call_target="k"',
+  )
+  seen = []
+  tell = lambda instruction, shapes: seen.append(shapes) or (7 if shapes else None)
+  assert memory_traffic(entry(*lines), tell) == (7, 0)
+  assert seen == [[], ['f32[8,4]{1,0}']]
+
+
 def test_memory_traffic_in_loops_is_told_from_what_runs_once():
   text = LOOPS.replace('  %one = ', '  %n = f32[8,4]{1,0} negate(%x)\n  %one = ')
   # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter:

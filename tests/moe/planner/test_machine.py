@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe.errors import UserError
-from moe.planner.compile_step import asked_for
+from moe.planner.compiling import asked_for
 from moe.planner.machine import parse
 from tests import in_process
 from tests.launch.runs import programs

@@ -76,7 +76,7 @@ def test_a_recorded_plan_keeps_the_bars(record):
 def test_a_new_plan_replaces_that_of_its_config_and_machine(tmp_path):
   path = tmp_path / 'plans.jsonl'
   for record in (*RECORDS, {**RECORDS[0], 'microbatches': 7}):
-    report.record_plan(path, record)
+    report.record_plans(path, [record], report.table)
   written = [json.loads(line) for line in path.read_text().splitlines()]
   assert len(written) == len(RECORDS) and written[0]['microbatches'] == 7
   assert path.with_suffix('.md').read_text() == report.table(written)

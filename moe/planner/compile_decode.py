@@ -1,0 +1,122 @@
+"""The programs of decoding (moe/generation/programs.py), compiled for a machine elsewhere."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moe.config import Config, MeshConfig
+from moe.errors import UserError
+from moe.generation import layers, programs
+from moe.generation.sampling import Drawing, Sampling
+from moe.model import Transformer
+from moe.ops.implementation import compiling_for
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import sharding
+from moe.parameters import init, shardings
+from moe.planner import machine as machine_lib
+from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced
+from moe.planner.machine import Machine
+
+
+class Decoding(NamedTuple):
+  """What decodes: a model, in which type it is stored, for how many rows of which length."""
+
+  config: Config  # data.seq_len is the context; mesh is decoding's
+  dtype: str
+  batch: int
+
+  @classmethod
+  def of(
+    cls, config: Config, devices: int, axes: Mapping[str, int] | None, *rest, context: int
+  ) -> 'Decoding':
+    """axes: of the mesh; without them all devices are along `tensor`."""
+    sizes = {'data': 1, **(axes or {'tensor': devices})}
+    if context < 1:
+      raise UserError(f'--context={context} must be at least 1')
+    data = dataclasses.replace(config.data, seq_len=context)
+    return cls(dataclasses.replace(config, mesh=MeshConfig(**sizes), data=data), *rest)
+
+
+class CompiledDecoding(NamedTuple):
+  step: Compiled  # one token of every row; holds 'weights' and 'cache'
+  prefill: Compiled  # a piece of a prompt, put into the same cache
+
+
+def compile_decoding(decoding: Decoding, machine: Machine) -> CompiledDecoding:
+  """UserError where the mesh does not fit the machine; other failures come as they are."""
+  return compile_for_devices(
+    decoding,
+    machine_lib.devices(machine),
+    machine.chip.platform,
+    machine_lib.compiler_options(machine),
+  )
+
+
+def compile_for_devices(
+  decoding: Decoding, devices, platform: str, options: dict | None = None
+) -> CompiledDecoding:
+  """As `moe.generate` runs them there: `platform`'s kernels, the cache donated."""
+  config, rows = decoding.config, decoding.batch
+  mesh = mesh_lib.make_mesh(config, devices)
+  with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
+    if programs.rows_for(rows) != rows:
+      raise UserError(
+        f'--batch={rows}: programs have {programs.rows_for(rows)} rows, a power of 2 that the mesh '
+        'divides'
+      )
+    arguments = _Arguments(decoding, mesh)
+    held = {'weights': bytes_of(arguments.params), 'cache': bytes_of(arguments.cache)}
+
+    def compiled(program, *rest):
+      watch = Stopwatch()
+      traced = program.trace(Transformer(config), arguments.params, arguments.drawing, *rest)
+      return compile_traced(traced, mesh, held, platform, options or {}, watch)
+
+    array, prompts = arguments.array, programs.rows_for(1)
+    of_rows = programs.Rows(*(array(rows) for _ in programs.Rows._fields))
+    tokens_AL, of_prompts = array(prompts, programs.MOST_PIECE), (array(prompts), array(prompts))
+    piece = programs.Piece(tokens_AL, array(), *of_prompts)
+    return CompiledDecoding(
+      compiled(programs.step, of_rows, arguments.cache),
+      compiled(programs.piece_in_place, piece, arguments.cache, *of_prompts),
+    )
+
+
+class _Arguments:
+  """Shapes of what the programs are given, and how these lie on a mesh."""
+
+  def __init__(self, decoding: Decoding, mesh: jax.sharding.Mesh):
+    config, self._whole = decoding.config, NamedSharding(mesh, PartitionSpec())
+    model, dtype = config.model, jnp.dtype(decoding.dtype)
+    stored = jax.eval_shape(
+      lambda: jax.tree.map(lambda w: w.astype(dtype), init(config, jax.random.key(0)))
+    )
+    where = shardings(config, mesh, stored)
+    if layers.on_accelerator():  # elsewhere they are not only shapes
+      stored = jax.eval_shape(lambda params: layers.by_layer(config, params), stored)
+    self.params = self._laid_out(stored, where)
+    cache = jax.eval_shape(lambda: layers.empty_cache(model, decoding.batch, config.data.seq_len))
+    rows = NamedSharding(mesh, sharding.spec('batch', None, 'heads', None))
+    self.cache = self._laid_out(cache, jax.tree.map(lambda _: rows, cache))
+    drawing = jax.eval_shape(
+      lambda: Drawing(
+        Sampling(*map(jnp.asarray, Sampling().as_arrays(model.vocab_size))),
+        jnp.zeros(model.vocab_size, bool),
+        jax.random.key(0),
+      )
+    )
+    self.drawing = self._laid_out(drawing, jax.tree.map(lambda _: self._whole, drawing))
+
+  def array(self, *shape: int) -> jax.ShapeDtypeStruct:
+    """int32, whole on every device."""
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._whole)
+
+  def _laid_out(self, shapes, where):
+    return jax.tree.map(
+      lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
+    )
