@@ -68,15 +68,24 @@ aot-tpu: .venv-tpu/.installed
 	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m launch.aot --targets=v5e,v5p,v6e --out=experiments/results/aot_tpu.jsonl
 
 aot-gpu: .venv-gpu/.installed
-	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100 --out=experiments/results/aot_gpu.jsonl
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100,a100-40 --out=experiments/results/aot_gpu.jsonl
 
 # Will it fit, and how fast? The published models' training steps, compiled for machines that are not here: CONFIG@MACHINE.
 PLANS = $(shell $(PYTHON) -m experiments.plans)
+DECODE_PLANS = $(shell $(PYTHON) -m experiments.plans decode)
 plan: .venv-tpu/.installed .venv-gpu/.installed
 	@set -e; for each in $(PLANS); do \
 	  config=$${each%@*} machine=$${each#*@}; \
-	  case $$machine in h100:*) python=.venv-gpu/bin/python;; *) python=.venv-tpu/bin/python;; esac; \
+	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python;; *) python=.venv-tpu/bin/python;; esac; \
 	  JAX_PLATFORMS=cpu $$python -m launch.plan --record=experiments/results/plans.jsonl \
+	    --config=experiments/$${config%:*}.py:$${config#*:} --topology=$$machine; \
+	done
+	@set -e; for each in $(DECODE_PLANS); do \
+	  config=$${each%@*} machine=$${each#*@}; \
+	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python share=--memory_fraction=0.97;; \
+	    *) python=.venv-tpu/bin/python share=;; esac; \
+	  JAX_PLATFORMS=cpu $$python -m launch.plan --program=decode --batch=1,8,64 --context=4096 $$share \
+	    --record=experiments/results/decode_plans.jsonl \
 	    --config=experiments/$${config%:*}.py:$${config#*:} --topology=$$machine; \
 	done
 

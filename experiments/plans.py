@@ -1,10 +1,12 @@
 """Which configs `make plan` compiles for which machine;
-experiments/results/plans.md has what came of it.
+experiments/results/plans.md and decode_plans.md have what came of it.
 
-  python -m experiments.plans        # a CONFIG@MACHINE a line
+  python -m experiments.plans [decode]        # a CONFIG@MACHINE a line
 
 A config that stands nowhere here is planned by whoever asks for it: python -m launch.plan.
 """
+
+import sys
 
 # Configs that are the same model under two names stand here once.
 MACHINES = {
@@ -26,6 +28,12 @@ MACHINES = {
   """,
 }
 PLANS = [f'{name}@{machine}' for machine, names in MACHINES.items() for name in names.split()]
+# The paper's claim of 2.5 times the speed (5.2.1), and the machines that it is asked of.
+DECODE_PLANS = [
+  f'scaling:{name}@{machine}'
+  for machine in ('a100-40:1', 'h100:1', 'v5e:1', 'v5e:4')
+  for name in ('deepseek_moe_16b', 'deepseek_7b')
+]
 
 if __name__ == '__main__':
-  print('\n'.join(PLANS))
+  print('\n'.join(DECODE_PLANS if sys.argv[1:] == ['decode'] else PLANS))

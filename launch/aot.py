@@ -1,13 +1,14 @@
 """Compiles every kernel for machines that this one is not.
 
-  python -m launch.aot --targets=v5e,v5p,v6e|h100 [--out=FILE]
+  python -m launch.aot --targets=v5e,v5p,v6e|h100,a100-40 [--out=FILE]
   make aot-tpu; make aot-gpu       # the environments that this needs, and everything below
 
 Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and
-at odd ones, in bfloat16 and float32. FILE gets a JSON object a line: a program's kernels with what
-they use of the chip (VMEM on TPU; registers, spills, shared memory and tensor-core instructions on
-GPU) and what is left to XLA; or the error of one that does not compile. Then FLOPs and bytes of the
-2B and 16B layers against the least. Exits with 1 where anything failed.
+at odd ones, and what decodes 1 and 64 rows of the 16B, in bfloat16 and float32. FILE gets a JSON
+object a line: a program's kernels with what they use of the chip (VMEM on TPU; registers, spills,
+shared memory and tensor-core instructions on GPU) and what is left to XLA; or the error of one that
+does not compile. Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1
+where anything failed.
 """
 
 import importlib.util
@@ -23,11 +24,10 @@ from moe import cli
 from moe.errors import UserError
 
 TARGETS = flags.DEFINE_list(
-  'targets', None, 'Of v5e, v5p, v6e (TPU) or h100 (GPU), all of one kind.'
+  'targets', None, 'Of v5e, v5p, v6e (TPU) or h100, a100-40 (GPU), all of one kind.'
 )
-SHAPES = flags.DEFINE_list(
-  'shapes', ['2b', '16b', '145b', 'gshard_137b', 'odd', 'one_token', 'no_token', 'proxy'], 'Layers.'
-)
+_SHAPES = '2b,16b,145b,gshard_137b,odd,one_token,no_token,proxy,16b_row,16b_rows'
+SHAPES = flags.DEFINE_list('shapes', _SHAPES.split(','), 'Layers.')
 DTYPES = flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Types.')
 OPS = flags.DEFINE_list('ops', [], 'Only these ops.')
 OUT = flags.DEFINE_string('out', '', 'JSON lines are written here too.')
@@ -42,7 +42,7 @@ def main(_):
   _check('targets', TARGETS.value, module.targets())
   if not importlib.util.find_spec(module.COMPILER):
     raise UserError(f'--targets={",".join(TARGETS.value)} needs {module.COMPILER}: make setup-aot')
-  shapes = {shape.name: shape for shape in (*programs.PAPER, *programs.ODD)}
+  shapes = {shape.name: shape for shape in (*programs.PAPER, *programs.ODD, *programs.DECODING)}
   _check('shapes', SHAPES.value, shapes)
   _check('dtypes', DTYPES.value, ('bfloat16', 'float32'))
   _check('ops', OPS.value or list(names.TPU), names.TPU)

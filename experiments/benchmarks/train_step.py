@@ -4,25 +4,33 @@ and beside itself through `lax.ragged_dot`.
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import proxy
 from experiments.benchmarks import moe_layer
-from experiments.benchmarks.timing import Part, breakdown, compare
+from experiments.benchmarks.timing import Part, breakdown, by_scope, compare
 from moe.config import Config, from_config_dict
 from moe.data.packing import Batch
 from moe.layers.mlp import MLP
 from moe.losses.cross_entropy import cross_entropy
+from moe.metrics import profile
+from moe.metrics.profile import Row
 from moe.ops.attention import attention
 from moe.ops.routed_ffn import grouped, tiled
 from moe.optimizer import hyperparameters, make_optimizer
+from moe.parallel.compiler import compiler_options
 from moe.parameters import decayed
 from moe.train_step import init_state, make_train_step
+
+_PROFILES = 3  # of the step: each takes a second
 
 
 def proxy_suite(rounds: int) -> list[dict]:
@@ -31,8 +39,8 @@ def proxy_suite(rounds: int) -> list[dict]:
 
 
 def suite(rounds: int) -> list[dict]:
-  """The step beside dense in bfloat16, beside `ragged_dot` (2 of the 16 sequences),
-  and its breakdown.
+  """The step beside dense in bfloat16, beside `ragged_dot` (2 of the 16 sequences), its parts by
+  themselves, and the time of all of it by named scope.
   """
   config = _typed(from_config_dict(proxy.get_config('deepseek_moe')), 'bfloat16')
   few = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
@@ -40,12 +48,10 @@ def suite(rounds: int) -> list[dict]:
   ours = train_step(few)
   with _through_ragged_dot():
     theirs = train_step(few)
-    theirs()  # compiled inside
   name = 'train step ÷ through ragged_dot, 2 sequences, bfloat16'
   rows.append(compare(name, ours, theirs, rounds, 2 * config.data.seq_len, 0.2))
-  return rows + breakdown(
-    'step', train_step(config), _parts(config), moe_layer.peak('bfloat16'), rounds
-  )
+  rows += breakdown('step', train_step(config), _parts(config), moe_layer.peak('bfloat16'), rounds)
+  return rows + by_scope('step by scope', profiles(config, min(rounds, _PROFILES)))
 
 
 def dense_twin(config: Config) -> Config:
@@ -59,16 +65,36 @@ def dense_twin(config: Config) -> Config:
 
 def train_step(config: Config) -> Callable[[], None]:
   """One training step after another on `words`."""
-  batch = words(config)
-  step = jax.jit(make_train_step(config), donate_argnums=0)
-  state, numbers = jax.jit(lambda: init_state(config))(), hyperparameters(config)
+  program, state, rest = _compiled(config)
 
   def run():
     nonlocal state
-    state, metrics = step(state, batch, numbers)
+    state, metrics = program(state, *rest)
     jax.block_until_ready(metrics)
 
   return run
+
+
+def profiles(config: Config, times: int) -> list[list[Row]]:
+  """The time of a step by named scope, traced so many times."""
+  program, state, rest = _compiled(config)
+  traced = []
+  for _ in range(times + 1):  # the first is a warm-up
+    with tempfile.TemporaryDirectory() as folder:
+      profile.start(Path(folder))
+      state, metrics = program(state, *rest)
+      jax.block_until_ready(metrics)
+      traced.append(profile.stop(Path(folder), program.as_text(), 1))
+  return traced[1:]
+
+
+def _compiled(config):
+  """(the step as `moe.train` compiles it for one device, its state, what else it takes)."""
+  device = np.array(jax.devices()[:1])
+  state, rest = jax.jit(lambda: init_state(config))(), (words(config), hyperparameters(config))
+  step = jax.jit(make_train_step(config), donate_argnums=0)
+  options = compiler_options(Mesh(device, ('device',)))
+  return step.lower(state, *rest).compile(options), state, rest
 
 
 def words(config: Config) -> Batch:

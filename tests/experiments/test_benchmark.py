@@ -11,6 +11,7 @@ from experiments.benchmarks import decode, evaluation, moe_layer, timing, tokeni
 from moe.accounting import account
 from moe.config import from_config_dict
 from moe.inspection import Run
+from moe.metrics.profile import Row
 from moe.model import Transformer
 from tests.moe.test_generate import Letters
 from tests.small import small_config, small_params
@@ -43,6 +44,20 @@ def test_compare_takes_ratios_pair_by_pair(monkeypatch):
   assert row['tokens_per_second_median'] == [100 / 5, 100 / 3]
   assert (row['rounds'], row['bar'], row['name']) == (3, 1.5, 'name')
   assert '1.50' in timing.table([row])
+
+
+def test_scopes_are_shares_of_all_that_is_computed():
+  row = lambda scope, direction, ms, share: Row(scope, direction, ms, share)
+  profiles = [
+    [row('attention', 'forward', 3.0, 0.3), row('', 'backward', 7.0, 0.7)],
+    [row('attention', 'forward', 1.0, 0.1), row('', 'backward', 9.0, 0.9)],
+  ]
+  rest, attention = timing.by_scope('step', profiles)
+  assert rest['name'] == 'step: no scope, backward' and rest['ratio_median'] == 0.8
+  assert attention['name'] == 'step: attention, forward'
+  spread = [attention[f'ratio_{which}'] for which in ('min', 'median', 'max')]
+  assert spread == [0.1, 0.2, 0.3] and attention['core_milliseconds_a_step'] == 2.0
+  assert '2.0 core-ms' in timing.table([attention]) and not timing.is_over(attention)
 
 
 def test_breakdown_is_the_share_of_the_whole(monkeypatch):

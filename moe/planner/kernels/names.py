@@ -35,7 +35,7 @@ GPU = {
 
 
 def of_direction(kernels: Sequence[Kernel], direction: str) -> list[Kernel]:
-  """What a program of that direction runs: 'forward', or 'backward', which is both."""
+  """What a program of that direction runs: 'backward' is both, all others forward alone."""
   return [kernel for kernel in kernels if direction == 'backward' or not kernel.backward]
 
 

@@ -13,7 +13,7 @@ from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.routed_ffn import ExpertWeights, routed_ffn
+from moe.ops.routed_ffn import ExpertWeights, routed_ffn, routed_ffn_of_stack
 from moe.ops.router import route
 
 
@@ -30,6 +30,7 @@ class Shape(NamedTuple):
   experts_per_token: int
   d_expert: int
   devices: int = 1  # that share the layer's experts: E and K here are one device's part, on average
+  layers: int = 1  # whose experts lie in one array, as decoding has them
 
   @property
   def tokens(self) -> int:
@@ -54,11 +55,18 @@ ODD = (
 )
 
 
+# A token of every row, of the whole 16B's layers.
+DECODING = (
+  Shape('16b_row', 1, 1, 2048, 16, 128, 64, 6, 1408, layers=27),
+  Shape('16b_rows', 64, 1, 2048, 16, 128, 64, 6, 1408, layers=27),
+)
+
+
 class Program(NamedTuple):
   """A function of arrays, and the shapes and types to compile it for."""
 
   op: str
-  direction: str  # forward | backward (forward included, as in training)
+  direction: str  # forward | backward (forward included, as in training) | decoding
   function: Callable
   arguments: tuple
 
@@ -75,7 +83,9 @@ class Program(NamedTuple):
 
 
 def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
-  """Every op of the layer at one shape, through its api with implementation='auto'."""
+  """Every op of the layer at one shape, through its api with implementation='auto'; of several
+  layers only what decoding runs.
+  """
   s, t, d, f, e, k = (
     shape,
     shape.tokens,
@@ -107,6 +117,12 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
     ),
     'attention': (attention, (head_BLHC, head_BLHC, head_BLHC), (segments_BL,)),
   }
+  if s.layers > 1:
+    stacks = ExpertWeights(*(array(s.layers * e, *dims) for dims in ((d, f), (d, f), (f, d))))
+    in_stack = lambda x, g, w, ids: routed_ffn_of_stack(x, g, plan(ids), w, e, dtype=dtype)
+    routed = Program('routed_ffn', 'decoding', in_stack, (tokens_TD, gates_TK, stacks, ids_TK))
+    function, floats, others = calls['router']
+    return [routed, Program('router', 'decoding', function, (*floats, *others))]
   made = []
   for op, (function, floats, others) in calls.items():
     made.append(Program(op, 'forward', function, (*floats, *others)))

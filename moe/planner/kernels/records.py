@@ -28,7 +28,7 @@ def records(
       for dtype in dtypes:
         for program in programs(shape, jnp.dtype(dtype)):
           # Forward is a part of what backward compiles.
-          if program.direction == 'backward' and program.op in (ops or [program.op]):
+          if program.direction != 'forward' and program.op in (ops or [program.op]):
             yield {
               'target': target,
               'shape': shape.name,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import ablations, scaling, validation
-from experiments.plans import PLANS
+from experiments.plans import DECODE_PLANS, PLANS
 from moe.errors import UserError
-from moe.planner import report
+from moe.planner import decode_report, report
 
 ROOT = Path(__file__).parents[3]
 RECORDS = [
@@ -48,7 +48,27 @@ def test_what_make_plan_plans_is_recorded():
     check=True,
   )
   listed = re.findall(r'(?:ablations|scaling|validation):\w+@\S+', done.stdout.replace(';', ' '))
-  assert sorted(listed) == sorted(PLANS)
+  assert sorted(listed) == sorted([*PLANS, *DECODE_PLANS])
+
+
+def test_what_decodes_is_recorded_and_the_16b_fits_on_40_gb_and_is_fast():
+  """The paper's claim (5.2.1), by the bars of its roofline."""
+  path = ROOT / 'experiments/results/decode_plans.jsonl'
+  records = [json.loads(line) for line in path.read_text().splitlines()]
+  table = decode_report.table(records, 'scaling:deepseek_7b')
+  assert path.with_suffix('.md').read_text() == table
+  assert {f'{r["config"]}@{_asked(r["topology"])}' for r in records} == set(DECODE_PLANS)
+  on_a100 = {
+    (r['config'].partition(':')[2], r['batch']): r for r in records if r['topology'] == 'a100-40:1'
+  }
+  assert on_a100['deepseek_moe_16b', 8]['fits'] and not on_a100['deepseek_moe_16b', 64]['fits']
+  ours, dense = (on_a100[name, 1] for name in ('deepseek_moe_16b', 'deepseek_7b'))
+  assert ours['context'] == 4096 and ours['dtype'] == 'bfloat16'
+  assert ours['tokens_per_second'] >= 2.3 * dense['tokens_per_second']
+
+
+def _asked(topology):
+  return {'v5e:1x1': 'v5e:1', 'v5e:2x2': 'v5e:4'}.get(topology, topology)
 
 
 def test_where_a_plan_is_to_be_recorded_is_tried_before(tmp_path):

@@ -89,8 +89,8 @@ def test_flops_are_close_to_the_least(module, shape):
 @pytest.mark.parametrize(
   ('options', 'words'),
   [
-    ((), 'is none of v5e, v5p, v6e, h100'),
-    (('--targets=h200',), "'h200' is none of v5e, v5p, v6e, h100"),
+    ((), 'is none of v5e, v5p, v6e, h100, a100-40'),
+    (('--targets=h200',), "'h200' is none of v5e, v5p, v6e, h100, a100-40"),
     (('--targets=v5p,h100',), "'h100' is none of v5e, v5p, v6e"),
   ],
 )
