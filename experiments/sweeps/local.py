@@ -34,6 +34,7 @@ class Task:
   share: Share = WHOLE
   new: bool = False  # whether this sweep has done something for it
   since: float = 0.0  # time.monotonic() when its process was started
+  prepared_by: str = ''  # the program that was last started to prepare it
 
   @property
   def log(self) -> Path:
@@ -145,8 +146,11 @@ def _advance(task, children, finish, view):
         children.start(score_arguments(job), task.log, task.share),
       )
     elif preparations := job.preparations:
-      task.state = 'preparing'
-      task.process = children.start(job.arguments(preparations[0]), task.log, task.share)
+      program = preparations[0]
+      if program == task.prepared_by:
+        raise UserError(f'launch.{program} has ended well, but not made what it is for: {task.log}')
+      task.state, task.prepared_by = 'preparing', program
+      task.process = children.start(job.arguments(program), task.log, task.share)
     else:
       task.state, task.since = 'training', time.monotonic()
       machine.note_commit(job.workdir, machine.commit())

@@ -79,9 +79,8 @@ def routed_ffn(
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
   """
-  return run(
-    'routed_ffn', IMPLEMENTATIONS, implementation, tokens_TD, gates_TK, plan, weights, dtype
-  )
+  arguments = tokens_TD, gates_TK, plan, weights, jnp.dtype(dtype)
+  return run('routed_ffn', IMPLEMENTATIONS, implementation, *arguments)
 
 
 def routed_ffn_of_stack(
@@ -99,5 +98,5 @@ def routed_ffn_of_stack(
   Of all layers' experts in one array kernels read a layer's where they lie; a slice of it would
   first be copied, all experts of the layer for every token that is decoded. Not differentiable.
   """
-  arguments = tokens_TD, gates_TK, plan, weights, first, dtype
+  arguments = tokens_TD, gates_TK, plan, weights, first, jnp.dtype(dtype)
   return run('routed_ffn', _OF_STACK, implementation, *arguments)

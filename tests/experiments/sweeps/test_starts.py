@@ -187,6 +187,22 @@ def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
   assert at(('train', 'scratch')) < chosen < at(('train', 'a few experts'))
 
 
+def test_a_preparation_that_makes_nothing_is_not_started_again(tmp_path):
+  dense, upcycled = jobs_of(tmp_path, _RUNS[0], _RUNS[3])
+  _trained(dense)
+  started = []
+
+  def start(arguments, log, share):
+    started.append(arguments[1])
+    return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+
+  task = local.Task(upcycled)
+  at_hand = types.SimpleNamespace(stopped_by=None, start=start)
+  local.run([task], shares.deal(1), at_hand, lambda job: '', View([task]))
+  assert started == ['launch.convert'] and task.state == 'failed'
+  assert 'launch.convert has ended well, but not made what it is for' in task.note
+
+
 def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monkeypatch, capsys):
   """As on a fresh clone, whose lines came with it and whose runs did not."""
   study = plan.Study('study.py', lambda scale: _RUNS[:3])

@@ -1,7 +1,6 @@
 """The routed FFN of one layer among the stacked weights of several, every implementation."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moe.ops.dispatch_plan import make_plan
@@ -32,7 +31,7 @@ def test_a_layer_is_read_out_of_the_stack(implementation, tokens, k):
   @jax.jit
   def run(x_TD, gates_TK, experts_TK, weights, layer):
     plan, first = make_plan(experts_TK, E), layer * E
-    options = {'dtype': jnp.float32, 'implementation': implementation}
+    options = {'dtype': 'float32', 'implementation': implementation}
     return routed_ffn_of_stack(x_TD, gates_TK, plan, weights, first, **options)
 
   for layer in range(LAYERS):
