@@ -14,28 +14,18 @@ with 1 as bar, or one of times; null where nothing is compared. What failed (`fa
 minds), does not run there or was left out says why. docs/kernels.md.
 """
 
-import importlib
 import json
 
 from absl import flags
 
+from experiments.benchmarks import SUITES, suite
 from moe import cli, host_memory
 from moe.errors import UserError
 
-# Where each is, and what it is called there.
-_SUITES = {
-  'moe_layer': ('moe_layer', 'suite'),
-  'train_step': ('train_step', 'suite'),
-  'proxy': ('train_step', 'proxy_suite'),
-  'tokenizer': ('tokenizer', 'suite'),
-  'evaluation': ('evaluation', 'suite'),
-  'decode': ('decode', 'suite'),
-  'device': ('device.supervise', 'suite'),
-}
 SUITE = flags.DEFINE_enum(
   'suite',
   'train_step',
-  list(_SUITES),
+  list(SUITES),
   'moe_layer: a layer beside a dense FFN; train_step: a step of proxy.py:deepseek_moe; '
   'proxy: that beside dense only; tokenizer: a tokenizer.json beside the library it is of; '
   'evaluation: requests of launch.evaluate --tasks beside launch.evaluate and Hugging Face; '
@@ -56,18 +46,12 @@ def main(_):
   from experiments.benchmarks import timing
   from experiments.benchmarks.device import report
 
-  rows = report.read(READ.value) if READ.value else _suite(SUITE.value)(ROUNDS.value)
+  rows = report.read(READ.value) if READ.value else suite(SUITE.value)(ROUNDS.value)
   of_device = READ.value or SUITE.value == 'device'
   table = report.table if of_device else timing.table
   print(json.dumps(rows, indent=2) if FORMAT.value == 'json' else table(rows))
   if CHECK.value and any(map(timing.is_over, rows)):
     return 1
-
-
-def _suite(name):
-  """Imported alone: others need what is not installed everywhere."""
-  module, function = _SUITES[name]
-  return getattr(importlib.import_module(f'experiments.benchmarks.{module}'), function)
 
 
 if __name__ == '__main__':

@@ -33,12 +33,12 @@ SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
 
 def main(_):
   from moe.chat import Conversation, Options, talk, tell
-  from moe.generate import Sampling
+  from moe.generate import Sampling, only_generating
   from moe.run import load_run
 
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   sampling.check()
-  run = load_run(WORKDIR.value, STEP.value)
+  run = only_generating(load_run(WORKDIR.value, STEP.value))
   options = Options(sampling, MAX_NEW_TOKENS.value, SEED.value)
   conversation = Conversation(run, options, TEMPLATE.value)
   conversation.system = SYSTEM.value

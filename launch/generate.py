@@ -38,7 +38,7 @@ FORMAT = cli.format_flag()
 
 def main(_):
   from moe.data.readers import Rules, read_texts
-  from moe.generate import Sampling, generate
+  from moe.generate import Sampling, generate, only_generating
   from moe.run import load_run
 
   sizes = mesh_sizes(MESH.value)
@@ -52,7 +52,7 @@ def main(_):
   limits = MAX_NEW_TOKENS.value, sampling, SEED.value, STOP.value, BATCH.value
   run = load_run(WORKDIR.value, STEP.value, DTYPE.value, sizes)
   with run.on_mesh():
-    completions = generate(run, prompts or [''], *limits)
+    completions = generate(only_generating(run), prompts or [''], *limits)
   if FORMAT.value == 'json':
     print(json.dumps([completion._asdict() for completion in completions], indent=2))
     return

@@ -1,10 +1,12 @@
 """What follows prompts: of many, in a batch that is kept full; of one, token by token."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from moe.data.tokenizers import must_have
 from moe.errors import UserError
+from moe.generation import layers
 from moe.generation.batch import Request, Trained, new_tokens
 from moe.generation.sampling import Sampling
 from moe.generation.stops import Stops, text_after
@@ -18,6 +20,7 @@ __all__ = [
   'generate',
   'generate_tokens',
   'generate_until',
+  'only_generating',
   'stream_tokens',
 ]
 
@@ -35,6 +38,15 @@ class Completion(NamedTuple):
   text: str
   tokens: list[int]
   stopped_by: str  # 'end' of the document | 'stop' string | 'length' asked for | 'context' full
+
+
+def only_generating(run: Trained) -> Trained:
+  """A run for nothing but generation, in whose mesh this is called. On an accelerator its weights
+  are laid out for that in the place of what was loaded, instead of beside it.
+  """
+  if not layers.on_accelerator():
+    return run
+  return dataclasses.replace(run, params=layers.by_layer(run.config, run.params, release=True))
 
 
 def generate(

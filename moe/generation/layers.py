@@ -2,9 +2,12 @@
 
 The stacks that training scans over would hand each layer a copy of its weights, all experts' among
 them, for every token. On a CPU layers are views of the stacks instead. On an accelerator they are
-cut out of the stacks by the products that read them, and kernels are handed all layers' experts and
-told which layer's to read.
+arrays of their own, but for the routed experts, most of the model: kernels are handed all layers'
+and told which layer's to read.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +26,29 @@ from moe.parameters import declared
 Cache = dict[str, list[KVCache]]  # of every layer of a stack
 
 
-def by_layer(config: Config, params: dict) -> dict:
-  """params as `advance` takes them.
+class Layers(NamedTuple):
+  """A stack on an accelerator."""
+
+  own: list[dict]  # every layer's parameters
+  experts: dict[str, jax.Array]  # w_NEXY of all layers' routed experts; {} where `own` has them
+
+
+def by_layer(config: Config, params: dict, release: bool = False) -> dict:
+  """params as `advance` takes them, or what has been made of them by this.
 
   On a CPU each stack is a list of its layers' parameters, views of the same memory, where experts'
   bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator matrices
-  are in the type that they are used in: no token waits for more. On a CPU's mesh: as they are.
+  are in the type that they are used in, no token waits for more, and each stack is `Layers`.
+  On a CPU's mesh: as they are.
+
+  release: delete what has been copied, as nobody needs it.
   """
+  stacks = [params[name] for name in stack_names(config.model)]
+  if any(isinstance(stack, list | Layers) for stack in stacks):
+    return params
   if on_accelerator():
-    return _in_compute_type(config, params)
+    done = (lambda w: w.delete()) if release else lambda w: None
+    return split(config, in_compute_type(config, params, done), done=done)
   if not jax.sharding.get_abstract_mesh().empty:
     return params
   return params | {
@@ -55,18 +72,54 @@ def _viewed(config, stack, layer):
   return jax.device_put(layer_params)
 
 
-def _in_compute_type(config, params):
+def in_compute_type(
+  config: Config, params: dict, done: Callable[[jax.Array], None] = lambda w: None
+) -> dict:
   """Matrices, which weight decay acts on, rounded once instead of at every use. A router's stay: it
-  uses them as they are.
+  uses them as they are. done: called with each that was rounded.
   """
 
   def rounded(path, w):
     box = boxes.get(path)
     is_matrix = box is not None and box.decayed and 'router' not in path
-    return w.astype(config.model.dtype) if is_matrix else w
+    if not is_matrix or w.dtype == config.model.dtype:
+      return w
+    new = w.astype(config.model.dtype)
+    done(w)
+    return new
 
   boxes = flatten_dict(declared(config))
   return unflatten_dict({path: rounded(path, w) for path, w in flatten_dict(params).items()})
+
+
+def split(
+  config: Config,
+  params: dict,
+  cut: Callable[[Any, int], Any] = lambda w, layer: w[layer],
+  done: Callable[[Any], None] = lambda w: None,
+) -> dict:
+  """Each stack as `Layers`, by `cut(w, layer)` of its arrays. done: called with each that was."""
+
+  def cut_up(w, depth):
+    pieces = [cut(w, layer) for layer in range(depth)]
+    done(w)
+    return pieces
+
+  def of(name):
+    stack, depth, weights = params[name], _depth(config.model, name), {}
+    if tuned.CHOSEN not in _experts_in(stack) and experts.can_stay_stacked():
+      weights = _experts_in(stack)
+    if weights:
+      stack = stack | {'moe': {key: w for key, w in stack['moe'].items() if key != 'experts'}}
+    pieces = jax.tree.map(lambda w: cut_up(w, depth), stack)
+    is_list = lambda each: isinstance(each, list)
+    own = [
+      jax.tree.map(lambda of_w, layer=layer: of_w[layer], pieces, is_leaf=is_list)
+      for layer in range(depth)
+    ]
+    return Layers(own, weights)
+
+  return params | {name: of(name) for name in stack_names(config.model)}
 
 
 def advance(
@@ -108,13 +161,16 @@ def _outside(model, params, *arguments, method):
 
 
 def _of_layer(stack, layer):
-  if isinstance(stack, list):
-    return stack[layer]
-  layer_params = jax.tree.map(lambda w: w[layer], stack)
-  weights = _experts_in(stack)
-  if weights and on_accelerator() and tuned.CHOSEN not in weights and experts.can_stay_stacked():
-    _experts_in(layer_params).update(weights | {experts.LAYER: np.int32(layer)})
-  return layer_params
+  match stack:
+    case list():
+      return stack[layer]
+    case Layers(own, weights) if not weights:
+      return own[layer]
+    case Layers(own, weights):
+      in_stacks = weights | {experts.LAYER: np.int32(layer)}
+      return own[layer] | {'moe': own[layer]['moe'] | {'experts': in_stacks}}
+    case _:
+      return jax.tree.map(lambda w: w[layer], stack)
 
 
 def _experts_in(params):

@@ -92,14 +92,17 @@ class _Arguments:
 
   def __init__(self, decoding: Decoding, mesh: jax.sharding.Mesh):
     config, self._whole = decoding.config, NamedSharding(mesh, PartitionSpec())
-    model, dtype = config.model, jnp.dtype(decoding.dtype)
-    stored = jax.eval_shape(
-      lambda: jax.tree.map(lambda w: w.astype(dtype), init(config, jax.random.key(0)))
-    )
-    where = shardings(config, mesh, stored)
-    if layers.on_accelerator():  # elsewhere they are not only shapes
-      stored = jax.eval_shape(lambda params: layers.by_layer(config, params), stored)
-    self.params = self._laid_out(stored, where)
+    model = config.model
+
+    def stored():
+      params = init(config, jax.random.key(0))
+      params = jax.tree.map(lambda w: w.astype(decoding.dtype), params)
+      return layers.in_compute_type(config, params) if layers.on_accelerator() else params
+
+    shapes = jax.eval_shape(stored)
+    self.params = self._laid_out(shapes, shardings(config, mesh, shapes))
+    if layers.on_accelerator():
+      self.params = layers.split(config, self.params, _cut)
     cache = jax.eval_shape(lambda: layers.empty_cache(model, decoding.batch, config.data.seq_len))
     rows = NamedSharding(mesh, sharding.spec('batch', None, 'heads', None))
     self.cache = self._laid_out(cache, jax.tree.map(lambda _: rows, cache))
@@ -120,3 +123,10 @@ class _Arguments:
     return jax.tree.map(
       lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
     )
+
+
+def _cut(w, layer):
+  """Of a stack's array, the shape of a layer's."""
+  del layer
+  where = NamedSharding(w.sharding.mesh, PartitionSpec(*w.sharding.spec[1:]))
+  return jax.ShapeDtypeStruct(w.shape[1:], w.dtype, sharding=where)

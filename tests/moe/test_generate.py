@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe.errors import UserError
-from moe.generate import Sampling, generate, generate_tokens, stream_tokens
+from moe.generate import Sampling, generate, generate_tokens, only_generating, stream_tokens
 from moe.generation import layers, programs
 from moe.generation.sampling import choose
 from moe.model import Transformer
@@ -145,6 +145,22 @@ def test_accelerators_go_through_layers_in_place(platform, interpret, monkeypatc
   with compiling_for(platform, interpret):
     found = generate_tokens(run, prompt_ids, 4, GREEDY, seed=0, rows=3)
   assert found == _recomputed(run, prompt_ids, 4)
+
+
+def test_a_run_that_only_generates_keeps_no_stacks():
+  """But the experts', which are read out of them."""
+  run = _run(seed=3)
+  run = dataclasses.replace(run, params=jax.tree.map(jnp.array, run.params))
+  assert only_generating(run) is run  # on a CPU layers are views
+  with compiling_for('gpu', interpret=True):
+    prepared = only_generating(run)
+    assert only_generating(prepared).params == prepared.params
+    found = generate_tokens(prepared, [[Letters.bos_id, 3]], 3, GREEDY, seed=0)
+  block = run.params['moe_blocks']
+  experts = prepared.params['moe_blocks'].experts
+  assert block['attention']['key'].is_deleted() and block['moe']['router']['experts'].is_deleted()
+  assert experts['gate'] is block['moe']['experts']['gate']
+  assert found == _recomputed(_run(seed=3), [[Letters.bos_id, 3]], 3)
 
 
 @pytest.mark.parametrize('sampling', [GREEDY, Sampling(1.0, top_p=0.9)], ids=str)
