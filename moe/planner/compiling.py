@@ -62,7 +62,7 @@ def compile_traced(
     peak, reserved = _peak_and_reserved(compiled.memory_analysis())
   except jax.errors.JaxRuntimeError as error:
     text, refusal = '', ' '.join(str(error).split())[:400]
-    peak = reserved = asked_for(str(error), sum(held.values()))
+    peak = reserved = asked_for(str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or not peak:
       raise
   resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -71,26 +71,23 @@ def compile_traced(
   return Compiled(*program, *watch.read(), resident)
 
 
-def asked_for(message: str, held_bytes: int) -> int:
+def asked_for(message: str) -> int:
   """Bytes that a refused program would have taken, of the compiler's words.
-  It names all of them, or temporaries only.
 
-  'the total memory required for HLO temporaries (26.52G) exceeds …', or 'Used 42.94G of 15.75G
-  hbm'. 0 if neither. UserError where a kernel wants more of a chip's own memory than there is.
+  'the total memory required for HLO temporaries (26.52G) exceeds …', which counts arguments too, or
+  'Used 42.94G of 15.75G hbm'. 0 if neither. UserError where a kernel wants more of a chip's own
+  memory than there is.
   """
   if 'memory space vmem' in message:
     raise UserError(
       f'a kernel of the program is too big for the chip: {" ".join(message.split())[:400]}'
     )
-  match = re.search(
-    r'HLO temporaries \((\d+(?:\.\d+)?)([KMG])|Used (\d+(?:\.\d+)?)([KMG]) of \S+ hbm', message
-  )
+  size = r'(\d+(?:\.\d+)?)([KMG])'
+  match = re.search(rf'HLO temporaries \({size}|Used {size} of \S+ hbm', message)
   if not match:
     return 0
-  size, unit = match[1] or match[3], match[2] or match[4]
-  return int(float(size) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[unit]) + (
-    held_bytes if match[1] else 0
-  )
+  number, unit = match[1] or match[3], match[2] or match[4]
+  return int(float(number) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[unit])
 
 
 def _peak_and_reserved(memory) -> tuple[int, int]:
