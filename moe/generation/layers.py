@@ -6,6 +6,7 @@ arrays of their own, but for the routed experts, most of the model: kernels are 
 and told which layer's to read.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ from moe.layers.attention import CacheRows, KVCache
 from moe.layers.block import Block
 from moe.model import Transformer, stack_names
 from moe.ops import implementation
-from moe.parallel import sharding
+from moe.parallel import mesh, sharding
 from moe.parameters import declared
 
 Cache = dict[str, list[KVCache]]  # of every layer of a stack
+_LANES = 128  # of a TPU's tile
 
 
 class Layers(NamedTuple):
@@ -37,9 +39,8 @@ def by_layer(config: Config, params: dict, release: bool = False) -> dict:
   """params as `advance` takes them, or what has been made of them by this.
 
   On a CPU each stack is a list of its layers' parameters, views of the same memory, where experts'
-  bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator matrices
-  are in the type that they are used in, no token waits for more, and each stack is `Layers`.
-  On a CPU's mesh: as they are.
+  bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator parameters
+  are `as_used`, no token waits for more, and each stack is `Layers`. On a CPU's mesh: as they are.
 
   release: delete what has been copied, as nobody needs it.
   """
@@ -48,7 +49,7 @@ def by_layer(config: Config, params: dict, release: bool = False) -> dict:
     return params
   if on_accelerator():
     done = (lambda w: w.delete()) if release else lambda w: None
-    return split(config, in_compute_type(config, params, done), done=done)
+    return split(config, as_used(config, params, done), done=done)
   if not jax.sharding.get_abstract_mesh().empty:
     return params
   return params | {
@@ -72,24 +73,46 @@ def _viewed(config, stack, layer):
   return jax.device_put(layer_params)
 
 
-def in_compute_type(
+def as_used(
   config: Config, params: dict, done: Callable[[jax.Array], None] = lambda w: None
 ) -> dict:
-  """Matrices, which weight decay acts on, rounded once instead of at every use. A router's stay: it
-  uses them as they are. done: called with each that was rounded.
+  """On an accelerator: matrices in the type that products have them in, experts as wide as TPU has
+  room for. done: called with each that was changed.
   """
 
-  def rounded(path, w):
+  def used(path, w):
     box = boxes.get(path)
-    is_matrix = box is not None and box.decayed and 'router' not in path
-    if not is_matrix or w.dtype == config.model.dtype:
+    if box is None or not box.decayed or 'router' in path:  # a router uses its own as they are
       return w
     new = w.astype(config.model.dtype)
-    done(w)
+    if in_stack and 'experts' in path:
+      new = _in_whole_lanes(new, box.axes)
+    if new is not w:
+      done(w)
     return new
 
-  boxes = flatten_dict(declared(config))
-  return unflatten_dict({path: rounded(path, w) for path, w in flatten_dict(params).items()})
+  in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked()
+  boxes, flat = flatten_dict(declared(config)), flatten_dict(params)
+  in_stack &= not any(path[-1] == tuned.CHOSEN for path in flat)
+  return unflatten_dict({path: used(path, w) for path, w in flat.items()})
+
+
+def _in_whole_lanes(w, axes):
+  """The hidden width of stacked experts, each device's part of it, filled up with zeros to whole
+  tiles. TPU would lay out others the other way round, and turn all of them back for every token.
+  """
+  stored = sharding.stored((None, *axes[1:]), w.shape)
+  missing = [-size % _LANES if axis == 'hidden' else 0 for axis, size in _parts(axes, w, stored)]
+  if not any(missing):
+    return w
+  pad = lambda w: jnp.pad(w, [(0, count) for count in missing])
+  return sharding.per_shard(pad, (stored.spec,), stored.spec)(w)
+
+
+def _parts(axes, w, stored):
+  """(logical axis, length of a device's part) of every dimension."""
+  split = (math.prod(map(mesh.size, by)) for by in stored.split)
+  return [(axis, size // by) for axis, size, by in zip(axes, w.shape, split, strict=True)]
 
 
 def split(

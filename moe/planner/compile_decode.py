@@ -96,11 +96,13 @@ class _Arguments:
 
     def stored():
       params = init(config, jax.random.key(0))
-      params = jax.tree.map(lambda w: w.astype(decoding.dtype), params)
-      return layers.in_compute_type(config, params) if layers.on_accelerator() else params
+      return jax.tree.map(lambda w: w.astype(decoding.dtype), params)
 
     shapes = jax.eval_shape(stored)
-    self.params = self._laid_out(shapes, shardings(config, mesh, shapes))
+    where = shardings(config, mesh, shapes)
+    if layers.on_accelerator():
+      shapes = jax.eval_shape(lambda params: layers.as_used(config, params), shapes)
+    self.params = self._laid_out(shapes, where)
     if layers.on_accelerator():
       self.params = layers.split(config, self.params, _cut)
     cache = jax.eval_shape(lambda: layers.empty_cache(model, decoding.batch, config.data.seq_len))
