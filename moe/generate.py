@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from moe.data.tokenizers import must_have
 from moe.errors import UserError
-from moe.generation import layers
+from moe.generation import weights
 from moe.generation.batch import Request, Trained, new_tokens
 from moe.generation.sampling import Sampling
 from moe.generation.stops import Stops, text_after
@@ -44,9 +44,9 @@ def only_generating(run: Trained) -> Trained:
   """A run for nothing but generation, in whose mesh this is called. On an accelerator its weights
   are laid out for that in the place of what was loaded, instead of beside it.
   """
-  if not layers.on_accelerator():
+  if not weights.on_accelerator():
     return run
-  return dataclasses.replace(run, params=layers.by_layer(run.config, run.params, release=True))
+  return dataclasses.replace(run, params=weights.by_layer(run.config, run.params, release=True))
 
 
 def generate(

@@ -24,7 +24,7 @@ from moe.config import Config
 from moe.convert.to_gguf import FILE, to_gguf
 from moe.data import builtin
 from moe.data.tokenizers import Tokenizer, from_bytes
-from moe.generation import layers, programs
+from moe.generation import layers, programs, weights
 from moe.generation.programs import Prompt, Rows
 from moe.generation.sampling import Drawing, Sampling, draw
 from moe.inspection import Run
@@ -67,7 +67,7 @@ def dense_of(config: Config, times: float) -> Config:
 
 def decode(run: Run, rows: int) -> Callable[[], list[list[int]]]:
   """Greedy tokens of so many rows, as `moe.generation.batch` chooses them."""
-  drawing, params = _drawing(run), layers.by_layer(run.config, run.params)
+  drawing, params = _drawing(run), weights.by_layer(run.config, run.params)
   cache = programs.empty(run.model, rows, programs.room_for(run.config, 2 * _TOKENS))
   step = lambda inputs, cache: programs.step(run.model, params, drawing, inputs, cache)
   return _one_by_one(step, cache, rows)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe.config import Config
 from moe.data.tokenizers import Tokenizer
-from moe.generation import layers, programs
+from moe.generation import programs, weights
 from moe.generation.programs import Prompt, Rows
 from moe.generation.sampling import Drawing, Sampling
 from moe.model import Transformer
@@ -72,7 +72,7 @@ class _Batch:
     self._end_id = end_id
     vocab_size = run.config.model.vocab_size
     self._drawing = Drawing.of(request.sampling, run.tokenizer, vocab_size, end_id, request.seed)
-    self._params = layers.by_layer(run.config, run.params)
+    self._params = weights.by_layer(run.config, run.params)
     self.rows: dict[int, _Row] = {}  # by place in the batch
     self._cache, self._positions = None, 0
 
@@ -85,8 +85,8 @@ class _Batch:
     """Begins with at most as many as there are free places: the first token of each."""
     run, places = self._run, self.free[: len(prompts)]
     self._make_room(max(len(prompt.ids) for prompt in prompts))
-    begin = programs.begun_in_place if layers.on_accelerator() else programs.begun
-    params = self._params if layers.on_accelerator() else run.params
+    begin = programs.begun_in_place if weights.on_accelerator() else programs.begun
+    params = self._params if weights.on_accelerator() else run.params
     chosen_A, self._cache = begin(run.model, params, self._drawing, prompts, places, self._cache)
     chosen = {}
     for place, token, (number, ids) in zip(places, chosen_A, prompts, strict=True):

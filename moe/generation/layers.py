@@ -1,148 +1,16 @@
-"""The model layer by layer, as decoding runs it: every layer with its own parameters and cache.
-
-The stacks that training scans over would hand each layer a copy of its weights, all experts' among
-them, for every token. On a CPU layers are views of the stacks instead. On an accelerator they are
-arrays of their own, but for the routed experts, most of the model: kernels are handed all layers'
-and told which layer's to read.
-"""
-
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+"""The model layer by layer, as decoding runs it: every layer with its own parameters and cache."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from moe.config import Config, ModelConfig
-from moe.layers import experts, tuned
+from moe.config import ModelConfig
+from moe.generation import weights
 from moe.layers.attention import CacheRows, KVCache
 from moe.layers.block import Block
 from moe.model import Transformer, stack_names
-from moe.ops import implementation
-from moe.parallel import mesh, sharding
-from moe.parameters import declared
+from moe.parallel import sharding
 
 Cache = dict[str, list[KVCache]]  # of every layer of a stack
-_LANES = 128  # of a TPU's tile
-
-
-class Layers(NamedTuple):
-  """A stack on an accelerator."""
-
-  own: list[dict]  # every layer's parameters
-  experts: dict[str, jax.Array]  # w_NEXY of all layers' routed experts; {} where `own` has them
-
-
-def by_layer(config: Config, params: dict, release: bool = False) -> dict:
-  """params as `advance` takes them, or what has been made of them by this.
-
-  On a CPU each stack is a list of its layers' parameters, views of the same memory, where experts'
-  bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator parameters
-  are `as_used`, no token waits for more, and each stack is `Layers`. On a CPU's mesh: as they are.
-
-  release: delete what has been copied, as nobody needs it.
-  """
-  stacks = [params[name] for name in stack_names(config.model)]
-  if any(isinstance(stack, list | Layers) for stack in stacks):
-    return params
-  if on_accelerator():
-    done = (lambda w: w.delete()) if release else lambda w: None
-    return split(config, as_used(config, params, done), done=done)
-  if not jax.sharding.get_abstract_mesh().empty:
-    return params
-  return params | {
-    name: [_viewed(config, params[name], layer) for layer in range(_depth(config.model, name))]
-    for name in stack_names(config.model)
-  }
-
-
-def on_accelerator() -> bool:
-  """Whether programs are for one: as ops ask."""
-  return implementation.platform() != 'cpu'
-
-
-def _viewed(config, stack, layer):
-  layer_params = jax.tree.map(lambda w: np.asarray(w)[layer], stack)
-  weights = _experts_in(layer_params)
-  # What is tuned beside them is added to them as numbers.
-  if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in weights:
-    for name, w in weights.items():
-      weights[name] = w.view(np.uint16) if w.dtype == jnp.bfloat16 else w
-  return jax.device_put(layer_params)
-
-
-def as_used(
-  config: Config, params: dict, done: Callable[[jax.Array], None] = lambda w: None
-) -> dict:
-  """On an accelerator: matrices in the type that products have them in, experts as wide as TPU has
-  room for. done: called with each that was changed.
-  """
-
-  def used(path, w):
-    box = boxes.get(path)
-    if box is None or not box.decayed or 'router' in path:  # a router uses its own as they are
-      return w
-    new = w.astype(config.model.dtype)
-    if in_stack and 'experts' in path:
-      new = _in_whole_lanes(new, box.axes)
-    if new is not w:
-      done(w)
-    return new
-
-  in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked()
-  boxes, flat = flatten_dict(declared(config)), flatten_dict(params)
-  in_stack &= not any(path[-1] == tuned.CHOSEN for path in flat)
-  return unflatten_dict({path: used(path, w) for path, w in flat.items()})
-
-
-def _in_whole_lanes(w, axes):
-  """The hidden width of stacked experts, each device's part of it, filled up with zeros to whole
-  tiles. TPU would lay out others the other way round, and turn all of them back for every token.
-  """
-  stored = sharding.stored((None, *axes[1:]), w.shape)
-  missing = [-size % _LANES if axis == 'hidden' else 0 for axis, size in _parts(axes, w, stored)]
-  if not any(missing):
-    return w
-  pad = lambda w: jnp.pad(w, [(0, count) for count in missing])
-  return sharding.per_shard(pad, (stored.spec,), stored.spec)(w)
-
-
-def _parts(axes, w, stored):
-  """(logical axis, length of a device's part) of every dimension."""
-  split = (math.prod(map(mesh.size, by)) for by in stored.split)
-  return [(axis, size // by) for axis, size, by in zip(axes, w.shape, split, strict=True)]
-
-
-def split(
-  config: Config,
-  params: dict,
-  cut: Callable[[Any, int], Any] = lambda w, layer: w[layer],
-  done: Callable[[Any], None] = lambda w: None,
-) -> dict:
-  """Each stack as `Layers`, by `cut(w, layer)` of its arrays. done: called with each that was."""
-
-  def cut_up(w, depth):
-    pieces = [cut(w, layer) for layer in range(depth)]
-    done(w)
-    return pieces
-
-  def of(name):
-    stack, depth, weights = params[name], _depth(config.model, name), {}
-    if tuned.CHOSEN not in _experts_in(stack) and experts.can_stay_stacked():
-      weights = _experts_in(stack)
-    if weights:
-      stack = stack | {'moe': {key: w for key, w in stack['moe'].items() if key != 'experts'}}
-    pieces = jax.tree.map(lambda w: cut_up(w, depth), stack)
-    is_list = lambda each: isinstance(each, list)
-    own = [
-      jax.tree.map(lambda of_w, layer=layer: of_w[layer], pieces, is_leaf=is_list)
-      for layer in range(depth)
-    ]
-    return Layers(own, weights)
-
-  return params | {name: of(name) for name in stack_names(config.model)}
 
 
 def advance(
@@ -154,7 +22,9 @@ def advance(
   cache: Cache,
   places_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-  """hidden_BLD after tokens at these positions, and the cache with them; params: `by_layer`.
+  """hidden_BLD after tokens at these positions, and the cache with them.
+
+  params: as `weights.by_layer` has made them.
 
   places_B: rows of the cache that the tokens' are, where it has others; a row that it does not have
   goes nowhere.
@@ -163,7 +33,7 @@ def advance(
   for name, caches in cache.items():
     block, new_cache[name] = Block(model.config, name == 'dense_blocks', model.probe), []
     for layer, kept in enumerate(caches):
-      layer_params = _of_layer(params[name], layer)
+      layer_params = weights.of_layer(params[name], layer)
       batch = None, tokens_BL, positions_BL, is_token_BL.astype(jnp.int32)
       rows = kept if places_B is None else CacheRows(kept, places_B)
       x_BLD, (_, kept) = block.apply({'params': layer_params}, x_BLD, rows, *batch)
@@ -172,7 +42,7 @@ def advance(
 
 
 def logits(model: Transformer, params: dict, hidden_BD: jax.Array) -> jax.Array:
-  """float32 logits_BV; params: stacked, or `by_layer`."""
+  """float32 logits_BV; params: stacked, or `weights.by_layer`."""
   return _outside(model, params, hidden_BD, method='logits')
 
 
@@ -183,24 +53,6 @@ def _outside(model, params, *arguments, method):
   return model.apply({'params': whole}, *arguments, method=method)
 
 
-def _of_layer(stack, layer):
-  match stack:
-    case list():
-      return stack[layer]
-    case Layers(own, weights) if not weights:
-      return own[layer]
-    case Layers(own, weights):
-      in_stacks = weights | {experts.LAYER: np.int32(layer)}
-      return own[layer] | {'moe': own[layer]['moe'] | {'experts': in_stacks}}
-    case _:
-      return jax.tree.map(lambda w: w[layer], stack)
-
-
-def _experts_in(params):
-  """The routed experts' part, {} where there are none."""
-  return params.get('moe', {}).get('experts', {})
-
-
 def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:
   """Of nothing, for `batch` rows of up to `positions` tokens."""
 
@@ -208,7 +60,7 @@ def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:
     shape = batch, positions, model.num_kv_heads, model.head_dim
     return _laid_out(KVCache(*(jnp.zeros(shape, model.dtype) for _ in KVCache._fields)))
 
-  return {name: [empty() for _ in range(_depth(model, name))] for name in stack_names(model)}
+  return {name: [empty() for _ in range(weights.depth(model, name))] for name in stack_names(model)}
 
 
 def grown(cache: Cache, positions: int) -> Cache:
@@ -250,8 +102,3 @@ def _each(cache, change):
 def _laid_out(kept):
   """The same way after every program, so that none is compiled twice."""
   return KVCache(*(sharding.constrain(x, 'batch', None, 'heads', None) for x in kept))
-
-
-def _depth(model, name):
-  dense = model.num_dense_layers
-  return dense if name == 'dense_blocks' else model.num_layers - dense

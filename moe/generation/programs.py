@@ -91,7 +91,7 @@ def begun_in_place(
   cache: layers.Cache,
 ) -> tuple[np.ndarray, layers.Cache]:
   """As `begun`, with no other cache beside: where memory is what limits a batch. Layers are written
-  out, and few tokens go through at once; params: `layers.by_layer`.
+  out, and few tokens go through at once; params: `weights.by_layer`.
   """
   chosen = []
   longest = max(len(prompt.ids) for prompt in prompts)
@@ -167,7 +167,7 @@ def piece_in_place(
   chosen_A: jax.Array,
 ) -> tuple[jax.Array, layers.Cache]:
   """(`chosen_A`, with what is drawn after prompts that end in this piece; the cache with it in rows
-  `places_A`); params: `layers.by_layer`.
+  `places_A`); params: `weights.by_layer`.
   """
   inputs = piece.tokens_AL, *_positions(piece)
   hidden_ALD, cache = layers.advance(model, params, *inputs, cache, places_A)
@@ -194,7 +194,7 @@ def _chosen_after(model, params, drawing, piece, hidden_ALD, chosen_A):
 def step(
   model: Transformer, params: dict, drawing: Drawing, rows: Rows, cache: layers.Cache
 ) -> tuple[jax.Array, layers.Cache]:
-  """(the next token of every row, the cache with the last ones); params: `layers.by_layer`."""
+  """(the next token of every row, the cache with the last ones); params: `weights.by_layer`."""
   inputs = rows.tokens_B[:, None], rows.positions_B[:, None], rows.counts_B[:, None] > 0
   hidden_B1D, cache = layers.advance(model, params, *inputs, cache)
   logits_BV = layers.logits(model, params, hidden_B1D[:, 0])

@@ -18,7 +18,7 @@ EXPERT_AXES = ExpertWeights(
 )
 
 # int32: which layer's experts the module's are, where its weights are those of all layers, with a
-# leading axis. So they are handed to decoding on accelerators (`moe.generation.layers`).
+# leading axis. So they are handed to decoding on accelerators (`moe.generation.weights`).
 LAYER = 'layer'
 
 

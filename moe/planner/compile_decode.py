@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.config import Config, MeshConfig
 from moe.errors import UserError
-from moe.generation import layers, programs
+from moe.generation import layers, programs, weights
 from moe.generation.sampling import Drawing, Sampling
 from moe.model import Transformer
 from moe.ops.implementation import compiling_for
@@ -100,11 +100,11 @@ class _Arguments:
 
     shapes = jax.eval_shape(stored)
     where = shardings(config, mesh, shapes)
-    if layers.on_accelerator():
-      shapes = jax.eval_shape(lambda params: layers.as_used(config, params), shapes)
+    if weights.on_accelerator():
+      shapes = jax.eval_shape(lambda params: weights.as_used(config, params), shapes)
     self.params = self._laid_out(shapes, where)
-    if layers.on_accelerator():
-      self.params = layers.split(config, self.params, _cut)
+    if weights.on_accelerator():
+      self.params = weights.split(config, self.params, _cut)
     cache = jax.eval_shape(lambda: layers.empty_cache(model, decoding.batch, config.data.seq_len))
     rows = NamedSharding(mesh, sharding.spec('batch', None, 'heads', None))
     self.cache = self._laid_out(cache, jax.tree.map(lambda _: rows, cache))

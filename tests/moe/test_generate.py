@@ -12,7 +12,7 @@ import pytest
 
 from moe.errors import UserError
 from moe.generate import Sampling, generate, generate_tokens, only_generating, stream_tokens
-from moe.generation import layers, programs
+from moe.generation import programs, weights
 from moe.generation.sampling import choose
 from moe.model import Transformer
 from moe.ops.implementation import compiling_for
@@ -119,12 +119,12 @@ def test_weights_in_bfloat16_are_read_where_they_lie():
   params = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), run.params)
   run = dataclasses.replace(run, params=params)
   gate_NEDF = params['moe_blocks']['moe']['experts']['gate']
-  layer = layers.by_layer(run.config, params)['moe_blocks'][-1]
+  layer = weights.by_layer(run.config, params)['moe_blocks'][-1]
   gate_EDF = layer['moe']['experts']['gate']
   assert gate_EDF.dtype == jnp.uint16 and layer['attention']['key'].dtype == jnp.bfloat16
   assert (np.asarray(gate_EDF).view(jnp.bfloat16) == np.asarray(gate_NEDF[-1])).all()
   reference = small_config(**CONFIGS['dense_first_gqa'], **{'ops.implementation': 'reference'})
-  same = layers.by_layer(reference, params)['moe_blocks'][-1]['moe']['experts']['gate']
+  same = weights.by_layer(reference, params)['moe_blocks'][-1]['moe']['experts']['gate']
   assert same.dtype == jnp.bfloat16
   prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
   found = generate_tokens(run, prompt_ids, 20, GREEDY, seed=0, rows=2)

@@ -5,6 +5,7 @@ import pytest
 
 from moe.generate import Sampling, generate
 from moe.model import Transformer
+from moe.ops.implementation import compiling_for
 from moe.parallel import mesh as mesh_lib
 from moe.parameters import shardings
 from moe.run import Run
@@ -49,3 +50,18 @@ def test_every_mesh_says_the_same(one, sizes):
     with many.on_mesh():
       found = generate(many, *asked, stop=['qq'], rows=3)
     assert found == generate(one, *asked, stop=['qq'])
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [{'data': 4, 'tensor': 2}, {'data': 4, 'expert': 2, 'transport': 'padded'}],
+  ids=lambda sizes: '-'.join(sizes),
+)
+def test_a_gpu_says_the_same_on_a_mesh(one, sizes):
+  """Its kernels, interpreted, of experts that stay stacked, and of a device's own. (TPU's
+  interpreter knows no mesh, and XLA on CPU no ragged exchange.)
+  """
+  many, asked = on_mesh(one, **sizes), (PROMPTS[:3], 2, Sampling())
+  with compiling_for('gpu', interpret=True), many.on_mesh():
+    found = generate(many, *asked, rows=4)
+  assert found == generate(one, *asked)
