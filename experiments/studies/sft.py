@@ -9,6 +9,9 @@ token's experts together, are trained on text for 1200 steps of 4096 tokens, and
 at a constant rate on generated English and Chinese instructions of twelve skills
 (experiments/corpora/instructions.py). Questions are held out by their wording.
 
+Fixed after a first look, whose runs are thrown away: with 400 steps and three seeds all models gave
+7% of the replies exactly, and losses still fell.
+
 What has to hold: after tuning DeepSeekMoE's loss on replies to held-out wordings is below GShard's
 and the dense model's. Beside the claim: so is its share of replies that greedy generation gives
 exactly, and it forgets no more of the text that it was trained on before.
