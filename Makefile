@@ -73,20 +73,17 @@ aot-gpu: .venv-gpu/.installed
 # Will it fit, and how fast? The published models' training steps, compiled for machines that are not here: CONFIG@MACHINE.
 PLANS = $(shell $(PYTHON) -m experiments.plans)
 DECODE_PLANS = $(shell $(PYTHON) -m experiments.plans decode)
+# CONFIG@MACHINE in $$each: the interpreter that has the machine's compiler, and launch.plan's flags.
+PLANNED = config=$${each%@*} machine=$${each\#*@}; python=.venv-tpu/bin/python share=; \
+	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python share=--memory_fraction=0.97;; esac; \
+	  of="--config=experiments/$${config%:*}.py:$${config\#*:} --topology=$$machine"
 plan: .venv-tpu/.installed .venv-gpu/.installed
-	@set -e; for each in $(PLANS); do \
-	  config=$${each%@*} machine=$${each#*@}; \
-	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python;; *) python=.venv-tpu/bin/python;; esac; \
-	  JAX_PLATFORMS=cpu $$python -m launch.plan --record=experiments/results/plans.jsonl \
-	    --config=experiments/$${config%:*}.py:$${config#*:} --topology=$$machine; \
+	@set -e; for each in $(PLANS); do $(PLANNED); \
+	  JAX_PLATFORMS=cpu $$python -m launch.plan --record=experiments/results/plans.jsonl $$of; \
 	done
-	@set -e; for each in $(DECODE_PLANS); do \
-	  config=$${each%@*} machine=$${each#*@}; \
-	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python share=--memory_fraction=0.97;; \
-	    *) python=.venv-tpu/bin/python share=;; esac; \
+	@set -e; for each in $(DECODE_PLANS); do $(PLANNED); \
 	  JAX_PLATFORMS=cpu $$python -m launch.plan --program=decode --batch=1,8,64 --context=4096 $$share \
-	    --record=experiments/results/decode_plans.jsonl \
-	    --config=experiments/$${config%:*}.py:$${config#*:} --topology=$$machine; \
+	    --record=experiments/results/decode_plans.jsonl $$of; \
 	done
 
 # With these installed `make test` compiles a few kernels for both; without, it says so and skips them.

@@ -12,7 +12,7 @@ from experiments.studies import STUDIES, common
 from experiments.studies.analysis import NONE, Analysis, Results
 from experiments.studies.common import Run
 from experiments.studies.intervals import UNDECIDED, Comparison, Verdict, verdict
-from experiments.sweeps import ledger
+from experiments.sweeps import ledger, plan
 from moe.errors import UserError
 
 _COMPARISONS = (
@@ -69,7 +69,7 @@ def load(name: str, results: Path) -> Study:
   runs = {run.name: run for run in module.sweep(common.PROXY)}
   lines = with_evaluations(ledger.current(file, results), runs)
   there = {(line['run'], line['seed']) for line in lines}
-  seeds = range(getattr(module, 'SEEDS', common.SEEDS))
+  seeds = range(plan.load(file).seeds)
   finished = sum((run, seed) in there for run in runs for seed in seeds)
   analysis = module.analyse(Results(lines))
   return made(

@@ -85,8 +85,9 @@ class _Batch:
     """Begins with at most as many as there are free places: the first token of each."""
     run, places = self._run, self.free[: len(prompts)]
     self._make_room(max(len(prompt.ids) for prompt in prompts))
-    begin = programs.begun_in_place if weights.on_accelerator() else programs.begun
-    params = self._params if weights.on_accelerator() else run.params
+    begin, params = programs.begun, run.params
+    if weights.on_accelerator():
+      begin, params = programs.begun_in_place, self._params
     chosen_A, self._cache = begin(run.model, params, self._drawing, prompts, places, self._cache)
     chosen = {}
     for place, token, (number, ids) in zip(places, chosen_A, prompts, strict=True):

@@ -95,7 +95,7 @@ def begun_in_place(
   """
   chosen = []
   longest = max(len(prompt.ids) for prompt in prompts)
-  at_once = max(1, _MOST_TOKENS // min(filled_up(max(longest, _LEAST_PIECE)), MOST_PIECE))
+  at_once = max(1, _MOST_TOKENS // _piece_length(longest))
   for start in range(0, len(prompts), at_once):
     here = slice(start, start + at_once)
     pieces = _pieces(prompts[here])
@@ -124,7 +124,7 @@ def prefill(
 def _pieces(prompts):
   """Of prompts that begin together: as many rows as a program has, those beyond have one token."""
   rows, longest = rows_for(len(prompts)), max(len(prompt.ids) for prompt in prompts)
-  length = min(filled_up(max(longest, _LEAST_PIECE)), MOST_PIECE)
+  length = _piece_length(longest)
   tokens_AP = np.zeros((rows, longest + -longest % length), np.int32)
   lengths_A, numbers_A = np.ones(rows, np.int32), np.zeros(rows, np.int32)
   for row, (number, ids) in enumerate(prompts):
@@ -133,6 +133,10 @@ def _pieces(prompts):
     Piece(tokens_AP[:, start : start + length], np.int32(start), lengths_A, numbers_A)
     for start in range(0, longest, length)
   ]
+
+
+def _piece_length(longest):
+  return min(filled_up(max(longest, _LEAST_PIECE)), MOST_PIECE)
 
 
 def _filled_up(places, rows, beyond):

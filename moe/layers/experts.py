@@ -53,7 +53,7 @@ class Experts(nn.Module):
     weights = tuned.with_chosen(self, weights)
     stored = stored_experts(weights)
     if mesh.size('expert') == 1:
-      return _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, self.config), {}
+      return _here(x_BLD, gates_BLK, experts_BLK, weights, stored, self.config), {}
     y_BLD, exchange = expert_parallel_ffn(
       x_BLD, gates_BLK, experts_BLK, is_token_BL, weights, stored, self.config
     )
@@ -74,51 +74,48 @@ def stored_experts(weights: ExpertWeights) -> ExpertWeights:
   return ExpertWeights(*lies)
 
 
-def _all_here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
+def _here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
   """Each device runs its own tokens through all experts, or its part of their hidden width."""
-  dtype, num_experts = jnp.dtype(config.model.dtype), config.moe.num_experts
+  dtype = jnp.dtype(config.model.dtype)
+
+  def run(x_TD, gates_TK, plan, weights):
+    whole = (zero.gathered(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
+    options = {'dtype': dtype, 'implementation': config.ops.implementation}
+    return routed_ffn(x_TD, gates_TK, plan, ExpertWeights(*whole), **options)
+
+  return _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config)
+
+
+def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
+  """As `_here`, of one layer's weights among those of all. For `can_stay_stacked`."""
+  lies = (
+    sharding.stored((None, *axes), w.shape) for axes, w in zip(EXPERT_AXES, stacks, strict=True)
+  )
+
+  def run(x_TD, gates_TK, plan, stacks):
+    weights = ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in stacks))
+    options = {'dtype': config.model.dtype, 'implementation': config.ops.implementation}
+    first = layer * config.moe.num_experts
+    return routed_ffn_of_stack(x_TD, gates_TK, plan, weights, first, **options)
+
+  return _on_shards(run, x_BLD, gates_BLK, experts_BLK, stacks, ExpertWeights(*lies), config)
+
+
+def _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config):
+  """run(x_TD, gates_TK, plan, weights) of every device's own tokens, and of its part of the
+  weights; summed where that is of their hidden width.
+  """
 
   def on_shard(x_BLD, gates_BLK, experts_BLK, weights):
     x_TD, gates_TK, experts_TK = (
       a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
     )
-    whole = (zero.gathered(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
-    weights = ExpertWeights(*whole)
-    plan = saveable(make_plan(experts_TK, num_experts))
-    y_TD = routed_ffn(
-      *(x_TD, gates_TK, plan, weights), dtype=dtype, implementation=config.ops.implementation
-    )
+    plan = saveable(make_plan(experts_TK, config.moe.num_experts))
+    y_TD = run(x_TD, gates_TK, plan, weights)
     if mesh.size('tensor') > 1:
       y_TD = lax.psum(y_TD, 'tensor')
-    return y_TD.astype(dtype).reshape(x_BLD.shape)
+    return y_TD.astype(config.model.dtype).reshape(x_BLD.shape)
 
   batch, specs = sharding.spec('batch'), ExpertWeights(*(lies.spec for lies in stored))
   run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
   return run_on_shards(x_BLD, gates_BLK, experts_BLK, weights)
-
-
-def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
-  """As `_all_here`, of one layer's weights among those of all. For `can_stay_stacked`."""
-  dtype, num_experts = jnp.dtype(config.model.dtype), config.moe.num_experts
-
-  def on_shard(x_BLD, gates_BLK, experts_BLK, stacks):
-    x_TD, gates_TK, experts_TK = (
-      a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
-    )
-    weights = ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in stacks))
-    y_TD = routed_ffn_of_stack(
-      *(x_TD, gates_TK, make_plan(experts_TK, num_experts), weights, layer * num_experts),
-      dtype=dtype,
-      implementation=config.ops.implementation,
-    )
-    if mesh.size('tensor') > 1:
-      y_TD = lax.psum(y_TD, 'tensor')
-    return y_TD.astype(dtype).reshape(x_BLD.shape)
-
-  batch = sharding.spec('batch')
-  lies = (
-    sharding.stored((None, *axes), w.shape) for axes, w in zip(EXPERT_AXES, stacks, strict=True)
-  )
-  specs = ExpertWeights(*(each.spec for each in lies))
-  run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
-  return run_on_shards(x_BLD, gates_BLK, experts_BLK, stacks)

@@ -19,7 +19,7 @@ from moe.parallel import mesh as mesh_lib
 from moe.parallel import sharding
 from moe.parameters import init, shardings
 from moe.planner import machine as machine_lib
-from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced
+from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced, placed
 from moe.planner.machine import Machine
 
 
@@ -102,12 +102,12 @@ class _Arguments:
     where = shardings(config, mesh, shapes)
     if weights.on_accelerator():
       shapes = jax.eval_shape(lambda params: weights.as_used(config, params), shapes)
-    self.params = self._laid_out(shapes, where)
+    self.params = placed(shapes, where)
     if weights.on_accelerator():
       self.params = weights.split(config, self.params, _cut)
     cache = jax.eval_shape(lambda: layers.empty_cache(model, decoding.batch, config.data.seq_len))
     rows = NamedSharding(mesh, sharding.spec('batch', None, 'heads', None))
-    self.cache = self._laid_out(cache, jax.tree.map(lambda _: rows, cache))
+    self.cache = placed(cache, jax.tree.map(lambda _: rows, cache))
     drawing = jax.eval_shape(
       lambda: Drawing(
         Sampling(*map(jnp.asarray, Sampling().as_arrays(model.vocab_size))),
@@ -115,16 +115,11 @@ class _Arguments:
         jax.random.key(0),
       )
     )
-    self.drawing = self._laid_out(drawing, jax.tree.map(lambda _: self._whole, drawing))
+    self.drawing = placed(drawing, jax.tree.map(lambda _: self._whole, drawing))
 
   def array(self, *shape: int) -> jax.ShapeDtypeStruct:
     """int32, whole on every device."""
     return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._whole)
-
-  def _laid_out(self, shapes, where):
-    return jax.tree.map(
-      lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
-    )
 
 
 def _cut(w, layer):

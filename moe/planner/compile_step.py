@@ -17,7 +17,7 @@ from moe.parallel.compiler import compiler_options
 from moe.parallel.feeding import batch_sharding
 from moe.parameters import shardings
 from moe.planner import machine as machine_lib
-from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced
+from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced, placed
 from moe.planner.machine import Machine
 from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
@@ -62,10 +62,7 @@ def bytes_of_state(state: Any) -> dict[str, int]:
 
 def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
   """The shapes of a state, with where its parts lie on a mesh."""
-  where = shardings(config, mesh, shapes)
-  return jax.tree.map(
-    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
-  )
+  return placed(shapes, shardings(config, mesh, shapes))
 
 
 def _batch(config: Config, mesh: Mesh) -> Batch:

@@ -101,6 +101,13 @@ def _peak_and_reserved(memory) -> tuple[int, int]:
   return memory.peak_memory_in_bytes, max(held, memory.peak_memory_in_bytes)
 
 
+def placed(shapes: Any, where: Any) -> Any:
+  """The shapes, each with its sharding."""
+  return jax.tree.map(
+    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
+  )
+
+
 def bytes_of(tree: Any) -> int:
   """A device's, of shapes with shardings."""
   return sum(

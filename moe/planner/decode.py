@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from moe.accounting import account, count_params
 from moe.config import Config
 from moe.ops.kernels import find
+from moe.parallel.feeding import batch_parts
 from moe.planner import flops as flops_lib
 from moe.planner.collectives import collectives as find_collectives
 from moe.planner.compile_decode import CompiledDecoding, Decoding, compile_decoding
@@ -67,7 +68,7 @@ def describe(decoding: Decoding, machine: Machine, made: CompiledDecoding) -> di
 
 def _performance(decoding, machine, step) -> dict[str, Any]:
   config, chip, devices = decoding.config, machine.chip, machine.num_devices
-  rows = decoding.batch * config.moe.experts_per_token / _batch_parts(step.mesh)
+  rows = decoding.batch * config.moe.experts_per_token / batch_parts(step.mesh)
   flops = flops_lib.count(
     step.jaxpr, flops_lib.Setting(rows, config.data.seq_len, config.model.head_dim)
   )
@@ -133,7 +134,3 @@ def _moved_by_kernel(
     is_weights = leading >= experts and leading % experts == 0
     total += size / leading * chosen if is_weights else size
   return total
-
-
-def _batch_parts(mesh):
-  return mesh['data'] * mesh['fsdp'] * mesh['expert']

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.chips import GIB
+from moe.planner.report import mesh, unread, verdict
 
 # What tells plans apart.
 KEYS = ('config', 'topology', 'dtype', 'batch', 'context')
@@ -17,10 +18,10 @@ _HEADER = (
 def text(record: Mapping[str, Any]) -> str:
   """A plan, a line a fact."""
   gib = lambda n: f'{n / GIB:.2f} GiB'
-  verdict = 'fits' if record['fits'] else f'does not fit, by {gib(record["over_bytes_per_device"])}'
   lines = [
     f'{record["config"]} decoding on {record["topology"]} ({record["devices"]} devices), mesh '
-    f'{mesh(record)}, {record["dtype"]}, {record["batch"]} rows of {record["context"]}: {verdict}',
+    f'{mesh(record)}, {record["dtype"]}, {record["batch"]} rows of {record["context"]}: '
+    f'{verdict(record)}',
     f'  memory a device   {gib(record["reserved_bytes_per_device"])} reserved, of '
     f'{gib(record["capacity_bytes_per_device"])}: '
     + ', '.join(f'{name.replace("_", " ")} {gib(size)}' for name, size in record['memory'].items()),
@@ -48,10 +49,7 @@ def _performance(record):
     *sent,
     f'  HBM               {read / 1e9:.4g} GB a device a step, {read / least:.3f} of the least: '
     'chosen weights once, the cache once',
-    *(
-      f'  counted once      the loop {loop}, whose trips are not known'
-      for loop in record['loops_counted_once']
-    ),
+    *unread(record),
     f'  step              {record["step_seconds"] * 1e3:.3g} ms, {record["binds"]} binds: '
     + ', '.join(f'{term} {seconds * 1e3:.3g} ms' for term, seconds in times.items()),
     f'  speed             {record["tokens_per_second"]:,} tokens/s '
@@ -103,8 +101,3 @@ def _row(record, baseline):
     ratio,
   ]
   return '| ' + ' | '.join(cells) + ' |'
-
-
-def mesh(record: Mapping[str, Any]) -> str:
-  """'fsdp 2 × expert 4'."""
-  return ' × '.join(f'{axis} {size}' for axis, size in record['mesh'].items()) or 'of one device'

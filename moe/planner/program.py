@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,6 @@ from moe.config import Config, mesh_sizes
 from moe.errors import UserError
 from moe.planner import decode, decode_report, machine, planner, report, search
 from moe.planner.compile_decode import Decoding
-from moe.planner.machine import Machine
 
 
 class Asked(NamedTuple):
@@ -34,12 +33,10 @@ def run(program: str, config: Config, asked: Asked) -> int:
   """Plans 'train' or 'decode', prints and records it; what the process exits with."""
   if not asked.topology:
     raise UserError('--topology=CHIP:SIZE is required, for example --topology=v5p:4x4x4')
-  if asked.search and (asked.record or program == 'decode'):
-    raise UserError(
-      '--search ranks training steps: leave it out, or --program=decode'
-      if program == 'decode'
-      else '--record collects plans of configs as they are: leave it out, or --search'
-    )
+  if asked.search and program == 'decode':
+    raise UserError('--search ranks training steps: leave it out, or --program=decode')
+  if asked.search and asked.record:
+    raise UserError('--record collects plans of configs as they are: leave it out, or --search')
   target = machine.parse(asked.topology)
   if asked.memory_fraction is not None:
     target = machine.with_memory(target, asked.memory_fraction)
@@ -53,7 +50,7 @@ def run(program: str, config: Config, asked: Asked) -> int:
   return int(not any(record['fits'] for record in records))
 
 
-def _training(config: Config, target: Machine, asked: Asked) -> Mapping:
+def _training(config, target, asked):
   record = planner.plan(config, target)
   if asked.record:
     report.record_plans(Path(asked.record), [record], report.table)

@@ -1,7 +1,7 @@
 """A plan for people, and the table of all recorded plans."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ def text(record: dict[str, Any]) -> str:
   peak, reserved, capacity = (
     gib(record[f'{key}_bytes_per_device']) for key in ('peak', 'reserved', 'capacity')
   )
-  verdict = 'fits' if record['fits'] else f'does not fit, by {gib(record["over_bytes_per_device"])}'
   flops = record['flops_per_step']
   lines = [
     f'{record["config"]} on {record["topology"]} ({record["devices"]} devices), mesh '
-    f'{_mesh(record)}, remat {record["remat"]}, {record["microbatches"]} microbatches: {verdict}',
+    f'{mesh(record)}, remat {record["remat"]}, {record["microbatches"]} microbatches: '
+    f'{verdict(record)}',
     f'  memory a device   {peak} at the peak, {reserved} reserved, of {capacity}; '
     'at the peak '
     + ', '.join(f'{name.replace("_", " ")} {gib(size)}' for name, size in record['memory'].items()),
@@ -42,6 +42,26 @@ def text(record: dict[str, Any]) -> str:
     f'{gib(record["compile_resident_bytes"])}'
   )
   return '\n'.join(lines)
+
+
+def verdict(record: Mapping[str, Any]) -> str:
+  """Whether it fits, or by how much not."""
+  if record['fits']:
+    return 'fits'
+  return f'does not fit, by {record["over_bytes_per_device"] / GIB:.2f} GiB'
+
+
+def mesh(record: Mapping[str, Any]) -> str:
+  """'fsdp 2 × expert 4'."""
+  return ' × '.join(f'{axis} {size}' for axis, size in record['mesh'].items()) or 'of one device'
+
+
+def unread(record: Mapping[str, Any]) -> list[str]:
+  """A line a loop whose time is not known."""
+  return [
+    f'  counted once        the loop {loop}, whose trips are not known'
+    for loop in record['loops_counted_once']
+  ]
 
 
 def try_record(path: str) -> None:
@@ -94,10 +114,7 @@ def _performance(record):
   return [
     *(f'  {kind:<20}{row} sent by a device a step' for kind, row in total.items()),
     f'  HBM               {record["hbm_bytes_per_device"] / 1e9:.4g} GB a device a step',
-    *(
-      f'  counted once        the loop {loop}, whose trips are not known'
-      for loop in record['loops_counted_once']
-    ),
+    *unread(record),
     *_waiting(record),
     f'  step              {record["step_seconds"]:.3g} s, {record["binds"]} binds: '
     + ', '.join(f'{term} {seconds:.3g} s' for term, seconds in times.items())
@@ -114,10 +131,6 @@ def _waiting(record):
   ] * (stretch > 1)
 
 
-def _mesh(record):
-  return ' × '.join(f'{axis} {size}' for axis, size in record['mesh'].items()) or 'of one device'
-
-
 def _row(record):
   sizes = (record[f'{key}_bytes_per_device'] / GIB for key in ('peak', 'reserved', 'capacity'))
   speed = ['', '', '', '', '']
@@ -132,7 +145,7 @@ def _row(record):
   cells = [
     record['config'],
     record['topology'],
-    _mesh(record),
+    mesh(record),
     record['remat'],
     str(record['microbatches']),
     'yes' if record['fits'] else 'no',

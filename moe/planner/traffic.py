@@ -53,8 +53,9 @@ def memory_traffic(
       continue
     moved = 0.0
     for instruction in computation.instructions.values():
-      known = of_kernel(instruction, _operand_shapes(instruction, computation))
-      moved += _moved(instruction, computation, computations) if known is None else known
+      shapes = _operand_shapes(instruction, computation)
+      known = of_kernel(instruction, shapes)
+      moved += _moved(instruction, shapes, computations) if known is None else known
     moved *= times
     if computation.name == entry:
       once += moved
@@ -63,7 +64,7 @@ def memory_traffic(
   return Traffic(once, in_loops)
 
 
-def _moved(instruction, computation, computations):
+def _moved(instruction, operand_shapes, computations):
   """Bytes that one run of an instruction takes from and to main memory."""
   op = instruction.op
   if (
@@ -74,7 +75,7 @@ def _moved(instruction, computation, computations):
     return 0
   if match := re.search(r'"bytes_accessed":"(\d+)"', instruction.line):  # a kernel's own estimate
     return int(match[1])
-  sizes = [shape_bytes(shape, on_chip=False) for shape in _operand_shapes(instruction, computation)]
+  sizes = [shape_bytes(shape, on_chip=False) for shape in operand_shapes]
   result = shape_bytes(instruction.shape, on_chip=False)
   # It writes into its second operand, and not all of it.
   if op.removesuffix('-start') == 'ragged-all-to-all':
