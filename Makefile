@@ -70,11 +70,12 @@ aot-tpu: .venv-tpu/.installed
 aot-gpu: .venv-gpu/.installed
 	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m launch.aot --targets=h100,a100-40 --out=experiments/results/aot_gpu.jsonl
 
-# Will it fit, and how fast? The published models' training steps, compiled for machines that are not here: CONFIG@MACHINE.
+# Will it fit, and how fast? The published models' training steps, compiled for machines that are not here: CONFIG@MACHINE[,DTYPE].
 PLANS = $(shell $(PYTHON) -m experiments.plans)
 DECODE_PLANS = $(shell $(PYTHON) -m experiments.plans decode)
-# CONFIG@MACHINE in $$each: the interpreter that has the machine's compiler, and launch.plan's flags.
-PLANNED = config=$${each%@*} machine=$${each\#*@}; python=.venv-tpu/bin/python share=; \
+# CONFIG@MACHINE[,DTYPE] in $$each: the interpreter that has the machine's compiler, and launch.plan's flags.
+PLANNED = config=$${each%@*} machine=$${each\#*@} dtype=; python=.venv-tpu/bin/python share=; \
+	  case $$machine in *,*) dtype=--dtype=$${machine\#*,} machine=$${machine%,*};; esac; \
 	  case $$machine in h100:*|a100*) python=.venv-gpu/bin/python share=--memory_fraction=0.97;; esac; \
 	  of="--config=experiments/$${config%:*}.py:$${config\#*:} --topology=$$machine"
 plan: .venv-tpu/.installed .venv-gpu/.installed
@@ -82,7 +83,7 @@ plan: .venv-tpu/.installed .venv-gpu/.installed
 	  JAX_PLATFORMS=cpu $$python -m launch.plan --record=experiments/results/plans.jsonl $$of; \
 	done
 	@set -e; for each in $(DECODE_PLANS); do $(PLANNED); \
-	  JAX_PLATFORMS=cpu $$python -m launch.plan --program=decode --batch=1,8,64 --context=4096 $$share \
+	  JAX_PLATFORMS=cpu $$python -m launch.plan --program=decode --batch=1,8,64 --context=4096 $$share $$dtype \
 	    --record=experiments/results/decode_plans.jsonl $$of; \
 	done
 

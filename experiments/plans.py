@@ -1,7 +1,7 @@
 """Which configs `make plan` compiles for which machine;
 experiments/results/plans.md and decode_plans.md have what came of it.
 
-  python -m experiments.plans [decode]        # a CONFIG@MACHINE a line
+  python -m experiments.plans [decode]        # a CONFIG@MACHINE[,DTYPE] a line
 
 A config that stands nowhere here is planned by whoever asks for it: python -m launch.plan.
 """
@@ -32,6 +32,12 @@ PLANS = [f'{name}@{machine}' for machine, names in MACHINES.items() for name in 
 DECODE_PLANS = [
   f'scaling:{name}@{machine}'
   for machine in ('a100-40:1', 'h100:1', 'v5e:1', 'v5e:4')
+  for name in ('deepseek_moe_16b', 'deepseek_7b')
+]
+# With weights of few bits, and what then fits on a chip of 16 GB.
+DECODE_PLANS += [
+  f'scaling:{name}@{machine}'
+  for machine in ('a100-40:1,int8', 'a100-40:1,int4', 'v5e:1,int4')
   for name in ('deepseek_moe_16b', 'deepseek_7b')
 ]
 

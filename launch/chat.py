@@ -1,6 +1,6 @@
 """A conversation with a run, in the terminal or over a pipe, a question a line.
 
-python -m launch.chat --workdir=DIR [--temperature=0.8 --template=deepseek]
+python -m launch.chat --workdir=DIR [--temperature=0.8 --template=deepseek --dtype=int8]
 
 /reset forgets the conversation, /system TEXT sets the system message. Replies are written to stdout
 as they come. What no longer fits into the context is forgotten, the oldest first.
@@ -29,6 +29,7 @@ TOP_P = flags.DEFINE_float(
   'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+DTYPE = cli.dtype_flag()
 
 
 def main(_):
@@ -38,7 +39,7 @@ def main(_):
 
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   sampling.check()
-  run = only_generating(load_run(WORKDIR.value, STEP.value))
+  run = only_generating(load_run(WORKDIR.value, STEP.value, DTYPE.value))
   options = Options(sampling, MAX_NEW_TOKENS.value, SEED.value)
   conversation = Conversation(run, options, TEMPLATE.value)
   conversation.system = SYSTEM.value

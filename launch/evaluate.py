@@ -1,6 +1,6 @@
 """Held-out loss and bits per byte of a run, by domain; or its scores on benchmarks.
 
-  python -m launch.evaluate --workdir=DIR [--step=N] [--format=json]
+  python -m launch.evaluate --workdir=DIR [--step=N] [--dtype=int8] [--format=json]
     [--sources='DOMAIN=FILES;…' --save_routing=FILE.parquet]
   python -m launch.evaluate --workdir=DIR --tasks=hellaswag,piqa|paper [--task_data=FOLDER]
     [--num_fewshot=N --limit=ROWS --chat_template --allow_code --mesh=fsdp=8]
@@ -33,6 +33,7 @@ TASK_DATA = flags.DEFINE_string('task_data', '', 'Folder with TASK/SPLIT.jsonl.'
 CHAT = flags.DEFINE_bool('chat_template', False, "Ask in the tokenizer's chat template.")
 ALLOW_CODE = flags.DEFINE_bool('allow_code', False, 'Run the code that HumanEval and MBPP ask for.')
 MESH = flags.DEFINE_string('mesh', '', 'Of --tasks: AXIS=DEVICES,…; one device without it.')
+DTYPE = cli.dtype_flag()
 FORMAT = cli.format_flag()
 
 
@@ -41,7 +42,8 @@ def main(_):
   if TASKS.value is None:
     from moe.scored_text import score_text
 
-    print(score_text(WORKDIR.value, STEP.value, SOURCES.value, SAVE_ROUTING.value, as_json))
+    asked = SOURCES.value, SAVE_ROUTING.value, as_json, DTYPE.value
+    print(score_text(WORKDIR.value, STEP.value, *asked))
     return
   if SOURCES.value is not None or SAVE_ROUTING.value is not None:
     raise UserError('--tasks goes with neither --sources nor --save_routing: score twice')
@@ -51,7 +53,7 @@ def main(_):
   asked = Asked(
     *(TASKS.value, SHOTS.value, LIMIT.value, TASK_DATA.value, ALLOW_CODE.value, CHAT.value)
   )
-  print(run_tasks(WORKDIR.value, STEP.value, asked, MESH.value, as_json))
+  print(run_tasks(WORKDIR.value, STEP.value, asked, MESH.value, as_json, DTYPE.value))
 
 
 if __name__ == '__main__':

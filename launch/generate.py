@@ -2,7 +2,7 @@
 
 python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
 python -m launch.generate --workdir=DIR --prompts=FILE [--batch=64 --stop='\n\n' --format=json]
-python -m launch.generate --workdir=DIR --dtype=bfloat16 --mesh=tensor=4
+python -m launch.generate --workdir=DIR --dtype=bfloat16|int8|int4 --mesh=tensor=4
 """
 
 import json
@@ -29,9 +29,7 @@ TOP_P = flags.DEFINE_float(
   'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
-DTYPE = flags.DEFINE_enum(
-  'dtype', None, ['bfloat16', 'float32'], 'Of the parameters in memory; as stored without it.'
-)
+DTYPE = cli.dtype_flag()
 MESH = flags.DEFINE_string('mesh', '', 'Where they lie: AXIS=DEVICES,…; one device without it.')
 FORMAT = cli.format_flag()
 

@@ -18,6 +18,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for 
 from absl import flags
 
 from moe import cli, host_memory
+from moe.config import STORED_TYPES
 
 CONFIG = cli.config_flag()
 FORMAT = cli.format_flag()
@@ -38,7 +39,7 @@ LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only so many of
 BATCH = flags.DEFINE_list('batch', ['1'], 'With decode: rows at once, powers of 2; several.')
 CONTEXT = flags.DEFINE_integer('context', None, 'With decode: positions of a row; data.seq_len.')
 DTYPE = flags.DEFINE_enum(
-  'dtype', None, ['bfloat16', 'float32'], 'With decode: of the stored weights; model.dtype.'
+  'dtype', None, STORED_TYPES, 'With decode: of the weights in memory; model.dtype.'
 )
 MESH = flags.DEFINE_string('mesh', '', 'With decode: AXIS=DEVICES,…; without it all along tensor.')
 RECORD = flags.DEFINE_string(

@@ -59,6 +59,12 @@ def format_flag() -> flags.FlagHolder:
   )
 
 
+def dtype_flag() -> flags.FlagHolder:
+  """Defines --dtype, of a run's parameters in memory."""
+  help_ = 'Of the parameters in memory: numbers, or few bits; as they are stored without it.'
+  return flags.DEFINE_enum('dtype', None, moe_config.STORED_TYPES, help_)
+
+
 def config(flag: flags.FlagHolder, workdir: str | None = None) -> moe_config.Config:
   """The checked config of a parsed `config_flag()`, of the run in `workdir` where it goes on.
   UserError if the flag is absent or a value is wrong.

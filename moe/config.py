@@ -46,6 +46,9 @@ ALIASES: dict[str, str] = {
   'moe.device_balance_loss': 'moe.device_balance_weight',
   'moe.router_z_loss': 'moe.router_z_weight',
 }
+# What trained parameters may be loaded as: numbers, or few bits for programs that only run them.
+FEW_BITS = ('int8', 'int4')
+STORED_TYPES = ('bfloat16', 'float32', *FEW_BITS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from moe.losses.cross_entropy import HEAD_AXES
 from moe.metrics import telemetry
 from moe.metrics.routing import routing_telemetry
 from moe.ops.dispatch_plan import SAVE_PLAN
-from moe.ops.matmul import matmul
+from moe.ops.quantized import Quantized
+from moe.ops.weights import product
 from moe.parallel import mesh, sharding
 from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Forced, Probe
@@ -127,7 +128,13 @@ class Transformer(nn.Module):
     """hidden (..., D) → float32 logits (..., V). For a few positions;
     training never holds all logits at once.
     """
-    return matmul(hidden, self.head_DV.astype(hidden.dtype))
+    if not isinstance(self.head_DV, Quantized):
+      return product(hidden, self.head_DV)
+    between, implementation = (None,) * (hidden.ndim - 2), self.config.ops.implementation
+    lies = sharding.specs(self.head_DV, sharding.stored(HEAD_AXES, self.head_DV.shape))
+    of_rows = lambda axis: sharding.spec('batch', *between, axis)
+    run = lambda hidden, head_DV: product(hidden, head_DV, implementation)
+    return sharding.per_shard(run, (of_rows(None), lies), of_rows('vocab'))(hidden, self.head_DV)
 
   def _stack(self, dense, length):
     """`length` blocks as one scanned module, so that compile time does not grow with depth."""

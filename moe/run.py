@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from moe import files
-from moe.config import Config, MeshConfig, OpsConfig, from_stored
+from moe.config import FEW_BITS, STORED_TYPES, Config, MeshConfig, OpsConfig, from_stored
 from moe.data.tokenizers import FILES, from_bytes
 from moe.errors import UserError
 from moe.finetune.adapters import merged
@@ -29,6 +29,7 @@ from moe.model import Transformer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import processes
 from moe.parameters import init, shardings
+from moe.quantize import quantized
 from moe.storage import arrays, checksums, must_stay, small_items
 from moe.storage.reading import attempt, available_steps
 
@@ -56,14 +57,15 @@ def load_run(
   no checkpoint, or not of the step, or unreadable.
 
   Args:
-    dtype: 'bfloat16' or 'float32', of the parameters; without it, as they are stored.
+    dtype: of the parameters, of `moe.config.STORED_TYPES`; int8 and int4 are their matrices'
+      (`moe.quantize`). Without it, as they are stored.
     mesh: where they are to lie, each process reading what its devices hold:
       a mesh of `moe.parallel.mesh`, or the sizes of its axes, {'expert': 8}, the others 1.
       `run.model` on several devices is applied inside `run.on_mesh()`.
       Without it, this process's default device.
   """
-  if dtype not in (None, 'bfloat16', 'float32'):
-    raise UserError(f"dtype={dtype!r} must be 'bfloat16' or 'float32', or None: as stored")
+  if dtype is not None and dtype not in STORED_TYPES:
+    raise UserError(f'dtype={dtype!r} must be one of {", ".join(STORED_TYPES)}, or None: as stored')
   steps, directory = _steps(workdir, step), folder(workdir) / 'checkpoints'
   for candidate in [step] if step is not None else reversed(steps):
     run, fault = attempt(lambda candidate=candidate: _load(directory, candidate, dtype, mesh))
@@ -207,15 +209,20 @@ def _load(directory, step, dtype, mesh):
     mesh = mesh_lib.make_mesh(config)
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   if mesh is None:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = jax.tree.map(lambda _: device, shapes)
+    # Of many bits they may not fit on an accelerator.
+    device = jax.local_devices(backend='cpu' if dtype in FEW_BITS else None)[0]
+    where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
   else:
     where = shardings(config, mesh, shapes)
   params = arrays.read(path, 'params', shapes, where)
   if fault := checksums.difference(params, small.checksums['params']):
     raise ValueError(fault)
   params = merged(config, params)
-  if dtype:
+  if dtype in FEW_BITS:
+    params = quantized(config, params, dtype, mesh)
+    if mesh is None:
+      params = jax.device_put(params, jax.local_devices()[0])
+  elif dtype:
     params = arrays.cast(params, dtype)
   tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
   if not small.checked:

@@ -15,15 +15,17 @@ def score_text(
   sources: str | None = None,
   save_routing: str | None = None,
   as_json: bool = False,
+  dtype: str | None = None,
 ) -> str:
   """What is to be printed of a run's held-out text, or of `sources`, as data.sources names them.
 
-  save_routing: a Parquet file to write. $DATA is the folder of the run's prepared data, if that is
-  not where training read it. UserError as the parts.
+  save_routing: a Parquet file to write. dtype: of the parameters, as `load_run` takes it. $DATA is
+  the folder of the run's prepared data, if that is not where training read it. UserError as the
+  parts.
   """
   if save_routing is not None:
     check_target(save_routing)
-  run, source = load_run(workdir, step), provenance.source(workdir)
+  run, source = load_run(workdir, step, dtype), provenance.source(workdir)
   directory = os.environ.get('DATA') or data_directory(run.config, workdir)
   title, trained_on = 'held-out text', {}
   if sources is None:

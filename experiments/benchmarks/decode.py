@@ -20,7 +20,7 @@ from experiments.benchmarks import evaluation, llama_cpp
 from experiments.benchmarks.timing import compare
 from experiments.benchmarks.tokenizer import train_like_deepseek
 from moe.accounting import account
-from moe.config import Config
+from moe.config import FEW_BITS, Config
 from moe.convert.to_gguf import FILE, to_gguf
 from moe.data import builtin
 from moe.data.tokenizers import Tokenizer, from_bytes
@@ -29,6 +29,7 @@ from moe.generation.programs import Prompt, Rows
 from moe.generation.sampling import Drawing, Sampling, draw
 from moe.inspection import Run
 from moe.ops.routed_ffn import xla
+from moe.quantize import quantized
 
 # DeepSeek 7B's activated parameters beside those of DeepSeekMoE 16B.
 _DENSE = 2.45
@@ -51,6 +52,10 @@ def suite(rounds: int) -> list[dict]:
   rows.append(compare(f'prefill of {_PROMPT}, {name}', *sides, rounds, _PROMPT))
   sides, name = (decode(moe, 1), through_stacks(moe)), 'decode, 1 row, ÷ through the stacks'
   rows.append(compare(name, *sides, rounds, _TOKENS, _OVER_STACKS))
+  for kind in FEW_BITS:
+    params = quantized(moe.config, dict(moe.params), kind)
+    sides = decode(dataclasses.replace(moe, params=params), 1), decode(moe, 1)
+    rows.append(compare(f'decode, 1 row, {kind} ÷ float32', *sides, rounds, _TOKENS))
   return rows + _beside_llama_cpp(moe, rounds)
 
 

@@ -19,6 +19,7 @@ from moe.config import Config, ModelConfig
 from moe.layers import experts, tuned
 from moe.model import stack_names
 from moe.ops import implementation
+from moe.ops.quantized import as_products_take
 from moe.parallel import mesh, sharding
 from moe.parameters import declared
 
@@ -66,7 +67,8 @@ def _viewed(config, stack, layer):
   # What is tuned beside them is added to them as numbers.
   if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in weights:
     for name, w in weights.items():
-      weights[name] = w.view(np.uint16) if w.dtype == jnp.bfloat16 else w
+      is_bfloat16 = isinstance(w, np.ndarray) and w.dtype == jnp.bfloat16
+      weights[name] = w.view(np.uint16) if is_bfloat16 else w
   return jax.device_put(layer_params)
 
 
@@ -81,11 +83,12 @@ def as_used(
     box = boxes.get(path)
     if box is None or not box.decayed or 'router' in path:  # a router uses its own as they are
       return w
-    new = w.astype(config.model.dtype)
+    new = as_products_take(w, config.model.dtype)
     if in_stack and 'experts' in path:
       new = _in_whole_lanes(new, box.axes)
-    if new is not w:
-      done(w)
+    for old, made in zip(*map(jax.tree.leaves, (w, new)), strict=True):
+      if made is not old:
+        done(old)
     return new
 
   in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked()
@@ -99,17 +102,20 @@ def _in_whole_lanes(w, axes):
   tiles. TPU would lay out others the other way round, and turn all of them back for every token.
   """
   stored = sharding.stored((None, *axes[1:]), w.shape)
-  missing = [-size % _LANES if axis == 'hidden' else 0 for axis, size in _parts(axes, w, stored)]
+  split = (math.prod(map(mesh.size, by)) for by in stored.split)
+  parts = [size // by for size, by in zip(w.shape, split, strict=True)]
+  missing = [-size % _LANES if axis == 'hidden' else 0 for axis, size in zip(axes, parts)]
   if not any(missing):
     return w
-  pad = lambda w: jnp.pad(w, [(0, count) for count in missing])
-  return sharding.per_shard(pad, (stored.spec,), stored.spec)(w)
 
+  def pad(array):
+    *leading, rows, columns = missing
+    # Of a quantized one an array has a row for several, or one for all, which stays.
+    rows = rows * array.shape[-2] // parts[-2] if array.shape[-2] > 1 else 0
+    return jnp.pad(array, [(0, count) for count in (*leading, rows, columns)])
 
-def _parts(axes, w, stored):
-  """(logical axis, length of a device's part) of every dimension."""
-  split = (math.prod(map(mesh.size, by)) for by in stored.split)
-  return [(axis, size // by) for axis, size, by in zip(axes, w.shape, split, strict=True)]
+  specs = sharding.specs(w, stored)
+  return sharding.per_shard(lambda w: jax.tree.map(pad, w), (specs,), specs)(w)
 
 
 def split(

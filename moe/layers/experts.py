@@ -93,7 +93,7 @@ def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
   )
 
   def run(x_TD, gates_TK, plan, stacks):
-    weights = ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in stacks))
+    weights = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), stacks)
     options = {'dtype': config.model.dtype, 'implementation': config.ops.implementation}
     first = layer * config.moe.num_experts
     return routed_ffn_of_stack(x_TD, gates_TK, plan, weights, first, **options)
@@ -116,6 +116,6 @@ def _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config):
       y_TD = lax.psum(y_TD, 'tensor')
     return y_TD.astype(config.model.dtype).reshape(x_BLD.shape)
 
-  batch, specs = sharding.spec('batch'), ExpertWeights(*(lies.spec for lies in stored))
+  batch, specs = sharding.spec('batch'), ExpertWeights(*map(sharding.specs, weights, stored))
   run_on_shards = sharding.per_shard(on_shard, (batch, batch, batch, specs), batch)
   return run_on_shards(x_BLD, gates_BLK, experts_BLK, weights)

@@ -9,7 +9,8 @@ from jax import lax
 
 from moe.config import Config
 from moe.layers import tuned
-from moe.ops import matmul
+from moe.ops import weights
+from moe.ops.quantized import Matrix
 from moe.parallel import mesh, sharding, zero
 
 _TENSOR_AXES = ('heads', 'hidden')
@@ -26,8 +27,8 @@ def projection(
   return linear(x_BLX, w_XY, axes, module.config)
 
 
-def linear(x_BLX: jax.Array, w_XY: jax.Array, axes: tuple[str, str], config: Config) -> jax.Array:
-  """x w in the compute type, as `ops.matmul.linear`.
+def linear(x_BLX: jax.Array, w_XY: Matrix, axes: tuple[str, str], config: Config) -> jax.Array:
+  """x w in the compute type, as `ops.weights.linear`.
 
   Written out for each device, since XLA, left to itself, sums gradients over all devices and then
   throws most of the sum away: half of its traffic.
@@ -45,12 +46,13 @@ def linear(x_BLX: jax.Array, w_XY: jax.Array, axes: tuple[str, str], config: Con
   by_tensor = lambda axis: axis if axis in _TENSOR_AXES else None
 
   def on_shard(x_BLX, w_XY):
-    y_BLY = matmul.linear(x_BLX, zero.gathered(w_XY, stored, dtype), dtype)
+    whole = zero.gathered(w_XY, stored, dtype)
+    y_BLY = weights.linear(x_BLX, whole, dtype, config.ops.implementation)
     return lax.psum(y_BLY, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLY
 
   # With 'full' backward gathers again anyway.
   if zero.gathers(stored) and config.model.remat != 'full':
     on_shard = jax.checkpoint(on_shard)
   laid_out = lambda axis: sharding.spec('batch', None, by_tensor(axis))
-  specs = laid_out(rows), stored.spec
+  specs = laid_out(rows), sharding.specs(w_XY, stored)
   return sharding.per_shard(on_shard, specs, laid_out(columns))(x_BLX, w_XY)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.ops.matmul import matmul, matmul_nt, matmul_tn
+from moe.ops.quantized import Matrix, as_numbers
 from moe.parallel import mesh, sharding, zero
 
 HEAD_AXES = ('width', 'vocab')  # of the head's matrix
@@ -49,25 +50,26 @@ def cross_entropy(
 
 
 def token_losses(
-  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int
+  hidden_BLD: jax.Array, head_DV: Matrix, targets_BL: jax.Array, chunk: int
 ) -> jax.Array:
   """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
   return token_scores(hidden_BLD, head_DV, targets_BL, chunk)[0]
 
 
 def token_scores(
-  hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, chunk: int
+  hidden_BLD: jax.Array, head_DV: Matrix, targets_BL: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
   """As `token_losses`, and is_likeliest_BL: whether no token is likelier than the target."""
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
 
   def on_shard(hidden_BLD, head_DV, targets_BL):
-    head_DV = zero.gathered(head_DV, stored, hidden_BLD.dtype)
+    head_DV = as_numbers(zero.gathered(head_DV, stored, hidden_BLD.dtype), hidden_BLD.dtype)
     scores = _token_scores(_rows(hidden_BLD), head_DV, _rows(targets_BL), chunk, _vocabulary_axis())
     return tuple(x_T.reshape(targets_BL.shape) for x_T in scores)
 
-  run = sharding.per_shard(on_shard, (batch, stored.spec, batch), (batch, batch))
+  specs = batch, sharding.specs(head_DV, stored), batch
+  run = sharding.per_shard(on_shard, specs, (batch, batch))
   return run(hidden_BLD, head_DV, targets_BL)
 
 

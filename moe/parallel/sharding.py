@@ -17,6 +17,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe.errors import UserError
+from moe.ops.quantized import Matrix, Quantized
 from moe.parallel.mesh import AXES, BATCH_AXES, size, zero_stage
 
 # Logical axis → mesh axes.
@@ -70,8 +71,8 @@ def param(
   axes: Sequence[str | None],
   init: nn.initializers.Initializer | None = None,
   decayed: bool = True,
-) -> jax.Array:
-  """A float32 parameter of a module that has `config`.
+) -> Matrix:
+  """A float32 parameter of a module that has `config`; or what stands for it (`moe.quantize`).
 
   Args:
     axes: the logical axis of every dimension, as in the table above; None is split by nothing.
@@ -83,6 +84,10 @@ def param(
       f'parameter {name!r} of shape {tuple(shape)} declares the axes {tuple(axes)}: one of '
       f'{", ".join(map(str, _MESH_AXES))} is needed for every dimension'
     )
+  if module.has_variable('params', name):
+    stored = module.get_variable('params', name)
+    if isinstance(stored, Quantized):
+      return stored
   init = init or nn.initializers.normal(stddev=module.config.model.init_std)
   return module.param(name, lambda key: Declared(init(key, tuple(shape)), tuple(axes), decayed))
 
@@ -121,6 +126,14 @@ class Stored(NamedTuple):
 def stored(axes: Sequence[str | None], shape: Sequence[int]) -> Stored:
   """A parameter with these declared axes, within its layer, on the mesh in use."""
   return resolve(axes, shape, {axis: size(axis) for axis in AXES}, zero_stage())
+
+
+def specs(w: Matrix, stored: Stored) -> Any:
+  """The PartitionSpec of a parameter, of every array where those are several."""
+  if not isinstance(w, Quantized):
+    return stored.spec
+  *leading, rows, columns = stored.spec
+  return Quantized(stored.spec, PartitionSpec(*leading, rows if w.is_packed else None, columns))
 
 
 def resolve(
@@ -170,6 +183,9 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
   }
 
   def place(path, leaf):
+    if isinstance(leaf, Quantized):
+      where = resolve(boxes[_names(path)].axes, leaf.shape, mesh.shape, zero)
+      return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(leaf, where))
     names = _names(path)
     name = next((names[i:] for i in range(len(names)) if names[i:] in boxes), None)
     if name is None or boxes[name].value.shape != leaf.shape:
@@ -178,7 +194,8 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
     stage = zero if is_parameter else 3
     return NamedSharding(mesh, resolve(boxes[name].axes, leaf.shape, mesh.shape, stage).spec)
 
-  return jax.tree_util.tree_map_with_path(place, tree)
+  is_leaf = lambda leaf: isinstance(leaf, Quantized)
+  return jax.tree_util.tree_map_with_path(place, tree, is_leaf=is_leaf)
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe.config import Config, MeshConfig
+from moe.config import FEW_BITS, Config, MeshConfig
 from moe.errors import UserError
 from moe.generation import layers, programs, weights
 from moe.generation.sampling import Drawing, Sampling
@@ -21,6 +21,7 @@ from moe.parameters import init, shardings
 from moe.planner import machine as machine_lib
 from moe.planner.compiling import Compiled, Stopwatch, bytes_of, compile_traced, placed
 from moe.planner.machine import Machine
+from moe.quantize import quantized
 
 
 class Decoding(NamedTuple):
@@ -96,6 +97,8 @@ class _Arguments:
 
     def stored():
       params = init(config, jax.random.key(0))
+      if decoding.dtype in FEW_BITS:
+        return quantized(config, params, decoding.dtype, mesh)
       return jax.tree.map(lambda w: w.astype(decoding.dtype), params)
 
     shapes = jax.eval_shape(stored)

@@ -12,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from moe.accounting import account, count_params
-from moe.config import Config
+from moe.config import FEW_BITS, Config
 from moe.ops.kernels import find
+from moe.ops.quantized import bits
 from moe.parallel.feeding import batch_parts
 from moe.planner import flops as flops_lib
 from moe.planner.collectives import collectives as find_collectives
@@ -105,7 +106,8 @@ def chosen_experts(config: Config, rows: int) -> float:
 
 def least_bytes(decoding: Decoding) -> float:
   """That all devices have to read for one token of every row."""
-  config, rows, size = decoding.config, decoding.batch, jnp.dtype(decoding.dtype).itemsize
+  config, rows, kind = decoding.config, decoding.batch, decoding.dtype
+  size = bits(kind) / 8 if kind in FEW_BITS else jnp.dtype(kind).itemsize
   model, counted = config.model, count_params(config)
   idle = 0.0
   if unused := config.moe.num_experts - config.moe.experts_per_token:

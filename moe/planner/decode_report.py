@@ -9,7 +9,7 @@ from moe.planner.report import mesh, unread, verdict
 # What tells plans apart.
 KEYS = ('config', 'topology', 'dtype', 'batch', 'context')
 _HEADER = (
-  '| config | machine | mesh | rows × context | fits | '
+  '| config | machine | mesh | weights | rows × context | fits | '
   'weights + cache + temporaries / capacity, GiB | read a step, GB (least) | tokens/s | '
   '÷ {baseline} |'
 )
@@ -60,7 +60,8 @@ def _performance(record):
 
 def table(records: Sequence[Mapping[str, Any]], baseline: str) -> str:
   """Markdown, a row a plan. The last column: tokens a second against those of the config `baseline`
-  on the same machine with as many rows.
+  on the same machine with as many rows and
+  weights of the same type.
   """
   header = _HEADER.format(baseline=baseline)
   of_baseline = {_setting(r): r for r in records if r['config'] == baseline}
@@ -94,6 +95,7 @@ def _row(record, baseline):
     record['config'],
     record['topology'],
     mesh(record),
+    record['dtype'],
     f'{record["batch"]} × {record["context"]}',
     'yes' if record['fits'] else 'no',
     f'{parts} / {record["capacity_bytes_per_device"] / GIB:.2f}',

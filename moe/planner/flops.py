@@ -135,13 +135,20 @@ def _add_kernel(totals, where, times, equation, setting):
 
 def _expert_shape(equation):
   """(rows, D, F) of a kernel of the routed FFN, from the shapes of what it is given and gives."""
-  shapes = [
-    v.aval.shape for v in (*equation.invars, *equation.outvars) if v.aval.dtype.itemsize in (2, 4)
-  ]
+  arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+  shapes = [_of_numbers(array) for array in arrays if array.dtype.itemsize in (1, 2, 4)]
   matrices = [s for s in shapes if len(s) == 3 and min(s[1:]) > 1 and s[1] != 1]
   width_hidden = max(matrices, key=math.prod)[1:]
   rows = max(s[0] for s in shapes if len(s) == 2)
   return rows, *width_hidden
+
+
+def _of_numbers(array):
+  """The shape of what an array stands for: packed, it has two rows of a matrix in one."""
+  if array.dtype != jnp.uint8:
+    return array.shape
+  *leading, rows, columns = array.shape
+  return *leading, 2 * rows, columns
 
 
 def _attention_shape(equation):

@@ -11,18 +11,24 @@ from moe.tasks.suite import Asked, open_suite
 
 
 def run_tasks(
-  workdir: str | os.PathLike, step: int | None, asked: Asked, mesh: str, as_json: bool
+  workdir: str | os.PathLike,
+  step: int | None,
+  asked: Asked,
+  mesh: str,
+  as_json: bool,
+  dtype: str | None = None,
 ) -> str:
   """Scores a run and adds a line to its evaluations.jsonl; what is to be printed.
 
-  mesh: where its parameters are to lie, 'fsdp=2,expert=4'; '' is one device. UserError for what
+  mesh: where its parameters are to lie, 'fsdp=2,expert=4'; '' is one device. dtype: of them, as
+  `load_run` takes it. UserError for what
   `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
   """
   sizes = mesh_sizes(mesh)
   suite = open_suite(asked)
-  run = load_run(workdir, step, mesh=sizes)
+  run = load_run(workdir, step, dtype, sizes)
   results = suite.score(run)
-  line = report.record(run, asked, results)
+  line = report.record(run, asked, results) | {'dtype': dtype}
   if '://' not in os.fspath(workdir):
     report.append(Path(folder(workdir)), line)
   if as_json:

@@ -6,6 +6,7 @@ group stand side by side, so that its matrix, or its rows,
 are read from HBM once and from L2 afterwards.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from jax.experimental import pallas as pl
 
 from moe.ops.dispatch_plan import make_tiles
 from moe.ops.gpu.kernels import Span, call, dot, load, power_of_two, span, stages, store, tile_size
+from moe.ops.gpu.matrices import rows_of, scaled, step_of, tiles
+from moe.ops.quantized import Matrix
 
 # Rows of a tile with which reading the matrices takes the time: narrow tiles then, so that there
 # are programs for all of the chip's cores, but no narrower than a line of its cache.
@@ -59,7 +62,7 @@ def column_tile(width: int, share: int, dtype: jnp.dtype) -> int:
 def rows_times_matrices(
   name: str,
   rows: Sequence[jax.Array],
-  matrices: Sequence[jax.Array],
+  matrices: Sequence[Matrix],
   group_sizes_E: jax.Array,
   outputs: Sequence[jax.ShapeDtypeStruct],
   epilogue: Callable,
@@ -76,7 +79,8 @@ def rows_times_matrices(
   Args:
     name: of the kernel.
     rows: each (R, X), or (T, X) if gathered by `tokens_R`. R > 0.
-    matrices: each (E, X, Y), `transposed`: (E, Y, X); or of more groups, see `first`.
+    matrices: each (E, X, Y), `transposed`: (E, Y, X), and not quantized then; or of more groups,
+      see `first`.
     outputs: what `epilogue(block, extra_refs, output_refs)` writes.
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
@@ -92,14 +96,16 @@ def rows_times_matrices(
   if tile <= _FEW_ROWS:
     columns = min(columns, _COLUMNS_OF_FEW)
   limits = _limits(dtype)
-  step, column_tiles = power_of_two(depth, limits.depth), pl.cdiv(width, columns)
+  step, column_tiles = step_of(matrices[0], depth, limits.depth), pl.cdiv(width, columns)
   group_U, start_U, stop_U, _ = make_tiles(group_sizes_E, num_rows, tile, aligned=False)
   gathers = [] if tokens_R is None else [tokens_R]
+  arrays, structure = jax.tree.flatten(list(matrices))
 
   def kernel(program, group_U, start_U, stop_U, *refs):
     row_refs, matrix_refs, token_refs, extra_refs, output_refs = _split(
-      refs, len(rows), len(matrices), len(gathers), len(extras), len(outputs)
+      refs, len(rows), len(arrays), len(gathers), len(extras), len(outputs)
     )
+    matrix_refs = jax.tree.unflatten(structure, matrix_refs)
     n, j = program // column_tiles, program % column_tiles
     group, start, stop = group_U[n], start_U[n], stop_U[n]
 
@@ -113,19 +119,20 @@ def rows_times_matrices(
       across = span(j * columns, columns, width)
 
       def add(i, sums):
-        along = span(i * step, step, depth)
-        a = [load(ref, source, along) for ref in row_refs]
-        b = [
-          load(ref, *((across, along) if transposed else (along, across)), leading=(group,))
-          for ref in matrix_refs
+        parts = rows_of(matrix_refs[0], i, step, depth)
+        a = [[load(ref, source, part) for part in parts] for ref in row_refs]
+        b = [tiles(ref, i, step, depth, across, group, dtype, transposed) for ref in matrix_refs]
+        products = [
+          [dot(*pair, 1, int(transposed)) for pair in zip(a[p % len(a)], b[p])]
+          for p in range(len(b))
         ]
-        products = [dot(a[p % len(a)], b[p], 1, int(transposed)) for p in range(len(b))]
-        return (
-          [s + p for s, p in zip(sums, products)] if accumulators > 1 else [sum(products, sums[0])]
-        )
+        if accumulators > 1:
+          return [sum(of_matrix, s) for s, of_matrix in zip(sums, products)]
+        return [sum(itertools.chain(*products), sums[0])]
 
       zeros = [jnp.zeros((tile, columns), jnp.float32)] * accumulators
       sums = lax.fori_loop(0, pl.cdiv(depth, step), add, zeros)
+      sums = [scaled(ref, total, across, group) for ref, total in zip(matrix_refs, sums)]
       epilogue(Block(sums, Span(own, own < stop), across, j), extra_refs, output_refs)
 
   balanced = min(num_groups, num_rows) * pl.cdiv(pl.cdiv(num_rows, num_groups), tile)
@@ -138,7 +145,7 @@ def rows_times_matrices(
     start_U,
     stop_U,
     *rows,
-    *matrices,
+    *arrays,
     *gathers,
     *extras,
     num_warps=8 if tile * columns * accumulators >= 128 * 64 else 4,

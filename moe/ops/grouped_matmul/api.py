@@ -4,6 +4,7 @@ import jax
 
 from moe.ops.grouped_matmul import reference, xla
 from moe.ops.implementation import run
+from moe.ops.quantized import Matrix
 
 
 def _pallas_tpu(*arguments):
@@ -29,14 +30,16 @@ IMPLEMENTATIONS = {
 
 def grouped_matmul(
   rows_RD: jax.Array,
-  weights_EDF: jax.Array,
+  weights_EDF: Matrix,
   group_sizes_E: jax.Array,
   *,
   implementation: str = 'auto',
 ) -> jax.Array:
   """rows_RF float32: rows of group e times weights_EDF[e];
-  operands share one type, bfloat16 or float32.
+  operands share one type, bfloat16 or float32, or
+  weights are quantized.
 
-  group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights.
+  group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights
+  that are numbers.
   """
   return run('grouped_matmul', IMPLEMENTATIONS, implementation, rows_RD, weights_EDF, group_sizes_E)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe.ops.gpu.grouped import rows_times_matrices, rows_times_rows, write
 from moe.ops.kernels import Kernel
+from moe.ops.quantized import Matrix
 
 _PRODUCT = Kernel('grouped_matmul', products=1)
 _D_ROWS = Kernel('grouped_matmul_d_rows', backward=True, products=1)
@@ -21,9 +22,7 @@ KERNELS = (_PRODUCT, _D_ROWS, _D_WEIGHTS)
 
 
 @jax.custom_vjp
-def grouped_matmul(
-  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
+def grouped_matmul(rows_RD: jax.Array, weights_EDF: Matrix, group_sizes_E: jax.Array) -> jax.Array:
   return _product(_PRODUCT.name, rows_RD, weights_EDF, group_sizes_E, jnp.float32)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.ops.kernels import Kernel
+from moe.ops.quantized import Matrix
 from moe.ops.tpu.products import grouped_outer, grouped_product
 from moe.ops.tpu.visits import make_visits
 
@@ -22,12 +23,10 @@ KERNELS = (_PRODUCT, _D_ROWS, _D_WEIGHTS)
 
 
 @jax.custom_vjp
-def grouped_matmul(
-  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
+def grouped_matmul(rows_RD: jax.Array, weights_EDF: Matrix, group_sizes_E: jax.Array) -> jax.Array:
   if rows_RD.shape[0] == 0:
     return jnp.zeros((0, weights_EDF.shape[2]), jnp.float32)
-  visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF)
+  visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF, rows_RD.dtype)
   return grouped_product(_PRODUCT.name, [(rows_RD, weights_EDF)], visits, transposed=False)
 
 
@@ -40,7 +39,8 @@ def _backward(residuals, d_rows_RF):
   if rows_RD.shape[0] == 0:
     return jnp.zeros_like(rows_RD), jnp.zeros_like(weights_EDF), None
   dy_RF = d_rows_RF.astype(rows_RD.dtype)
-  visits = make_visits(group_sizes_E, rows_RD.shape[0], weights_EDF, visit_empty=True)
+  num_rows, dtype = rows_RD.shape[0], rows_RD.dtype
+  visits = make_visits(group_sizes_E, num_rows, weights_EDF, dtype, visit_empty=True)
   d_rows_RD = grouped_product(_D_ROWS.name, [(dy_RF, weights_EDF)], visits, transposed=True)
   d_weights_EDF = grouped_outer(_D_WEIGHTS.name, rows_RD, dy_RF, visits)
   return d_rows_RD.astype(rows_RD.dtype), d_weights_EDF.astype(weights_EDF.dtype), None

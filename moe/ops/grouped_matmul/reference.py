@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.ops.matmul import matmul
+from moe.ops.quantized import Matrix, as_numbers
 
 
-def grouped_matmul(
-  rows_RD: jax.Array, weights_EDF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
+def grouped_matmul(rows_RD: jax.Array, weights_EDF: Matrix, group_sizes_E: jax.Array) -> jax.Array:
+  weights_EDF = as_numbers(weights_EDF, rows_RD.dtype)
   ends_E = jnp.cumsum(group_sizes_E)
   row_R = jnp.arange(rows_RD.shape[0])
 

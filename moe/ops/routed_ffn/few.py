@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.ops.dispatch_plan import DispatchPlan, make_tiles
-from moe.ops.matmul import matmul
+from moe.ops.quantized import Quantized
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.rows import as_bits, as_floats, gates_by_row, sum_rows, take_rows
 from moe.ops.swiglu import swiglu
+from moe.ops.weights import product
 
 _ROWS = 4
 
@@ -61,14 +62,20 @@ def routed_ffn(
 def _through_expert(weights, dtype, expert, x_rD, gates_r1):
   """gate · FFN_expert(x) of some rows, in the products' type."""
   gate_DF, up_DF, down_FD = (_of_expert(w, expert, dtype) for w in weights)
-  gate_rF, up_rF = (matmul(x_rD, w).astype(dtype) for w in (gate_DF, up_DF))
+  gate_rF, up_rF = (product(x_rD, w, 'xla').astype(dtype) for w in (gate_DF, up_DF))
   hidden_rF = (swiglu(gate_rF, up_rF) * gates_r1).astype(dtype)
-  return matmul(hidden_rF, down_FD).astype(dtype)
+  return product(hidden_rF, down_FD, 'xla').astype(dtype)
 
 
 def _of_expert(w_EXY, expert, dtype):
-  """One expert's matrix in the products' type. As bits: XLA:CPU would first turn all of a bfloat16
-  stack into float32.
+  """One expert's matrix, in the products' type but where it is quantized. As bits: XLA:CPU would
+  first turn all of a bfloat16 stack into float32.
   """
-  w_XY = lax.dynamic_index_in_dim(as_bits(w_EXY), expert, keepdims=False)
-  return as_floats(w_XY, jnp.bfloat16).astype(dtype)
+
+  def cut(stack):
+    one = lax.dynamic_index_in_dim(as_bits(stack), expert, keepdims=False)
+    return as_floats(one, jnp.bfloat16)
+
+  if isinstance(w_EXY, Quantized):
+    return jax.tree.map(cut, w_EXY)
+  return cut(w_EXY).astype(dtype)

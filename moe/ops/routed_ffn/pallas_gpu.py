@@ -19,6 +19,7 @@ from moe.ops.gpu.grouped import column_tile, rows_times_matrices, rows_times_row
 from moe.ops.gpu.kernels import load, store
 from moe.ops.gpu.row_moves import sum_rows
 from moe.ops.kernels import Kernel
+from moe.ops.quantized import as_products_take
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.rows import gates_by_row
 from moe.ops.swiglu import swiglu, swiglu_gradients
@@ -64,7 +65,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype, first=0):
   row_array = lambda columns: jax.ShapeDtypeStruct((rows, columns), dtype)
   if rows == 0:
     return jnp.zeros(tokens_TD.shape, dtype), (*residuals, *(jnp.zeros((0, hidden), dtype),) * 2)
-  cast = ExpertWeights(*(w.astype(dtype) for w in weights))
+  cast = ExpertWeights(*(as_products_take(w, dtype) for w in weights))
 
   gate_RF, up_RF, hidden_RF = rows_times_matrices(
     _UP.name,

@@ -25,12 +25,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from moe.ops.dispatch_plan import DispatchPlan
+from moe.ops.implementation import Unsupported
 from moe.ops.kernels import Kernel
+from moe.ops.quantized import Quantized, as_products_take
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.rows import gates_by_row
 from moe.ops.swiglu import swiglu, swiglu_gradients
 from moe.ops.tpu import gather
-from moe.ops.tpu.dot import dot, dot_nt, dot_tn
+from moe.ops.tpu.dot import dot_nt, dot_tn
+from moe.ops.tpu.matrices import times
 from moe.ops.tpu.products import grouped_product, own_rows, zero_new_group
 from moe.ops.tpu.row_moves import sum_rows, to_words
 from moe.ops.tpu.visits import (
@@ -95,7 +98,8 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype):
 
 def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep, first=0):
   cast = _cast(weights, dtype)
-  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF, first=first)
+  num_rows = plan.token_R.shape[0]
+  visits = make_visits(plan.group_sizes_E, num_rows, cast.gate_EDF, dtype, first=first)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   hidden_RF, *kept = _gate_up(
     to_words(tokens_TD, dtype), gates_R, plan, visits, cast, dtype, keep=keep
@@ -110,7 +114,8 @@ def _run(tokens_TD, gates_TK, plan, weights, dtype, *, keep, first=0):
 def _backward(dtype, residuals, d_output_TD):
   tokens_TD, gates_TK, plan, weights, gate_RF, up_RF = residuals
   cast, width = _cast(weights, dtype), tokens_TD.shape[1]
-  visits = make_visits(plan.group_sizes_E, plan.token_R.shape[0], cast.gate_EDF, visit_empty=True)
+  num_rows = plan.token_R.shape[0]
+  visits = make_visits(plan.group_sizes_E, num_rows, cast.gate_EDF, dtype, visit_empty=True)
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   d_gate_RF, d_up_RF, d_gates_R, d_down_EFD = _d_down(
     to_words(d_output_TD, dtype), gates_R, gate_RF, up_RF, plan, visits, cast.down_EFD
@@ -132,8 +137,11 @@ def _cast(weights, dtype):
   """The weights in `dtype`, D padded so that rows pack into words."""
   missing = padded_width(weights.gate_EDF.shape[1], dtype) - weights.gate_EDF.shape[1]
   pad = lambda w, axis: jnp.pad(w, [(0, missing * (a == axis)) for a in range(3)]) if missing else w
+  if missing and any(isinstance(w, Quantized) for w in weights):
+    unit = columns_per_group(dtype)
+    raise Unsupported(f'the width of quantized experts must be a multiple of {unit}')
   return ExpertWeights(
-    *(pad(w.astype(dtype), axis) for w, axis in zip(weights, (1, 1, 2), strict=True))
+    *(pad(as_products_take(w, dtype), axis) for w, axis in zip(weights, (1, 1, 2), strict=True))
   )
 
 
@@ -198,16 +206,21 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
   per_column = 4 * width * size + split_bytes(width, dtype) + rows * (2 * results * size + 12)
   outer, tile = ragged_tiles_of(hidden, fetched.vmem_bytes, per_column)
   visited = balanced_count(num_rows, visits.groups, rows)
+  matrices = [cast.gate_EDF, cast.up_EDF]
+  arrays, structure = jax.tree.flatten(matrices)
   return visit_call(
     _GATE_UP.name,
-    functools.partial(_gate_up_kernel, visits=visits),
+    functools.partial(_gate_up_kernel, visits=visits, structure=structure),
     visits,
     *fetched.arrays,
     by_block(gates_R, rows),
-    cast.gate_EDF,
-    cast.up_EDF,
+    *arrays,
     outer=outer,
-    in_specs=[*fetched.specs, visits.lane_spec(), *[visits.group_spec(width, tile, tiled=1)] * 2],
+    in_specs=[
+      *fetched.specs,
+      visits.lane_spec(),
+      *(spec for w in matrices for spec in visits.matrix_specs(w, tile)),
+    ],
     out_specs=[visits.row_spec(tile, tiled=True)] * results,
     out_shape=[jax.ShapeDtypeStruct((num_rows, hidden), dtype)] * results,
     scratch=fetched.scratch,
@@ -217,14 +230,12 @@ def _gate_up(words_TW, gates_R, plan, visits, cast, dtype, *, keep):
   )
 
 
-def _gate_up_kernel(group_ref, start_ref, stop_ref, *refs, visits):
-  rows, (gates_ref, gate_ref, up_ref, hidden_ref, *kept_refs), scratch = (
-    refs[:3],
-    refs[3:-3],
-    refs[-3:],
-  )
+def _gate_up_kernel(group_ref, start_ref, stop_ref, *refs, visits, structure):
+  rows, (gates_ref, *refs), scratch = refs[:3], refs[3:-3], refs[-3:]
+  matrices = jax.tree.unflatten(structure, refs[: structure.num_leaves])
+  hidden_ref, *kept_refs = refs[structure.num_leaves :]
   x_rD = _fetch(visits, start_ref, rows, scratch)
-  gate_rF, up_rF = (dot(x_rD, w_ref[...]).astype(x_rD.dtype) for w_ref in (gate_ref, up_ref))
+  gate_rF, up_rF = (times(x_rD, w).astype(x_rD.dtype) for w in matrices)
   first = first_row(visits, start_ref)
   store(hidden_ref, swiglu(gate_rF, up_rF) * column_of(gates_ref[0]), first)
   for ref, value in zip(kept_refs, (gate_rF, up_rF)):

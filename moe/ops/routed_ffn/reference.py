@@ -8,6 +8,7 @@ from jax import lax
 
 from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.matmul import linear
+from moe.ops.quantized import Quantized, as_numbers
 from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.swiglu import swiglu
 
@@ -22,6 +23,8 @@ def routed_ffn(
   num_tokens, num_experts = tokens_TD.shape[0], weights.gate_EDF.shape[0]
   token_T1 = jnp.arange(num_tokens)[:, None]
   gates_TE = jnp.zeros((num_tokens, num_experts)).at[token_T1, plan.experts_TK].set(gates_TK)
+
+  weights = (as_numbers(w, dtype) if isinstance(w, Quantized) else w for w in weights)
 
   @jax.checkpoint
   def add_expert(total_TD, expert):

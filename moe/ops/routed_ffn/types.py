@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
+from moe.ops.quantized import Matrix
+
 # Tokens, of which reading the weights of their experts takes nearly all of the time.
 FEW = 32
 
@@ -13,15 +15,15 @@ class ExpertWeights(NamedTuple):
   """The three matrices of E SwiGLU experts.
 
   uint16: the bits of bfloat16 (`moe.ops.rows.as_bits`). Those `xla` takes, for decoding: nothing is
-  differentiated in them.
+  differentiated in them, nor in quantized ones, which all take.
   """
 
-  gate_EDF: jax.Array
-  up_EDF: jax.Array
-  down_EFD: jax.Array
+  gate_EDF: Matrix
+  up_EDF: Matrix
+  down_EFD: Matrix
 
 
 def part_of(weights: ExpertWeights, first: jax.Array, num_experts: int) -> ExpertWeights:
   """E of more experts' weights, from the `first` on: a copy, where they are not read in place."""
   cut = lambda w: lax.dynamic_slice_in_dim(w, first, num_experts)
-  return ExpertWeights(*map(cut, weights))
+  return jax.tree.map(cut, weights)

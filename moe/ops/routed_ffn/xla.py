@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from moe.ops.dispatch_plan import DispatchPlan
 from moe.ops.implementation import platform
+from moe.ops.quantized import Quantized, as_numbers
 from moe.ops.routed_ffn import few, grouped, tiled
 from moe.ops.routed_ffn.types import FEW, ExpertWeights
 from moe.ops.rows import as_floats
@@ -23,8 +24,12 @@ def routed_ffn(
 ) -> jax.Array:
   if 0 < tokens_TD.shape[0] <= FEW:
     return _of_few(tokens_TD, gates_TK, plan, weights, dtype)
-  weights = ExpertWeights(*(as_floats(w, jnp.bfloat16) for w in weights))
+  weights = ExpertWeights(*(_as_floats(w, dtype) for w in weights))
   return _of_many(tokens_TD, gates_TK, plan, weights, dtype)
+
+
+def _as_floats(w, dtype):
+  return as_numbers(w, dtype) if isinstance(w, Quantized) else as_floats(w, jnp.bfloat16)
 
 
 def _of_many(*arguments):

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from moe.ops.tpu.dot import dot, dot_nt, dot_tn
+from moe.ops.quantized import Matrix
+from moe.ops.tpu.dot import dot_nt, dot_tn
+from moe.ops.tpu.matrices import times
 from moe.ops.tpu.visits import (
   Visits,
   balanced_count,
@@ -27,7 +29,7 @@ from moe.ops.tpu.words import columns_per_group, num_words, pack, word_type
 
 def grouped_product(
   name: str,
-  pairs: list[tuple[jax.Array, jax.Array]],
+  pairs: list[tuple[jax.Array, Matrix]],
   visits: Visits,
   *,
   transposed: bool,
@@ -36,7 +38,8 @@ def grouped_product(
   """Σ over pairs of rows_RX × weights_EXY (or weights_EYX, if `transposed`).
 
   Args:
-    pairs: rows and weights of one type, bfloat16 or float32.
+    pairs: rows and weights of one type, bfloat16 or float32; weights that are not `transposed` may
+      be quantized.
     packed: the result's type if it is wanted as words (Y then a multiple of
       columns_per_group), else float32 comes.
 
@@ -59,8 +62,10 @@ def grouped_product(
       num_words(tile, packed),
       word_type(packed),
     )
-  weight_spec = visits.group_spec(
-    *((tile, contracted) if transposed else (contracted, tile)), tiled=1 - transposed
+  arrays, structure = jax.tree.flatten(pairs)
+  row_spec = visits.row_spec(contracted, tiled=False)
+  specs = lambda w: (
+    [visits.group_spec(tile, contracted, tiled=0)] if transposed else visits.matrix_specs(w, tile)
   )
   visited = balanced_count(num_rows, visits.groups, rows)
   moved = (
@@ -71,12 +76,12 @@ def grouped_product(
   return visit_call(
     name,
     functools.partial(
-      _product_kernel, visits=visits, pairs=len(pairs), transposed=transposed, packed=packed
+      _product_kernel, visits=visits, structure=structure, transposed=transposed, packed=packed
     ),
     visits,
-    *(x for pair in pairs for x in pair),
+    *arrays,
     outer=outer,
-    in_specs=[visits.row_spec(contracted, tiled=False), weight_spec] * len(pairs),
+    in_specs=[spec for _, w in pairs for spec in (row_spec, *specs(w))],
     out_specs=visits.row_spec(words_tile, tiled=True),
     out_shape=jax.ShapeDtypeStruct((num_rows, words), out_type),
     flops=2 * visited * rows * contracted * outer * tile * len(pairs),
@@ -84,13 +89,15 @@ def grouped_product(
   )
 
 
-def _product_kernel(group_ref, start_ref, stop_ref, *refs, visits, pairs, transposed, packed):
+def _product_kernel(group_ref, start_ref, stop_ref, *refs, visits, structure, transposed, packed):
   *operands, out_ref = refs
-  product, i = dot_nt if transposed else dot, pl.program_id(1)
+  product = (lambda a, w_ref: dot_nt(a, w_ref[...])) if transposed else times
+  i = pl.program_id(1)
 
   @pl.when(stop_ref[i] > start_ref[i])
   def _():
-    total = sum(product(operands[2 * p][...], operands[2 * p + 1][...]) for p in range(pairs))
+    pairs = jax.tree.unflatten(structure, operands)
+    total = sum(product(rows_ref[...], w) for rows_ref, w in pairs)
     store(out_ref, total if packed is None else pack(total, packed), first_row(visits, start_ref))
 
 

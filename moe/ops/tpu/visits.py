@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from moe.ops.dispatch_plan import Tiles, make_tiles
 from moe.ops.implementation import interpret
+from moe.ops.quantized import Matrix
 
 # Rows of a block. A block shared by two groups is computed twice,
 # so it is small against a group; an MXU wants 128.
@@ -39,10 +40,10 @@ class Visits(NamedTuple):
     # `//` asks for the device, absent in AOT.
     return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)
 
-  def read_bytes(self, weights_EXY: jax.Array) -> int:
+  def read_bytes(self, weights_EXY: Matrix) -> int:
     """Of the matrices that groups have rows for, at most."""
     read = min(self.groups, self.tiles.group_U.shape[0])
-    return weights_EXY.size // weights_EXY.shape[0] * read * weights_EXY.dtype.itemsize
+    return weights_EXY.nbytes // weights_EXY.shape[0] * read
 
   def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
     """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""
@@ -56,6 +57,11 @@ class Visits(NamedTuple):
     """
     index = lambda o, i, group, start, stop: (group[i], o * (tiled == 0), o * (tiled == 1))
     return pl.BlockSpec((None, height, width), index)
+
+  def matrix_specs(self, weights_EXY: Matrix, tile: int) -> list[pl.BlockSpec]:
+    """As `group_spec` of the visit's matrix cut into tiles of columns: of each of its arrays."""
+    arrays = jax.tree.leaves(weights_EXY)
+    return [self.group_spec(array.shape[1], tile, tiled=1) for array in arrays]
 
   def lane_spec(self, *, ahead: int = 0, memory_space=None) -> pl.BlockSpec:
     """Of one number a row, as `by_block` lays them out: the visit's block, or the one `ahead`."""
@@ -86,16 +92,17 @@ def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
 def make_visits(
   group_sizes_E: jax.Array,
   num_rows: int,
-  weights_EXY: jax.Array,
+  weights_EXY: Matrix,
+  dtype: jnp.dtype,
   *,
   visit_empty: bool = False,
   first: jax.Array | int = 0,
 ) -> Visits:
   """num_rows > 0, of X or Y columns. `visit_empty`:
   groups without rows get a visit, in which to write zeros. first: which matrix of the weights is
-  the first group's.
+  the first group's. dtype: of rows.
   """
-  row_bytes = max(weights_EXY.shape[1:]) * weights_EXY.dtype.itemsize
+  row_bytes = max(weights_EXY.shape[1:]) * jnp.dtype(dtype).itemsize
   rows = rows_per_block(num_rows, group_sizes_E.shape[0], row_bytes)
   tiles = make_tiles(group_sizes_E, num_rows, rows, aligned=True, visit_empty=visit_empty)
   tiles = tiles._replace(group_U=tiles.group_U + first)

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe.config import FEW_BITS
 from moe.ops.attention import attention
 from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
 from moe.ops.grouped_matmul import grouped_matmul
+from moe.ops.quantized import quantize
 from moe.ops.routed_ffn import ExpertWeights, routed_ffn, routed_ffn_of_stack
 from moe.ops.router import route
 
@@ -66,7 +68,7 @@ class Program(NamedTuple):
   """A function of arrays, and the shapes and types to compile it for."""
 
   op: str
-  direction: str  # forward | backward (forward included, as in training) | decoding
+  direction: str  # forward | backward (forward included, as in training) | decoding[, int8]
   function: Callable
   arguments: tuple
 
@@ -118,11 +120,20 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
     'attention': (attention, (head_BLHC, head_BLHC, head_BLHC), (segments_BL,)),
   }
   if s.layers > 1:
-    stacks = ExpertWeights(*(array(s.layers * e, *dims) for dims in ((d, f), (d, f), (f, d))))
+    numbers = ExpertWeights(*(array(s.layers * e, *dims) for dims in ((d, f), (d, f), (f, d))))
     in_stack = lambda x, g, w, ids: routed_ffn_of_stack(x, g, plan(ids), w, e, dtype=dtype)
-    routed = Program('routed_ffn', 'decoding', in_stack, (tokens_TD, gates_TK, stacks, ids_TK))
+    stacks = {'decoding': numbers}
+    for kind in FEW_BITS:
+      few = (jax.eval_shape(lambda w, kind=kind: quantize(w, kind), w) for w in numbers)
+      stacks[f'decoding, {kind}'] = ExpertWeights(*few)
     function, floats, others = calls['router']
-    return [routed, Program('router', 'decoding', function, (*floats, *others))]
+    return [
+      *(
+        Program('routed_ffn', direction, in_stack, (tokens_TD, gates_TK, stack, ids_TK))
+        for direction, stack in stacks.items()
+      ),
+      Program('router', 'decoding', function, (*floats, *others)),
+    ]
   made = []
   for op, (function, floats, others) in calls.items():
     made.append(Program(op, 'forward', function, (*floats, *others)))

@@ -50,7 +50,8 @@ def _compiled(module, program, target: str, dtype: str) -> dict:
 
 def line(record: dict) -> str:
   """One record for people."""
-  head = f'{record["target"]:<5}{record["shape"]:<10}{record["dtype"]:<9}{record["op"]:<15}'
+  what = f'{record["op"]}, {record["direction"]}' if 'direction' in record else record['op']
+  head = f'{record["target"]:<8}{record["shape"]:<12}{record["dtype"]:<9}{what:<28}'
   if 'error' in record:
     return f'{head}FAILED {record["error"]}'
   if 'flops_ratio' in record:
