@@ -84,13 +84,16 @@ def make_train_step(
       if 'expert_counts_NE' in metrics and config.finetune.trainable == 'all':
         trained = after_step(config, trained, metrics['expert_counts_NE'])
 
-    halted = state.bad_streak > numbers.max_bad_steps
-    good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted
-    keep_if_bad = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+      halted = state.bad_streak > numbers.max_bad_steps
+      good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted
+      keep_if_bad = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+      trained = keep_if_bad(trained, old)
+      optimizer_state = keep_if_bad(optimizer_state, state.optimizer_state)
+
     state = TrainState(
       step=state.step + 1,
-      params=put_back(config, state.params, keep_if_bad(trained, old)),
-      optimizer_state=keep_if_bad(optimizer_state, state.optimizer_state),
+      params=put_back(config, state.params, trained),
+      optimizer_state=optimizer_state,
       bad_steps=state.bad_steps + ~good,
       bad_streak=jnp.where(good, 0, state.bad_streak + 1),
     )

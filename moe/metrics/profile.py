@@ -26,6 +26,9 @@ _STRUCTURE = re.compile(
   r'^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|branch_\d+_fun'
   r'|custom_jvp_call|custom_vjp_call\w*|p?jit\(.*\)|[A-Z]\w*|.*\..*|)$'
 )
+# Of the scan over layers itself, 'layers': a layer's weights taken out of their stacks, what
+# backward needs put into others, which are zeros first, and the residual stream.
+_SCAN = '.run_stack/'
 _DEPTH = 3  # levels of scopes that a row of the table tells apart
 
 
@@ -128,6 +131,8 @@ def scope(op_name: str) -> tuple[str, str]:
       part = wrapped[1]
     if not _STRUCTURE.match(part):
       parts.append(part)
+  if not parts and _SCAN in op_name:
+    parts = ['layers']
   return '/'.join(parts[:_DEPTH]), direction
 
 

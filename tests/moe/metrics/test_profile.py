@@ -52,6 +52,7 @@ def test_a_trace_gives_each_scope_its_time(tmp_path):
     ('jit(step)/jvp(Transformer)/checkpoint/rematted_computation/attention/tanh', 'attention'),
     ('jit(step)/optimizer/mul', 'optimizer'),
     ('jit(step)/jvp(Transformer)/attention/attention._product/dot', 'attention'),
+    ('jit(step)/jvp(Transformer)/Transformer.run_stack/while/body/dynamic_slice', 'layers'),
     ('reduce_sum', ''),
   ],
 )  # fmt: skip
