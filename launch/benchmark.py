@@ -1,7 +1,7 @@
 """Paired timings in one process, and what an accelerator makes of every op.
 
   python -m launch.benchmark --suite=moe_layer|train_step|proxy|tokenizer|evaluation|decode|device
-    [--check] [--rounds=9]
+    [--check] [--rounds=9] [--peer=transformers]
 
 The two sides of a pair run in turn, so that a machine whose speed drifts slows both; the ratio is
 taken pair by pair. --format=json: a list of {name, ratio_median, ratio_min, ratio_max, rounds, bar}
@@ -18,7 +18,7 @@ import json
 
 from absl import flags
 
-from experiments.benchmarks import SUITES, suite
+from experiments.benchmarks import PEERS, SUITES, suite
 from moe import cli, host_memory
 from moe.errors import UserError
 
@@ -34,6 +34,7 @@ SUITE = flags.DEFINE_enum(
 )
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Pairs that are timed, after one that is not.')
 CHECK = flags.DEFINE_bool('check', False, 'Exit with 1 where a median is over its bar.')
+PEER = flags.DEFINE_enum('peer', None, list(PEERS), 'With train_step: only beside that library.')
 READ = flags.DEFINE_string(
   'read', None, 'What --suite=device --format=json has written: only its table is printed.'
 )
@@ -46,7 +47,7 @@ def main(_):
   from experiments.benchmarks import timing
   from experiments.benchmarks.device import report
 
-  rows = report.read(READ.value) if READ.value else suite(SUITE.value)(ROUNDS.value)
+  rows = report.read(READ.value) if READ.value else suite(SUITE.value, PEER.value)(ROUNDS.value)
   of_device = READ.value or SUITE.value == 'device'
   table = report.table if of_device else timing.table
   print(json.dumps(rows, indent=2) if FORMAT.value == 'json' else table(rows))

@@ -5,6 +5,8 @@ and where the time goes.
 import importlib
 from collections.abc import Callable
 
+from moe.errors import UserError
+
 # Where each suite is, and what it is called there.
 SUITES = {
   'moe_layer': ('moe_layer', 'suite'),
@@ -17,7 +19,15 @@ SUITES = {
 }
 
 
-def suite(name: str) -> Callable[[int], list[dict]]:
-  """One of `SUITES`, imported alone: others need what is not installed everywhere."""
-  module, function = SUITES[name]
+# {--peer: (the suite that has it, where it is)}.
+PEERS = {'transformers': ('train_step', ('train_step', 'beside_transformers'))}
+
+
+def suite(name: str, peer: str | None = None) -> Callable[[int], list[dict]]:
+  """One of `SUITES`, or what it compares with a peer, imported alone: others need what is not
+  installed everywhere. UserError for a peer that the suite does not have.
+  """
+  has_it, (module, function) = PEERS[peer] if peer else (name, SUITES[name])
+  if has_it != name:
+    raise UserError(f'--peer={peer} goes with --suite={has_it}')
   return getattr(importlib.import_module(f'experiments.benchmarks.{module}'), function)

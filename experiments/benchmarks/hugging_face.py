@@ -45,6 +45,17 @@ def backend(folder: Path, max_length: int, batch_size: int, add_bos: bool = True
 
 def _model(folder, config):
   import torch
+
+  model = untrained(config)
+  model.load_state_dict(_tensors(folder), strict=True)
+  return model.to(torch.float32).eval()
+
+
+def untrained(config: dict, experts: str = 'grouped_mm'):
+  """The model of a config.json that `launch.convert` writes, before its weights are there.
+
+  experts: how its experts are computed, one of transformers' `experts_implementation`.
+  """
   import transformers
   from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
 
@@ -67,12 +78,11 @@ def _model(folder, config):
       n_shared_experts=config['n_shared_experts'],
       topk_method='greedy',
       routed_scaling_factor=1.0,
-      experts_implementation='grouped_mm',
+      experts_implementation=experts,
     )
     for block in model.model.layers[config['first_k_dense_replace'] :]:
       block.mlp = v2.DeepseekV2Moe(layer)
-  model.load_state_dict(_tensors(folder), strict=True)
-  return model.to(torch.float32).eval()
+  return model
 
 
 def _tensors(folder):

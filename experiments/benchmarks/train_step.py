@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import proxy
-from experiments.benchmarks import moe_layer
+from experiments.benchmarks import moe_layer, transformers_step
 from experiments.benchmarks.timing import Part, breakdown, by_scope, compare
 from moe.config import Config, from_config_dict
 from moe.data.packing import Batch
@@ -31,6 +31,13 @@ from moe.parameters import decayed
 from moe.train_step import init_state, make_train_step
 
 _PROFILES = 3  # of the step: each takes a second
+# Time ratios: 1.15 times the tokens a second of its fastest experts, of dense models as many; in
+# bfloat16 1.3 times, where the CPU multiplies that.
+_OVER_TRANSFORMERS = (
+  ('dense', 'float32', 1.0),
+  ('deepseek_moe', 'float32', 1 / 1.15),
+  ('deepseek_moe', 'bfloat16', 1 / 1.3),
+)
 
 
 def proxy_suite(rounds: int) -> list[dict]:
@@ -52,6 +59,19 @@ def suite(rounds: int) -> list[dict]:
   rows.append(compare(name, ours, theirs, rounds, 2 * config.data.seq_len, 0.2))
   rows += breakdown('step', train_step(config), _parts(config), moe_layer.peak('bfloat16'), rounds)
   return rows + by_scope('step by scope', profiles(config, min(rounds, _PROFILES)))
+
+
+def beside_transformers(rounds: int) -> list[dict]:
+  """The step and its dense twin's beside those of Hugging Face's transformers."""
+  config, rows = from_config_dict(proxy.get_config('deepseek_moe')), []
+  for model, dtype, bar in _OVER_TRANSFORMERS:
+    ours = _typed(config if model == 'deepseek_moe' else dense_twin(config), dtype)
+    has_units = dtype == 'float32' or transformers_step.has_bfloat16_units()
+    theirs, how = transformers_step.train_step(ours, words(ours))
+    name = f'train step, {model}, {dtype} ÷ transformers{how}'
+    tokens = ours.data.batch_size * ours.data.seq_len
+    rows.append(compare(name, train_step(ours), theirs, rounds, tokens, bar if has_units else None))
+  return rows
 
 
 def dense_twin(config: Config) -> Config:

@@ -7,9 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import decode, evaluation, moe_layer, timing, tokenizer, train_step
+from experiments.benchmarks import (
+  decode,
+  evaluation,
+  hugging_face,
+  moe_layer,
+  suite,
+  timing,
+  tokenizer,
+  train_step,
+)
 from moe.accounting import account
 from moe.config import from_config_dict
+from moe.errors import UserError
 from moe.inspection import Run
 from moe.metrics.profile import Row
 from moe.model import Transformer
@@ -108,6 +118,14 @@ def test_the_dense_twin_activates_as_much():
   router = config.moe.num_experts * config.model.d_model * config.model.num_layers
   assert dense.active_params == moe.active_params - router
   assert from_config_dict(train_step.dense_twin(config).to_dict()) == train_step.dense_twin(config)
+
+
+def test_a_peer_that_is_not_there_is_named(monkeypatch):
+  with pytest.raises(UserError, match='--peer=transformers goes with --suite=train_step'):
+    suite('proxy', 'transformers')
+  monkeypatch.setattr(hugging_face, 'is_installed', lambda: False)
+  with pytest.raises(UserError, match='pip install torch transformers'):
+    suite('train_step', 'transformers')(1)
 
 
 def test_a_tokenizer_beside_its_library(monkeypatch):
