@@ -5,7 +5,6 @@ I rows, X contracted, Y columns of the result.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from moe.ops import matmul
 from moe.ops.grouped_matmul import grouped_matmul
@@ -59,6 +58,7 @@ def _parts(rows, contracted, columns):
   """Of X, each of several whole groups: as many as make enough programs of few rows."""
   if rows > _FEW_ROWS:
     return 1
-  groups, needed = contracted // GROUP, pl.cdiv(_PROGRAMS, pl.cdiv(columns, _COLUMNS))
+  groups, programs = contracted // GROUP, -(-columns // _COLUMNS)
+  needed = -(-_PROGRAMS // programs)
   possible = [parts for parts in range(1, groups // 2 + 1) if groups % parts == 0] or [1]
   return next((parts for parts in possible if parts >= needed), possible[-1])

@@ -1,11 +1,11 @@
-"""The routed FFN of a few tokens: one expert after another. Of the weights it reads those of
+"""The routed FFN of a few tokens, a few experts after another. Of the weights it reads those of
 experts that were chosen, once, and no others.
 
 When tokens are few, reading weights is all that takes time. An expert's are cut out of their stack
 within the loop, so that the copy stays in the core's cache until its products are done; and cut out
 as they are stored, so that the memory is read at its own size.
 
-r rows of one expert that go through it at once.
+r rows of one expert that go through it at once, n experts in a turn of the loop.
 """
 
 import functools
@@ -22,6 +22,9 @@ from moe.ops.swiglu import swiglu
 from moe.ops.weights import product
 
 _ROWS = 4
+# Of n experts, with nothing to wait for in each other, XLA:CPU shares the operations out to cores;
+# those of one all run on one core. Of many more at once it shares them out badly.
+_AT_ONCE = 4
 
 
 def routed_ffn(
@@ -36,8 +39,18 @@ def routed_ffn(
   x_TD, run = tokens_TD.astype(dtype), functools.partial(_through_expert, weights, dtype)
   if num_tokens == 1:
     experts_K, gates_K = plan.experts_TK[0], gates_TK[0]
-    add = lambda k, sum_1D: sum_1D + run(experts_K[k], x_TD, gates_K[k]).astype(jnp.float32)
-    sum_1D = lax.fori_loop(0, experts_K.size, add, jnp.zeros((1, width), jnp.float32))
+    turns = -(-num_rows // _AT_ONCE)
+    at_once = -(-num_rows // turns)
+
+    def add(turn, sum_1D):
+      for k in (turn * at_once + n for n in range(at_once)):
+        # Beyond the last expert it comes again, and is not added.
+        own = jnp.minimum(k, num_rows - 1)
+        gate = jnp.where(k < num_rows, gates_K[own], 0)
+        sum_1D += run(experts_K[own], x_TD, gate).astype(jnp.float32)
+      return sum_1D
+
+    sum_1D = lax.fori_loop(0, turns, add, jnp.zeros((1, width), jnp.float32))
     return sum_1D.astype(dtype)
 
   rows = min(_ROWS, num_tokens)
@@ -45,13 +58,17 @@ def routed_ffn(
   gates_R = gates_by_row(gates_TK, plan)
 
   def visit(state):
-    tile, output_RD = state
-    start = tiles.start_U[tile]
-    # Rows of the next expert, or none, where this one's end: the next visit writes over them.
-    row_r = jnp.minimum(start + jnp.arange(rows), num_rows - 1)
-    x_rD = take_rows(x_TD, take_rows(plan.token_R, row_r))
-    output_rD = as_bits(run(tiles.group_U[tile], x_rD, take_rows(gates_R, row_r)[:, None]))
-    return tile + 1, lax.dynamic_update_slice_in_dim(output_RD, output_rD, start, axis=0)
+    first, output_RD = state
+    for n in range(_AT_ONCE):
+      # Beyond the last tile it comes again.
+      tile = jnp.minimum(first + n, tiles.count - 1)
+      start = tiles.start_U[tile]
+      # Rows of the next expert, or none, where this one's end: the next tile writes over them.
+      row_r = jnp.minimum(start + jnp.arange(rows), num_rows - 1)
+      x_rD = take_rows(x_TD, take_rows(plan.token_R, row_r))
+      output_rD = as_bits(run(tiles.group_U[tile], x_rD, take_rows(gates_R, row_r)[:, None]))
+      output_RD = lax.dynamic_update_slice_in_dim(output_RD, output_rD, start, axis=0)
+    return first + _AT_ONCE, output_RD
 
   empty_RD = as_bits(jnp.zeros((num_rows + rows, width), dtype))
   more = lambda state: state[0] < tiles.count
