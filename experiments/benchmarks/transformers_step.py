@@ -15,7 +15,8 @@ from moe.convert.layouts import LAYOUTS, name_for
 from moe.data.packing import Batch
 from moe.errors import UserError
 
-_EXPERTS = ('grouped_mm', 'batched_mm', 'eager')
+# batched_mm copies a matrix for every row: it takes more memory than there is.
+_EXPERTS = ('grouped_mm', 'eager')
 _UNITS = ('avx512_bf16', 'amx_bf16')
 
 
