@@ -36,9 +36,8 @@ DECODE_PLANS = [
 ]
 # With weights of few bits, and what then fits on a chip of 16 GB.
 DECODE_PLANS += [
-  f'scaling:{name}@{machine}'
+  f'scaling:deepseek_moe_16b@{machine}'
   for machine in ('a100-40:1,int8', 'a100-40:1,int4', 'v5e:1,int4')
-  for name in ('deepseek_moe_16b', 'deepseek_7b')
 ]
 
 if __name__ == '__main__':
