@@ -99,9 +99,26 @@ class MoEConfig:
   d_expert: int = key(
     856, 'hidden width of one expert, routed or shared', at_least=0, at_most=2**24
   )
-  router: Literal['softmax', 'hash'] = key(
+  router: Literal['softmax', 'sigmoid', 'hash'] = key(
     'softmax',
-    'softmax: top-k of the raw affinities, Eq. 7–11; hash: fixed, by token id, gates are 1',
+    'softmax: top-k of the affinities, Eq. 7–11; sigmoid: each expert by itself, as DeepSeek-V3; '
+    'hash: fixed, by token id, gates are 1',
+  )
+  normalize_gates: bool = key(
+    False, "a token's gates add up to 1: of softmax that is softmax over the chosen experts"
+  )
+  gate_scale: float = key(1.0, 'times the gates', above=0, at_most=1e3)
+  balancing: Literal['none', 'bias', 'quantile'] = key(
+    'none',
+    'of the choice, without a loss: a bias, moved by a fixed step (arXiv 2408.15664), or to the '
+    'quantile that balances the last batch',
+  )
+  bias_update_rate: float = key(0.001, "the step of balancing 'bias'", at_least=0, at_most=1)
+  device_limit: int = key(
+    0,
+    "groups of device_groups that a token's experts are in, at most; 0: all",
+    at_least=0,
+    at_most=2**16,
   )
   hash_seed: int = key(0, "of the hash router's table", at_least=0, at_most=LARGEST_SEED)
   expert_balance_weight: float = key(0.01, 'α1 of Eq. 12', at_least=0, at_most=1e6)

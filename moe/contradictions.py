@@ -79,6 +79,20 @@ def _of_the_experts(c) -> Iterator[str]:
     )
   if e.num_experts % e.device_groups:
     yield f'moe.device_groups={e.device_groups} does not divide moe.num_experts={e.num_experts}'
+  elif e.device_limit:
+    if e.device_limit > e.device_groups:
+      yield f'moe.device_limit={e.device_limit} is more than moe.device_groups={e.device_groups}'
+    elif e.device_limit * (e.num_experts // e.device_groups) < e.experts_per_token:
+      yield (
+        f'moe.device_limit={e.device_limit} groups of {e.num_experts // e.device_groups} experts '
+        f'are fewer than moe.experts_per_token={e.experts_per_token}'
+      )
+  if e.router == 'hash':
+    for name, nothing in (('balancing', 'none'), ('device_limit', 0)):
+      if getattr(e, name) != nothing:
+        yield f'moe.{name}={getattr(e, name)} does not go with moe.router=hash'
+  if e.balancing == 'quantile' and e.experts_per_token == e.num_experts:
+    yield 'moe.balancing=quantile: with moe.experts_per_token=moe.num_experts nothing is chosen'
 
 
 def _of_the_batch(c) -> Iterator[str]:

@@ -214,12 +214,12 @@ def stack_names(model: ModelConfig) -> list[str]:
   return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
 
 
-def after_step(config: Config, params: dict, counts_NE: jax.Array) -> dict:
+def after_step(config: Config, params: dict, measured: dict[str, jax.Array]) -> dict:
   """The parameters, those of routers moved on by what a step's tokens chose:
   see `Router.after_step`.
   """
   layer = params['moe_blocks']['moe']
   if 'router' not in layer:
     return params
-  router = ROUTERS[config.moe.router].after_step(layer['router'], counts_NE, config)
+  router = ROUTERS[config.moe.router].after_step(layer['router'], measured, config)
   return params | {'moe_blocks': params['moe_blocks'] | {'moe': layer | {'router': router}}}

@@ -27,6 +27,7 @@ from moe.optimizer import Hyperparameters, clip, learning_rate, make_optimizer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.sharding import constrain, replicated
 from moe.parameters import decayed, init
+from moe.routers import balancing
 
 
 @struct.dataclass
@@ -82,7 +83,8 @@ def make_train_step(
       rate = learning_rate(config.optimizer.schedule, numbers, state.step)
       trained = jax.tree.map(lambda p, u: p - rate * u, old, updates)
       if 'expert_counts_NE' in metrics and config.finetune.trainable == 'all':
-        trained = after_step(config, trained, metrics['expert_counts_NE'])
+        trained = after_step(config, trained, metrics)
+      metrics.pop(f'{balancing.EXCESS}_N', None)
 
       halted = state.bad_streak > numbers.max_bad_steps
       good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted

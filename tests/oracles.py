@@ -69,6 +69,41 @@ def route(u_D, centroids_DE, k: int) -> tuple[np.ndarray, list[int], np.ndarray]
   return np.array([affinities[i] for i in chosen]), chosen, affinities
 
 
+def chosen_with_bias(
+  affinities_E, bias_E, k: int, groups: int = 1, limit: int = 0
+) -> tuple[list[int], float]:
+  """The k of largest affinity + bias, among `limit` groups of consecutive experts that have the
+  best ones (all with 0), best first; and the cutoff halfway between the last of them and the next.
+  """
+  ranked = [s + b for s, b in zip(affinities_E, bias_E, strict=True)]
+  size = len(ranked) // groups
+  best = largest([max(ranked[g * size : (g + 1) * size]) for g in range(groups)], limit or groups)
+  allowed = [e for e in range(len(ranked)) if e // size in best]
+  order = sorted(allowed, key=lambda e: (-ranked[e], e))
+  last, following = ranked[order[k - 1]], ranked[order[min(k, len(order) - 1)]]
+  return order[:k], (last + following) / 2 if k < len(order) else last
+
+
+def loss_free_step(bias_E, counts_E, rate: float) -> np.ndarray:
+  """arXiv 2408.15664, Algorithm 1, then centred."""
+  mean = sum(counts_E) / len(counts_E)
+  moved = [
+    b + rate * (int(c < mean) - int(c > mean)) for b, c in zip(bias_E, counts_E, strict=True)
+  ]
+  return np.array(moved) - sum(moved) / len(moved)
+
+
+def quantile_thresholds(excess_TE, share: float) -> np.ndarray:
+  """Of every expert, what `share` of the tokens' values are above."""
+  thresholds = []
+  for values in np.transpose(excess_TE):
+    ordered = sorted(values, reverse=True)
+    wanted = share * len(ordered)
+    below = min(int(wanted), len(ordered) - 1)
+    thresholds.append((ordered[max(below - 1, 0)] + ordered[below]) / 2)
+  return np.array(thresholds)
+
+
 # FFN
 
 

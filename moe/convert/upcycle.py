@@ -105,6 +105,12 @@ def _check(dense: Config, config: Config, where) -> None:
     raise UserError(
       f"moe.router={moe.router!r}: --upcycle knows the gates of 'softmax' and 'hash' only"
     )
+  for name, plain in (('normalize_gates', False), ('gate_scale', 1.0), ('balancing', 'none')):
+    if getattr(moe, name) != plain:
+      raise UserError(
+        f'moe.{name}={getattr(moe, name)!r}: --upcycle knows gates as the paper has them, '
+        f'moe.{name}={plain!r}; a run that starts from the upcycled one may change it'
+      )
   if config.finetune.trainable != 'all':
     raise UserError(
       f'finetune.trainable={config.finetune.trainable}: leave it out: a run that trains a part of '

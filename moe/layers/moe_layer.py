@@ -73,7 +73,8 @@ class MoELayer(nn.Module):
       )
       y_BLD += routed_BLD
       choices = Choices(experts_BLK, gates_BLK, affinities_BLE) if self.probe.choices else None
-      aside = Aside(stats, exchange, choices)
+      telemetry = exchange | router.telemetry(stats)
+      aside = Aside(stats._replace(excess_BEH=None), telemetry, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
       y_BLD += MLP(self.config, width, name='shared')(u_BLD)

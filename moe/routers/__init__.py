@@ -6,11 +6,22 @@ name among the values of moe.router, and what it needs.
 
 from moe.routers.base import Forced, Probe, Router, sums_of
 from moe.routers.hash import HashRouter
+from moe.routers.sigmoid import SigmoidRouter
 from moe.routers.softmax import SoftmaxRouter
 
 ROUTERS: dict[str, type[Router]] = {
   'softmax': SoftmaxRouter,
+  'sigmoid': SigmoidRouter,
   'hash': HashRouter,
 }
 
-__all__ = ['ROUTERS', 'Forced', 'HashRouter', 'Probe', 'Router', 'SoftmaxRouter', 'sums_of']
+__all__ = [
+  'ROUTERS',
+  'Forced',
+  'HashRouter',
+  'Probe',
+  'Router',
+  'SigmoidRouter',
+  'SoftmaxRouter',
+  'sums_of',
+]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.config import Config
+from moe.metrics.telemetry import Telemetry
 from moe.ops.router import Routing, RoutingStats, force_balance
 from moe.ops.router.reference import count_choices
 
@@ -101,9 +102,17 @@ class Router(nn.Module):
 
   def gates(self, affinities_BLK: jax.Array) -> jax.Array:
     """The gates of the K experts that a token goes to, from their affinities:
-    as they are (Eq. 10).
+    as they are (Eq. 10), or with `moe.normalize_gates` added up to one; times `moe.gate_scale`.
     """
-    return affinities_BLK
+    moe, gates_BLK = self.config.moe, affinities_BLK
+    if moe.normalize_gates:
+      gates_BLK /= jnp.maximum(gates_BLK.sum(axis=-1, keepdims=True), 1e-30)
+    return gates_BLK if moe.gate_scale == 1 else gates_BLK * moe.gate_scale
+
+  def telemetry(self, stats: RoutingStats) -> Telemetry:
+    """What `after_step` needs beside the counts."""
+    del stats
+    return {}
 
   @classmethod
   def num_params(cls, config: Config) -> int:
@@ -112,15 +121,16 @@ class Router(nn.Module):
     return 0
 
   @classmethod
-  def after_step(cls, params: dict, counts_NE: jax.Array, config: Config) -> dict:
+  def after_step(cls, params: dict, measured: dict[str, jax.Array], config: Config) -> dict:
     """The routers' parameters moved on by what a step's tokens chose:
     what balances without a gradient.
 
     Args:
       params: of the routers of all N layers, {name: (N, …)}, as the optimizer left them.
-      counts_NE: int32, over the whole batch.
+      measured: over the whole batch: int32 expert_counts_NE, NAME_N of `telemetry`, and the
+        step's other metrics.
     """
-    del counts_NE, config
+    del measured, config
     return params
 
 

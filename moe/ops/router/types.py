@@ -15,6 +15,8 @@ class RoutingStats(NamedTuple):
   probability_sums_BE: jax.Array  # float32: Σ_t s_it
   entropy_sums_B: jax.Array  # float32: Σ_t −Σ_i s_it log s_it, in nats
   z_sums_B: jax.Array  # float32: Σ_t logsumexp(router logits)²
+  # int32 histograms, where balancing asks for them: `moe.routers.balancing.excess`.
+  excess_BEH: jax.Array | None = None
 
 
 class Routing(NamedTuple):

@@ -70,6 +70,9 @@ _FEW, _EIGHT = (
 )
 
 
+_LOSS_FREE = {'moe.balancing': 'bias', 'moe.bias_update_rate': 0.01}
+
+
 def _mesh(**sizes):
   return {f'mesh.{axis}': size for axis, size in sizes.items()}
 
@@ -114,6 +117,18 @@ GROUPS = {
       {'train.microbatches': 4} | _mesh(stage=2, tensor=2),
       {'moe.balance_scope': 'batch', 'seed_whole': 6},  # with 5 two experts come out equal
     ),
+  },
+  'balancing': {
+    'sigmoid, loss-free, expert 8': (
+      _mesh(expert=8),
+      _LOSS_FREE | {'moe.router': 'sigmoid', 'moe.normalize_gates': True, 'moe.gate_scale': 2.0},
+    ),
+    'loss-free, stage 2, fsdp 2': ({'train.microbatches': 4} | _mesh(stage=2, fsdp=2), _LOSS_FREE),
+    'quantile, data 4, microbatches 2': (
+      {'train.microbatches': 2} | _mesh(data=4),
+      {'moe.balancing': 'quantile'},
+    ),
+    'device limit, expert 2, tensor 2': (_mesh(expert=2, tensor=2), {'moe.device_limit': 2}),
   },
 }
 

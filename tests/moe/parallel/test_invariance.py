@@ -31,3 +31,8 @@ def test_the_record_at_full_width_has_every_case():
 @pytest.mark.parametrize('case', GROUPS['axes'])
 def test_axes(case):
   check('axes', case)
+
+
+@pytest.mark.parametrize('case', GROUPS['balancing'])
+def test_balancing(case):
+  check('balancing', case)
