@@ -209,8 +209,7 @@ def _load(directory, step, dtype, mesh):
     mesh = mesh_lib.make_mesh(config)
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   if mesh is None:
-    # Of many bits they may not fit on an accelerator.
-    device = jax.local_devices(backend='cpu' if dtype in FEW_BITS else None)[0]
+    device = _device_to_quantize_on() if dtype in FEW_BITS else jax.local_devices()[0]
     where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
   else:
     where = shardings(config, mesh, shapes)
@@ -232,3 +231,11 @@ def _load(directory, step, dtype, mesh):
       directory,
     )
   return Run(Transformer(config), params, tokenizer, config, step, mesh)
+
+
+def _device_to_quantize_on():
+  """The host's, where JAX has it: of many bits parameters may not fit on an accelerator."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:  # JAX_PLATFORMS names accelerators alone
+    return jax.local_devices()[0]
