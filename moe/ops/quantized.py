@@ -7,11 +7,11 @@ values a byte: 4.5 bits a weight.
 X contracted rows of a matrix, Y its columns, G groups of its rows.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from moe.errors import UserError
 
@@ -20,7 +20,8 @@ GROUP = 32
 HALF = GROUP // 2
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Quantized:
   """A matrix, or a stack of them along leading axes."""
 

@@ -32,14 +32,15 @@ AT_LEAST_1 = names("""
 AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
-  moe.router_z_weight moe.hash_seed data.vocab_size data.seed optimizer.warmup_steps
+  moe.router_z_weight moe.hash_seed moe.bias_update_rate moe.device_limit
+  data.vocab_size data.seed optimizer.warmup_steps
   optimizer.start_step finetune.lora_rank
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm
   train.seed train.heatmap_every train.max_bad_steps evaluation.every_steps checkpoint.keep_best
 """)
 ABOVE_0 = names("""
   model.norm_eps optimizer.peak_lr optimizer.eps data.tokenizer_sample_mb data.max_document_mb
-  finetune.lora_alpha
+  finetune.lora_alpha moe.gate_scale
 """)
 SHARES = names('data.holdout evaluation.context optimizer.b1 optimizer.b2')
 AXES = [f'mesh.{axis}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage')]
@@ -188,7 +189,7 @@ def test_an_unknown_key_names_the_nearest(mistyped, near):
   assert f'{mistyped!r}: the nearest valid key is {near!r}' in str(moe_config.unknown_key(mistyped))
 
 
-@pytest.mark.parametrize('name', ['bias_update_rate', 'model.qk_norm', 'mesh.tp', 'model.keys', ''])
+@pytest.mark.parametrize('name', ['attention_sink', 'model.qk_norm', 'mesh.tp', 'model.keys', ''])
 def test_nothing_is_suggested_where_nothing_is_near(name):
   assert str(moe_config.unknown_key(name)).endswith('docs/configuration.md lists the keys')
 
