@@ -69,7 +69,7 @@ def fails(done, *words):
       ['config.train.seed must be at most 4,294,967,295'],
     ),
     ('--config.data.dir=a\nb', ['config.data.dir must be text without line breaks', "'a\\nb'"]),
-    ('--config.moe.bias_update_rate=1', ["'moe.bias_update_rate': docs/configuration.md"]),
+    ('--config.moe.attention_sink=1', ["'moe.attention_sink': docs/configuration.md"]),
     ('--config.moe.experts_per_token=-1', ['moe.experts_per_token', '-1']),
     ('--config.model.num_heads=7', ['model.num_heads=7', 'model.num_kv_heads=10']),
     ('--config.moe.device_groups=4', ['moe.device_groups=4', 'moe.num_experts=63']),
