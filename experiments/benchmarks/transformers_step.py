@@ -35,24 +35,26 @@ def train_step(config: Config, batch: Batch) -> tuple[Callable[[], None], str]:
   """
   if not hugging_face.is_installed():
     raise UserError('--peer=transformers needs it: pip install torch transformers')
-  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
+  if name_for(config) == 'llama':
     return _step(config, batch, _EXPERTS[0]), ''
-  seconds, faults = {}, []
+  fastest, faults = None, []
   for experts in _EXPERTS:
     run = _step(config, batch, experts)
     try:
       run()
       began = time.perf_counter()
       run()
-      seconds[experts] = time.perf_counter() - began
-      print(f'transformers, {experts}: {seconds[experts]:.2f} s', file=sys.stderr, flush=True)
+      seconds = time.perf_counter() - began
+      print(f'transformers, {experts}: {seconds:.2f} s', file=sys.stderr, flush=True)
+      if fastest is None or seconds < fastest[0]:
+        fastest = seconds, experts, run
     except (RuntimeError, NotImplementedError, ValueError) as error:
       faults.append(f'{experts}: {error}')
       print(f'transformers, {faults[-1]}', file=sys.stderr, flush=True)
-  if not seconds:
+  if fastest is None:
     raise UserError(f'transformers runs no experts here: {"; ".join(faults)}')
-  fastest = min(seconds, key=seconds.get)
-  return _step(config, batch, fastest), f' ({fastest})'
+  _, experts, run = fastest
+  return run, f' ({experts})'
 
 
 def _step(config, batch, experts):

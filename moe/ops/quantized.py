@@ -23,7 +23,7 @@ HALF = GROUP // 2
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-  """A matrix, or a stack of them along leading axes."""
+  """A matrix, or a stack of them along leading axes; inside kernels, the refs of its two arrays."""
 
   # int8 (…, X, Y); or uint8 (…, X/2, Y): of each group its first half's rows in the low four bits,
   # the second half's in the high ones, each plus 8.

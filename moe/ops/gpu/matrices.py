@@ -61,7 +61,7 @@ def scaled(matrix: Matrix, products: jax.Array, across: Span, group: jax.Array) 
 
 
 def _is_packed(matrix):
-  return isinstance(matrix, Quantized) and matrix.values.dtype == jnp.uint8
+  return isinstance(matrix, Quantized) and matrix.is_packed
 
 
 def _bytes_of(i, step, depth):

@@ -22,12 +22,12 @@ def times(x_rX: jax.Array, matrix: Matrix) -> jax.Array:
   for start in range(0, contracted, _ROWS):
     stop = min(start + _ROWS, contracted)
     total += dot(x_rX[:, start:stop], _numbers(matrix, start, stop).astype(x_rX.dtype))
-  return total if matrix.values.dtype == jnp.uint8 else total * matrix.scales[...]
+  return total if matrix.is_packed else total * matrix.scales[...]
 
 
 def _numbers(matrix, start, stop):
   """float32 rows of the matrix; of int8 before their columns' scales."""
-  if matrix.values.dtype != jnp.uint8:
+  if not matrix.is_packed:
     return matrix.values[start:stop].astype(jnp.float32)
   groups = (stop - start) // GROUP
   halves = nibbles(matrix.values[start // 2 : stop // 2])
