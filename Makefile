@@ -36,7 +36,7 @@ quickstart: $(VENV)/.installed
 
 # Every table and figure of the studies, from experiments/results/STUDY/runs.jsonl.
 report: $(VENV)/.installed
-	@$(BIN)/python -m launch.report
+	@$(BIN)/python -m launch.report --readme=README.md
 
 # The whole suite.
 test: lint setup-test

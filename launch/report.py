@@ -1,7 +1,7 @@
 """Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg,
 and one page, RESULTS/index.html.
 
-  python -m launch.report [--results=experiments/results]       # or `make report`
+  python -m launch.report [--results=experiments/results] [--readme=README.md]  # `make report`
   python -m launch.report --sweep=my_study.py [--results=DIR]   # one study, by its file
 
 Reported is what the folder has lines of, whoever's study it is;
@@ -25,13 +25,19 @@ RESULTS = flags.DEFINE_string(
 SWEEP = flags.DEFINE_string(
   'sweep', '', 'Only this study: a file with sweep(), or the name of one of ours.'
 )
+README = flags.DEFINE_string(
+  'readme', '', "A file to write the verdicts on the paper's claims into, between its marks."
+)
 
 
 def main(_):
   results = Path(RESULTS.value)
-  made = page.of_file(SWEEP.value, results) if SWEEP.value else page.of_folder(results)
+  if SWEEP.value:
+    made = page.of_file(SWEEP.value, results)
+  else:
+    made = page.of_folder(results, Path(README.value) if README.value else None)
   page.write(made)
-  print(f'drawn: {list(made)[0 if len(made) == 2 else -1]}')
+  print(f'drawn: {next(iter(made))}')
 
 
 if __name__ == '__main__':

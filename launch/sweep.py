@@ -1,7 +1,7 @@
 """Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
-    [--launcher=local|slurm] [--runs=NAME,NAME] [--scale=proxy|long|paper] [--parallel=1]
+    [--launcher=local|slurm] [--runs=NAME,NAME] [--scale=long|proxy|paper] [--parallel=1]
     [--retrain] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
 The same command again skips what is finished, goes on with what was interrupted and tries again
@@ -39,7 +39,7 @@ DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and what is finish
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained, write lines.')
 RETRAIN = flags.DEFINE_bool('retrain', False, 'Train anew what other code than this has trained.')
 SCALE = flags.DEFINE_enum(
-  'scale', _DEFAULT.scale, list(common.SCALES), "For a CPU, long for a CPU, or the paper's size."
+  'scale', None, list(common.SCALES), "The size of all runs; the study's own unless given."
 )
 PARALLEL = flags.DEFINE_integer(
   'parallel', 1, 'Runs at a time, with --launcher=local: each on cores and GPUs of its own.'

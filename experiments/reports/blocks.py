@@ -20,6 +20,12 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+  text: str
+  to: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Code:
   text: str
 
@@ -40,7 +46,7 @@ class Figure:
   description: str
 
 
-Block = Heading | Text | Code | Table | Figure
+Block = Heading | Text | Link | Code | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -60,6 +66,8 @@ def _markdown(block: Block) -> str:
       return f'{"#" * level} {text}'
     case Text(text, strong):
       return f'**{strong}** {text}'.strip() if strong else text
+    case Link(text, to):
+      return f'[{text}]({to})'
     case Code(text):
       return f'```\n{text}\n```'
     case Figure(_, file, description):
@@ -82,6 +90,8 @@ def _html(block: Block) -> str:
     case Text(text, strong):
       start = f'<strong>{html.escape(strong)}</strong> ' if strong else ''
       return f'<p>{start}{html.escape(text)}</p>'
+    case Link(text, to):
+      return f'<p><a href="{html.escape(to)}">{html.escape(text)}</a></p>'
     case Code(text):
       return f'<pre><code>{html.escape(text)}</code></pre>'
     case Figure(svg, _, _):

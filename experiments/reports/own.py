@@ -5,29 +5,28 @@ from pathlib import Path
 
 from experiments.reports import study as studies
 from experiments.reports.study import Study
-from experiments.studies import common
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
   NONE,
   Analysis,
-  Panel,
   Results,
-  Series,
+  dots,
   shown,
   sizes,
 )
-from experiments.studies.intervals import Comparison, difference, interval, verdict
+from experiments.studies.intervals import difference
+from experiments.studies.verdicts import Comparison, verdict
 from experiments.sweeps import ledger, plan
 from moe.errors import UserError
 
-_MOST_BARS = 12  # of which labels and numbers are still read
+_MOST_ROWS = 40  # of a figure
 
 
 def of_file(path: str, results: Path) -> Study:
   """The study of a file, by its lines in RESULTS/STUDY/runs.jsonl. UserError without any."""
   loaded = plan.load(path)
   lines = of_last_configs(ledger.path(results, loaded.name))
-  scale = common.SCALES.get(lines[-1].get('scale'), common.PROXY)
+  scale = ledger.scale(ledger.path(results, loaded.name))
   runs = {run.name: run for run in plan.runs(loaded, scale)}
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   seeds = sorted({line['seed'] for line in lines})
@@ -91,10 +90,9 @@ def by_default(lines: Sequence[Mapping], runs: Sequence[str]) -> Analysis:
     *(f'minus {runs[0]}', '95% interval of it', 'MaxVio'),
   )
   rows = tuple(_row(results, run, evaluation, first) for run, evaluation in entries)
-  bars = tuple((x, interval(results.loss(*entry))) for x, entry in enumerate(entries))
-  labels = tuple(map(_label, entries))
-  panel = Panel('Held-out loss', HELD_OUT_LOSS, (Series('', bars),), labels)
-  return Analysis(columns, rows, (), (panel,) if len(entries) <= _MOST_BARS else (), '')
+  losses = {_label(entry): results.loss(*entry) for entry in entries}
+  panel = dots('Held-out loss', HELD_OUT_LOSS, losses)
+  return Analysis(columns, rows, (), (panel,) if len(entries) <= _MOST_ROWS else (), '')
 
 
 def _row(results, run, evaluation, first):

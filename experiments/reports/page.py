@@ -5,11 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import studies as shipped
-from experiments.reports import own, pilot, texts
+from experiments.reports import overview, own, pilot, texts
 from experiments.reports import study as studies
-from experiments.reports.blocks import Block, Code, Heading, Table, Text, to_html, to_markdown
+from experiments.reports.blocks import (
+  Block,
+  Code,
+  Figure,
+  Heading,
+  Link,
+  Text,
+  to_html,
+  to_markdown,
+)
 from experiments.reports.svg import identifier
-from experiments.studies import BEYOND, STUDIES
+from experiments.studies import BEYOND, PILOTS, STUDIES
 from experiments.sweeps import places
 from moe.errors import UserError
 from moe.errors import of_file as of_system_file
@@ -21,7 +30,7 @@ _INTRODUCTION = (
   'Everything below is drawn from the runs.jsonl beside it, a line a finished run.'
 )
 _OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'
-_LINES = 'runs.jsonl'
+_LINES, METHOD = 'runs.jsonl', 'method.html'
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #656d76; --page: #ffffff; --rule: #d8dee4; --link: #0969da; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --page: #0d1117; --rule: #30363d;
@@ -41,10 +50,10 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 """  # noqa: E501
 
 
-def of_folder(results: Path) -> dict[Path, str | None]:
+def of_folder(results: Path, readme: Path | None = None) -> dict[Path, str | None]:
   """What the report of a folder consists of, by path: of what it has lines of, and of nothing else.
-  None for a figure that must not be there. Writes nothing. UserError where there is nothing to
-  report, or a damaged file.
+  The page is first; None for a file that must not be there. `readme`: one to put the verdicts into.
+  Writes nothing. UserError where there is nothing to report, or a damaged file.
   """
   if not results.is_dir():
     raise UserError(
@@ -57,7 +66,7 @@ def of_folder(results: Path) -> dict[Path, str | None]:
     {path.parent.name for file in (_LINES, 'figure.svg') for path in results.glob(f'*/{file}')}
   )
   shipped_here = [name for name in (*STUDIES, *BEYOND) if name in names]
-  others = [name for name in names if name not in (*shipped_here, pilot.NAME)]
+  others = [name for name in names if name not in (*shipped_here, *PILOTS)]
   others = [name for name in others if (results / name / _LINES).is_file()]
   if not names:
     raise UserError(
@@ -66,14 +75,19 @@ def of_folder(results: Path) -> dict[Path, str | None]:
     )
   loaded = [studies.load(name, results) for name in shipped_here]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
-  made: dict[Path, str | None] = {}
+  of_pilots = {name: pilot.blocks(name, results, level=2) for name in pilot.files(results)}
+  made: dict[Path, str | None] = {results / 'index.html': _page(loaded, of_pilots)}
+  made[results / overview.FIGURE] = overview.figure(loaded) or None
+  of_the_paper = any(study.of_the_paper for study in loaded)
+  made[results / METHOD] = (
+    _html(f'{_TITLE}: the method', [to_html(_method())]) if of_the_paper else None
+  )
   for study in loaded:
     made |= _of_study(results / study.name, study)
-  of_pilot = []
-  if (results / pilot.NAME / _LINES).is_file():
-    made[results / pilot.NAME / 'README.md'] = to_markdown(pilot.blocks(results, level=1))
-    of_pilot = pilot.blocks(results, level=2)
-  made[results / 'index.html'] = _page(loaded, of_pilot)
+  for name in of_pilots:
+    made[results / name / 'README.md'] = to_markdown(pilot.blocks(name, results, level=1))
+  if readme:
+    made[readme] = overview.in_readme(readme, loaded, results)
   return made
 
 
@@ -107,30 +121,37 @@ def _of_study(folder, study):
   }
 
 
-def _page(loaded: Sequence[studies.Study], of_the_pilot: Sequence[Block]) -> str:
-  rows = tuple((study.title, study.claim, study.in_words) for study in loaded)
-  links = tuple(f'#{identifier(study.name)}' for study in loaded)
+def _page(loaded: Sequence[studies.Study], of_pilots: Mapping[str, Sequence[Block]]) -> str:
   lines = [line for study in loaded for line in study.lines]
   of_the_paper = any(study.of_the_paper for study in loaded)
-  table = [Table(('study', 'claim', 'verdict'), rows, links)] if loaded else []
+  claims = overview.figure(loaded)
   head: list[Block] = [
     Heading(_TITLE, 1),
     Text(_INTRODUCTION if of_the_paper else _OF_OTHERS),
-    *table,
-    *([Text(texts.RULE)] if any(study.verdict for study in loaded) else []),
-    *([Text(texts.ALL_PROXIES)] if of_the_paper else []),
+    *([Figure(claims, overview.FIGURE, overview.CAPTION), Text(overview.CAPTION)] * bool(claims)),
+    *([overview.table(loaded)] if loaded else []),
+    *([Link('How a verdict is reached, and what proxies cannot show', METHOD)] * of_the_paper),
     Text(studies.runs_in_words(lines) if lines else 'No run has finished yet.', 'All studies:'),
     Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
-  sections = [
-    (
-      f'<section id="{identifier(study.name)}">\n'
-      f'{to_html(studies.blocks(study, alone=False))}\n</section>'
-    )
-    for study in loaded
+  sections = {study.name: studies.blocks(study, alone=False) for study in loaded} | of_pilots
+  bodies = [
+    f'<section id="{identifier(name)}">\n{to_html(found)}\n</section>'
+    for name, found in sections.items()
   ]
-  if of_the_pilot:
-    sections.append(f'<section id="{pilot.NAME}">\n{to_html(of_the_pilot)}\n</section>')
+  return _html(_TITLE, [to_html(head), *bodies])
+
+
+def _method() -> list[Block]:
+  return [
+    Heading('How a verdict is reached, and what proxies cannot show', 1),
+    Text(texts.RULE),
+    Text(texts.CAPTION),
+    Text(texts.ALL_PROXIES),
+  ]
+
+
+def _html(title: str, bodies: Sequence[str]) -> str:
   return '\n'.join(
     [
       '<!DOCTYPE html>',
@@ -138,12 +159,11 @@ def _page(loaded: Sequence[studies.Study], of_the_pilot: Sequence[Block]) -> str
       '<head>',
       '<meta charset="utf-8">',
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
-      f'<title>{html.escape(_TITLE)}</title>',
+      f'<title>{html.escape(title)}</title>',
       f'<style>{_STYLE}</style>',
       '</head>',
       '<body>',
-      to_html(head),
-      *sections,
+      *bodies,
       '</body>',
       '</html>',
       '',

@@ -1,26 +1,30 @@
-"""What the report says of the pilot (experiments/studies/pilot.py),
-which the studies' common settings come from.
-"""
+"""What the report says of the pilots, which the studies' common settings come from."""
 
+import importlib
 from pathlib import Path
 
 from experiments.reports.blocks import Block, Code, Heading, Table, Text
-from experiments.studies import pilot
+from experiments.studies import PILOTS, common
 from experiments.studies.analysis import Results
 from experiments.sweeps import ledger
 
-NAME = 'pilot'
+
+def files(results: Path) -> list[str]:
+  """The pilots that have lines in a folder."""
+  return [name for name in PILOTS if ledger.path(results, name).is_file()]
 
 
-def blocks(results: Path, level: int) -> list[Block]:
-  """From RESULTS/pilot/runs.jsonl, under a heading of this level.
+def blocks(name: str, results: Path, level: int) -> list[Block]:
+  """One's, from RESULTS/NAME/runs.jsonl, under a heading of this level.
   UserError if the file is damaged.
   """
-  lines = ledger.current(f'experiments/studies/{NAME}.py', results)
+  pilot = importlib.import_module(f'experiments.studies.{name}')
+  file = f'experiments/studies/{name}.py'
+  lines = ledger.current(file, results, common.SCALES[pilot.SCALE])
   tables = [Table(columns, rows) for columns, rows in pilot.tables(Results(lines)) if rows]
   return [
-    Heading('The pilot: what all runs share, and how it was chosen', level),
+    Heading(pilot.TITLE, level),
     *map(Text, pilot.CHOICE),
     *tables,
-    Code(f'python -m launch.sweep --sweep=experiments/studies/{NAME}.py --seeds=1'),
+    Code(f'python -m launch.sweep --sweep={file} --seeds=1'),
   ]

@@ -8,10 +8,17 @@ from pathlib import Path
 
 from experiments.reports import svg, texts
 from experiments.reports.blocks import Block, Code, Figure, Heading, Table, Text
-from experiments.studies import STUDIES, common
+from experiments.studies import STUDIES
 from experiments.studies.analysis import NONE, Analysis, Results
 from experiments.studies.common import Run
-from experiments.studies.intervals import UNDECIDED, Comparison, Verdict, verdict
+from experiments.studies.verdicts import (
+  UNDECIDED,
+  Comparison,
+  Verdict,
+  outcomes,
+  verdict,
+  why_open,
+)
 from experiments.sweeps import ledger, plan
 from moe.errors import UserError
 
@@ -66,10 +73,12 @@ def load(name: str, results: Path) -> Study:
   """
   module = importlib.import_module(f'experiments.studies.{name}')
   file = f'experiments/studies/{name}.py'
-  runs = {run.name: run for run in module.sweep(common.PROXY)}
-  lines = with_evaluations(ledger.current(file, results), runs)
+  scale = ledger.scale(ledger.path(results, name))
+  runs = {run.name: run for run in module.sweep(scale)}
+  lines = with_evaluations(ledger.current(file, results, scale), runs)
   there = {(line['run'], line['seed']) for line in lines}
-  seeds = range(plan.load(file).seeds)
+  loaded = plan.load(file)
+  seeds = loaded.seeds_at(scale)
   finished = sum((run, seed) in there for run in runs for seed in seeds)
   analysis = module.analyse(Results(lines))
   return made(
@@ -81,8 +90,12 @@ def load(name: str, results: Path) -> Study:
     verdict(analysis.comparisons, finished, len(runs) * len(seeds)),
     runs,
     seeds,
-    f'python -m launch.sweep --sweep={file}\nmake report',
+    f'python -m launch.sweep --sweep={file}{_asked(scale, loaded)}\nmake report',
   )
+
+
+def _asked(scale, loaded):
+  return '' if scale.name == loaded.scale else f' --scale={scale.name}'
 
 
 def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:
@@ -118,6 +131,12 @@ def made(
   """A study of these lines, which should have `runs`, in this order, for all `seeds`."""
   there = {(line['run'], line['seed']) for line in lines}
   finite = [line for line in lines if _is_finite(line)]
+  # One whose runs have all diverged has nothing to draw.
+  panels = [
+    panel
+    for panel in analysis.panels
+    if any(found for series in panel.series for _, found in series.points)
+  ]
   whole = {line['run'] for line in finite} == set(runs)
   described = f'{source}: {claim}' if source else claim or name
   return Study(
@@ -129,7 +148,7 @@ def made(
     verdict=found,
     missing=_listed({(run, seed) for run in runs for seed in seeds} - there, runs),
     diverged=_listed(there - {(line['run'], line['seed']) for line in finite}, runs),
-    figure=svg.figure(name, described, analysis.panels) if whole and analysis.panels else '',
+    figure=svg.figure(name, described, panels) if whole and panels else '',
     commands=commands,
   )
 
@@ -158,7 +177,8 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
     parts += [Table(analysis.columns, analysis.rows)]
     parts += [Text(texts.OTHER_SEEDS)] if _seeds_differ(study.lines) else []
     if analysis.comparisons:
-      parts += [Table(_COMPARISONS, tuple(map(_row, analysis.comparisons)))]
+      decided = zip(analysis.comparisons, outcomes(analysis.comparisons))
+      parts += [Table(_COMPARISONS, tuple(_row(*each) for each in decided))]
       parts += [Text(texts.RULE)] if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
   parts += [Code(study.commands)] if study.commands else []
@@ -188,7 +208,7 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
   )
 
 
-def _row(comparison: Comparison) -> tuple[str, ...]:
+def _row(comparison: Comparison, outcome: str) -> tuple[str, ...]:
   found, digits = comparison.interval, comparison.digits
   limits = (
     NONE
@@ -201,7 +221,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
     limits,
     str(len(comparison.values)),
     comparison.needs,
-    comparison.outcome + (f': {comparison.decides}' if comparison.outcome == UNDECIDED else ''),
+    outcome + (f': {why_open(comparison)}' if outcome == UNDECIDED else ''),
     comparison.role.value,
     NONE if comparison.paper is None else f'{comparison.paper:.3f}',
   )

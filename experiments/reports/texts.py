@@ -14,7 +14,8 @@ RULE = ' '.join(
     'A comparison that needs a run which has diverged is undecided; in the study of the balance '
     'losses alone divergence is an outcome, worse than any number, '
     'and must then be on the same side for every seed.',
-    'No interval is widened for the number of comparisons.',
+    "Where several comparisons decide a claim, Holm's correction for their number must leave them "
+    'decided, too; no interval is widened for it.',
     'Seeds that would decide are as many as bring the interval to one side, if mean and spread '
     'stay as they are: a number to choose before they are run, and for every run of the study, '
     'since adding seeds until one is decided would decide too much.',

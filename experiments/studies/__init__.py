@@ -27,3 +27,5 @@ STUDIES = (
 )
 # Not of the paper; after those in the report.
 BEYOND = ('upcycling', 'sft', 'esft')
+# What the studies' scales were chosen by; last in the report.
+PILOTS = ('pilot', 'pilot_long')

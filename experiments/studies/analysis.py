@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.studies.intervals import Comparison, Interval, Role, Values, difference, interval
+from experiments.studies.intervals import Interval, Values, difference, interval
+from experiments.studies.verdicts import LOSS, Comparison, Role
 
 HELD_OUT_LOSS = 'held-out loss'
 NONE = '–'
@@ -60,8 +61,10 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes. Bars if it has `categories`, whose numbers are x then; else lines.
-  `level`: a dashed line.
+  """One pair of axes. A row for each of its `categories`, whose numbers are x then; else lines.
+
+  `y_axis`: what the values are. `from_zero`: its axis starts there. Of rows: `limits`, beyond which
+  a point is an arrow at the edge. Of lines: `x_axis`, `log_x`, and `level`, a dashed line.
   """
 
   title: str
@@ -71,7 +74,8 @@ class Panel:
   x_axis: str = ''
   log_x: bool = False
   from_zero: bool = False
-  digits: int = 3  # of the numbers at bars and level
+  limits: tuple[float, float] | None = None
+  digits: int = 3  # of the numbers beside dots and level
   level: tuple[str, Interval | None] | None = None
 
 
@@ -90,7 +94,7 @@ class Analysis:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A row of `losses` and a bar of `bars`. `paper`: its Pile loss, where the paper gives it."""
+  """A row of `losses` and of the figure. `paper`: its Pile loss, where the paper gives it."""
 
   label: str
   run: str
@@ -164,33 +168,35 @@ def of_losses(
   results: Results,
   entries: Sequence[Entry],
   comparisons: Sequence[Comparison],
-  of_the_paper: str,
   cannot_show: str,
 ) -> Analysis:
-  """An analysis of nothing but held-out losses: a row and a bar an entry,
-  beside those `of_the_paper`.
-  """
-  panels = bars(results, entries, of_the_paper)
+  """An analysis of nothing but held-out losses: a row an entry, and what is compared."""
+  losses_of = {entry.label: results.loss(entry.run, entry.evaluation) for entry in entries}
+  panels = (
+    dots('Held-out loss', HELD_OUT_LOSS, losses_of),
+    differences('Paired differences', comparisons),
+  )
   return Analysis(LOSS_COLUMNS, losses(results, entries), tuple(comparisons), panels, cannot_show)
 
 
-def bars(results: Results, entries: Sequence[Entry], of_the_paper: str) -> tuple[Panel, ...]:
-  """Ours and the paper's, side by side: the same bars in the same order, each with its own axis.
-  Ours alone where the paper gives none.
+def dots(title: str, y_axis: str, values: Mapping[str, Values], **options) -> Panel:
+  """A row of each name's values: their mean and interval. options: other fields of `Panel`."""
+  found = tuple((x, interval(each)) for x, each in enumerate(values.values()))
+  return Panel(title, y_axis, (Series('', found),), tuple(values), **options)
+
+
+def differences(title: str, comparisons: Sequence[Comparison], **options) -> Panel:
+  """A row of each comparison of losses, ours beside the paper's where it gives one.
+  options: other fields of `Panel`.
   """
-  paper = tuple((x, given(entry.paper)) for x, entry in enumerate(entries))
-  labels = tuple(entry.label for entry in entries)
-  losses_of = {entry.label: results.loss(entry.run, entry.evaluation) for entry in entries}
-  panel = bar_panel('This repository', HELD_OUT_LOSS, losses_of)
-  if not any(found for _, found in paper):
-    return (panel,)
-  return (panel, Panel(of_the_paper, 'Pile loss', (Series('', paper, paper=True),), labels))
-
-
-def bar_panel(title: str, y_axis: str, values: Mapping[str, Values], **options) -> Panel:
-  """A bar of each name's values: their mean and interval. options: other fields of `Panel`."""
-  bars = tuple((x, interval(each)) for x, each in enumerate(values.values()))
-  return Panel(title, y_axis, (Series('', bars),), tuple(values), **options)
+  # One that has two roles is drawn once.
+  rows = {each.what: each for each in comparisons if each.unit == LOSS}
+  ours = tuple((x, each.interval) for x, each in enumerate(rows.values()))
+  paper = tuple((x, given(each.paper)) for x, each in enumerate(rows.values()))
+  series = [Series('here', ours)]
+  if any(found for _, found in paper):
+    series.append(Series('paper', paper, paper=True))
+  return Panel(title, 'difference of loss', tuple(series), tuple(rows), **options)
 
 
 def given(value: float | None) -> Interval | None:

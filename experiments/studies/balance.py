@@ -21,21 +21,14 @@ from statistics import mean
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
   Analysis,
-  Panel,
   Results,
-  Series,
+  dots,
   shown,
   sizes,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import (
-  ABOUT,
-  BOUND_MAY_BE_WIDE,
-  Comparison,
-  Role,
-  difference,
-  interval,
-)
+from experiments.studies.intervals import difference
+from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role
 
 SOURCE = 'Section 3.3'
 CLAIM = (
@@ -106,14 +99,22 @@ def analyse(results: Results) -> Analysis:
   def beside(what, measure, first, second, digits=3, **expected):
     label = f'{what}: {_LABELS[first]} − {_LABELS[second]}'
     values = difference(measure[first], measure[second])
-    return Comparison(label, values, digits=digits, role=Role.BESIDE, **expected)
+    return Comparison(label, values, digits=digits, role=Role.BESIDE, unit=what, **expected)
 
   comparisons = (
     Comparison(
-      'MaxVio: none − α1 0.001', difference(max_vio[without], max_vio[small]), above=0.0, digits=3
+      'MaxVio: none − α1 0.001',
+      difference(max_vio[without], max_vio[small]),
+      above=0.0,
+      digits=3,
+      unit='MaxVio',
     ),
     Comparison(
-      'idle experts: none − α1 0.001', difference(idle[without], idle[small]), above=0.0, digits=1
+      'idle experts: none − α1 0.001',
+      difference(idle[without], idle[small]),
+      above=0.0,
+      digits=1,
+      unit='experts',
     ),
     Comparison('loss: α1 0.001 − none', difference(loss[small], loss[without]), below=ABOUT),
     Comparison('loss: α1 0.1 − α1 0.001', difference(loss[large], loss[small]), above=0.0),
@@ -127,15 +128,8 @@ def analyse(results: Results) -> Analysis:
   )
 
   def panel(title, measure, axis, from_zero=True, digits=3):
-    points = tuple((x, interval(measure[run])) for x, run in enumerate(_LABELS))
-    return Panel(
-      title,
-      axis,
-      (Series('', points),),
-      tuple(_LABELS.values()),
-      from_zero=from_zero,
-      digits=digits,
-    )
+    values = {label: measure[run] for run, label in _LABELS.items()}
+    return dots(title, axis, values, from_zero=from_zero, digits=digits)
 
   return Analysis(
     _COLUMNS,

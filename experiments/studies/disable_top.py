@@ -27,7 +27,8 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, Interval, difference, interval
+from experiments.studies.intervals import Interval, difference, interval
+from experiments.studies.verdicts import Comparison
 
 SOURCE = 'Figure 4'
 CLAIM = (

@@ -15,10 +15,11 @@ experts. Beside the claim: the chosen experts' loss and exact replies are as goo
 parameters.
 """
 
-from experiments.studies.analysis import NONE, Analysis, Results, bar_panel, shown
+from experiments.studies.analysis import NONE, Analysis, Results, dots, shown
 from experiments.studies.common import INSTRUCTIONS, LONG, NEW_SKILLS, Run, Scale, Start
-from experiments.studies.intervals import Comparison, Role, difference
+from experiments.studies.intervals import difference
 from experiments.studies.sft import forgotten, on_text, percent, transferred, tuning
+from experiments.studies.verdicts import Comparison, Role
 
 SEEDS = 5
 SOURCE = 'ESFT'
@@ -116,7 +117,7 @@ def _share(results, name):
 
 def _panel(results, skill, axis, of):
   values = {label: of(results, _name(skill, by)) for by, label in _TRAINED.items()}
-  return bar_panel(skill, axis, values, digits=4)
+  return dots(skill, axis, values, digits=4)
 
 
 def _name(skill, by):

@@ -27,15 +27,8 @@ from experiments.studies.analysis import (
   losses,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import (
-  ABOUT,
-  BOUND_MAY_BE_WIDE,
-  Comparison,
-  Role,
-  Values,
-  difference,
-  interval,
-)
+from experiments.studies.intervals import Values, difference, interval
+from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role
 
 SOURCE = 'Figure 5'
 CLAIM = (

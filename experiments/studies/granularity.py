@@ -14,7 +14,7 @@ import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Role
+from experiments.studies.verdicts import Role
 
 SOURCE = 'Figure 3'
 CLAIM = (
@@ -45,7 +45,6 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     [*steps, ends],
-    'The paper (2B), of which it gives the ends',
     'The six downstream tasks that Figure 3 draws, of which models of this size solve none above '
     'chance: loss stands in for them. Small experts specialise on what there is to specialise in, '
     'and few tokens hold less of it.',

@@ -10,7 +10,8 @@ the claim: it is above that of the DeepSeekMoE with 1 + 7.
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, Role, difference
+from experiments.studies.intervals import difference
+from experiments.studies.verdicts import Comparison, Role
 
 SOURCE = 'Figure 6'
 CLAIM = 'A DeepSeekMoE trained with half the activated experts still beats GShard.'
@@ -40,7 +41,6 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     comparisons,
-    'The paper (2B), which gives two of them',
     'The six downstream tasks that Figure 6 draws; '
     'the paper gives no loss of the half-activated model.',
   )

@@ -17,7 +17,7 @@ GShard×1.2 and Dense×4.
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE, Role
+from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE, Role
 
 SOURCE = 'Tables 2, 8 and 9'
 CLAIM = (
@@ -70,7 +70,6 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     comparisons,
-    'The paper, Tables 2, 8 and 9 (2B)',
     f'{BOUND_MAY_BE_WIDE} The same comparison at 13B (Table 10), where DeepSeekMoE is ahead of '
     'GShard×1.5, and on downstream tasks. Dense×16 may be far from what it could reach on so few '
     'tokens: neither at 0.002 nor, with one seed, at 0.001 is it as good as Dense at 0.002 '

@@ -20,6 +20,8 @@ _VARIANTS = ('dense', 'hash', 'switch', 'gshard', 'deepseek_moe')
 _RATES = (0.004, 0.008, 0.002, 0.001)  # in the order in which they were tried
 _LARGER = ('dense_x4', 'dense_x16')  # more parameters often want lower rates
 _LARGER_RATES = (0.002, 0.001)
+SCALE = 'proxy'
+TITLE = 'The pilot: what all runs share, and how it was chosen'
 CHOICE = (
   'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 '
   'of them a step, bfloat16, and 1500 steps: 3.07M tokens. At multiples of 12 a quarter of an FFN '

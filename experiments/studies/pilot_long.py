@@ -1,7 +1,6 @@
 """The pilot of the long scale: chooses what its studies share, before any of them is run.
 
-  python -m launch.sweep --sweep=experiments/studies/pilot_long.py --scale=long \\
-    --seeds=1 --parallel=2
+  python -m launch.sweep --sweep=experiments/studies/pilot_long.py --seeds=1 --parallel=2
 
 Asked for, before the first run: a run sees at least 40 tokens an activated parameter of
 DeepSeekMoE, where the earlier scale (pilot.py) had 3; an expert gets hundreds of tokens
@@ -27,7 +26,11 @@ about 25 configs; with 5 seeds each, and Dense×16, which takes three times as l
 that is 12, 17 or 22 hours of two cores.
 """
 
+import math
+
+from experiments.studies.analysis import NONE, Results
 from experiments.studies.common import LONG, Run, Scale, long_scale
+from experiments.studies.intervals import difference
 
 _RATE = 3e-3
 RATES = (1.5e-3, 3e-3, 6e-3)
@@ -37,6 +40,19 @@ _COMPARED = (
 )
 # Width, head width, vocabulary, steps of 4096 tokens:
 # 40 tokens an activated parameter of DeepSeekMoE.
+SCALE = 'long'
+TITLE = 'The pilot of the long scale'
+CHOICE = (
+  'Every run has 3 layers and 2 heads, sequences of 128 tokens, 32 of them a step, and float32, '
+  'whose speed and rounding depend less on the kind of machine. Asked for before the first run: at '
+  'least 40 tokens an activated parameter, hundreds of tokens a step for an expert, and no more '
+  'than 25 hours of two cores for everything.',
+  'First the shape: GShard and DeepSeekMoE, one seed, at a learning rate of 0.003. The largest '
+  'difference between the two, beside what it costs, is taken: d 48 with 2048 pieces, 3360 steps, '
+  '13.8M tokens.',
+  'Then the learning rate at that shape: the same three for every architecture, a quarter of the '
+  'steps each, with a whole schedule.',
+)
 SHAPES = {
   'd48_v1024': (48, 24, 1024, 2400),
   'd48_v2048': (48, 24, 2048, 3360),
@@ -68,3 +84,28 @@ def _shapes():
     for name, (width, head_dim, vocabulary, steps) in SHAPES.items()
     for variant in ('gshard', 'deepseek_moe')
   ]
+
+
+Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
+
+
+def tables(results: Results) -> tuple[Table, Table]:
+  """Seed 0's loss by shape, of both models; and by architecture and learning rate."""
+  shapes = []
+  for name in SHAPES:
+    gshard, moe = (results.loss(f'{variant}_{name}') for variant in ('gshard', 'deepseek_moe'))
+    shapes.append((name, *(_text(loss) for loss in (gshard, moe, difference(moe, gshard)))))
+  rates = tuple(
+    (variant, *(_text(results.loss(f'{variant}_rate_{rate:g}')) for rate in RATES))
+    for variant in _COMPARED
+  )
+  return (
+    (('shape', 'GShard', 'DeepSeekMoE', 'DeepSeekMoE − GShard'), tuple(shapes)),
+    (('held-out loss at peak learning rate', *(f'{rate:g}' for rate in RATES)), rates),
+  )
+
+
+def _text(values):
+  if 0 not in values:
+    return NONE
+  return 'diverged' if math.isnan(values[0]) else f'{values[0]:.4f}'

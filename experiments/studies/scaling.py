@@ -32,7 +32,8 @@ from experiments.studies.analysis import (
   sizes,
 )
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, Role, interval
+from experiments.studies.intervals import interval
+from experiments.studies.verdicts import Comparison, Role
 
 SOURCE = 'Tables 3 and 6'
 CLAIM = "DeepSeekMoE reaches a dense model's loss with less than half of its compute."
@@ -69,6 +70,7 @@ Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 
 def analyse(results: Results) -> Analysis:
   """Two curves of loss over compute, and how far apart they are at the best dense run."""
+  widths = _widths(results)
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
   rows = tuple(
     (
@@ -78,10 +80,10 @@ def analyse(results: Results) -> Analysis:
       *shown(results.loss(f'{variant}_d{width}')),
     )
     for label, variant in _VARIANTS.items()
-    for width in PROXY.widths
+    for width in widths
   )
   runs = {
-    label: [f'{variant}_d{width}' for width in PROXY.widths] for label, variant in _VARIANTS.items()
+    label: [f'{variant}_d{width}' for width in widths] for label, variant in _VARIANTS.items()
   }
   ours = tuple(
     Series(
@@ -130,7 +132,9 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
   share = "DeepSeekMoE's share of the compute at the best Dense's loss"
   ahead = "DeepSeekMoE's loss − the best Dense's, at equal compute"
   return (
-    read_off(share, compute_share, share_is_bound, below=_SHARE, paper=0.405, digits=3),
+    read_off(
+      share, compute_share, share_is_bound, below=_SHARE, paper=0.405, digits=3, unit='share'
+    ),
     read_off(ahead, loss_beside_dense, loss_is_bound, below=0.0, role=Role.BESIDE),
   )
 
@@ -200,13 +204,18 @@ def loss_at(curve: Curve, compute: float) -> float:
 
 def _curves(results: Results, variant: str) -> dict[int, Curve]:
   """By seed, for those that have every width."""
-  runs = [f'{variant}_d{width}' for width in PROXY.widths]
+  runs = [f'{variant}_d{width}' for width in _widths(results)]
   losses = [results.loss(run) for run in runs]
-  seeds = set.intersection(*(set(loss) for loss in losses))
+  seeds = set.intersection(*(set(loss) for loss in losses)) if losses else ()
   return {
     seed: [(results.of(run, 'train_flops'), loss[seed]) for run, loss in zip(runs, losses)]
     for seed in seeds
   }
+
+
+def _widths(results: Results) -> list[int]:
+  """Of the runs that there are, whatever their scale."""
+  return sorted({int(line['run'].rpartition('_d')[2]) for line in results.lines})
 
 
 def _is_finite(*curves: Curve) -> bool:

@@ -20,9 +20,10 @@ exactly, and it forgets no more of the text that it was trained on before.
 import functools
 from collections.abc import Mapping
 
-from experiments.studies.analysis import Analysis, Results, bar_panel, shown, sizes
+from experiments.studies.analysis import Analysis, Results, dots, shown, sizes
 from experiments.studies.common import INSTRUCTIONS, LONG, Run, Scale, Start
-from experiments.studies.intervals import Comparison, Role, difference, interval
+from experiments.studies.intervals import difference, interval
+from experiments.studies.verdicts import Comparison, Role
 
 SEEDS = 5
 SOURCE = 'Section 6, Table 5'
@@ -155,4 +156,4 @@ def percent(values: Mapping[int, float]) -> str:
 
 def _panel(results, axis, what, digits):
   values = {label: _of(results, name, 'after', what) for name, label in _MODELS.items()}
-  return bar_panel('After tuning', axis, values, from_zero=what == 'answers', digits=digits)
+  return dots('After tuning', axis, values, from_zero=what == 'answers', digits=digits)

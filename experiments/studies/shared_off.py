@@ -10,7 +10,8 @@ DeepSeekMoE there. Beside the claim: that it rises at all.
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Comparison, Role, difference
+from experiments.studies.intervals import difference
+from experiments.studies.verdicts import Comparison, Role
 
 SOURCE = 'Section 4.5'
 CLAIM = (
@@ -44,7 +45,6 @@ def analyse(results: Results) -> Analysis:
       Comparison(name, difference(off, on), above=_FAR, paper=2.414 - 1.808),
       Comparison(name, difference(off, on), above=0.0, paper=2.414 - 1.808, role=Role.BESIDE),
     ),
-    'The paper, Section 4.5 (2B)',
     'How far is far: the bound is all that is between Dense and DeepSeekMoE in the paper, at its '
     'scale; here that is about half as much (table1). Which knowledge it is that only the shared '
     'expert has: that the loss rises says that it is not spare, not what it has learned. An '

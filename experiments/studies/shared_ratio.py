@@ -15,7 +15,7 @@ import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import ABOUT, BOUND_MAY_BE_WIDE
+from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE
 
 SOURCE = 'Section 4.4'
 CLAIM = 'How many of 64 fine experts are shared, 1, 2 or 4, matters little.'
@@ -42,7 +42,6 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     comparisons,
-    'The paper, Section 4.4 (2B)',
     'Differences of a few thousandths, as the paper has them: '
     'with few seeds only those beyond about 0.02 can be told. ' + BOUND_MAY_BE_WIDE,
   )

@@ -18,7 +18,7 @@ import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale
-from experiments.studies.intervals import Role
+from experiments.studies.verdicts import Role
 
 SOURCE = 'Table 1'
 CLAIM = (
@@ -54,7 +54,6 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     comparisons,
-    'The paper, Table 1 (2B)',
     'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: '
     'routing that is learned may need more tokens to pay than a fixed hash does. Every model has '
     'the one learning rate that is best for four of them; '

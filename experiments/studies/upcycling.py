@@ -15,7 +15,7 @@ slow cores that much else shares: 3 layers, d 48, 2048 tokens a step.
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import PROXY, Run, Scale, Start
-from experiments.studies.intervals import Role
+from experiments.studies.verdicts import Role
 
 SOURCE = 'Upcycling'
 CLAIM = (
@@ -77,7 +77,6 @@ def analyse(results: Results) -> Analysis:
       against(results, _UPCYCLED, _ON, below=0.0),
       against(results, _ON, _DENSE, below=0.0, role=Role.BESIDE),
     ],
-    '',
     'Models of about a million parameters and 0.9M tokens in all: the dense run is far from where '
     'more tokens no longer help it, and the further tokens are half of its own, where upcycling is '
     'meant for long dense runs. The learning rate is that of a start from scratch, warm-up '

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiments.studies.common import PROXY, Scale
+from experiments.studies.common import PROXY, SCALES, Scale
 from experiments.sweeps import jsonl, plan
 from moe.errors import UserError, of_file
 
@@ -177,6 +177,14 @@ def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
   """Whether a line has all evaluations that its run asks for now, and no others."""
   wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
   return {name: made['intervention'] for name, made in line['evaluations'].items()} == wanted
+
+
+def scale(file: Path) -> Scale:
+  """Of the last line, which is what a study's figures are of; that of lines without one is
+  PROXY.
+  """
+  names = [line.get('scale') for line in read(file).values()]
+  return SCALES.get(names[-1] if names else None, PROXY)
 
 
 def current(

@@ -35,7 +35,7 @@ INTERVENTIONS = ('masked_share', 'experts_per_token', 'without_shared')
 @dataclasses.dataclass(frozen=True)
 class Study:
   """A study module, loaded: its name is the file's.
-  What reports it may be absent: analyse(), SOURCE and CLAIM.
+  What reports it may be absent: analyse(), SOURCE and CLAIM; so may SEEDS and SCALE.
   """
 
   path: str
@@ -43,8 +43,14 @@ class Study:
   analyse: Callable | None = None
   source: str = ''
   claim: str = ''
-  # That all its runs have, fixed in its file before they are started.
-  seeds: int = common.SEEDS
+  # That all its runs have, fixed in its file before they are started, by the scale's name; '': any.
+  seeds: Mapping[str, int] = dataclasses.field(default_factory=lambda: {'': common.SEEDS})
+  # The one it is run at unless another is asked for, by name.
+  scale: str = common.PROXY.name
+
+  def seeds_at(self, scale: Scale) -> range:
+    """The seeds of all its runs at a scale."""
+    return range(self.seeds.get(scale.name, self.seeds.get('', common.SEEDS)))
 
   @property
   def name(self) -> str:
@@ -64,9 +70,15 @@ def load(path: str) -> Study:
   if not isinstance(source, str) or not isinstance(claim, str):
     raise UserError(f'{path}: SOURCE and CLAIM must be strings, not {source!r} and {claim!r}')
   seeds = getattr(module, 'SEEDS', common.SEEDS)
-  if not isinstance(seeds, int) or seeds < 1:
-    raise UserError(f'{path}: SEEDS must be a number of at least 1, not {seeds!r}')
-  return Study(path, sweep, getattr(module, 'analyse', None), source, claim, seeds)
+  seeds = seeds if isinstance(seeds, dict) else {'': seeds}
+  for each in seeds.values():
+    if not isinstance(each, int) or each < 1:
+      raise UserError(f'{path}: SEEDS must be a number of at least 1, not {each!r}')
+  scale = getattr(module, 'SCALE', common.PROXY.name)
+  for name in (scale, *(name for name in seeds if name)):
+    if name not in common.SCALES:
+      raise UserError(f'{path}: {name!r} is no scale: one of {", ".join(common.SCALES)}')
+  return Study(path, sweep, getattr(module, 'analyse', None), source, claim, seeds, scale)
 
 
 def runs(study: Study, scale: Scale) -> Sequence[Run]:

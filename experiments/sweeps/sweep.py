@@ -21,7 +21,7 @@ class Options:
   study: str
   seeds: int | None = None  # the study's own
   runs: Sequence[str] = ()
-  scale: str = 'proxy'
+  scale: str = ''  # the study's own
   launcher: str = 'local'
   parallel: int = 1
   dry_run: bool = False
@@ -56,7 +56,8 @@ def _jobs(options, study):
     value = getattr(options, flag)
     if value is not None and value < 1:
       raise UserError(f'--{flag} must be at least 1, not {value}')
-  scale, seeds = common.SCALES[options.scale], range(options.seeds or study.seeds)
+  scale = common.SCALES[options.scale or study.scale]
+  seeds = range(options.seeds) if options.seeds else study.seeds_at(scale)
   every = plan.jobs(study, scale, seeds, options.overrides, options.workdir)
   jobs = plan.named(study, every, options.runs) if options.runs else every
   _require_text(scale, jobs, options.overrides)
@@ -230,7 +231,8 @@ class _Sweep:
     """Writes a job's lines. Returns its loss, in words."""
     options = self._options
     made = [
-      line.make(self._study.name, each, job, options.scale, self._differs) for each in job.runs
+      line.make(self._study.name, each, job, options.scale or self._study.scale, self._differs)
+      for each in job.runs
     ]
     for each in made:
       ledger.put(self.file, each)

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments.studies import intervals
-from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Comparison, Role
+from experiments.studies import intervals, verdicts
+from experiments.studies.verdicts import FAILS, HOLDS, UNDECIDED, Comparison, Role
 
 
 @pytest.fixture
@@ -115,14 +115,14 @@ def test_verdicts():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
   undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
-  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
+  of = lambda *comparisons: verdicts.verdict(comparisons, 6, 6)
   assert of(holding, holding).outcome == HOLDS
   assert (
     of(holding, undecided, failing).outcome == FAILS
     and of(failing).reason == 'c − d is not below 0'
   )
   assert of(holding, undecided).outcome == UNDECIDED and of(undecided).reason.startswith('e − f (')
-  partial = intervals.verdict([holding], 3, 15)
+  partial = verdicts.verdict([holding], 3, 15)
   assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
 
 
@@ -130,13 +130,13 @@ def test_only_comparisons_of_the_claim_decide_it():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
   beside = dataclasses.replace(failing, role=Role.BESIDE)
-  assert intervals.verdict([holding, beside], 6, 6) == intervals.Verdict(HOLDS, '')
+  assert verdicts.verdict([holding, beside], 6, 6) == verdicts.Verdict(HOLDS, '')
   assert (
-    intervals.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome
+    verdicts.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome
     == FAILS
   )
   assert (
-    intervals.verdict([holding, holding, beside], 6, 6).reason
+    verdicts.verdict([holding, holding, beside], 6, 6).reason
     == 'all 2 comparisons that decide it hold'
   )
 
@@ -146,8 +146,8 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
   undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
   presupposed = lambda comparison: dataclasses.replace(comparison, role=Role.PREMISE)
-  of = lambda *comparisons: intervals.verdict(comparisons, 6, 6)
-  assert of(holding, presupposed(holding)) == intervals.Verdict(HOLDS, '')
+  of = lambda *comparisons: verdicts.verdict(comparisons, 6, 6)
+  assert of(holding, presupposed(holding)) == verdicts.Verdict(HOLDS, '')
   void = of(holding, presupposed(failing), presupposed(undecided))
   assert void.outcome == UNDECIDED
   first, second = void.reason.split('; ')
@@ -161,3 +161,31 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
   assert (
     of(holding, presupposed(diverged)).reason == 'g − h (presupposed: a run of seed 1 has diverged)'
   )
+
+
+def test_holms_correction_is_of_a_claims_comparisons_alone(stats):
+  """Two clear ones and one that its own interval decides, at p between 0.025 and 0.05 of two."""
+  generator = np.random.default_rng(0)
+  noise = generator.normal(size=5)
+  noise = (noise - noise.mean()) / noise.std(ddof=1)
+  at = lambda p: dict(enumerate(noise - stats.t.ppf(1 - p / 2, 4) / math.sqrt(5)))
+  of = lambda p, **rest: Comparison(f'p {p}', at(p), below=0.0, **rest)
+  assert of(0.03).p_value == pytest.approx(0.03) and of(0.03).outcome == HOLDS
+  assert verdicts.outcomes([of(0.03)]) == [HOLDS]
+  # 0.001 < 0.05 / 2 and 0.03 < 0.05 / 1; of 0.03 and 0.04 neither is below 0.05 / 2.
+  assert verdicts.outcomes([of(0.03), of(0.001)]) == [HOLDS, HOLDS]
+  assert verdicts.outcomes([of(0.03), of(0.04)]) == [UNDECIDED, UNDECIDED]
+  assert verdicts.outcomes([of(0.03), of(0.001), of(0.02)]) == [HOLDS, HOLDS, HOLDS]
+  assert verdicts.outcomes([of(0.03), of(0.001), of(0.026)]) == [UNDECIDED, HOLDS, UNDECIDED]
+  beside = [of(0.03), of(0.04, role=Role.BESIDE)]
+  assert verdicts.outcomes(beside) == [HOLDS, HOLDS]
+  premise = [of(0.03), of(0.04, role=Role.PREMISE)]
+  assert verdicts.outcomes(premise) == [UNDECIDED, UNDECIDED]
+  found = verdicts.verdict([of(0.03), of(0.04)], 2, 2)
+  assert found.outcome == UNDECIDED and 'Holm' in found.reason
+
+
+def test_the_p_value_is_of_the_nearest_bound(stats):
+  values = {0: 0.011, 1: 0.013, 2: 0.009, 3: 0.014}
+  found = Comparison('a', values, above=-0.02, below=0.02).p_value
+  assert found == pytest.approx(stats.ttest_1samp(list(values.values()), 0.02).pvalue)

@@ -22,7 +22,7 @@ figures => figures.map(figure => {
     visible: figure.checkVisibility(),
     page: getComputedStyle(page).fill, ink: getComputedStyle(figure.querySelector('text')).fill,
     paper: getComputedStyle(document.body).backgroundColor,
-    bars: figure.querySelectorAll('.bar, .line').length,
+    marks: figure.querySelectorAll('.point, .line').length,
   };
 })
 """
@@ -67,10 +67,13 @@ def test_every_figure_is_there_and_nothing_goes_wrong(scheme, browser, results):
   in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'index.html', scheme)
   figures = page.eval_on_selector_all('figure > svg', _FIGURES)
-  assert [figure['id'] for figure in figures] == [f'figure-{name}' for name in STUDIES]
+  drawn = ['claims', *STUDIES]
+  assert [figure['id'] for figure in figures] == [f'figure-{name}' for name in drawn]
   dark = lambda colour: sum(map(int, colour[4:-1].split(','))) < 3 * 128  # 'rgb(1, 2, 3)'
   for figure in figures:
-    assert figure['visible'] and figure['width'] > 600 and figure['height'] > 200 and figure['bars']
+    assert (
+      figure['visible'] and figure['width'] > 600 and figure['height'] > 100 and figure['marks']
+    )
     assert (figure['overlapping'], figure['outside']) == ([], []), figure['id']
     assert figure['page'] == figure['paper'] and dark(figure['page']) == (scheme == 'dark') != dark(
       figure['ink']
@@ -92,14 +95,15 @@ def test_a_page_without_runs_has_no_figure(browser, tmp_path):
   in_process.check('report', f'--results={tmp_path}')
   page, faults = _open(browser, tmp_path / 'index.html')
   assert page.locator('svg').count() == 0 and faults == []
-  assert page.get_by_text('0 of 15 runs finished').count() == 2
+  assert page.get_by_text('0 of 15 runs finished').count() == 1
 
 
 def test_a_figure_by_itself(browser, results):
   """As the README shows it."""
   in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'table1' / 'figure.svg', 'dark')
-  assert page.locator('rect.bar').count() == 10 and faults == []
+  # A loss of each of the five, seven differences here, and the paper's of these.
+  assert page.locator('.point').count() == 5 + 7 + 7 and faults == []
 
 
 def test_the_committed_page(browser):
@@ -115,6 +119,6 @@ def test_the_committed_page(browser):
   for figure in figures:
     assert (
       figure['visible']
-      and figure['bars']
+      and figure['marks']
       and (figure['overlapping'], figure['outside']) == ([], [])
     ), figure

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reports import blocks, page, study, svg
+from experiments.reports import axes, blocks, page, study, svg
 from experiments.studies import STUDIES, scaling
 from experiments.studies.analysis import Panel, Results, Series
-from experiments.studies.intervals import FAILS, HOLDS, UNDECIDED, Interval, Role
+from experiments.studies.intervals import Interval
+from experiments.studies.verdicts import FAILS, HOLDS, UNDECIDED, Role
 from experiments.sweeps import ledger
 from tests import in_process
 from tests.experiments.reports import synthetic
@@ -288,7 +289,7 @@ def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, 
   for folder in (results, again):
     programs.check('report', f'--results={folder}')
   files = sorted(path.relative_to(results) for path in results.rglob('*') if path.is_file())
-  assert len(files) == 1 + 3 * len(STUDIES)  # the page; of the pilot there is no line
+  assert len(files) == 3 + 3 * len(STUDIES)  # of the page three; of the pilots there is no line
   for file in files:
     if file.name != 'runs.jsonl':
       assert (results / file).read_bytes() == (again / file).read_bytes()
@@ -298,7 +299,7 @@ def test_what_is_committed_is_what_the_runs_give():
   """`make report` on a fresh clone changes nothing.
   After new runs, or a change of a study: make report.
   """
-  for path, content in page.of_folder(Path('experiments/results')).items():
+  for path, content in page.of_folder(Path('experiments/results'), Path('README.md')).items():
     if content is None:
       assert not path.exists(), f'{path} is of other runs: make report'
     else:
@@ -316,19 +317,18 @@ def test_a_config_and_seed_have_one_loss_in_all_studies():
   assert losses and {key: found for key, found in losses.items() if len(found) > 1} == {}
 
 
-def test_the_readme_has_the_verdicts():
-  text = Path('README.md').read_text(encoding='utf-8')
-  said = re.findall(
-    r'^\| \[[^\]]+\]\(experiments/results/(\w+)/README.md\): [^|]+ \| ([^|]+) \|',
-    text,
-    re.MULTILINE,
+def test_marks_are_asked_of_a_readme(results, tmp_path):
+  file = tmp_path / 'README.md'
+  file.write_text('# Mine\n')
+  assert 'must have the lines <!-- verdicts' in in_process.error_line(
+    'report', f'--results={results}', f'--readme={file}'
   )
-  loaded = {name: study.load(name, Path('experiments/results')) for name in STUDIES}
-  finished = {name: found for name, found in loaded.items() if not found.missing}
-  assert dict(said) == {name: found.verdict.outcome for name, found in finished.items()}
-  assert len(said) == len(finished)
-  left = re.search(r'^Not run to the end yet: ([\w, ]+)\.', text, re.MULTILINE)
-  assert set(left[1].split(', ') if left else ()) == set(STUDIES) - finished.keys()
+  assert (
+    'no such file'
+    in in_process.error_line(
+      'report', f'--results={results}', f'--readme={tmp_path}/none.md'
+    ).lower()
+  )
 
 
 def test_a_figure_that_is_no_longer_drawn_goes(results):
@@ -358,8 +358,12 @@ def test_figures_have_a_bar_or_point_for_each_value(results):
       for point in series.points
     ]
     given = sum(found is not None for _, found in points)
-    legend = sum(len(panel.series) for panel in loaded.analysis.panels if len(panel.series) > 1)
-    assert sum(kind.startswith(('bar', 'fill')) for kind in classes) == given + legend
+    legend = sum(
+      len(panel.series)
+      for panel in loaded.analysis.panels
+      if len(panel.series) > 1 and not panel.categories
+    )
+    assert sum(kind.startswith(('point', 'fill')) for kind in classes) == given + legend
     assert 'whisker' in classes
 
 
@@ -370,30 +374,53 @@ def test_what_is_drawn_stays_inside_its_axes(results):
     for group in root.iter('{http://www.w3.org/2000/svg}g'):
       for circle in group.iter('{http://www.w3.org/2000/svg}circle'):
         assert 0 < float(circle.get('cx')) < width and 0 < float(circle.get('cy')) < height
-      for bar in group.iter('{http://www.w3.org/2000/svg}rect'):
-        assert float(bar.get('height')) >= 0 and float(bar.get('y')) > 0
+      for text in group.iter('{http://www.w3.org/2000/svg}text'):
+        assert 0 < float(text.get('x')) < width and 0 < float(text.get('y')) < height
 
 
-def test_bars_that_start_at_zero_do_so_whatever_their_intervals():
+def _drawn(panel):
+  """(class, x) of the dots and diamonds, and the ends of the whiskers."""
+  root = ET.fromstring(svg.figure('x', 'y', [panel]))
+  points, whiskers = [], []
+  for element in root.iter():
+    kind = element.get('class', '')
+    if kind.startswith('point'):
+      start = element.get('cx') or re.match('M([0-9.]+) ', element.get('d'))[1]
+      points.append((kind, float(start)))
+    elif kind == 'whisker':
+      whiskers.append(
+        tuple(map(float, re.match('M([0-9.]+) [0-9.]+H([0-9.]+)', element.get('d')).groups()))
+      )
+  return points, whiskers
+
+
+def test_what_cannot_be_negative_starts_at_zero_whatever_its_interval():
   values = ((0, Interval(1.7, 5.2, 3)), (1, Interval(0.0, 0.0, 3)))
-  drawn = svg.figure(
-    'x', 'y', [Panel('idle', 'experts', (Series('', values),), ('a', 'b'), from_zero=True)]
+  (first, second), (whisker,) = _drawn(
+    Panel('idle', 'experts', (Series('', values),), ('a', 'b'), from_zero=True)
   )
-  heights = [
-    float(bar.get('height'))
-    for bar in ET.fromstring(drawn).iter()
-    if 'bar' in bar.get('class', '').split()
-  ]
-  assert heights[0] > 20 and heights[1] == 0
-  assert 'bars start at' not in drawn
+  assert (
+    whisker[0] == second[1] < first[1] < whisker[1]
+  )  # the second is at 0, where the axis starts
+
+
+def test_beyond_its_limits_a_point_is_an_arrow_at_the_edge_with_its_number():
+  ours = Series('here', ((0, Interval(-0.1, 0.02, 3)), (1, Interval(0.5, 0.3, 3))))
+  paper = Series('paper', ((0, Interval(-7.0)), (1, None)), paper=True)
+  panel = Panel('both', 'loss', (ours, paper), ('a', 'b'), limits=(-0.2, 0.2))
+  points, whiskers = _drawn(panel)
+  inside, beyond, below = (x for _, x in points)
+  assert below < inside < beyond and below < whiskers[0][0] < inside < whiskers[0][1] < beyond
+  drawn = svg.figure('x', 'y', [panel])
+  assert all(f'>{text}</text>' in drawn for text in ('−0.100', '0.500', '−7.000', 'not given'))
 
 
 def test_ticks_are_round_and_hold_the_range():
   for low, high in itertools.product((-3.0, 0.0, 1.8041, 7.3), (7.31, 9.1, 120.0)):
-    found = svg.ticks(low, high)
+    found = axes.ticks(low, high)
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
-  assert svg.ticks(1.8, 2.06) == [1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1]
-  assert len(svg.ticks(2.0, 2.0)) >= 2
+  assert axes.ticks(1.8, 2.06) == [1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1]
+  assert len(axes.ticks(2.0, 2.0)) >= 2
 
 
 def test_text_is_escaped_and_tables_keep_their_columns():

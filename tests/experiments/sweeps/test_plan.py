@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.common import PROXY, Run
+from experiments.studies.common import LONG, PROXY, Run
 from experiments.sweeps import (
   children,
   places,
@@ -146,6 +146,14 @@ def test_a_study_fixes_its_number_of_seeds(tmp_path):
   good, bad = tmp_path / 'good.py', tmp_path / 'bad.py'
   for study, seeds in ((good, 7), (bad, 0)):
     study.write_text(f'SEEDS = {seeds}\ndef sweep(scale): return []\n', encoding='utf-8')
-  assert plan.load(str(good)).seeds == 7
+  assert plan.load(str(good)).seeds_at(PROXY) == range(7)
+  scaled, tiny = tmp_path / 'scaled.py', tmp_path / 'tiny.py'
+  scaled.write_text("SEEDS = {'long': 9}\nSCALE = 'long'\ndef sweep(scale): return []\n")
+  loaded = plan.load(str(scaled))
+  assert (loaded.seeds_at(LONG), loaded.seeds_at(PROXY)) == (range(9), range(3))
+  assert loaded.scale == 'long'
+  tiny.write_text("SCALE = 'tiny'\ndef sweep(scale): return []\n")
+  with pytest.raises(UserError, match="'tiny' is no scale: one of proxy, long, paper"):
+    plan.load(str(tiny))
   with pytest.raises(UserError, match='SEEDS must be a number of at least 1, not 0'):
     plan.load(str(bad))

@@ -19,7 +19,10 @@ from moe.accounting import account
 from tests.launch.runs.programs import ROOT
 
 _FOLDER = Path('experiments/studies')
-_SHARED = ('__init__', 'analysis', 'common', 'intervals', 'pilot', 'pilot_long', *studies.BEYOND)
+_SHARED = (
+  *('__init__', 'analysis', 'common', 'intervals', 'verdicts'),
+  *(*studies.PILOTS, *studies.BEYOND),
+)
 STUDIES = sorted(path.stem for path in (ROOT / _FOLDER).glob('*.py') if path.stem not in _SHARED)
 _OWN = (
   'moe.',

@@ -1,0 +1,203 @@
+"""What a claim is tested by, and the one rule by which it holds, does not hold or is undecided.
+
+experiments/reports/texts.py has the rule in words.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Sequence
+
+from experiments.studies.intervals import Interval, Values, half_width, interval, p_value
+
+HOLDS = 'holds'
+FAILS = 'does not hold at this scale'
+UNDECIDED = 'undecided'
+# What "about the same loss" means, in nats: a third of what is between GShard and
+# DeepSeekMoE in the paper (0.059).
+ABOUT = 0.02
+BOUND_MAY_BE_WIDE = (
+  '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. '
+  'Where they are no further apart than that here, which table1 measures, '
+  'being about as good as another says little.'
+)
+_MOST_SEEDS = 1000
+LOSS = 'loss'  # in nats a token
+_LEVEL = 0.05
+
+
+class Role(enum.Enum):
+  """What a comparison is to the claim as it is worded; the value:
+  whether it decides the claim, as a table says it.
+  """
+
+  CLAIM = 'yes'
+  PREMISE = 'presupposed'  # that the claim holds says nothing unless this does
+  BESIDE = 'no'  # what else the paper leads one to expect
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A difference, by seed, expected between `above` and `below`.
+  `paper`: the paper's, where it has one.
+
+  A value may be infinite, where a study takes divergence for an outcome: there is no interval then,
+  and what holds must hold for every seed.
+  `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
+  `unit`: what the difference is of.
+  """
+
+  what: str
+  values: Values
+  above: float = -math.inf
+  below: float = math.inf
+  paper: float | None = None
+  digits: int = 4
+  role: Role = Role.CLAIM
+  at_most: bool = False
+  at_least: bool = False
+  unit: str = LOSS
+
+  @property
+  def interval(self) -> Interval | None:
+    """None also where a seed has diverged: the mean of the others would hide it."""
+    return interval(self.values) if all(map(math.isfinite, self.values.values())) else None
+
+  @property
+  def diverged(self) -> list[int]:
+    """The seeds of which it lacks a run that has diverged."""
+    return [seed for seed in sorted(self.values) if math.isnan(self.values[seed])]
+
+  @property
+  def needs(self) -> str:
+    if self.above == -self.below:
+      return f'within ±{self.below:g}'
+    return f'below {self.below:g}' if math.isfinite(self.below) else f'above {self.above:g}'
+
+  @property
+  def p_value(self) -> float:
+    """Of the nearest bound; 0 where divergence decides, without an interval."""
+    found = self.interval
+    if found is None or found.half is None:
+      return 0.0
+    return max(p_value(found, bound) for bound in (self.above, self.below) if math.isfinite(bound))
+
+  @property
+  def outcome(self) -> str:
+    """By its 95% interval alone, whatever it is compared beside (`outcomes`)."""
+    if self.diverged or len(self.values) < 2:
+      return UNDECIDED
+    found = self.interval
+    if found is None:
+      inside = set(map(self._is_inside, self.values.values()))
+      return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
+    return self._between(found.low, found.high)
+
+  def _between(self, low: float, high: float) -> str:
+    """The outcome if the value is from `low` to `high`, or what bounds it is."""
+    low, high = -math.inf if self.at_most else low, math.inf if self.at_least else high
+    if self._is_inside(low) and self._is_inside(high):
+      return HOLDS
+    return FAILS if high <= self.above or low >= self.below else UNDECIDED
+
+  def _is_inside(self, value: float) -> bool:
+    """A bound that is infinite is none, also for an infinite value."""
+    return (value > self.above or self.above == -math.inf) and (
+      value < self.below or self.below == math.inf
+    )
+
+  @property
+  def seeds_needed(self) -> int | None:
+    """How many seeds would decide if mean and spread stayed as they are;
+    None if more than anyone runs.
+    """
+    found = self.interval
+    if found is None or found.half is None:
+      return None
+    nearest = min(abs(found.mean - bound) for bound in (self.above, self.below))
+    return next((n for n in range(2, _MOST_SEEDS + 1) if half_width(found.sd, n) < nearest), None)
+
+  @property
+  def decides(self) -> str:
+    """What would decide it, in words; '' if it is decided."""
+    if self.outcome != UNDECIDED:
+      return ''
+    if self.diverged:
+      return f'a run of seed {", ".join(map(str, self.diverged))} has diverged'
+    if len(self.values) < 2:
+      return 'at least 2 seeds give an interval'
+    if self.interval is None:
+      return 'seeds differ in whether they diverge'
+    in_the_end = self._between(self.interval.mean, self.interval.mean)
+    if in_the_end == UNDECIDED:
+      return (
+        'more seeds would not decide it: it is only a bound, '
+        'which runs nearer to the point would narrow'
+      )
+    if self.seeds_needed:
+      return (
+        f'about {self.seeds_needed} seeds would decide '
+        f'{"for" if in_the_end == HOLDS else "against"} it'
+      )
+    return f'not even {_MOST_SEEDS:,} seeds would decide, but larger models or longer runs may'
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  outcome: str
+  reason: str
+
+
+def outcomes(comparisons: Sequence[Comparison]) -> list[str]:
+  """The outcome of each, those that decide a claim corrected for their number by Holm's method: of
+  m the one with the smallest p-value has to be below 0.05 ÷ m, the next below 0.05 ÷ (m − 1), and
+  so on; from the first that is not, all are undecided. What is beside the claim is as it is.
+  """
+  family = [number for number, each in enumerate(comparisons) if each.role is not Role.BESIDE]
+  found, rejected = [each.outcome for each in comparisons], True
+  for left, number in zip(
+    range(len(family), 0, -1), sorted(family, key=lambda number: comparisons[number].p_value)
+  ):
+    # The last is judged as it is alone, by its interval.
+    rejected = rejected and (left == 1 or comparisons[number].p_value < _LEVEL / left)
+    if not rejected:
+      found[number] = UNDECIDED
+  return found
+
+
+def why_open(comparison: Comparison) -> str:
+  """What would decide one that is undecided."""
+  if comparison.outcome == UNDECIDED:
+    return comparison.decides
+  return "decided by its own interval, not after Holm's correction: more seeds would"
+
+
+def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
+  """By the rule, once all runs are there."""
+  if finished < expected:
+    return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
+  claimed, premises = (
+    [pair for pair in zip(comparisons, outcomes(comparisons)) if pair[0].role is role]
+    for role in (Role.CLAIM, Role.PREMISE)
+  )
+  failed = [each for each, outcome in claimed if outcome == FAILS]
+  if failed:
+    return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
+  open_ones = [pair for pair in (*claimed, *premises) if pair[1] != HOLDS]
+  if open_ones:
+    reasons = [f'{each.what} ({_why_open(each, outcome)})' for each, outcome in open_ones]
+    return Verdict(UNDECIDED, '; '.join(reasons))
+  return Verdict(
+    HOLDS, f'all {len(claimed)} comparisons that decide it hold' if len(claimed) > 1 else ''
+  )
+
+
+def _why_open(comparison: Comparison, outcome: str) -> str:
+  if comparison.role is not Role.PREMISE:
+    return why_open(comparison)
+  if outcome == FAILS:
+    return (
+      f'presupposed, and not {comparison.needs} here: '
+      'only models of which it is could show the claim'
+    )
+  return f'presupposed: {why_open(comparison)}'
