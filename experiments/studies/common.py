@@ -92,13 +92,16 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """Where a study's variants come from, at which size. `widths`: of the scaling study, d_model."""
+  """Where a study's variants come from, at which size. `widths`: of the scaling study, d_model by
+  variant. `rates`: the peak learning rate of a variant for which that of `settings` is not best.
+  """
 
   name: str
   settings: Mapping[str, object]
   shape: tuple[int, int] | None  # layers and d_model of every run; None: each variant's own
   head_dim: int
-  widths: tuple[int, ...]
+  widths: Mapping[str, tuple[int, ...]]
+  rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def run(
     self,
@@ -119,21 +122,38 @@ class Scale:
       if self.shape or d_model
       else {}
     )
+    rate = {'optimizer.peak_lr': self.rates[variant]} if variant in self.rates else {}
     return Run(
       name=name or variant,
       config=f'experiments/{file}.py:{variant}',
-      overrides={**self.settings, **size, **(overrides or {})},
+      overrides={**self.settings, **size, **rate, **(overrides or {})},
       evaluations=evaluations or {},
     )
 
 
+def _widths(dense: tuple[int, ...], moe: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+  return {'dense': dense, 'deepseek_moe': moe}
+
+
 PROXY = Scale(
-  'proxy', _PROXY_SETTINGS, shape=(_LAYERS, _D), head_dim=_HEAD_DIM, widths=(48, 96, 144)
+  'proxy',
+  _PROXY_SETTINGS,
+  shape=(_LAYERS, _D),
+  head_dim=_HEAD_DIM,
+  widths=_widths((48, 96, 144), (48, 96, 144)),
 )
-PAPER = Scale('paper', {}, shape=None, head_dim=128, widths=(640, 896, 1280))
+PAPER = Scale(
+  'paper', {}, shape=None, head_dim=128, widths=_widths((640, 896, 1280), (640, 896, 1280))
+)
 
 
-def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> Scale:
+def long_scale(
+  d_model: int,
+  head_dim: int,
+  vocab_size: int,
+  num_steps: int,
+  rates: Mapping[str, float] | None = None,
+) -> Scale:
   """Smaller models than PROXY's and many more tokens an activated parameter:
   3 layers, 2 heads, 4096 tokens a step.
   """
@@ -147,8 +167,15 @@ def long_scale(d_model: int, head_dim: int, vocab_size: int, num_steps: int) -> 
     'evaluation.every_steps': num_steps // 10,
     'checkpoint.every_steps': num_steps // 10,
   }
+  # Whole heads; Dense far enough that its best loss lies within DeepSeekMoE's curve.
+  narrow, *wide = (head_dim * heads for heads in (1, 2, 3, 4))
   return Scale(
-    'long', settings, shape=(_LAYERS, d_model), head_dim=head_dim, widths=(36, d_model, 72)
+    'long',
+    settings,
+    shape=(_LAYERS, d_model),
+    head_dim=head_dim,
+    widths=_widths((narrow, *wide), (narrow, *wide[:-1])),
+    rates=rates or {},
   )
 
 

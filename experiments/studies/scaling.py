@@ -2,23 +2,26 @@
 
   python -m launch.sweep --sweep=experiments/studies/scaling.py
 
-Dense and DeepSeekMoE at three widths, everything else equal: held-out loss against training FLOPs,
-two curves, and the share of the compute of the best Dense, that of the lowest loss, at which
-DeepSeekMoE reaches the same loss. The paper's numbers, about 40% and less when larger:
+Dense and DeepSeekMoE at several widths, everything else equal: held-out loss against training
+FLOPs, two curves, and the share of Dense's compute at which DeepSeekMoE has the same loss. The
+paper's numbers, about 40% and less when larger:
 
   DeepSeekMoE 16B beside DeepSeek 7B      40.5% of the FLOPs   Pile bits per byte 0.74 and 0.75
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
   142B, half activated, beside 67B        18.2%                Pile loss 1.888 and 1.905
 
-What has to carry over: the share is below one half. Beside the claim: at equal compute its loss is
-lower. Between two widths both are read off a straight line over log FLOPs. Loss over compute bends:
-it lies below that line, so that what is read is an upper bound, which may show a share to be below
-one half, and cannot show it to be above.
+What has to carry over: the share is below one half at the best Dense, the one of the lowest loss,
+by a law fitted to all runs of a seed: each model's loss a power of its compute above one floor.
+Beside the claim: the share, and the loss at equal compute, without a law: between two widths off a
+straight line over log FLOPs. Loss over compute bends: it lies below that line, so that what is read
+is an upper bound.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
@@ -42,8 +45,8 @@ CLAIM = "DeepSeekMoE reaches a dense model's loss with less than half of its com
 def sweep(scale: Scale = PROXY) -> list[Run]:
   return [
     scale.run(variant, name=f'{variant}_d{width}', d_model=width)
-    for width in scale.widths
-    for variant in ('dense', 'deepseek_moe')
+    for variant, widths in scale.widths.items()
+    for width in widths
   ]
 
 
@@ -63,6 +66,7 @@ _PAPER = {
   'DeepSeekMoE 142B half, 145B': ((374.6e12, 1.888), (585.6e12, 1.876)),
 }
 AT_MOST, AT_LEAST = 'at most', 'at least'
+_EXPONENTS = (0.01, 10.0)  # of a law: a curve is never flat
 _SHARE = 0.5  # "about 40%", rounded up to what few seeds can tell
 
 Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
@@ -70,8 +74,10 @@ Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 
 def analyse(results: Results) -> Analysis:
   """Two curves of loss over compute, and how far apart they are at the best dense run."""
-  widths = _widths(results)
+  widths = {label: _widths(results, variant) for label, variant in _VARIANTS.items()}
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
+  errors = [fit(*pair).error for pair in _pairs(dense, moe).values() if _is_finite(*pair)]
+  left = f'{mean(errors):.4f}' if errors else NONE
   rows = tuple(
     (
       f'{label}, width {width}',
@@ -80,10 +86,11 @@ def analyse(results: Results) -> Analysis:
       *shown(results.loss(f'{variant}_d{width}')),
     )
     for label, variant in _VARIANTS.items()
-    for width in widths
+    for width in widths[label]
   )
   runs = {
-    label: [f'{variant}_d{width}' for width in widths] for label, variant in _VARIANTS.items()
+    label: [f'{variant}_d{width}' for width in widths[label]]
+    for label, variant in _VARIANTS.items()
   }
   ours = tuple(
     Series(
@@ -106,17 +113,17 @@ def analyse(results: Results) -> Analysis:
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; '
     'every width is trained on the same few tokens, so that the compute here buys width alone; '
     'attention and the output head, equal in both models, are a larger part of the compute of a '
-    'small model. Between runs the loss is taken from a straight line over log FLOPs, below which '
-    'a curve lies that flattens from width to width, as these do with every seed; where the '
-    'curves do not overlap, from the nearest DeepSeekMoE run: the comparison says "at most" or '
-    '"at least". A width whose loss is nearer to that of the best Dense would tell more. The '
-    'learning rate was searched at d 96 alone: another may suit the other widths better.',
+    f'small model. The law leaves {left} of loss (root mean square). Beside the claim the loss '
+    'between runs is taken from a straight line over log FLOPs, below which a curve lies that '
+    'flattens from width to width; where the curves do not overlap, from the nearest DeepSeekMoE '
+    'run: the comparison says "at most" or "at least". The learning rate was searched at one '
+    'width: another may suit the other widths better.',
   )
 
 
 def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[Comparison, ...]:
   """Of curves by seed."""
-  pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
+  pairs = _pairs(dense, moe)
   whole = [pair for pair in pairs.values() if _is_finite(*pair)]
 
   def read_off(what, measure, is_bound, **expected):
@@ -131,12 +138,74 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
 
   share = "DeepSeekMoE's share of the compute at the best Dense's loss"
   ahead = "DeepSeekMoE's loss − the best Dense's, at equal compute"
+  fitted = {
+    seed: fit(*pair).share(best(pair[0])[0]) if _is_finite(*pair) else math.nan
+    for seed, pair in pairs.items()
+  }
   return (
+    Comparison(
+      "DeepSeekMoE's share of the compute at the best Dense's, by the law",
+      fitted,
+      below=_SHARE,
+      paper=0.405,
+      digits=3,
+      unit='share',
+    ),
     read_off(
-      share, compute_share, share_is_bound, below=_SHARE, paper=0.405, digits=3, unit='share'
+      share,
+      compute_share,
+      share_is_bound,
+      below=_SHARE,
+      paper=0.405,
+      digits=3,
+      unit='share',
+      role=Role.BESIDE,
     ),
     read_off(ahead, loss_beside_dense, loss_is_bound, below=0.0, role=Role.BESIDE),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """log(loss − floor) = at − exponent · log(C ÷ middle), C the training FLOPs: one floor for both
+  models, since they see the same text, and (at, exponent) each. `error`: root mean square of what
+  it leaves, in nats.
+  """
+
+  floor: float
+  middle: float
+  dense: tuple[float, float]
+  moe: tuple[float, float]
+  error: float
+
+  def share(self, compute: float) -> float:
+    """Of a dense model's compute, that of the MoE of the same loss."""
+    (at, exponent), (moe_at, moe_exponent) = self.dense, self.moe
+    x = math.log(compute / self.middle)
+    return math.exp((moe_at - at + exponent * x) / moe_exponent - x)
+
+
+def fit(dense: Curve, moe: Curve) -> Law:
+  """By least squares, through all runs of a seed; the floor is at least 0."""
+  import numpy as np
+  from scipy.optimize import least_squares
+
+  compute, loss = np.array([*dense, *moe]).T
+  middle = float(np.exp(np.log(compute).mean()))
+  x, is_moe = np.log(compute / middle), np.arange(len(compute)) >= len(dense)
+
+  def left(law):
+    floor, at, exponent, moe_at, moe_exponent = law
+    logs = np.where(is_moe, moe_at - moe_exponent * x, at - exponent * x)
+    return floor + np.exp(logs) - loss
+
+  lowest = float(loss.min())
+  start = (0.5 * lowest, *(math.log(0.5 * lowest), 0.1) * 2)
+  bounds = ((0.0, *(-10.0, _EXPONENTS[0]) * 2), (lowest, *(10.0, _EXPONENTS[1]) * 2))
+  found = least_squares(left, start, bounds=bounds, xtol=1e-12, ftol=1e-12, max_nfev=10000)
+  floor, at, exponent, moe_at, moe_exponent = map(float, found.x)
+  error = float(np.sqrt(np.mean(found.fun**2)))
+  return Law(floor, middle, (at, exponent), (moe_at, moe_exponent), error)
 
 
 def best(curve: Curve) -> tuple[float, float]:
@@ -204,7 +273,7 @@ def loss_at(curve: Curve, compute: float) -> float:
 
 def _curves(results: Results, variant: str) -> dict[int, Curve]:
   """By seed, for those that have every width."""
-  runs = [f'{variant}_d{width}' for width in _widths(results)]
+  runs = [f'{variant}_d{width}' for width in _widths(results, variant)]
   losses = [results.loss(run) for run in runs]
   seeds = set.intersection(*(set(loss) for loss in losses)) if losses else ()
   return {
@@ -213,9 +282,14 @@ def _curves(results: Results, variant: str) -> dict[int, Curve]:
   }
 
 
-def _widths(results: Results) -> list[int]:
+def _widths(results: Results, variant: str) -> list[int]:
   """Of the runs that there are, whatever their scale."""
-  return sorted({int(line['run'].rpartition('_d')[2]) for line in results.lines})
+  names = [line['run'].rpartition('_d') for line in results.lines]
+  return sorted({int(width) for of, _, width in names if of == variant})
+
+
+def _pairs(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> dict[int, tuple[Curve, Curve]]:
+  return {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
 
 
 def _is_finite(*curves: Curve) -> bool:

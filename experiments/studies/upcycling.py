@@ -42,7 +42,7 @@ _SETTINGS = {
   'checkpoint.keep_last': 1,
   'checkpoint.keep_best': 1,
 }
-_SMALL = Scale('proxy', _SETTINGS, shape=(3, 48), head_dim=24, widths=())
+_SMALL = Scale('proxy', _SETTINGS, shape=(3, 48), head_dim=24, widths={})
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:

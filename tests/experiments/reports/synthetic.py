@@ -32,10 +32,13 @@ LOSS = {
   'shared_2': 1.806,
   'shared_4': 1.811,
   'alpha1_0.1': 1.9,
-  **{f'dense_d{width}': loss for width, loss in zip(PROXY.widths, (2.3, 2.15, 2.06), strict=True)},
+  **{
+    f'dense_d{width}': loss
+    for width, loss in zip(PROXY.widths['dense'], (2.3, 2.15, 2.06), strict=True)
+  },
   **{
     f'deepseek_moe_d{width}': loss
-    for width, loss in zip(PROXY.widths, (2.06, 1.9, 1.808), strict=True)
+    for width, loss in zip(PROXY.widths['deepseek_moe'], (2.06, 1.9, 1.808), strict=True)
   },
 }
 EVALUATION = {

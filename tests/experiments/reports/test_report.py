@@ -4,6 +4,7 @@ and that its bytes depend on nothing else.
 
 import collections
 import itertools
+import math
 import re
 import subprocess
 import xml.etree.ElementTree as ET
@@ -71,7 +72,7 @@ _OF_THE_CLAIM = {
   'half_active': ['half activated − GShard'],
   'fewer_active': ['4 routed − GShard'],
   'larger': ['DeepSeekMoE − GShard ×1.5', 'DeepSeekMoE − Dense ×16'],
-  'scaling': ["DeepSeekMoE's share of the compute at the best Dense's loss, at most"],
+  'scaling': ["DeepSeekMoE's share of the compute at the best Dense's, by the law"],
 }
 
 
@@ -242,6 +243,24 @@ def test_the_share_of_the_compute():
   ]
 
 
+def test_the_law_finds_what_curves_were_made_with():
+  dense_law = lambda compute: 1.7 + (compute / 7e12) ** -0.31
+  moe_law = lambda compute: 1.7 + (compute / 3e12) ** -0.37
+  dense = [(compute, dense_law(compute)) for compute in (2e12, 6e12, 2e13, 5e13)]
+  moe = [(compute, moe_law(compute)) for compute in (3e12, 1e13, 3e13)]
+  found = scaling.fit(dense, moe)
+  assert found.error < 1e-6 and found.floor == pytest.approx(1.7, abs=1e-3)
+  assert found.dense[1] == pytest.approx(0.31, abs=1e-3)
+  assert moe_law(found.share(2e13) * 2e13) == pytest.approx(dense_law(2e13))
+  # Lines over log compute have no floor that can be told, but a share.
+  line = lambda compute: 4 - 0.1 * math.log(compute / 1e13)
+  found = scaling.fit(
+    [(compute, line(compute)) for compute, _ in dense],
+    [(compute, line(compute / 0.6)) for compute, _ in moe],
+  )
+  assert found.share(2e13) == pytest.approx(0.6, rel=0.02)
+
+
 def test_a_dense_model_that_costs_more_and_is_no_better_is_not_what_is_compared_with():
   dense, moe = [(1e12, 3.5), (2e12, 3.0), (8e12, 3.1)], [(5e11, 3.6), (2e12, 3.0), (4e12, 2.5)]
   assert scaling.best(dense) == (2e12, 3.0)
@@ -264,7 +283,7 @@ def test_what_is_read_off_a_curve_is_said_to_be_a_bound(tmp_path):
   synthetic.write(tmp_path, 'scaling', synthetic.lines('scaling', of))
   assert (
     study.load('scaling', tmp_path)
-    .analysis.comparisons[0]
+    .analysis.comparisons[1]
     .what.endswith("best Dense's loss, at most")
   )
 
@@ -277,7 +296,7 @@ def test_a_share_above_the_bound_that_is_at_most_that_decides_nothing():
   results = Results(
     synthetic.lines('scaling', lambda run, evaluation, seed: losses[run] + seed * 1e-4)
   )
-  share, ahead = scaling.analyse(results).comparisons
+  _, share, ahead = scaling.analyse(results).comparisons
   assert share.interval.low > 0.5 and share.outcome == UNDECIDED and 'only a bound' in share.decides
   assert ahead.at_most and ahead.outcome == HOLDS
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import studies
 from experiments.studies import analysis, pilot
-from experiments.studies.common import PAPER, PROXY, SCALES
+from experiments.studies.common import PROXY, SCALES
 from experiments.sweeps import plan
 from moe import config as moe_config
 from moe.accounting import account
@@ -115,10 +115,11 @@ def test_table_1_has_equal_activated_parameters_where_the_paper_has():
 
 
 def test_scaling_keeps_proportions():
-  for scale in (PROXY, PAPER):
+  for scale in SCALES.values():
     for job in jobs('scaling', scale):
       config = job.config
-      assert config.model.num_heads * config.model.head_dim == config.model.d_model in scale.widths
+      widths = scale.widths['deepseek_moe' if config.moe.num_experts else 'dense']
+      assert config.model.num_heads * config.model.head_dim == config.model.d_model in widths
       width, size = (
         (config.moe.d_expert, 0.25) if config.moe.num_experts else (config.model.d_ff, 1)
       )
