@@ -45,6 +45,7 @@ FIELDS = (
     'evaluations',
     'transfer',
     'max_vio',
+    'max_vio_curve',
     'dead_experts',
     'idle_experts',
     'expert_load',

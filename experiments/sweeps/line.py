@@ -14,7 +14,7 @@ from moe.errors import UserError
 from moe.storage import provenance
 
 SCORES = 'scores.json'  # in a run's folder
-_POINTS = 200  # of a loss curve
+_POINTS, _FEW_POINTS = 200, 50  # of a loss curve; of one of balance
 
 
 def make(
@@ -67,6 +67,7 @@ def make(
     # Of a run that goes on with another's weights on other text (transfer.py), else None.
     'transfer': scores.get('transfer'),
     'max_vio': _max_vio(metrics, job.num_steps),
+    'max_vio_curve': _max_vio_curve(metrics),
     'dead_experts': _dead_experts(metrics[-1]),
     'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
     # On held-out text, over the layer's mean: a row a MoE layer.
@@ -172,16 +173,29 @@ def _max_vio(metrics, num_steps):
   """Mean over layers, at the end and over the last tenth of the steps.
   None for a model that routes nothing.
   """
-  routed = [line for line in metrics if 'max_vio_N' in line]
+  routed = _routed(metrics)
   if not routed:
     return None
+  return {
+    'final': _max_vio_of(routed[-1]),
+    'last_tenth': _over_last_tenth(_max_vio_of, routed, num_steps),
+  }
 
-  def of(line):
-    # Steps logged before terms were named loss/NAME have max ÷ mean, without − 1.
-    mean = _mean(line['max_vio_N'])
-    return mean - 1 if mean is not None and 'balance_expert' in line else mean
 
-  return {'final': of(routed[-1]), 'last_tenth': _over_last_tenth(of, routed, num_steps)}
+def _max_vio_curve(metrics):
+  """(step, mean over layers), thinned. None for a model that routes nothing."""
+  points = [(line['step'], _max_vio_of(line)) for line in _routed(metrics)]
+  return thinned(points, _FEW_POINTS) if points else None
+
+
+def _routed(metrics):
+  return [line for line in metrics if 'max_vio_N' in line]
+
+
+def _max_vio_of(line):
+  # Steps logged before terms were named loss/NAME have max ÷ mean, without − 1.
+  mean = _mean(line['max_vio_N'])
+  return mean - 1 if mean is not None and 'balance_expert' in line else mean
 
 
 def _dead_experts(line):

@@ -270,6 +270,8 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   assert made['max_vio'] == pytest.approx(
     {'final': 6.0, 'last_tenth': (5.55 + 5.7 + 5.85 + 6.0) / 4}
   )
+  assert len(made['max_vio_curve']) == len(made['loss_curve'])
+  assert made['max_vio_curve'][-1] == (40, pytest.approx(6.0))
   assert (made['commit'], made['data']) == ('unknown', None)
   assert made['differs'] == {'moe.num_experts': 4}
   for commit in ('abc', 'def'):
