@@ -9,18 +9,23 @@ from experiments.reports.axes import RIGHT
 from experiments.studies.analysis import Panel, Series
 from experiments.studies.intervals import Interval
 
-_HEIGHT = 300
-_LEFT, _TOP, _BOTTOM = 62, 52, 56  # room around the axes
+_PLOT = 192  # pixels from the lowest tick to the highest
+_LEFT, _TOP, _BOTTOM = 62, 36, 56  # room around the axes; at the top a row of the legend more
+_LEGEND = 16  # of one row
+_COLOURS = 7
+_MOST_MARKED = 20  # points of a line; of a longer one nothing but the line is drawn
 _SUPERSCRIPT = str.maketrans('0123456789-', '⁰¹²³⁴⁵⁶⁷⁸⁹⁻')
 
 
 class Lines:
   """Its parts as elements, in `width` pixels; `height` of them."""
 
-  height = _HEIGHT
-
   def __init__(self, panel: Panel, width: float):
     self._panel, self._width = panel, width
+    self._legend = _placed([series.name for series in panel.series], width)
+    self._top = _TOP + _LEGEND * (1 + max(row for _, row in self._legend))
+    self._bottom = self._top + _PLOT
+    self.height = self._bottom + _BOTTOM
     self._ticks = axes.ticks(*axes.span(panel))
     xs = [x for series in panel.series for x, each in series.points if each]
     if panel.log_x:
@@ -37,7 +42,7 @@ class Lines:
     for number, series in enumerate(self._panel.series):
       yield from self._line(number, series)
     if len(self._panel.series) > 1:
-      yield from self._legend()
+      yield from self._names()
 
   def _x(self, value: float) -> float:
     low, high = self._x_range
@@ -46,7 +51,7 @@ class Lines:
 
   def _y(self, value: float) -> float:
     low, high = self._ticks[0], self._ticks[-1]
-    return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+    return self._bottom - (value - low) / (high - low) * _PLOT
 
   def _y_axis(self):
     digits = axes.decimals(self._ticks)
@@ -57,31 +62,34 @@ class Lines:
         f'<text class="soft" x="{_LEFT - 6}" y="{y + 4:.1f}" '
         f'text-anchor="end">{tick:.{digits}f}</text>'
       )
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    middle = self._bottom - _PLOT / 2
     yield (
       f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 '
       f'{middle})">{escape(self._panel.y_axis)}</text>'
     )
-    yield f'<path class="axis" d="M{_LEFT} {_HEIGHT - _BOTTOM}H{self._width - RIGHT}"/>'
+    yield f'<path class="axis" d="M{_LEFT} {self._bottom}H{self._width - RIGHT}"/>'
 
   def _x_axis(self):
     for value, label in self._x_ticks():
       x = self._x(value)
-      yield f'<path class="axis" d="M{x:.1f} {_HEIGHT - _BOTTOM}v4"/>'
+      yield f'<path class="axis" d="M{x:.1f} {self._bottom}v4"/>'
       yield (
-        f'<text class="soft" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" '
+        f'<text class="soft" x="{x:.1f}" y="{self._bottom + 17}" '
         f'text-anchor="middle">{label}</text>'
       )
     middle = (_LEFT + self._width - RIGHT) / 2
     yield (
-      f'<text x="{middle}" y="{_HEIGHT - 16}" '
+      f'<text x="{middle}" y="{self._bottom + 40}" '
       f'text-anchor="middle">{escape(self._panel.x_axis)}</text>'
     )
 
   def _x_ticks(self):
-    if not self._panel.log_x:  # the points themselves: they are few
+    if not self._panel.log_x:
       xs = sorted({x for series in self._panel.series for x, _ in series.points})
-      return [(x, f'{x:g}') for x in xs]
+      if len(xs) > _MOST_MARKED:
+        low, high = self._x_range
+        xs = [x for x in axes.ticks(xs[0], xs[-1]) if low <= x <= high]
+      return [(x, f'{x:g}') for x in xs]  # few: the points themselves
     low, high = self._x_range
     decades = range(math.floor(low), math.ceil(high) + 1)
     inside = [
@@ -110,12 +118,11 @@ class Lines:
     points = [(self._x(x), found) for x, found in series.points if found]
     kind = ' paper' if series.paper else ''
     path = 'L'.join(f'{x:.1f} {self._y(found.mean):.1f}' for x, found in points)
-    yield f'<path class="line stroke{number % 2}{kind}" d="M{path}"/>'
-    for x, found in points:
+    colour = number % _COLOURS
+    yield f'<path class="line stroke{colour}{kind}" d="M{path}"/>'
+    for x, found in points if len(points) <= _MOST_MARKED else ():
       yield from self._whisker(x, found)
-      yield (
-        f'<circle class="fill{number % 2}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>'
-      )
+      yield (f'<circle class="fill{colour}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>')
 
   def _whisker(self, x: float, found: Interval):
     if found.half is not None:
@@ -123,9 +130,20 @@ class Lines:
       caps = ''.join(f'M{x - 4:.1f} {y:.1f}h8' for y in (low, high))
       yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
 
-  def _legend(self):
-    x = _LEFT
-    for number, series in enumerate(self._panel.series):
-      yield f'<circle class="fill{number % 2}" cx="{x + 4}" cy="36" r="4"/>'
-      yield f'<text x="{x + 13}" y="40">{escape(series.name)}</text>'
-      x += 30 + 7 * len(series.name)
+  def _names(self):
+    for number, (x, row) in enumerate(self._legend):
+      y = _TOP + row * _LEGEND
+      yield f'<circle class="fill{number % _COLOURS}" cx="{x + 4:g}" cy="{y}" r="4"/>'
+      yield f'<text x="{x + 13:g}" y="{y + 4}">{escape(self._panel.series[number].name)}</text>'
+
+
+def _placed(names, width):
+  """(x, row) of each name in the legend."""
+  places, x, row = [], _LEFT, 0
+  for name in names:
+    needed = 13 + axes.length(name)
+    if x > _LEFT and x + needed > width - RIGHT:
+      x, row = _LEFT, row + 1
+    places.append((x, row))
+    x += needed + 17
+  return places

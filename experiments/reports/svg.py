@@ -17,9 +17,11 @@ _WIDTH, _ALONE = 460, 760  # of a panel beside another, and of a single one
 
 _STYLE = """
 .figure { font: 11px system-ui, 'DejaVu Sans', sans-serif; --ink: #1f2328; --soft: #656d76; --grid: #d8dee4;
-  --page: #ffffff; --first: #1f6feb; --second: #bc4c00; --paper: #8c959f; }
+  --page: #ffffff; --first: #1f6feb; --second: #bc4c00; --third: #1a7f37; --fourth: #8250df; --fifth: #9a6700;
+  --sixth: #bf3989; --seventh: #57606a; --paper: #8c959f; }
 @media (prefers-color-scheme: dark) { .figure { --ink: #e6edf3; --soft: #9198a1; --grid: #30363d; --page: #0d1117;
-  --first: #58a6ff; --second: #f0883e; --paper: #7d8590; } }
+  --first: #58a6ff; --second: #f0883e; --third: #3fb950; --fourth: #a371f7; --fifth: #d29922; --sixth: #f778ba;
+  --seventh: #9198a1; --paper: #7d8590; } }
 .figure text { fill: var(--ink); stroke: none; }
 .figure .soft { fill: var(--soft); }
 .figure .title { font-weight: 600; font-size: 13px; }
@@ -30,7 +32,12 @@ _STYLE = """
 .figure .line { fill: none; stroke-width: 2; }
 .figure .line.paper { stroke-dasharray: 2 3; }
 .figure .stroke0 { stroke: var(--first); } .figure .stroke1 { stroke: var(--second); }
-.figure .fill0 { fill: var(--first); } .figure .fill1 { fill: var(--second); }
+.figure .stroke2 { stroke: var(--third); } .figure .stroke3 { stroke: var(--fourth); }
+.figure .stroke4 { stroke: var(--fifth); } .figure .stroke5 { stroke: var(--sixth); }
+.figure .stroke6 { stroke: var(--seventh); }
+.figure .fill0 { fill: var(--first); } .figure .fill1 { fill: var(--second); } .figure .fill2 { fill: var(--third); }
+.figure .fill3 { fill: var(--fourth); } .figure .fill4 { fill: var(--fifth); } .figure .fill5 { fill: var(--sixth); }
+.figure .fill6 { fill: var(--seventh); }
 .figure .point.paper { fill: var(--paper); }
 """  # noqa: E501
 

@@ -16,7 +16,18 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from moe.ops.dispatch_plan import make_tiles
-from moe.ops.gpu.kernels import Span, call, dot, load, power_of_two, span, stages, store, tile_size
+from moe.ops.gpu.kernels import (
+  Span,
+  call,
+  dot,
+  load,
+  out_of_registers,
+  power_of_two,
+  span,
+  stages,
+  store,
+  tile_size,
+)
 from moe.ops.gpu.matrices import rows_of, scaled, step_of, tiles
 from moe.ops.quantized import Matrix
 
@@ -59,6 +70,13 @@ def column_tile(width: int, share: int, dtype: jnp.dtype) -> int:
   return tile_size(width, _limits(dtype).columns // share)
 
 
+def _share(share, products):
+  """As `column_tile` takes it. Two products at a time spill where operands need registers, too,
+  unless they leave them half.
+  """
+  return max(share, 2 * products) if products > 1 and out_of_registers() else share
+
+
 def rows_times_matrices(
   name: str,
   rows: Sequence[jax.Array],
@@ -92,7 +110,8 @@ def rows_times_matrices(
   depth, width = matrices[0].shape[1:][:: -1 if transposed else 1]
   num_rows = outputs[0].shape[0]
   accumulators = len(matrices) if len(rows) == 1 else 1
-  tile, columns = row_tile(num_rows, num_groups, dtype), column_tile(width, share, dtype)
+  tile = row_tile(num_rows, num_groups, dtype)
+  columns = column_tile(width, _share(share, len(matrices)), dtype)
   if tile <= _FEW_ROWS:
     columns = min(columns, _COLUMNS_OF_FEW)
   limits = _limits(dtype)
@@ -191,7 +210,8 @@ def rows_times_rows(
     (left.shape[1], rights[0].shape[1]),
   )
   limits = _limits(dtype)
-  high, wide = tile_size(height, limits.rows), column_tile(width, len(rights), dtype)
+  share = _share(len(rights), len(rights))
+  high, wide = tile_size(height, limits.rows), column_tile(width, share, dtype)
   high_tiles, wide_tiles = pl.cdiv(height, high), pl.cdiv(width, wide)
   num_rows = max(x.shape[0] for x in (left_tokens_R, right_tokens_R, rights[0]) if x is not None)
   step = power_of_two(pl.cdiv(num_rows, num_groups), limits.depth)

@@ -20,6 +20,9 @@ from moe.ops.implementation import interpret
 
 # Bytes given to operands in flight, of a block's 163 KiB on an A100 and 227 on a H100.
 _SHARED_MEMORY = 160 * 1024
+# Of the names of GPUs whose products take operands out of registers (mma.sync); from Hopper on
+# those of data centres take them out of shared memory (wgmma).
+_OUT_OF_REGISTERS = ('A10', 'A30', 'A40', 'A800', 'L4', 'RTX', 'T4', 'V100')
 
 
 class Span(NamedTuple):
@@ -70,6 +73,15 @@ def dot(a: jax.Array, b: jax.Array, a_axis: int = 1, b_axis: int = 0) -> jax.Arr
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   dimensions = (((a_axis,), (b_axis,)), ((), ()))
   return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def out_of_registers() -> bool:
+  """Whether the GPU that kernels are traced for multiplies operands out of registers, which leaves
+  fewer for sums.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  kind = device.device_kind if device else jax.devices()[0].device_kind
+  return any(name in kind for name in _OUT_OF_REGISTERS)
 
 
 def power_of_two(extent: int, largest: int) -> int:

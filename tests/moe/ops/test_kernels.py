@@ -12,12 +12,16 @@ from moe.ops.attention import attention
 from moe.ops.combine import combine
 from moe.ops.dispatch import dispatch
 from moe.ops.dispatch_plan import make_plan
+from moe.ops.gpu import grouped as gpu_products
+from moe.ops.gpu.kernels import out_of_registers
 from moe.ops.grouped_matmul import grouped_matmul
-from moe.ops.routed_ffn import ExpertWeights, grouped, routed_ffn
+from moe.ops.implementation import compiling_for
+from moe.ops.routed_ffn import ExpertWeights, grouped, pallas_gpu, reference, routed_ffn
 from moe.ops.router import route
 from moe.planner.kernels import names
 from tests.moe.ops.backends import DTYPES, TPU, over
 from tests.moe.ops.routing import routing
+from tests.small import assert_close
 
 # What an op and its gradient run, in this order.
 KERNELS = {
@@ -162,6 +166,37 @@ def test_no_token_is_counted_by_no_expert(implementation):
   none = jnp.zeros((2, 0, 3)), jnp.zeros((2, 0), bool)
   routing_of_none = route(*none, 2, implementation=implementation)
   assert routing_of_none.stats.counts_BE.tolist() == [[0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+  ('kind', 'expected'),
+  [('NVIDIA A100-SXM4-40GB', True), ('NVIDIA H100 80GB HBM3', False), ('NVIDIA H200', False)],
+)
+def test_the_gpu_that_is_compiled_for_says_where_products_take_operands(kind, expected):
+  device = jax.sharding.AbstractDevice(kind, None, 'gpu')
+  mesh = jax.sharding.AbstractMesh((1,), ('device',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert out_of_registers() == expected
+  assert not out_of_registers()  # a CPU, which interprets
+
+
+def test_half_of_the_columns_where_operands_need_registers(monkeypatch):
+  """Several tiles of columns, of all products; against the others' loops."""
+  plan = make_plan(jnp.asarray(routing(0, 40, 3, 2, 'random')), 3)
+  draw = iter(jax.random.split(jax.random.key(0), 6))
+  of = lambda *shape: jax.random.normal(next(draw), shape) / 8
+  weights = ExpertWeights(of(3, 136, 200), of(3, 136, 200), of(3, 200, 136))
+  tokens_TD, gates_TK, dy_TD = of(40, 136), of(40, 2), of(40, 136)
+  ffn = lambda run: lambda x, g, w: run(x, g, plan, w, jnp.bfloat16)
+  made = {}
+  for name, run in (('reference', reference.routed_ffn), ('kernels', pallas_gpu.routed_ffn)):
+    with compiling_for('gpu', interpret=True):
+      monkeypatch.setattr(gpu_products, 'out_of_registers', lambda: True)
+      y_TD, pull = jax.vjp(ffn(run), tokens_TD, gates_TK, weights)
+      made[name] = y_TD, *pull(dy_TD.astype(y_TD.dtype))
+  assert gpu_products._share(2, 2) == 4 and gpu_products._share(1, 1) == 1
+  for ours, truth in zip(*(jax.tree.leaves(made[name]) for name in ('kernels', 'reference'))):
+    assert_close(ours, truth, 2e-2)
 
 
 def test_a_race_would_be_seen(capfd):
