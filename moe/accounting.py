@@ -128,6 +128,7 @@ def _owner(path):
   owners = {
     'attention': 'attention',
     'router': 'routers',
+    'shared_gate': 'routers',
     'experts': 'experts',
     'shared': 'experts',
     'mlp': 'experts',

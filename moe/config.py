@@ -93,8 +93,9 @@ class MoEConfig:
     63, 'routed experts, mN − K_s in the paper; 0: shared experts only', at_least=0, at_most=2**16
   )
   experts_per_token: int = key(7, 'routed experts a token, mK − K_s', at_least=0, at_most=2**16)
-  num_shared_experts: int = key(
-    1, 'K_s: experts that see every token, ungated', at_least=0, at_most=2**16
+  num_shared_experts: int = key(1, 'K_s: experts that see every token', at_least=0, at_most=2**16)
+  shared_gate: bool = key(
+    False, "weighs the shared experts' output by σ(u · w), of each token (Qwen1.5-MoE)"
   )
   d_expert: int = key(
     856, 'hidden width of one expert, routed or shared', at_least=0, at_most=2**24
@@ -108,6 +109,13 @@ class MoEConfig:
     False, "a token's gates add up to 1: of softmax that is softmax over the chosen experts"
   )
   gate_scale: float = key(1.0, 'times the gates', above=0, at_most=1e3)
+  gate_mass: float = key(
+    1.0,
+    'adaptive K: of the experts_per_token best a token takes the fewest that hold this share of '
+    'their affinities (arXiv 2403.07652)',
+    above=0,
+    at_most=1,
+  )
   balancing: Literal['none', 'bias', 'quantile'] = key(
     'none',
     'of the choice, without a loss: a bias, moved by a fixed step (arXiv 2408.15664), or to the '

@@ -87,8 +87,10 @@ def _of_the_experts(c) -> Iterator[str]:
         f'moe.device_limit={e.device_limit} groups of {e.num_experts // e.device_groups} experts '
         f'are fewer than moe.experts_per_token={e.experts_per_token}'
       )
+  if e.shared_gate and not e.num_shared_experts:
+    yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weigh'
   if e.router == 'hash':
-    for name, nothing in (('balancing', 'none'), ('device_limit', 0)):
+    for name, nothing in (('balancing', 'none'), ('device_limit', 0), ('gate_mass', 1.0)):
       if getattr(e, name) != nothing:
         yield f'moe.{name}={getattr(e, name)} does not go with moe.router=hash'
   if e.balancing == 'quantile' and e.experts_per_token == e.num_experts:

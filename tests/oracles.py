@@ -22,11 +22,14 @@ class Expert(NamedTuple):
 
 
 class MoEWeights(NamedTuple):
-  """A MoE layer: centroids e_i as columns, routed experts, shared experts one by one."""
+  """A MoE layer: centroids e_i as columns, routed experts, shared experts one by one, and what
+  weighs these together (none: 1).
+  """
 
   centroids_DE: np.ndarray
   routed: list[Expert]
   shared: list[Expert]
+  shared_gate_D: np.ndarray | None = None
 
 
 def exact(x) -> np.ndarray:
@@ -57,16 +60,21 @@ def largest(values, k: int) -> list[int]:
   return sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
 
 
-def route(u_D, centroids_DE, k: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Gates of the k chosen experts (raw affinities, not renormalised), their indices,
-  affinities to all.
+def route(u_D, centroids_DE, k: int, mass: float = 1.0) -> tuple[np.ndarray, list[int], np.ndarray]:
+  """Gates of the k chosen experts (raw affinities, not renormalised; 0 beyond the fewest that hold
+  a share `mass` of them), their indices, affinities to all.
   """
   logits = [
     sum(u * e for u, e in zip(u_D, centroids_DE[:, i])) for i in range(centroids_DE.shape[1])
   ]
   affinities = softmax(logits)  # Eq. 8, 11
   chosen = largest(affinities, k)  # Eq. 7, 10
-  return np.array([affinities[i] for i in chosen]), chosen, affinities
+  gates = [affinities[i] for i in chosen]
+  held = sum(gates)
+  for rank in range(k - 1, 0, -1):
+    if sum(gates[:rank]) >= mass * held:
+      gates[rank] = 0.0
+  return np.array(gates), chosen, affinities
 
 
 def chosen_with_bias(
@@ -161,28 +169,40 @@ def routed_ffn_gradients(x_TD, gates_TK, experts_TK, experts: list[Expert], dy_T
   return dx_TD, d_gates_TK, d_experts
 
 
-def moe_layer(u_TD, weights: MoEWeights, k: int) -> np.ndarray:
+def moe_layer(u_TD, weights: MoEWeights, k: int, mass: float = 1.0) -> np.ndarray:
   y_TD = np.zeros_like(u_TD)
   for t, u_D in enumerate(u_TD):
     for shared in weights.shared:
-      y_TD[t] += ffn(u_D, shared)
-    gates, chosen, _ = route(u_D, weights.centroids_DE, k)
+      y_TD[t] += _shared_gate(u_D, weights) * ffn(u_D, shared)
+    gates, chosen, _ = route(u_D, weights.centroids_DE, k, mass)
     for gate, i in zip(gates, chosen):
       y_TD[t] += gate * ffn(u_D, weights.routed[i])
   return y_TD
 
 
-def moe_layer_gradients(u_TD, weights: MoEWeights, k: int, dy_TD) -> tuple[np.ndarray, MoEWeights]:
+def _shared_gate(u_D, weights: MoEWeights) -> float:
+  return 1.0 if weights.shared_gate_D is None else sigmoid(float(u_D @ weights.shared_gate_D))
+
+
+def moe_layer_gradients(
+  u_TD, weights: MoEWeights, k: int, dy_TD, mass: float = 1.0
+) -> tuple[np.ndarray, MoEWeights]:
   """Of Σ dy · moe_layer: with respect to u_TD and every weight, the centroids through the gates."""
   du_TD, d_centroids_DE = np.zeros_like(u_TD), np.zeros_like(weights.centroids_DE)
   d_shared = [_zeros_like(e) for e in weights.shared]
   d_routed = [_zeros_like(e) for e in weights.routed]
+  d_shared_gate_D = None if weights.shared_gate_D is None else np.zeros_like(u_TD[0])
   for t, u_D in enumerate(u_TD):
+    open_by = _shared_gate(u_D, weights)
     for shared, d_expert in zip(weights.shared, d_shared):
       du_D, d_weights = ffn_gradients(u_D, shared, dy_TD[t])
-      du_TD[t] += du_D
-      _add(d_expert, d_weights)
-    gates, chosen, affinities = route(u_D, weights.centroids_DE, k)
+      du_TD[t] += open_by * du_D
+      _add(d_expert, d_weights, open_by)
+      if d_shared_gate_D is not None:
+        d_logit = dy_TD[t] @ ffn(u_D, shared) * open_by * (1 - open_by)
+        du_TD[t] += d_logit * weights.shared_gate_D
+        d_shared_gate_D += d_logit * u_D
+    gates, chosen, affinities = route(u_D, weights.centroids_DE, k, mass)
     for gate, i in zip(gates, chosen):
       du_D, d_weights = ffn_gradients(u_D, weights.routed[i], dy_TD[t])
       du_TD[t] += gate * du_D
@@ -192,7 +212,7 @@ def moe_layer_gradients(u_TD, weights: MoEWeights, k: int, dy_TD) -> tuple[np.nd
         d_logit = d_gate * gate * ((i == j) - s)  # ∂s_i/∂logit_j
         du_TD[t] += d_logit * weights.centroids_DE[:, j]
         d_centroids_DE[:, j] += d_logit * u_D
-  return du_TD, MoEWeights(d_centroids_DE, d_routed, d_shared)
+  return du_TD, MoEWeights(d_centroids_DE, d_routed, d_shared, d_shared_gate_D)
 
 
 # Balance losses (Eq. 12–17) and z-loss, of one layer

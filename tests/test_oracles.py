@@ -3,6 +3,7 @@ all in float64.
 """
 
 import numpy as np
+import pytest
 
 from tests import oracles
 
@@ -26,16 +27,25 @@ def _expert(normal, d, f):
   return oracles.Expert(normal(size=(d, f)), normal(size=(d, f)), normal(size=(f, d)))
 
 
-def test_moe_layer_gradients():
+@pytest.mark.parametrize(('gated', 'mass'), [(False, 1.0), (True, 0.7)])
+def test_moe_layer_gradients(gated, mass):
   normal = np.random.default_rng(0).normal
   d, f, e, k = 3, 2, 4, 2
   u_TD, dy_TD = normal(size=(5, d)), normal(size=(5, d))
   weights = oracles.MoEWeights(
-    normal(size=(d, e)), [_expert(normal, d, f) for _ in range(e)], [_expert(normal, d, f)]
+    normal(size=(d, e)),
+    [_expert(normal, d, f) for _ in range(e)],
+    [_expert(normal, d, f)],
+    normal(size=d) if gated else None,
   )
-  value = lambda: (dy_TD * oracles.moe_layer(u_TD, weights, k)).sum()
-  du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD)
-  flat = lambda w: [w.centroids_DE, *(m for expert in (*w.routed, *w.shared) for m in expert)]
+  value = lambda: (dy_TD * oracles.moe_layer(u_TD, weights, k, mass)).sum()
+  du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD, mass)
+  gate = lambda w: [w.shared_gate_D] if gated else []
+  flat = lambda w: [
+    w.centroids_DE,
+    *gate(w),
+    *(m for expert in (*w.routed, *w.shared) for m in expert),
+  ]
   for x, gradient in zip((u_TD, *flat(weights)), (du_TD, *flat(d_weights)), strict=True):
     np.testing.assert_allclose(gradient, _difference(value, x), rtol=1e-6, atol=1e-8)
 

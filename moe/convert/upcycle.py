@@ -18,6 +18,7 @@ from moe.config import Config
 from moe.convert import checkpoints, new_run, table
 from moe.convert.dense import Dense
 from moe.convert.division import Division, divide
+from moe.convert.layouts.common import not_of_the_paper
 from moe.convert.outputs import new_folder
 from moe.convert.parameters import Box, Source
 from moe.errors import UserError
@@ -105,8 +106,8 @@ def _check(dense: Config, config: Config, where) -> None:
     raise UserError(
       f"moe.router={moe.router!r}: --upcycle knows the gates of 'softmax' and 'hash' only"
     )
-  for name, plain in (('normalize_gates', False), ('gate_scale', 1.0), ('balancing', 'none')):
-    if getattr(moe, name) != plain:
+  for name, plain in not_of_the_paper(moe):
+    if name != 'router':
       raise UserError(
         f'moe.{name}={getattr(moe, name)!r}: --upcycle knows gates as the paper has them, '
         f'moe.{name}={plain!r}; a run that starts from the upcycled one may change it'

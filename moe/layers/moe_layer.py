@@ -7,12 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from moe.config import Config
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
-from moe.metrics.telemetry import Telemetry
+from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.router import RoutingStats
+from moe.parallel import sharding
 from moe.routers import ROUTERS, Forced, Probe
 
 
@@ -40,14 +42,14 @@ class Aside(NamedTuple):
 class Parameters(NamedTuple):
   """Of one layer."""
 
-  router: int
+  router: int  # and the shared experts' gate
   experts: int  # routed and shared
   idle_experts: int  # of these, what one token leaves unused
 
 
 class MoELayer(nn.Module):
-  """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are ungated and stored as one
-  FFN of their joint width.
+  """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are stored as one FFN of their joint
+  width, and ungated unless `moe.shared_gate`: their sum is weighed by σ(u · w) then.
   """
 
   config: Config
@@ -74,11 +76,28 @@ class MoELayer(nn.Module):
       y_BLD += routed_BLD
       choices = Choices(experts_BLK, gates_BLK, affinities_BLE) if self.probe.choices else None
       telemetry = exchange | router.telemetry(stats)
+      if moe.gate_mass < 1:
+        taken = stats.counts_BE.sum() / jnp.maximum(is_token_BL.sum(), 1)
+        telemetry |= {'experts_taken': Reading(taken, 'mean')}
       aside = Aside(stats._replace(excess_BEH=None), telemetry, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
-      y_BLD += MLP(self.config, width, name='shared')(u_BLD)
+      shared_BLD = MLP(self.config, width, name='shared')(u_BLD)
+      if moe.shared_gate:
+        gate_BL = self._shared_gate(u_BLD)
+        shared_BLD = (gate_BL[..., None] * shared_BLD).astype(shared_BLD.dtype)
+        mean = jnp.where(is_token_BL, gate_BL, 0).sum() / jnp.maximum(is_token_BL.sum(), 1)
+        aside = aside._replace(telemetry=aside.telemetry | {'shared_gate': Reading(mean, 'mean')})
+      y_BLD += shared_BLD
     return y_BLD, aside
+
+  def _shared_gate(self, u_BLD):
+    """σ(u · w), float32."""
+    w_D = sharding.param(self, 'shared_gate', (self.config.model.d_model,), (None,))
+    logits_BL = jnp.einsum(
+      'BLD,D->BL', u_BLD.astype(jnp.float32), w_D, precision=lax.Precision.HIGHEST
+    )
+    return jax.nn.sigmoid(logits_BL)
 
   @classmethod
   def num_params(cls, config: Config) -> Parameters:
@@ -86,5 +105,6 @@ class MoELayer(nn.Module):
     moe = config.moe
     one = MLP.num_params(config, moe.d_expert)
     router = ROUTERS[moe.router].num_params(config) if moe.num_experts else 0
+    router += config.model.d_model if moe.shared_gate else 0
     experts = one * (moe.num_shared_experts + moe.num_experts)
     return Parameters(router, experts, one * (moe.num_experts - moe.experts_per_token))

@@ -72,7 +72,12 @@ class Router(nn.Module):
     ranked = moe.num_experts if ranks_all else k + masked
     affinities_BLR, ranks_BLR, stats = self.choose(u_BLD, token_ids_BL, is_token_BL, ranked)
     own = slice(masked, masked + k)
-    gates_BLK, experts_BLK = self.gates(affinities_BLR[..., own]), ranks_BLR[..., own]
+    affinities_BLK, experts_BLK = affinities_BLR[..., own], ranks_BLR[..., own]
+    is_taken_BLK = None
+    if moe.gate_mass < 1:
+      is_taken_BLK = holds_mass(affinities_BLK, moe.gate_mass)
+      affinities_BLK = jnp.where(is_taken_BLK, affinities_BLK, 0)
+    gates_BLK = self.gates(affinities_BLK)
     affinities_BLE = None
     if ranks_all:
       # All experts are ranked, so sorting by their ids puts each in its place.
@@ -84,8 +89,12 @@ class Router(nn.Module):
       recomputed_BLK = self.gates(chosen_BLK)
       given_BLK = recomputed_BLK if forced.gates_BLK is None else forced.gates_BLK
       gates_BLK = jnp.where(is_forced_BL1, given_BLK, gates_BLK)
-    if ranked > k:
-      counts_BE = count_choices(experts_BLK, is_token_BL, moe.num_experts)
+      is_taken_BLK = None if is_taken_BLK is None else is_taken_BLK | is_forced_BL1
+    if ranked > k or is_taken_BLK is not None:
+      counted_BLK = (
+        experts_BLK if is_taken_BLK is None else jnp.where(is_taken_BLK, experts_BLK, -1)
+      )
+      counts_BE = count_choices(counted_BLK, is_token_BL, moe.num_experts)
       stats = stats._replace(counts_BE=counts_BE)
     routing = Routing(gates_BLK, experts_BLK, stats)
     if self.config.ops.force_balanced_routing:
@@ -101,8 +110,9 @@ class Router(nn.Module):
     raise NotImplementedError(f'{type(self).__name__} does not say how it chooses')
 
   def gates(self, affinities_BLK: jax.Array) -> jax.Array:
-    """The gates of the K experts that a token goes to, from their affinities:
-    as they are (Eq. 10), or with `moe.normalize_gates` added up to one; times `moe.gate_scale`.
+    """The gates of the K experts that a token goes to, from their affinities, 0 of those that it
+    does not take (`moe.gate_mass`): as they are (Eq. 10), or with `moe.normalize_gates` added up to
+    one; times `moe.gate_scale`.
     """
     moe, gates_BLK = self.config.moe, affinities_BLK
     if moe.normalize_gates:
@@ -132,6 +142,14 @@ class Router(nn.Module):
     """
     del measured, config
     return params
+
+
+def holds_mass(affinities_BLK: jax.Array, share: float) -> jax.Array:
+  """bool is_taken_BLK: of a token's affinities, best first, the fewest that hold this share of them
+  all; at least one.
+  """
+  before_BLK = jnp.cumsum(affinities_BLK, axis=-1) - affinities_BLK
+  return before_BLK < share * affinities_BLK.sum(axis=-1, keepdims=True)
 
 
 def sums_of(

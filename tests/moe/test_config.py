@@ -40,7 +40,7 @@ AT_LEAST_0 = names("""
 """)
 ABOVE_0 = names("""
   model.norm_eps optimizer.peak_lr optimizer.eps data.tokenizer_sample_mb data.max_document_mb
-  finetune.lora_alpha moe.gate_scale
+  finetune.lora_alpha moe.gate_scale moe.gate_mass
 """)
 SHARES = names('data.holdout evaluation.context optimizer.b1 optimizer.b2')
 AXES = [f'mesh.{axis}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage')]

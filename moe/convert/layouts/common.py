@@ -1,14 +1,25 @@
 """What the layouts share: a Layout, and the keys and tensors of everything but the FFNs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from moe.config import Config
+from moe.config import Config, MoEConfig
 from moe.convert.hf_config import HFConfig
 from moe.convert.table import Entry
 from moe.errors import UserError
 
 _ROPE_BASE = 10_000.0  # of a config.json that is older than the key
+# How experts are chosen and weighed in the paper, by key of `moe`; whoever adds a key that changes
+# what a trained model computes adds it here.
+_OF_THE_PAPER = {
+  'router': 'softmax',
+  'normalize_gates': False,
+  'gate_scale': 1.0,
+  'gate_mass': 1.0,
+  'balancing': 'none',
+  'device_limit': 0,
+  'shared_gate': False,
+}
 
 
 class Layout(NamedTuple):
@@ -23,6 +34,13 @@ class Layout(NamedTuple):
   tables: Callable[[Config], dict[str, Sequence[Entry]]]
   # Tensors that some files have beside the parameters, and that config.json already says.
   derived: tuple[str, ...] = ()
+
+
+def not_of_the_paper(moe: MoEConfig) -> Iterator[tuple[str, object]]:
+  """(key, the paper's value) of each that is another."""
+  for name, value in _OF_THE_PAPER.items():
+    if getattr(moe, name) != value:
+      yield name, value
 
 
 def attention_to_config(hf: HFConfig) -> dict[str, Any]:

@@ -13,15 +13,6 @@ from moe.convert.layouts import common, llama
 from moe.convert.table import Entry
 from moe.errors import UserError
 
-# What of routing the layout has no key for that other programs would read.
-_ROUTING = {
-  'router': 'softmax',
-  'normalize_gates': False,
-  'gate_scale': 1.0,
-  'balancing': 'none',
-  'device_limit': 0,
-}
-
 
 def to_config(hf: HFConfig) -> dict[str, Any]:
   keys = common.attention_to_config(hf)
@@ -65,12 +56,12 @@ def to_config(hf: HFConfig) -> dict[str, Any]:
 
 def to_json(config: Config) -> dict[str, Any]:
   model, moe = config.model, config.moe
-  for name, value in _ROUTING.items():
-    if getattr(moe, name) != value:
-      raise UserError(
-        f'moe.{name}={getattr(moe, name)!r}: in the layout deepseek routers are as the paper has '
-        f'them, moe.{name}={value!r}'
-      )
+  # The layout has no key for what else routing may be that other programs would read.
+  for name, value in common.not_of_the_paper(moe):
+    raise UserError(
+      f'moe.{name}={getattr(moe, name)!r}: in the layout deepseek routers are as the paper has '
+      f'them, moe.{name}={value!r}'
+    )
   if not moe.num_experts:
     raise UserError('moe.num_experts=0: the layout deepseek has no layers of shared experts alone')
   if model.num_heads * model.head_dim != model.d_model:

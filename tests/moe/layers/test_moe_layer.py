@@ -69,35 +69,45 @@ def _weights(params, shared) -> oracles.MoEWeights:
     gate, up, down = matrices(params['shared'])
     mine = slice(s * F, (s + 1) * F)
     pieces.append(oracles.Expert(gate[:, mine], up[:, mine], down[mine]))
-  return oracles.MoEWeights(exact(params['router']['experts']), routed, pieces)
+  gate_D = exact(params['shared_gate']) if 'shared_gate' in params else None
+  return oracles.MoEWeights(exact(params['router']['experts']), routed, pieces, gate_D)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize(('k', 'shared'), [(1, 0), (3, 2)])
-def test_against_a_loop_over_tokens(k, shared, implementation):
+@pytest.mark.parametrize(
+  ('k', 'shared', 'gated', 'mass'),
+  [(1, 0, False, 1.0), (3, 2, False, 1.0), (3, 2, True, 1.0), (5, 1, True, 0.6)],
+)
+def test_against_a_loop_over_tokens(k, shared, gated, mass, implementation):
   """Shared plus routed experts; gradients of the input, of all weights,
-  and through the gates of the router.
+  and through the gates of the router and of the shared experts.
   """
   config = small_config(
     **{
       'moe.experts_per_token': k,
       'moe.num_shared_experts': shared,
+      'moe.shared_gate': gated,
+      'moe.gate_mass': mass,
       'ops.implementation': implementation,
     }
   )
   params, u_BLD, dy_BLD = _params(shared), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  if gated:
+    params['shared_gate'] = _normal(D, seed=3, scale=0.5)
   y_BLD, d_params, du_BLD, stats = run(config, params, u_BLD, _ids(), dy_BLD)
   weights, u_TD, dy_TD = (
     _weights(params, shared),
     exact(u_BLD).reshape(-1, D),
     exact(dy_BLD).reshape(-1, D),
   )
-  du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD)
-  assert_close(y_BLD.reshape(-1, D), oracles.moe_layer(u_TD, weights, k), 1e-5, 'output')
+  du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD, mass)
+  assert_close(y_BLD.reshape(-1, D), oracles.moe_layer(u_TD, weights, k, mass), 1e-5, 'output')
   assert_close(du_BLD.reshape(-1, D), du_TD, 1e-5, 'd input')
   computed = _weights(d_params, shared)
   assert_close(list(computed), list(d_weights), 1e-5, 'd weights')
-  assert int(stats.counts_BE.sum()) == 8 * k  # two of the ten tokens are padding
+  taken_T = [(oracles.route(u_D, weights.centroids_DE, k, mass)[0] > 0).sum() for u_D in u_TD[:8]]
+  assert int(stats.counts_BE.sum()) == sum(taken_T)  # two of the ten tokens are padding
+  assert (sum(taken_T) < 8 * k) == (mass < 1)
 
 
 def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():

@@ -70,6 +70,7 @@ _FEW, _EIGHT = (
 )
 
 
+_GATES = {'moe.gate_mass': 0.8, 'moe.shared_gate': True}
 _LOSS_FREE = {'moe.balancing': 'bias', 'moe.bias_update_rate': 0.01}
 
 
@@ -129,6 +130,13 @@ GROUPS = {
       {'moe.balancing': 'quantile'},
     ),
     'device limit, expert 2, tensor 2': (_mesh(expert=2, tensor=2), {'moe.device_limit': 2}),
+  },
+  'gates': {
+    'adaptive K, gated shared, expert 4, tensor 2': (_mesh(expert=4, tensor=2), _GATES),
+    'adaptive K, gated shared, stage 2, fsdp 2': (
+      {'train.microbatches': 4} | _mesh(stage=2, fsdp=2),
+      _GATES,
+    ),
   },
 }
 

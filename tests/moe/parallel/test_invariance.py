@@ -36,3 +36,8 @@ def test_axes(case):
 @pytest.mark.parametrize('case', GROUPS['balancing'])
 def test_balancing(case):
   check('balancing', case)
+
+
+@pytest.mark.parametrize('case', GROUPS['gates'])
+def test_gates(case):
+  check('gates', case)

@@ -170,6 +170,8 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
       'moe.device_limit=1 groups of 2 experts are fewer than moe.experts_per_token=3',
     ),
     ({'moe.router': 'hash', 'moe.balancing': 'bias'}, 'does not go with moe.router=hash'),
+    ({'moe.router': 'hash', 'moe.gate_mass': 0.5}, 'does not go with moe.router=hash'),
+    ({'moe.shared_gate': True, 'moe.num_shared_experts': 0}, 'there is nothing to weigh'),
     ({'moe.balancing': 'quantile', 'moe.experts_per_token': 6}, 'nothing is chosen'),
   ],
 )
@@ -180,7 +182,10 @@ def test_contradictions(changed, words):
 
 @pytest.mark.parametrize(
   ('key', 'value'),
-  [('normalize_gates', True), ('gate_scale', 2.5), ('balancing', 'bias'), ('router', 'sigmoid')],
+  [
+    *(('normalize_gates', True), ('gate_scale', 2.5), ('balancing', 'bias'), ('router', 'sigmoid')),
+    *(('shared_gate', True), ('gate_mass', 0.5)),
+  ],
 )
 def test_what_other_programs_would_not_read_is_not_exported(key, value):
   config = small_config(**{f'moe.{key}': value})
