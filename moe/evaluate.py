@@ -7,7 +7,9 @@ B sequences, L tokens a sequence, N MoE layers, E routed experts.
 import gzip
 import lzma
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -37,14 +39,15 @@ class Score(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Scores by domain and over all of them together,
-  and the load of the routed experts meanwhile.
+  """Scores by domain and over all of them together, and meanwhile the load of the routed experts
+  and what layers measured: the readings that are means over tokens, {domain: {NAME: by layer}}.
   """
 
   domains: dict[str, Score]
   total: Score
   expert_load_NE: np.ndarray | None  # load over the layer's mean
   is_sample: bool = False  # not all held-out text was scored
+  readings: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({})
 
 
 def held_out_batches(
@@ -79,12 +82,18 @@ class Evaluator:
     The total weighs the domains by all their held-out tokens, however many of each were scored.
     """
     scored, counts_NE = dict.fromkeys(self._data.held_out_domains, (0.0, 0)), 0
+    sums_of, weights = defaultdict(lambda: defaultdict(float)), defaultdict(int)
     batches = held_out_batches(self._data, self._config, self._mesh, max_batches)
     for domain, batch in batches:
-      batch_loss, batch_tokens, batch_counts_NE = jax.device_get(self._score(params, batch))
+      batch_loss, batch_tokens, batch_counts_NE, (means, weight) = jax.device_get(
+        self._score(params, batch)
+      )
       loss, tokens = scored[domain]
       scored[domain] = loss + float(batch_loss), tokens + int(batch_tokens)
       counts_NE = counts_NE + batch_counts_NE
+      weights[domain] += int(weight)
+      for name, mean_N in means.items():
+        sums_of[domain][name] += mean_N.astype(np.float64) * int(weight)
     sums = {}
     for domain, found in scored.items():
       size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
@@ -93,7 +102,11 @@ class Evaluator:
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     total, is_sample = self._total(sums)
-    return Evaluation(domains, total, load_NE, is_sample)
+    readings = {
+      domain: {name: sum_N / max(weights[domain], 1) for name, sum_N in of_domain.items()}
+      for domain, of_domain in sums_of.items()
+    }
+    return Evaluation(domains, total, load_NE, is_sample, readings)
 
   def _total(self, sums):
     """(Score over domains of {domain: arguments of _make_score}, whether it is one of a sample)."""
@@ -181,11 +194,14 @@ def _make_score(loss, tokens, size, lost_bits):
 
 
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
-  """Σ loss and Σ weight over a batch, and the expert counts of its real tokens (0
-  where nothing is routed).
+  """Σ loss and Σ weight over a batch, the expert counts of its real tokens (0 where nothing is
+  routed), and the means that layers measured over these, with how many they are.
   """
   hidden_BLD, aside = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
   counts = aside.telemetry.get('expert_counts')
   counts_NE = counts.value if counts else jnp.zeros((), jnp.int32)
-  return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), counts_NE
+  means = {name: r.value for name, r in aside.telemetry.items() if r.reduce == 'mean'}
+  real = (batch.segment_ids_BL > 0).sum()
+  loss, weight = (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum()
+  return loss, weight, counts_NE, (means, real)

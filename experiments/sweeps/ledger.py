@@ -49,6 +49,7 @@ FIELDS = (
     'dead_experts',
     'idle_experts',
     'expert_load',
+    'readings',
   ),
   *('loss_curve', 'held_out_curve'),
 )

@@ -72,6 +72,8 @@ def make(
     'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
     # On held-out text, over the layer's mean: a row a MoE layer.
     'expert_load': final['expert_load'],
+    # On held-out text, by domain, name and layer.
+    'readings': final.get('readings'),
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [
       (line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line

@@ -75,8 +75,8 @@ def _write(path, content):
 
 
 def evaluate(run, data, intervention: dict) -> dict:
-  """'total' and, by domain, 'domains': loss and bits per byte;
-  'expert_load' by layer and expert, or None.
+  """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert,
+  or None; 'readings': the means that layers measured, by domain, name and layer.
   """
   evaluation = run.intervene(**intervention).evaluate(data)
   numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}
@@ -87,6 +87,10 @@ def evaluate(run, data, intervention: dict) -> dict:
     'expert_load': None
     if load_NE is None
     else [[round(float(load), 3) for load in layer] for layer in load_NE],
+    'readings': {
+      domain: {name: [round(float(mean), 4) for mean in mean_N] for name, mean_N in found.items()}
+      for domain, found in evaluation.readings.items()
+    },
   }
 
 

@@ -3,11 +3,13 @@
 import math
 import types
 
+import numpy as np
 import pytest
 
 from moe import evaluate
 from moe.data.packing import Batch
-from tests.small import small_config
+from moe.train_step import forward
+from tests.small import packed_batch, small_config, small_params
 
 # Σ loss and tokens of each batch, all held-out targets and bytes, by domain.
 BATCHES = {'a': [(10.0, 5), (30.0, 5)], 'b': [(4.0, 4), (8.0, 4), (12.0, 4)]}
@@ -25,7 +27,9 @@ def evaluator(monkeypatch):
   monkeypatch.setattr(evaluate.pipeline, 'held_out_bytes', lambda data, domain: BYTES[domain])
   monkeypatch.setattr(evaluate.pipeline, 'lost_bytes', lambda data, domain: 0)
   made = evaluate.Evaluator(small_config(), types.SimpleNamespace(held_out_domains=('a', 'b')))
-  made._score = lambda params, batch: (*batch[0], 0)
+  # Of as many real tokens as are scored; what a layer measured: the loss a token.
+  reading = lambda loss, tokens: ({'openness': np.array([loss / tokens, 0.0])}, tokens)
+  made._score = lambda params, batch: (*batch[0], 0, reading(*batch[0]))
   return made
 
 
@@ -43,6 +47,26 @@ def test_where_everything_fits_the_capped_loss_is_that_of_the_table(evaluator, c
   assert whole.total.bits_per_byte == pytest.approx(64 / math.log(2) / 100)
   capped = evaluator({}, cap)
   assert capped.total.loss == whole.total.loss and not capped.is_sample
+
+
+def test_readings_are_means_over_a_domains_tokens(evaluator):
+  found = evaluator({}).readings
+  assert {domain: of_one['openness'].tolist() for domain, of_one in found.items()} == {
+    'a': [4.0, 0.0],
+    'b': [2.0, 0.0],
+  }
+
+
+def test_what_layers_measured_is_handed_out_with_the_scores():
+  config = small_config(**{'moe.shared_gate': True, 'moe.gate_mass': 0.6})
+  params, batch = small_params(config), packed_batch(config, padding_row=True)
+  *_, (means, real) = evaluate._score_batch(config, forward, params, batch)
+  assert real == (batch.segment_ids_BL > 0).sum()
+  layers = config.model.num_layers - config.model.num_dense_layers
+  assert means['shared_gate'].shape == means['experts_taken'].shape == (layers,)
+  taken_N, open_N = means['experts_taken'], means['shared_gate']
+  assert ((taken_N >= 1) & (taken_N < config.moe.experts_per_token)).all()
+  assert ((open_N > 0.1) & (open_N < 0.9)).all()
 
 
 def test_what_a_tokenizer_cannot_write_counts_eight_bits_a_byte(evaluator, monkeypatch):

@@ -251,6 +251,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
     'total': {'loss': loss, 'bits_per_byte': loss / 2},
     'domains': {},
     'expert_load': [[1.0]],
+    'readings': {'a': {'shared_gate': [0.5]}},
   }
   _write_run(job, [score(40, {}, 2.0), score(30, {}, 1.5), score(40, {'masked_share': 0.25}, 7.0)])
   made = line.make('study', run, job, 'proxy', ['moe.num_experts'])
@@ -270,6 +271,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   assert made['max_vio'] == pytest.approx(
     {'final': 6.0, 'last_tenth': (5.55 + 5.7 + 5.85 + 6.0) / 4}
   )
+  assert made['readings'] == {'a': {'shared_gate': [0.5]}}
   assert len(made['max_vio_curve']) == len(made['loss_curve'])
   assert made['max_vio_curve'][-1] == (40, pytest.approx(6.0))
   assert (made['commit'], made['data']) == ('unknown', None)
