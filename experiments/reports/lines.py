@@ -98,10 +98,7 @@ class Lines:
       for factor in (1, 2, 5)
       if low <= math.log10(factor) + power <= high
     ]
-    return [
-      (factor * 10.0**power, f'{factor}×10{str(power).translate(_SUPERSCRIPT)}')
-      for factor, power in inside
-    ]
+    return [(factor * 10.0**power, _round(factor, power)) for factor, power in inside]
 
   def _level(self):
     if self._panel.level and self._panel.level[1]:
@@ -135,6 +132,13 @@ class Lines:
       y = _TOP + row * _LEGEND
       yield f'<circle class="fill{number % _COLOURS}" cx="{x + 4:g}" cy="{y}" r="4"/>'
       yield f'<text x="{x + 13:g}" y="{y + 4}">{escape(self._panel.series[number].name)}</text>'
+
+
+def _round(factor: int, power: int) -> str:
+  """A round number, plain where that is short."""
+  if -3 <= power <= 3:
+    return f'{factor * 10.0**power:g}'
+  return f'{factor}×10{str(power).translate(_SUPERSCRIPT)}'
 
 
 def _placed(names, width):

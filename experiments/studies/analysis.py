@@ -5,6 +5,7 @@ a table, comparisons and the panels of a figure.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 
 from experiments.studies.intervals import Interval, Values, difference, interval
 from experiments.studies.verdicts import LOSS, Comparison, Role
@@ -42,6 +43,15 @@ class Results:
         what
       ],
     )
+
+  def reading(self, run: str, name: str, domain: str) -> dict[int, float]:
+    """What layers measured over a domain's held-out text, the mean over layers."""
+
+    def measure(line):
+      by_layer = (line['readings'] or {}).get(domain, {}).get(name)
+      return mean(by_layer) if by_layer else None
+
+    return self.values(run, measure)
 
   def of(self, run: str, key: str) -> object:
     """What is equal for all seeds, such as 'total_params'; None if the run has no line."""

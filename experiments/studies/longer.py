@@ -1,0 +1,132 @@
+"""Figure 4 and Section 4.5 over training: does it hold later?
+
+  python -m launch.sweep --sweep=experiments/studies/longer.py
+
+DeepSeekMoE and GShard×1.5, each trained for a quarter of the studies' tokens, for as many, and for
+two and a half times as many (10, 40 and 100 tokens an activated parameter of DeepSeekMoE), every
+run with a whole schedule. Of each: how far the loss rises with the top 1/16 of each token's routed
+experts masked (Figure 4), and of DeepSeekMoE without its shared expert (Section 4.5). The paper has
+them after 100B tokens, over 300 an activated parameter: +5.7 for DeepSeekMoE, +3.8 for GShard×1.5;
++0.606 without the shared expert. What has to carry over, which the paper does not say: both grow
+with training: the rise of DeepSeekMoE minus that of GShard×1.5, and the rise without the shared
+expert, are larger at the end of the longest run than of the shortest.
+"""
+
+from experiments.studies.analysis import Analysis, Panel, Results, Series, shown, sizes
+from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.intervals import Values, difference, interval
+from experiments.studies.verdicts import Comparison, Role
+
+SCALE, SEEDS = 'long', 3
+CLAIM = 'What Figure 4 and Section 4.5 measure grows with training.'
+_STEPS = 'train.num_steps'
+# Of the scale's steps: tokens an activated parameter.
+_LENGTHS = {0.25: 10, 1.0: 40, 2.5: 100}
+_MASKED, _OFF = 'masked 1/16', 'shared off, 8 routed'
+_EVALUATIONS = {
+  'deepseek_moe': {
+    _MASKED: {'masked_share': 1 / 16},
+    _OFF: {'without_shared': True, 'experts_per_token': 8},
+  },
+  'gshard_x1_5': {_MASKED: {'masked_share': 1 / 16}},
+}
+_LABELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard_x1_5': 'GShard ×1.5'}
+
+
+def sweep(scale: Scale = LONG) -> list[Run]:
+  runs = []
+  for variant, evaluations in _EVALUATIONS.items():
+    steps = scale.run(variant).overrides.get(_STEPS, 0)
+    for length, tokens in _LENGTHS.items():
+      changed = _of_length(round(length * steps)) if steps and length != 1 else {}
+      runs.append(scale.run(variant, _name(variant, tokens), changed, evaluations))
+  return runs
+
+
+def _of_length(steps: int) -> dict[str, int]:
+  """The keys of a long run's length; held-out text is looked at as often as there."""
+  return {
+    _STEPS: steps,
+    'evaluation.every_steps': steps // 10,
+    'checkpoint.every_steps': steps // 10,
+  }
+
+
+def _name(variant, tokens):
+  return f'{variant}_{tokens}'
+
+
+_COLUMNS = (
+  *('model', 'tokens an activated parameter', 'parameters', 'activated', 'seeds', 'held-out loss'),
+  *('95% interval', 'rise, top 1/16 masked', '95% interval of it'),
+  *('rise without the shared expert', '95% interval of that'),
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """Both rises by length; from the shortest run to the longest."""
+  rise = lambda variant, tokens, evaluation: difference(
+    results.loss(_name(variant, tokens), evaluation), results.loss(_name(variant, tokens))
+  )
+  masked = {
+    variant: {tokens: rise(variant, tokens, _MASKED) for tokens in _LENGTHS.values()}
+    for variant in _EVALUATIONS
+  }
+  off = {tokens: rise('deepseek_moe', tokens, _OFF) for tokens in _LENGTHS.values()}
+  apart = {
+    tokens: difference(masked['deepseek_moe'][tokens], masked['gshard_x1_5'][tokens])
+    for tokens in _LENGTHS.values()
+  }
+  first, *_, last = _LENGTHS.values()
+  rows = tuple(
+    (
+      label,
+      str(tokens),
+      *sizes(results, _name(variant, tokens)),
+      *shown(results.loss(_name(variant, tokens))),
+      *shown(masked[variant][tokens])[1:],
+      *(shown(off[tokens])[1:] if variant == 'deepseek_moe' else ('', '')),
+    )
+    for variant, label in _LABELS.items()
+    for tokens in _LENGTHS.values()
+  )
+  grows = lambda what, values: Comparison(
+    f'{what}: at {last} − at {first}', difference(values[last], values[first]), above=0.0
+  )
+  comparisons = (
+    grows('rise of DeepSeekMoE − of GShard ×1.5, masked 1/16', apart),
+    grows('rise without the shared expert', off),
+    Comparison(
+      f'at {last}: rise of DeepSeekMoE − of GShard ×1.5, masked 1/16',
+      apart[last],
+      above=0.0,
+      paper=(7.5 - 1.8) - (5.6 - 1.8),
+      role=Role.BESIDE,
+    ),
+    Comparison(
+      f'at {last}: without the shared expert − with it',
+      off[last],
+      above=0.25,
+      paper=2.414 - 1.808,
+      role=Role.BESIDE,
+    ),
+  )
+  axis = 'tokens an activated parameter'
+  return Analysis(
+    _COLUMNS,
+    rows,
+    comparisons,
+    (
+      _panel('Rise with the top 1/16 masked', {_LABELS[v]: masked[v] for v in _LABELS}, axis),
+      _panel('Rise without the shared expert', {'DeepSeekMoE': off}, axis),
+    ),
+    'What 300 tokens an activated parameter and more make of it; widths other than d 48.',
+  )
+
+
+def _panel(title: str, of: dict[str, dict[int, Values]], axis: str) -> Panel:
+  series = tuple(
+    Series(label, tuple((tokens, interval(values)) for tokens, values in by_tokens.items()))
+    for label, by_tokens in of.items()
+  )
+  return Panel(title, 'rise of held-out loss', series, x_axis=axis, log_x=True)

@@ -1,0 +1,80 @@
+"""Beyond the paper: the shared expert behind a gate of its own.
+
+  python -m launch.sweep --sweep=experiments/studies/shared_gate.py
+
+DeepSeekMoE, and the same with `moe.shared_gate`: the shared expert is weighed by σ(u · w) of each
+token (docs/routing.md). Were it of use to all text alike, the gate would be as open everywhere.
+What is claimed: it is not, the mean openness of the domains differs by more than 0.02 from the most
+to the least open; and it costs no loss, no more than 0.02. Beside the claim: which domain it is
+most open for, and the loss of each.
+"""
+
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  Analysis,
+  Entry,
+  Results,
+  against,
+  differences,
+  dots,
+  shown,
+  sizes,
+)
+from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.verdicts import ABOUT, Comparison
+
+SCALE = 'long'
+CLAIM = 'A gate before the shared expert is not as open for all text, and costs about no loss.'
+_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
+_APART = 0.02
+
+
+def sweep(scale: Scale = LONG) -> list[Run]:
+  return [
+    scale.run('deepseek_moe'),
+    scale.run('deepseek_moe', 'gated', {'moe.shared_gate': True}),
+  ]
+
+
+_PLAIN, _GATED = Entry('DeepSeekMoE', 'deepseek_moe'), Entry('gated shared expert', 'gated')
+_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', *_DOMAINS)
+
+
+def analyse(results: Results) -> Analysis:
+  """Losses, and how open the gate is by domain."""
+  open_for = {domain: results.reading(_GATED.run, 'shared_gate', domain) for domain in _DOMAINS}
+  spread = {
+    seed: max(values) - min(values)
+    for seed in open_for['english']
+    if (values := [open_for[domain][seed] for domain in _DOMAINS])
+  }
+  rows = tuple(
+    (
+      entry.label,
+      sizes(results, entry.run)[0],
+      *shown(results.loss(entry.run)),
+      *(shown(results.values(entry.run, _loss_of(domain)), 3)[1] for domain in _DOMAINS),
+    )
+    for entry in (_PLAIN, _GATED)
+  )
+  comparisons = (
+    Comparison(
+      'openness, most − least open domain', spread, above=_APART, digits=3, unit='openness'
+    ),
+    against(results, _GATED, _PLAIN, below=ABOUT),
+  )
+  return Analysis(
+    _COLUMNS,
+    rows,
+    comparisons,
+    (
+      dots('How open the gate is, mean over layers', 'σ(u · w), held-out text', open_for),
+      differences('Paired difference', comparisons),
+    ),
+    'Several shared experts, each with a gate; which tokens of a domain close it; whether what it '
+    'closes for could be told from the text.',
+  )
+
+
+def _loss_of(domain):
+  return lambda line: line['final']['domains'].get(domain, {}).get('loss')

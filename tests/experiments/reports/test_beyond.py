@@ -1,0 +1,115 @@
+"""Studies beyond the paper, of made-up lines: what their analyses make of known numbers."""
+
+import pytest
+
+from experiments.reports import svg
+from experiments.studies import BEYOND, adaptive_k, balancing, longer, shared_gate
+from experiments.studies.analysis import Results
+from experiments.studies.verdicts import HOLDS, outcomes
+from experiments.sweeps import plan
+
+_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
+
+
+def _line(run, seed, loss, **rest):
+  """A line as far as an analysis reads it. `evaluations`: losses by name."""
+  scored = lambda value: {'total': {'loss': value, 'bits_per_byte': value}}
+  evaluations = {name: scored(value) for name, value in rest.pop('evaluations', {}).items()}
+  final = scored(loss) | {'domains': {domain: {'loss': loss} for domain in _DOMAINS}}
+  line = {'run': run, 'seed': seed, 'final': final, 'evaluations': evaluations}
+  return line | {'total_params': 1e6, 'active_params': 3e5, 'readings': None} | rest
+
+
+def _noise(seed):
+  return (0.0, 0.004, -0.003)[seed]
+
+
+def _analysed(study, lines):
+  found = study.analyse(Results(lines))
+  assert svg.figure('x', 'y', found.panels).count('<text') > 20
+  assert {len(row) for row in found.rows} == {len(found.columns)}
+  return {each.what: each for each in found.comparisons}, outcomes(found.comparisons)
+
+
+@pytest.mark.parametrize('name', sorted({*BEYOND} - {'esft'}))  # whose lines have such names
+def test_they_can_be_planned_and_their_names_be_asked_for(name):
+  loaded = plan.load(f'experiments/studies/{name}.py')
+  jobs = plan.jobs(loaded, plan.common.SCALES[loaded.scale], [0], {}, plan.Path('runs'))
+  assert loaded.claim and jobs
+  assert not any(',' in run.name for job in jobs for run in job.runs)  # --runs=NAME,NAME
+
+
+def test_longer():
+  rises = {10: 0.1, 40: 0.3, 100: 0.9}
+  lines = [
+    _line(
+      run.name,
+      seed,
+      2.5 + 0.1 * seed,
+      evaluations={
+        name: 2.5 + 0.1 * seed + rises[int(run.name.rpartition('_')[2])] * (scale + _noise(seed))
+        for name in run.evaluations
+      },
+    )
+    for run in longer.sweep()
+    for seed in range(3)
+    for scale in [2.0 if run.name.startswith('deepseek') else 1.0]
+  ]
+  found, decided = _analysed(longer, lines)
+  assert decided == [HOLDS] * 4
+  apart = found['rise of DeepSeekMoE − of GShard ×1.5, masked 1/16: at 100 − at 10']
+  assert apart.interval.mean == pytest.approx(0.9 - 0.1)
+  off = found['rise without the shared expert: at 100 − at 10']
+  assert off.interval.mean == pytest.approx(2 * (0.9 - 0.1), abs=0.001)
+
+
+def test_balancing():
+  max_vio = {'none': 5.0, 'bias': 0.1, 'quantile': 0.2}
+  lines = [
+    _line(
+      balancing._name(variant, way),
+      seed,
+      3.0 + 0.1 * _noise(seed) * len(way),
+      max_vio={'last_tenth': max_vio.get(way, 0.5) + _noise(seed)},
+      max_vio_curve=[(20, 3.0), (40, 1.0 + seed)],
+      idle_experts=1.0,
+    )
+    for variant in balancing._MODELS
+    for way in balancing._WAYS
+    for seed in range(3)
+  ]
+  found, decided = _analysed(balancing, lines)
+  assert found['MaxVio: DeepSeekMoE, bias − loss 0.001'].interval.mean == pytest.approx(-0.4)
+  assert decided == [HOLDS] * 8
+  assert balancing._mean_curve(Results(lines), 'gshard_bias')[1][1].mean == 2.0
+
+
+def test_shared_gate():
+  readings = lambda seed: {
+    domain: {'shared_gate': [0.5 + 0.1 * place + _noise(seed), 0.5 + 0.1 * place]}
+    for place, domain in enumerate(_DOMAINS)
+  }
+  lines = [
+    _line(run, seed, 3.0 + _noise(seed), readings=made)
+    for seed in range(3)
+    for run, made in (('deepseek_moe', None), ('gated', readings(seed)))
+  ]
+  found, decided = _analysed(shared_gate, lines)
+  apart = found['openness, most − least open domain']
+  assert decided == [HOLDS] * 2 and apart.interval.mean == pytest.approx(0.3)
+
+
+def test_adaptive_k():
+  readings = lambda seed: {
+    domain: {'experts_taken': [5.5 + place + _noise(seed)] * 3}
+    for place, domain in enumerate(_DOMAINS)
+  }
+  lines = [
+    _line(run, seed, loss + _noise(seed) * loss, readings=made)
+    for seed in range(3)
+    for run, loss, made in (('deepseek_moe', 3.0, None), ('adaptive', 2.9, readings(seed)))
+  ]
+  found, decided = _analysed(adaptive_k, lines)
+  assert decided == [HOLDS] * 3
+  assert found['mean K − 7'].interval.mean == pytest.approx(0.0, abs=0.01)
+  assert found['K, most − least, of domains'].interval.mean == pytest.approx(3.0)
