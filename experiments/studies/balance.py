@@ -26,10 +26,11 @@ from experiments.studies.analysis import (
   shown,
   sizes,
 )
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import difference
 from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Section 3.3'
 CLAIM = (
   'Without a balance loss load is less even, more experts idle; α1 = 0.001 costs about no '

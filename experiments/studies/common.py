@@ -12,6 +12,8 @@ from experiments import proxy, variants
 
 # Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
 SEEDS = 3
+# Of the studies of the paper, before LONG.
+EARLIER_SEEDS = {'proxy': SEEDS, 'paper': SEEDS}
 # The bilingual corpus and the instructions of experiments/corpora; launch.sweep builds them where
 # they are missing. Paths relative to the repository, so that a config, and the hash that names it,
 # is the same on every machine.
@@ -161,7 +163,7 @@ def long_scale(
     'model.vocab_size': vocab_size,
     'model.dtype': 'float32',
     'data.batch_size': 32,
-    'optimizer.peak_lr': 3e-3,
+    'optimizer.peak_lr': 6e-3,
     'optimizer.warmup_steps': 150,
     'train.num_steps': num_steps,
     'evaluation.every_steps': num_steps // 10,
@@ -179,6 +181,7 @@ def long_scale(
   )
 
 
-# The shape that pilot_long.py has chosen.
-LONG = long_scale(48, 24, 2048, 3360)
+# The shape and the rates that pilot_long.py has chosen; variants that it did not compare have the
+# rate of DeepSeekMoE, GShard and Switch.
+LONG = long_scale(48, 24, 2048, 3360, rates={'dense': 1.2e-2, 'hash': 1.2e-2})
 SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}

@@ -26,10 +26,11 @@ from experiments.studies.analysis import (
   given,
   losses,
 )
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import Interval, difference, interval
 from experiments.studies.verdicts import Comparison
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Figure 4'
 CLAIM = (
   'DeepSeekMoE depends more on its top routed experts than GShard×1.5: its experts are less '

@@ -26,10 +26,11 @@ from experiments.studies.analysis import (
   given,
   losses,
 )
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import Values, difference, interval
 from experiments.studies.verdicts import ABOUT, BOUND_MAY_BE_WIDE, Comparison, Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Figure 5'
 CLAIM = (
   'With 4 of its 7 routed experts DeepSeekMoE is at least about as good as GShard, on 1.25 '

@@ -13,9 +13,10 @@ is more than "mostly". Beside the claim: it falls from end to end.
 import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.verdicts import Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Figure 3'
 CLAIM = (
   'At equal total and activated parameters, finer experts and a shared one each lower the loss.'

@@ -9,10 +9,11 @@ the claim: it is above that of the DeepSeekMoE with 1 + 7.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import difference
 from experiments.studies.verdicts import Comparison, Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Figure 6'
 CLAIM = 'A DeepSeekMoE trained with half the activated experts still beats GShard.'
 

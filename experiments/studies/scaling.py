@@ -34,10 +34,11 @@ from experiments.studies.analysis import (
   shown,
   sizes,
 )
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import interval
 from experiments.studies.verdicts import Comparison, Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Tables 3 and 6'
 CLAIM = "DeepSeekMoE reaches a dense model's loss with less than half of its compute."
 

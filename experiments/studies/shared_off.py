@@ -9,10 +9,11 @@ DeepSeekMoE there. Beside the claim: that it rises at all.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, of_losses
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import difference
 from experiments.studies.verdicts import Comparison, Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Section 4.5'
 CLAIM = (
   'No routed expert can stand in for the shared one: without it the loss rises by more than 0.25.'

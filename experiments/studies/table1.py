@@ -17,9 +17,10 @@ activates 0.95M, as its router is smaller.
 import itertools
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
-from experiments.studies.common import PROXY, Run, Scale
+from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.verdicts import Role
 
+SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Table 1'
 CLAIM = (
   'DeepSeekMoE has a lower loss than GShard at the same parameters and compute, and than '
