@@ -193,6 +193,13 @@ def _make_score(loss, tokens, size, lost_bits):
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
 
 
+def summed_loss(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Σ loss over a batch's scored targets, and how many these are. Pure, to be jitted."""
+  hidden_BLD, _ = forward(config, params, batch)
+  losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
+  return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum()
+
+
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, the expert counts of its real tokens (0 where nothing is
   routed), and the means that layers measured over these, with how many they are.

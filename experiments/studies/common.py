@@ -32,6 +32,8 @@ _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 # What a start may be: the other run's weights as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
+# What a run may be measured by besides losses (experiments/sweeps/measures.py).
+MEASURES = ('specialisation', 'probes')
 # How experts may be chosen of a start: not at all, or as --by of launch.select_experts.
 CHOICES = ('', 'gate', 'share', 'random')
 
@@ -83,6 +85,7 @@ class Run:
 
   `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the
   keyword arguments of moe.analysis.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
+  `measures`: what else, each one of MEASURES.
   """
 
   name: str
@@ -90,6 +93,7 @@ class Run:
   overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
   evaluations: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
   start: Start | None = None
+  measures: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Scale:
     overrides: Mapping[str, object] | None = None,
     evaluations: Mapping[str, Mapping[str, object]] | None = None,
     d_model: int = 0,
+    measures: tuple[str, ...] = (),
   ) -> Run:
     """A variant of proxy.py, by its name, at this scale.
     `d_model`: another width, in the variant's proportions.
@@ -130,6 +135,7 @@ class Scale:
       config=f'experiments/{file}.py:{variant}',
       overrides={**self.settings, **size, **rate, **(overrides or {})},
       evaluations=evaluations or {},
+      measures=measures,
     )
 
 

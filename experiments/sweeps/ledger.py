@@ -50,6 +50,7 @@ FIELDS = (
     'idle_experts',
     'expert_load',
     'readings',
+    'measures',
   ),
   *('loss_curve', 'held_out_curve'),
 )
@@ -176,9 +177,12 @@ def of_other_studies(results: Path, study: str) -> list[dict]:
 
 
 def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
-  """Whether a line has all evaluations that its run asks for now, and no others."""
+  """Whether a line has all evaluations that its run asks for now, and no others; and all its
+  measures.
+  """
   wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
-  return {name: made['intervention'] for name, made in line['evaluations'].items()} == wanted
+  made = {name: made['intervention'] for name, made in line['evaluations'].items()}
+  return made == wanted and (line.get('measures') or {}).keys() >= set(run.measures)
 
 
 def scale(file: Path) -> Scale:

@@ -74,6 +74,7 @@ def make(
     'expert_load': final['expert_load'],
     # On held-out text, by domain, name and layer.
     'readings': final.get('readings'),
+    'measures': {name: scores['measures'][name] for name in run.measures},
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [
       (line['step'], line['held_out_loss']) for line in metrics if 'held_out_loss' in line
@@ -108,7 +109,8 @@ def taken(
     if not data or not same:
       continue
     made = {_key(each['intervention']): each for each in other['evaluations'].values()}
-    if made.keys() >= set(wanted.values()):
+    measured = other.get('measures') or {}
+    if made.keys() >= set(wanted.values()) and measured.keys() >= set(run.measures):
       return {
         **other,
         'study': study,
@@ -116,6 +118,7 @@ def taken(
         'config': run.config,
         'differs': {key: flat[key] for key in differs},
         'evaluations': {name: made[key] for name, key in wanted.items()},
+        'measures': {name: measured[name] for name in run.measures},
       }
   return None
 
@@ -232,6 +235,7 @@ def _scores_of_diverged(job):
     'best_step': step,
     'machine': machine.describe_without_device(),
     'scores': scores,
+    'measures': {name: None for run in job.runs for name in run.measures},
   }
 
 

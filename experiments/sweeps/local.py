@@ -108,11 +108,13 @@ def score_arguments(job: plan.Job) -> list[str]:
   interventions = [
     dict(intervention) for run in job.runs for intervention in run.evaluations.values()
   ]
+  measures = dict.fromkeys(name for run in job.runs for name in run.measures)
   return [
     '-m',
     'experiments.sweeps.score',
     f'--workdir={job.workdir}',
     f'--interventions={json.dumps(interventions)}',
+    *([f'--measures={",".join(measures)}'] if measures else []),
     *([f'--start={job.origin.workdir}'] if job.is_transfer else []),
   ]
 

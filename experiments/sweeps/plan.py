@@ -19,7 +19,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from experiments.studies import common
-from experiments.studies.common import CHOICES, UPCYCLES, Run, Scale, Start
+from experiments.studies.common import CHOICES, MEASURES, UPCYCLES, Run, Scale, Start
 from experiments.sweeps import places, texts
 from experiments.sweeps.job import EXPERTS, INIT_FROM, TRAINABLE, Job, Origin, flat
 from experiments.sweeps.texts import digest
@@ -256,6 +256,9 @@ def _check_run(run, study):
         f'{where}: start.{name} must be one of {", ".join(map(repr, known))}, not {value!r}'
       )
   _check_evaluations(run.evaluations, where)
+  for name in run.measures:
+    if name not in MEASURES:
+      raise UserError(f'{where}: there is no measure {name!r}, but {", ".join(MEASURES)}')
 
 
 def _check_evaluations(evaluations, where):

@@ -1,9 +1,11 @@
 """Scores a trained run on all held-out text, by domain. launch.sweep starts it.
 
-  python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON] [--start=DIR]
+  python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON] [--measures=NAME,NAME]
+    [--start=DIR]
 
 Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and
 the last one with each intervention, a list of keyword arguments of moe.analysis.Intervention.
+--measures: what else of the last one (measures.py).
 --start: the run, of other text, that its weights started from; both are scored on the text of both
 (transfer.py). What is there is not scored again.
 """
@@ -19,11 +21,13 @@ from moe import cli, host_memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 START = flags.DEFINE_string('start', None, 'Folder of the run that it started from.')
+MEASURES = flags.DEFINE_list('measures', [], 'Of experiments/sweeps/measures.py.')
 INTERVENTIONS = flags.DEFINE_string('interventions', '[]', 'JSON list of objects.')
 
 
 def main(_):
   from experiments.sweeps import machine, transfer
+  from experiments.sweeps.measures import MEASURE
   from moe.data.store import open_held_out
   from moe.run import data_directory, load_run
   from moe.storage.reading import available_steps
@@ -35,6 +39,7 @@ def main(_):
   path = workdir / line.SCORES
   there = line.read_scores(workdir) if path.exists() else {}
   scores, moved = there.get('scores', []), there.get('transfer')
+  measured = there.get('measures', {})
   wanted = [
     (run.step, {}),
     (best, {}),
@@ -43,11 +48,17 @@ def main(_):
   scored = [(score['step'], score['intervention']) for score in scores]
   # The best may be the last: once.
   missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
+  for name in MEASURES.value:
+    if name not in measured:
+      measured[name] = MEASURE[name](run, data)
+      print(f'{name}: {json.dumps(measured[name])[:200]}', flush=True)
+      if not missing:
+        _write(path, there | {'measures': measured})
   if START.value is not None and moved is None:
     moved = transfer.measure(run, data, START.value)
     print(f'against {START.value}: {moved}', flush=True)
     if not missing:
-      _write(path, there | {'transfer': moved})
+      _write(path, there | {'transfer': moved, 'measures': measured})
   if missing:
     machine.note_commit(workdir, machine.commit())
   for step, intervention in missing:
@@ -60,6 +71,7 @@ def main(_):
       'machine': machine.describe(),
       'scores': scores,
       'transfer': moved,
+      'measures': measured,
     }
     _write(path, content)
     print(

@@ -7,6 +7,8 @@ counts          which experts the tokens of a batch, or of all held-out text, ch
                 by sequence, token class and pair
 measures        from counts, in NumPy: load, mutual information, co-activation,
                 effective number of experts
+redundancy      the loss with one expert's weights in another's place
+probes          the loss on text that only attention can predict
 """
 
 from moe.analysis.counts import (

@@ -49,6 +49,7 @@ class Counts(NamedTuple):
   classes_NCE: jax.Array  # tokens of the class that chose it
   class_tokens_C: jax.Array  # tokens of the class
   pairs_NEE: jax.Array  # tokens that chose both; on the diagonal, that chose the expert
+  next_NCE: jax.Array  # as classes_NCE, of the token that follows
 
 
 class Survey(NamedTuple):
@@ -60,6 +61,7 @@ class Survey(NamedTuple):
   classes_NCE: np.ndarray
   class_tokens_C: np.ndarray
   pairs_NEE: np.ndarray
+  next_NCE: np.ndarray
 
 
 def token_class(piece: str, is_text: bool) -> str:
@@ -99,28 +101,32 @@ def count(
 ) -> Counts:
   """The choices of a batch's tokens, pure and to be jitted. `class_V`: as of `token_classes`.
 
-  Counted are the tokens that have a target to be scored,
-  so that over all held-out text each counts once.
+  Counted are the tokens that have a target to be scored, so that over all held-out text each counts
+  once; of their experts, those that they take (`moe.gate_mass`).
   """
-  experts, (experts_NBLK, _, _) = (
-    config.moe.num_experts,
-    routing(config, params, batch, intervention),
-  )
+  choices = routing(config, params, batch, intervention)
   is_counted_BL = batch.weights_BL > 0
-  class_BL = jnp.where(is_counted_BL, jnp.asarray(class_V)[batch.tokens_BL], -1)  # −1: of no class
-  is_class_BLC = jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
 
-  def of_layer(experts_BLK):
-    chosen_BLE = jax.nn.one_hot(jnp.where(is_counted_BL[..., None], experts_BLK, -1), experts).sum(
-      axis=2
-    )
-    by_class_CE = jnp.einsum('blc,ble->ce', is_class_BLC, chosen_BLE)
-    return chosen_BLE.sum(axis=1), by_class_CE, jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
+  def classes(ids_BL):
+    class_BL = jnp.where(is_counted_BL, jnp.asarray(class_V)[ids_BL], -1)  # −1: of no class
+    return jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
+
+  is_class_BLC, is_next_BLC = classes(batch.tokens_BL), classes(batch.targets_BL)
+
+  def of_layer(layer):
+    experts_BLK, gates_BLK = layer
+    taken_BLK = jnp.where(is_counted_BL[..., None] & (gates_BLK > 0), experts_BLK, -1)
+    chosen_BLE = jax.nn.one_hot(taken_BLK, config.moe.num_experts).sum(axis=2)
+    by = lambda is_BLC: jnp.einsum('blc,ble->ce', is_BLC, chosen_BLE)
+    pairs_EE = jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
+    return chosen_BLE.sum(axis=1), by(is_class_BLC), pairs_EE, by(is_next_BLC)
 
   # Float sums and products of zeros and ones, which every machine is fast at,
   # are exact below 2²⁴ tokens.
-  sequences_NBE, classes_NCE, pairs_NEE = lax.map(of_layer, experts_NBLK)
-  counts = Counts(sequences_NBE, classes_NCE, is_class_BLC.sum(axis=(0, 1)), pairs_NEE)
+  layers = choices.experts_NBLK, choices.gates_NBLK
+  sequences_NBE, classes_NCE, pairs_NEE, next_NCE = lax.map(of_layer, layers)
+  class_tokens_C = is_class_BLC.sum(axis=(0, 1))
+  counts = Counts(sequences_NBE, classes_NCE, class_tokens_C, pairs_NEE, next_NCE)
   return jax.tree.map(lambda x: x.astype(jnp.int32), counts)
 
 

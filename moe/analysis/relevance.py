@@ -57,9 +57,9 @@ def _of_batch(config: Config, params: dict, batch: Batch):
 
   def of_layer(layer):
     experts_BLK, gates_BLK = layer
-    is_chosen_BLKE = jax.nn.one_hot(experts_BLK, config.moe.num_experts) * jnp.where(
-      is_counted_BL, 1.0, 0.0
-    ).reshape(*is_counted_BL.shape, 1, 1)
+    # A gate of 0 is of an expert that the token does not take (`moe.gate_mass`).
+    taken_BLK = jnp.where(is_counted_BL[..., None] & (gates_BLK > 0), experts_BLK, -1)
+    is_chosen_BLKE = jax.nn.one_hot(taken_BLK, config.moe.num_experts)
     # Sums of zeros and ones in float32 are exact below 2²⁴ tokens.
     counts_E = is_chosen_BLKE.sum(axis=(0, 1, 2)).astype(jnp.int32)
     return jnp.einsum('blke,blk->e', is_chosen_BLKE, gates_BLK), counts_E

@@ -259,9 +259,9 @@ def _data_config(**overrides):
 
 
 def test_counts_against_a_loop_over_tokens():
-  """A hash router's choices too, which need no probabilities."""
-  for router in ('softmax', 'hash'):
-    config = small_config(**{'moe.router': router})
+  """A hash router's choices too, which need no probabilities; and where some are not taken."""
+  for changed in ({}, {'moe.router': 'hash'}, {'moe.experts_per_token': 4, 'moe.gate_mass': 0.7}):
+    config = small_config(**changed)
     params, batch = small_params(config), packed_batch(config)
     class_V = (
       np.random.default_rng(0)
@@ -270,18 +270,21 @@ def test_counts_against_a_loop_over_tokens():
     )
     counted = functools.partial(specialization.count, class_V=class_V)
     counts = run(counted, config, params, batch, Intervention())
-    experts_NBLK = run(specialization.routing, config, params, batch, Intervention()).experts_NBLK
+    choices = run(specialization.routing, config, params, batch, Intervention())
     truth = jax.tree.map(np.zeros_like, counts)
     for b, position in zip(*np.nonzero(batch.weights_BL)):
       of_class = class_V[batch.tokens_BL[b, position]]
+      of_next = class_V[batch.targets_BL[b, position]]
       truth.class_tokens_C[of_class] += 1
       for n in range(N):
-        chosen = experts_NBLK[n, b, position]
+        gates_K = choices.gates_NBLK[n, b, position]
+        chosen = choices.experts_NBLK[n, b, position][gates_K > 0]
         for i, j in itertools.product(chosen, chosen):
           truth.pairs_NEE[n, i, j] += 1
         for i in chosen:
           truth.sequences_NBE[n, b, i] += 1
           truth.classes_NCE[n, of_class, i] += 1
+          truth.next_NCE[n, of_next, i] += 1
     jax.tree.map(np.testing.assert_array_equal, counts, truth)
 
 

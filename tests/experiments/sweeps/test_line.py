@@ -101,6 +101,7 @@ def test_what_another_study_has_recorded_is_taken_where_nothing_differs(tmp_path
     'config': CONFIG,
     'differs': {'model.num_layers': job.config.model.num_layers},
     'evaluations': {'masked': score},
+    'measures': {},
   }
   lacking = {key: value for key, value in other.items() if key != 'idle_experts'}
   assert taken([lacking, other])['idle_experts'] == 1.5 and 'idle_experts' not in taken([lacking])

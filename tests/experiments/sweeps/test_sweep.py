@@ -120,11 +120,16 @@ def test_a_line_has_everything_a_figure_needs(swept):
       line['dead_experts'] >= 0 and 0 <= line['idle_experts'] <= 8 and len(line['expert_load']) == 2
     )
     assert line['evaluations'].keys() == ({'masked', 'shared off'} if name == 'top 2' else set())
+    assert line['measures'].keys() == ({'specialisation', 'probes'} if name == 'top 2' else set())
   assert (
     lines['top 1']['config_hash']
     != lines['top 2']['config_hash']
     == lines['the same']['config_hash']
   )
+  found = lines['top 2']['measures']
+  assert {len(values) for values in found['specialisation'].values()} == {2}  # layers
+  assert all(0 <= share <= 1 for share in found['specialisation']['class'])
+  assert found['probes'].keys() == {'copying', 'copying_first', 'lookup', 'chance'}
   for made in lines['top 2']['evaluations'].values():
     assert made['domains'].keys() == {'prose', 'code'}
     assert made['total']['loss'] != lines['top 2']['final']['total']['loss']
@@ -245,6 +250,11 @@ _ONE = 'sweep = lambda scale: [scale.run("dense")]'
     ('sweep = lambda scale: [1, 2][3]', {}, ['IndexError']),
     ('sweep = lambda scale: [scale.run("dense", name=3)]', {}, ['is named 3']),
     ('sweep = lambda scale: [scale.run("dense", evaluations=["x"])]', {}, ["'dense'", "['x']"]),
+    (
+      'sweep = lambda scale: [scale.run("dense", measures=("x",))]',
+      {},
+      ["'dense'", "'x'", 'probes'],
+    ),
     (_ONE, {'seeds': 0}, ['--seeds']),
     (_ONE, {'parallel': 0}, ['--parallel']),
     (_ONE, {'overrides': {'train.seed': 3}}, ['--seeds']),

@@ -1,0 +1,56 @@
+"""What a trained run may be measured by besides its losses, as plain JSON: `Run.measures` names
+them, and a line of runs.jsonl has what they found.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from moe import analysis
+from moe.analysis import measures, probes, redundancy
+from moe.data.store import PreparedData
+from moe.inspection import Run
+
+
+def specialisation(run: Run, data: PreparedData) -> dict[str, list[float]]:
+  """By MoE layer, over held-out text. What one choice of a token tells of three things, as a share
+  of their entropy: the domain of its text (less what chance shows), the class of its piece, and
+  that of the next one. And how far the loss rises in the mean with another expert's weights in an
+  expert's place, and with none (moe/analysis/redundancy.py).
+  """
+  counted = analysis.survey(run.config, run.params, data)
+  domain = analysis.information(counted.sequences_NXE, counted.domain_X, len(counted.domains))
+  replaced = redundancy.measure(run.config, run.params, data)
+  return _rounded(
+    {
+      'domain': domain.share_N,
+      'class': _share(counted.classes_NCE),
+      'next_class': _share(counted.next_NCE),
+      'substituted': replaced.substituted_NX.mean(axis=1),
+      'removed': replaced.removed_NX.mean(axis=1),
+    }
+  )
+
+
+def losses_of_probes(run: Run, data: PreparedData) -> dict[str, list[float]]:
+  """Copying and lookup (moe/analysis/probes.py), nats; each a list of one."""
+  del data
+  found = probes.losses(run.config, run.params, run.tokenizer)
+  return _rounded({name: np.array([value]) for name, value in found._asdict().items()})
+
+
+# The names are those of experiments.studies.common.MEASURES, which imports nothing of jax.
+MEASURE: dict[str, Callable[[Run, PreparedData], dict[str, list[float]]]] = {
+  'specialisation': specialisation,
+  'probes': losses_of_probes,
+}
+
+
+def _share(counts_NGE: np.ndarray) -> np.ndarray:
+  """I(expert; group) ÷ H(group), by layer."""
+  of_group_NG = measures.shares(counts_NGE.sum(axis=2))
+  return measures.mutual_information(counts_NGE) / measures.entropy(of_group_NG)
+
+
+def _rounded(found):
+  return {name: [round(float(value), 6) for value in values] for name, values in found.items()}
