@@ -296,7 +296,8 @@ def recorded(tmp_path, monkeypatch):
   monkeypatch.chdir(programs.ROOT)
   monkeypatch.setattr(sweep.machine, 'commit', lambda: 'f' * 40)
   synthetic.write(tmp_path / 'results', 'shared_off', synthetic.lines('shared_off'))
-  options = sweep.Options('shared_off', workdir=tmp_path / 'runs', results=tmp_path / 'results')
+  folders = {'workdir': tmp_path / 'runs', 'results': tmp_path / 'results'}
+  options = sweep.Options('shared_off', scale='proxy', **folders)
   return options, plan.jobs(plan.load('shared_off'), PROXY, [0], {}, options.workdir)[0]
 
 
