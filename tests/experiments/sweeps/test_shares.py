@@ -58,10 +58,30 @@ def test_cores_and_gpus_are_dealt_in_equal_parts(monkeypatch):
     {'CUDA_VISIBLE_DEVICES': '0,1'},
     {'CUDA_VISIBLE_DEVICES': '2,4'},
   ]
-  with pytest.raises(
-    UserError, match='--parallel=5: a run takes at least one GPU, and there are 4 here'
-  ):
+  monkeypatch.setattr(shares, '_gpus', lambda: ['3', 'GPU-5'])
+  memory = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+  assert [dict(share.environment) for share in shares.deal(5)] == [
+    *[{'CUDA_VISIBLE_DEVICES': '3', memory: '0.300'}] * 3,
+    *[{'CUDA_VISIBLE_DEVICES': 'GPU-5', memory: '0.450'}] * 2,
+  ]
+
+
+def test_a_run_takes_a_chip_of_a_tpu(monkeypatch, tmp_path):
+  monkeypatch.setattr(shares, '_cores', lambda: [0, 1])
+  monkeypatch.setattr(shares.importlib.util, 'find_spec', lambda name: name == 'libtpu')
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  files = {'/dev': ['accel_x', 'tty0'], '/dev/vfio': ['0', '1', '2', '3', 'vfio']}
+  found = lambda path, pattern: (path / name for name in files[str(path)] if 'tty' not in name)
+  monkeypatch.setattr(Path, 'glob', found)
+  environments = [share.environment for share in shares.deal(4)]
+  assert [each['TPU_VISIBLE_CHIPS'] for each in environments] == ['0', '1', '2', '3']
+  assert {each['TPU_PROCESS_BOUNDS'] for each in environments} == {'1,1,1'}
+  assert len({each['TPU_MESH_CONTROLLER_PORT'] for each in environments}) == 4
+  assert shares.deal(1) == [shares.WHOLE]  # all chips
+  with pytest.raises(UserError, match='a TPU chip takes one run, and there are 4 here'):
     shares.deal(5)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert [dict(share.environment) for share in shares.deal(2)] == [{}, {}]
 
 
 def test_the_threads_of_a_core_go_together(monkeypatch):
