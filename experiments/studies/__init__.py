@@ -26,6 +26,16 @@ STUDIES = (
   'scaling',
 )
 # Not of the paper; after those in the report.
-BEYOND = ('longer', 'balancing', 'shared_gate', 'adaptive_k', 'upcycling', 'sft', 'esft')
+BEYOND = (
+  'longer',
+  'balancing',
+  'shared_gate',
+  'adaptive_k',
+  'attention_share',
+  'specialisation',
+  'upcycling',
+  'sft',
+  'esft',
+)
 # What the studies' scales were chosen by; last in the report.
 PILOTS = ('pilot', 'pilot_long')

@@ -53,6 +53,17 @@ class Results:
 
     return self.values(run, measure)
 
+  def measure(self, run: str, measure: str, name: str) -> dict[int, float]:
+    """A number of a measure of the trained model: the mean over layers where it has several."""
+    of_line = lambda line: (line['measures'] or {}).get(measure) or {}
+    return self.values(
+      run, lambda line: mean(found) if (found := of_line(line).get(name)) else None
+    )
+
+  def domain_loss(self, run: str, domain: str) -> dict[int, float]:
+    """As `loss`, of one domain."""
+    return self.values(run, lambda line: line['final']['domains'].get(domain, {}).get('loss'))
+
   def of(self, run: str, key: str) -> object:
     """What is equal for all seeds, such as 'total_params'; None if the run has no line."""
     return next((line[key] for line in self.lines if line['run'] == run), None)

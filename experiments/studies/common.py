@@ -109,6 +109,14 @@ class Scale:
   widths: Mapping[str, tuple[int, ...]]
   rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+  def of_length(self, share: float) -> dict[str, int]:
+    """Overrides of a run with a share of this scale's steps, looked at as often. Of a scale whose
+    variants have their own, and of 1, nothing.
+    """
+    steps = round(share * self.settings.get('train.num_steps', 0))
+    often = {f'{what}.every_steps': steps // 10 for what in ('evaluation', 'checkpoint')}
+    return {} if share == 1 or not steps else {'train.num_steps': steps} | often
+
   def run(
     self,
     variant: str,

@@ -19,7 +19,6 @@ from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 3
 CLAIM = 'What Figure 4 and Section 4.5 measure grows with training.'
-_STEPS = 'train.num_steps'
 # Of the scale's steps: tokens an activated parameter.
 _LENGTHS = {0.25: 10, 1.0: 40, 2.5: 100}
 _MASKED, _OFF = 'masked 1/16', 'shared off, 8 routed'
@@ -34,22 +33,11 @@ _LABELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard_x1_5': 'GShard ×1.5'}
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
-  runs = []
-  for variant, evaluations in _EVALUATIONS.items():
-    steps = scale.run(variant).overrides.get(_STEPS, 0)
-    for length, tokens in _LENGTHS.items():
-      changed = _of_length(round(length * steps)) if steps and length != 1 else {}
-      runs.append(scale.run(variant, _name(variant, tokens), changed, evaluations))
-  return runs
-
-
-def _of_length(steps: int) -> dict[str, int]:
-  """The keys of a long run's length; held-out text is looked at as often as there."""
-  return {
-    _STEPS: steps,
-    'evaluation.every_steps': steps // 10,
-    'checkpoint.every_steps': steps // 10,
-  }
+  return [
+    scale.run(variant, _name(variant, tokens), scale.of_length(length), evaluations)
+    for variant, evaluations in _EVALUATIONS.items()
+    for length, tokens in _LENGTHS.items()
+  ]
 
 
 def _name(variant, tokens):

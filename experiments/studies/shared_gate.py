@@ -53,7 +53,7 @@ def analyse(results: Results) -> Analysis:
       entry.label,
       sizes(results, entry.run)[0],
       *shown(results.loss(entry.run)),
-      *(shown(results.values(entry.run, _loss_of(domain)), 3)[1] for domain in _DOMAINS),
+      *(shown(results.domain_loss(entry.run, domain), 3)[1] for domain in _DOMAINS),
     )
     for entry in (_PLAIN, _GATED)
   )
@@ -74,7 +74,3 @@ def analyse(results: Results) -> Analysis:
     'Several shared experts, each with a gate; which tokens of a domain close it; whether what it '
     'closes for could be told from the text.',
   )
-
-
-def _loss_of(domain):
-  return lambda line: line['final']['domains'].get(domain, {}).get('loss')

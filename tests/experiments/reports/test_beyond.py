@@ -3,7 +3,15 @@
 import pytest
 
 from experiments.reports import svg
-from experiments.studies import BEYOND, adaptive_k, balancing, longer, shared_gate
+from experiments.studies import (
+  BEYOND,
+  adaptive_k,
+  attention_share,
+  balancing,
+  longer,
+  shared_gate,
+  specialisation,
+)
 from experiments.studies.analysis import Results
 from experiments.studies.verdicts import HOLDS, outcomes
 from experiments.sweeps import plan
@@ -17,7 +25,8 @@ def _line(run, seed, loss, **rest):
   evaluations = {name: scored(value) for name, value in rest.pop('evaluations', {}).items()}
   final = scored(loss) | {'domains': {domain: {'loss': loss} for domain in _DOMAINS}}
   line = {'run': run, 'seed': seed, 'final': final, 'evaluations': evaluations}
-  return line | {'total_params': 1e6, 'active_params': 3e5, 'readings': None} | rest
+  line |= {'total_params': 1e6, 'active_params': 3e5, 'readings': None, 'measures': {}}
+  return line | rest
 
 
 def _noise(seed):
@@ -113,3 +122,37 @@ def test_adaptive_k():
   assert decided == [HOLDS] * 3
   assert found['mean K − 7'].interval.mean == pytest.approx(0.0, abs=0.01)
   assert found['K, most − least, of domains'].interval.mean == pytest.approx(3.0)
+
+
+def test_attention_share():
+  copying = {'heads_1': 7.5, 'deepseek_moe': 6.0, 'heads_4': 4.0}
+  lines = [
+    _line(
+      run,
+      seed,
+      3.0 + _noise(seed),
+      measures={'probes': {'copying': [value + _noise(seed) * value], 'lookup': [value]}},
+    )
+    for run, value in copying.items()
+    for seed in range(3)
+  ]
+  found, decided = _analysed(attention_share, lines)
+  assert decided[:4] == [HOLDS] * 4
+  assert found['copying: 4 heads − 2 heads'].interval.mean == pytest.approx(-2.0, abs=0.01)
+
+
+def test_specialisation():
+  made = lambda scale, seed: {
+    'substituted': [0.3 * scale + _noise(seed), 0.1 * scale],
+    'removed': [0.4, 0.6],
+    **{name: [0.2 * scale + _noise(seed)] for name in ('domain', 'class', 'next_class')},
+  }
+  lines = [
+    _line(run.name, seed, 3.0, measures={'specialisation': made(scale, seed)})
+    for run in specialisation.sweep()
+    for scale in [1 + 0.5 * run.name.startswith('deepseek') + 0.1 * run.name.endswith('_40')]
+    for seed in range(2)
+  ]
+  found, decided = _analysed(specialisation, lines)
+  assert found['ratio: DeepSeekMoE − GShard'].interval.mean == pytest.approx(0.4 * 0.5, abs=0.01)
+  assert set(decided) <= {HOLDS, 'undecided'} and len(decided) == 12

@@ -1,0 +1,104 @@
+"""Beyond the paper: how specialised experts are, and become, DeepSeekMoE's and GShard's.
+
+  python -m launch.sweep --sweep=experiments/studies/specialisation.py
+
+Both after 10 and after 40 tokens an activated parameter of DeepSeekMoE, each run with a whole
+schedule. Measured on held-out text, the mean over layers (experiments/sweeps/measures.py): what one
+choice of a token tells of the domain of its text, of the class of its piece, and of that of the
+next one, as a share of their entropy; and how far the loss rises with the weights of another expert
+of its layer in an expert's place, over how far it rises with none there: 0, another one does as
+well, 1 or more, it is no better than nothing. The paper argues by masking (Figure 4) that fine
+experts are less redundant. What has to carry over, at 40: that ratio is higher for DeepSeekMoE, and
+a choice tells more of the domain. Beside the claim: both grow with training, and so do the others.
+A choice is one of 63 there and one of 16 here, and so can tell more.
+"""
+
+from experiments.studies.analysis import Analysis, Results, dots, shown
+from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.intervals import Values, difference
+from experiments.studies.verdicts import Comparison, Role
+
+SCALE = 'long'
+CLAIM = "DeepSeekMoE's experts are harder to replace than GShard's, and tell more of the domain."
+_LABELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard'}
+_SHARES = {'domain': 'domain', 'class': "piece's class", 'next_class': "next piece's class"}
+_SHORT, _WHOLE = 10, 40  # tokens an activated parameter
+
+
+def sweep(scale: Scale = LONG) -> list[Run]:
+  runs = []
+  for variant in _LABELS:
+    for tokens in (_SHORT, _WHOLE):
+      changed = scale.of_length(tokens / _WHOLE)
+      name = f'{variant}_{tokens}'
+      runs.append(scale.run(variant, name, changed, measures=('specialisation',)))
+  return runs
+
+
+_COLUMNS = (
+  *('model', 'tokens an activated parameter', 'seeds'),
+  *(f'a choice tells of the {label}' for label in _SHARES.values()),
+  *('rise with another expert', 'rise with none', 'their ratio', '95% interval'),
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """Every measure of both models at both lengths."""
+  keys = [(variant, tokens) for variant in _LABELS for tokens in (_SHORT, _WHOLE)]
+  of = lambda key, name: results.measure(f'{key[0]}_{key[1]}', 'specialisation', name)
+  ratio = {key: _ratio(of(key, 'substituted'), of(key, 'removed')) for key in keys}
+  shares = {name: {key: of(key, name) for key in keys} for name in _SHARES}
+  rows = tuple(
+    (
+      _LABELS[key[0]],
+      str(key[1]),
+      shown(ratio[key])[0],
+      *(shown(shares[name][key], 3)[1] for name in _SHARES),
+      *(shown(of(key, name), 4)[1] for name in ('substituted', 'removed')),
+      *shown(ratio[key], 2)[1:],
+    )
+    for key in keys
+  )
+  moe, gshard = (('deepseek_moe', _WHOLE), ('gshard', _WHOLE))
+  compared = lambda what, values, role: Comparison(
+    what, values, above=0.0, digits=3, role=role, unit='share'
+  )
+  models = 'DeepSeekMoE − GShard'
+  comparisons = [
+    compared(f'ratio: {models}', difference(ratio[moe], ratio[gshard]), Role.CLAIM),
+    *(
+      compared(
+        f'{_SHARES[name]}: {models}',
+        difference(shares[name][moe], shares[name][gshard]),
+        Role.CLAIM if name == 'domain' else Role.BESIDE,
+      )
+      for name in _SHARES
+    ),
+  ]
+  for variant, label in _LABELS.items():
+    whole, short = (variant, _WHOLE), (variant, _SHORT)
+    grown = {'ratio': ratio} | {_SHARES[name]: shares[name] for name in _SHARES}
+    comparisons += [
+      compared(
+        f'{what}, {label}: at {_WHOLE} − at {_SHORT}',
+        difference(values[whole], values[short]),
+        Role.BESIDE,
+      )
+      for what, values in grown.items()
+    ]
+  named = lambda values: {f'{_LABELS[key[0]]}, {key[1]}': values[key] for key in keys}
+  return Analysis(
+    _COLUMNS,
+    rows,
+    tuple(comparisons),
+    (
+      dots('Rise with another expert ÷ with none', 'ratio', named(ratio), digits=2),
+      dots('What a choice tells of the domain', 'share of its entropy', named(shares['domain'])),
+    ),
+    'Twelve experts a layer are replaced, on a batch of each domain; sets of experts that stand in '
+    'for one together; what experts know beyond domain and class of piece.',
+  )
+
+
+def _ratio(first: Values, second: Values) -> dict[int, float]:
+  return {seed: first[seed] / second[seed] for seed in first.keys() & second.keys()}
