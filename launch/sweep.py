@@ -1,7 +1,7 @@
 """Runs a study: every run for every seed, one line each in experiments/results/STUDY/runs.jsonl.
 
   python -m launch.sweep --sweep=experiments/studies/table1.py [--seeds=3] [--dry_run]
-    [--launcher=local|slurm] [--runs=NAME,NAME] [--scale=long|proxy|paper] [--parallel=1]
+    [--launcher=local|slurm|gke] [--runs=NAME,NAME] [--scale=long|proxy|paper] [--parallel=1]
     [--retrain] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
 The same command again skips what is finished, goes on with what was interrupted and tries again
@@ -10,7 +10,8 @@ A config that several studies share is trained once: where a line of another stu
 of the same settings, seed and text, that is taken.
 Results of other code are told; --retrain trains them anew.
 --config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job
-array trains the runs; --collect then scores those that are trained and writes their lines.
+array trains the runs, on GKE a JobSet each of --manifest; --collect then scores those that are
+trained and writes their lines; --watch --collect waits for the JobSets first.
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ SEEDS = flags.DEFINE_integer(
 )
 RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all unless given.')
 LAUNCHER = flags.DEFINE_enum(
-  'launcher', _DEFAULT.launcher, ['local', 'slurm'], 'This machine, or a job array.'
+  'launcher', _DEFAULT.launcher, ['local', 'slurm', 'gke'], 'This machine, a job array, JobSets.'
 )
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and what is finished; start nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained, write lines.')
@@ -44,13 +45,11 @@ SCALE = flags.DEFINE_enum(
 PARALLEL = flags.DEFINE_integer(
   'parallel', 1, 'Runs at a time, with --launcher=local: each on cores and GPUs of its own.'
 )
-WORKDIR = flags.DEFINE_string(
-  'workdir', str(_DEFAULT.workdir), 'Folder of all runs of all studies.'
-)
+WORKDIR = flags.DEFINE_string('workdir', str(_DEFAULT.workdir), 'Folder of all runs.')
 RESULTS = flags.DEFINE_string('results', str(_DEFAULT.results), 'Where STUDY/runs.jsonl lies.')
-SBATCH = flags.DEFINE_multi_string(
-  'sbatch', [], 'An option for sbatch, such as --sbatch=--time=24:00:00; several.'
-)
+SBATCH = flags.DEFINE_multi_string('sbatch', [], 'An option for sbatch, as --time=1:00; several.')
+MANIFEST = flags.DEFINE_string('manifest', _DEFAULT.manifest, 'Of a JobSet, filled in, for gke.')
+WATCH = flags.DEFINE_bool('watch', False, 'First wait until no JobSet of --workdir is at work.')
 CONFIG = cli.config_flag()
 
 
@@ -59,7 +58,7 @@ def main(_):
     sweep.Options(
       study=SWEEP.value,
       **{flag.name: flag.value for flag in (SEEDS, RUNS, LAUNCHER, DRY_RUN, COLLECT, RETRAIN)},
-      **{flag.name: flag.value for flag in (SCALE, PARALLEL, SBATCH)},
+      **{flag.name: flag.value for flag in (SCALE, PARALLEL, SBATCH, MANIFEST, WATCH)},
       **{flag.name: Path(flag.value) for flag in (WORKDIR, RESULTS)},
       overrides=cli.overrides(CONFIG),
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from experiments.reports import svg
 from experiments.reports.blocks import Table, to_markdown
 from experiments.reports.study import Study
-from experiments.studies import analysis
+from experiments.studies import STUDIES, analysis
 from experiments.studies.verdicts import LOSS, Role
+from experiments.sweeps import plan
 from moe.errors import UserError, of_file
 
 FIGURE = 'claims.svg'
@@ -56,8 +57,14 @@ def in_readme(file: Path, studies: Sequence[Study], results: Path) -> str:
   if not 0 <= start < end:
     raise UserError(f'{file} (--readme) must have the lines {_START} and {_END}, in this order')
   folder = results.as_posix()
-  of_the_paper = [study for study in studies if study.of_the_paper]
-  rows = tuple((study.title, study.claim, study.verdict.outcome) for study in of_the_paper)
-  links = tuple(f'{folder}/{study.name}/README.md' for study in of_the_paper)
-  made = to_markdown([Table(('study', 'claim', 'verdict here'), rows, links)])
+  found, rows, links = {study.name: study for study in studies}, [], []
+  for name in STUDIES:
+    if study := found.get(name):
+      said = study.in_words if study.missing else study.verdict.outcome
+      links.append(f'{folder}/{name}/README.md')
+    else:
+      study, said = plan.load(f'experiments/studies/{name}.py'), 'not run yet'
+      links.append(f'experiments/studies/{name}.py')
+    rows.append((study.source, study.claim, said))
+  made = to_markdown([Table(('study', 'claim', 'verdict here'), tuple(rows), tuple(links))])
   return f'{text[:start]}{_START}\n\n{made}\n{text[end:]}'

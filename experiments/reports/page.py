@@ -19,6 +19,7 @@ from experiments.reports.blocks import (
 )
 from experiments.reports.svg import identifier
 from experiments.studies import BEYOND, PILOTS, STUDIES
+from experiments.studies.common import PROXY
 from experiments.sweeps import places
 from moe.errors import UserError
 from moe.errors import of_file as of_system_file
@@ -30,6 +31,10 @@ _INTRODUCTION = (
   'Everything below is drawn from the runs.jsonl beside it, a line a finished run.'
 )
 _OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'
+# The paper's studies before the long scale, in a folder of their own, and out of the verdicts.
+EARLIER = 'earlier'
+_OF_EARLIER = ' at the earlier scale, 3 tokens an activated parameter'
+_EARLIER_IN_WORDS = 'The same studies at an earlier scale: 3 tokens an activated parameter, 3 seeds'
 _LINES, METHOD = 'runs.jsonl', 'method.html'
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #656d76; --page: #ffffff; --rule: #d8dee4; --link: #0969da; }
@@ -76,7 +81,9 @@ def of_folder(results: Path, readme: Path | None = None) -> dict[Path, str | Non
   loaded = [studies.load(name, results) for name in shipped_here]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
   of_pilots = {name: pilot.blocks(name, results, level=2) for name in pilot.files(results)}
-  made: dict[Path, str | None] = {results / 'index.html': _page(loaded, of_pilots)}
+  made: dict[Path, str | None] = {
+    results / 'index.html': _page(loaded, of_pilots, (results / EARLIER).is_dir())
+  }
   made[results / overview.FIGURE] = overview.figure(loaded) or None
   of_the_paper = any(study.of_the_paper for study in loaded)
   made[results / METHOD] = (
@@ -121,16 +128,20 @@ def _of_study(folder, study):
   }
 
 
-def _page(loaded: Sequence[studies.Study], of_pilots: Mapping[str, Sequence[Block]]) -> str:
+def _page(
+  loaded: Sequence[studies.Study], of_pilots: Mapping[str, Sequence[Block]], has_earlier: bool
+) -> str:
   lines = [line for study in loaded for line in study.lines]
   of_the_paper = any(study.of_the_paper for study in loaded)
   claims = overview.figure(loaded)
+  title = f'{_TITLE}{_OF_EARLIER}' if _is_earlier(loaded) else _TITLE
   head: list[Block] = [
-    Heading(_TITLE, 1),
+    Heading(title, 1),
     Text(_INTRODUCTION if of_the_paper else _OF_OTHERS),
     *([Figure(claims, overview.FIGURE, overview.CAPTION), Text(overview.CAPTION)] * bool(claims)),
     *([overview.table(loaded)] if loaded else []),
     *([Link('How a verdict is reached, and what proxies cannot show', METHOD)] * of_the_paper),
+    *([Link(_EARLIER_IN_WORDS, f'{EARLIER}/index.html')] * has_earlier),
     Text(studies.runs_in_words(lines) if lines else 'No run has finished yet.', 'All studies:'),
     Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
@@ -139,7 +150,13 @@ def _page(loaded: Sequence[studies.Study], of_pilots: Mapping[str, Sequence[Bloc
     f'<section id="{identifier(name)}">\n{to_html(found)}\n</section>'
     for name, found in sections.items()
   ]
-  return _html(_TITLE, [to_html(head), *bodies])
+  return _html(title, [to_html(head), *bodies])
+
+
+def _is_earlier(loaded: Sequence[studies.Study]) -> bool:
+  """Whether the paper's studies here are of the scale before common.LONG."""
+  lines = [line for study in loaded if study.of_the_paper for line in study.lines]
+  return bool(lines) and all((line.get('scale') or PROXY.name) == PROXY.name for line in lines)
 
 
 def _method() -> list[Block]:

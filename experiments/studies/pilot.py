@@ -7,7 +7,7 @@
 Four learning rates, the same for five architectures; then more seeds at the rate chosen, whose runs
 table1 has, too. Hash Layer and Switch were searched when the other studies had been run at the rate
 chosen without them. Dense×4 and ×16 were tried last, at half of it alone.
-`make report` writes what it found, and what was chosen, to experiments/results/pilot/README.md.
+`make report` writes what it found, and chose, to experiments/results/earlier/pilot/README.md.
 """
 
 import math

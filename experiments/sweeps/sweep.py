@@ -8,7 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.studies import common
-from experiments.sweeps import children, ledger, line, local, machine, plan, shares, slurm, view
+from experiments.sweeps import (
+  children,
+  gke,
+  ledger,
+  line,
+  local,
+  machine,
+  plan,
+  shares,
+  slurm,
+  view,
+)
 from moe.errors import UserError
 
 
@@ -30,6 +41,8 @@ class Options:
   workdir: Path = Path('runs/studies')
   results: Path = Path('experiments/results')
   sbatch: Sequence[str] = ()
+  manifest: str = gke.MANIFEST
+  watch: bool = False
   overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -91,8 +104,12 @@ class _Sweep:
   def run(self, started: children.Children) -> int:
     options = self._options
     self._tell_other_code(_say)
+    if options.watch:
+      gke.watch(options.workdir, _say)
     if not options.collect:
       slurm.refuse_while_queued(options.workdir)
+      if options.launcher == 'gke':
+        gke.refuse_while_queued(options.workdir)
       local.prepare([task.job for task in self._untrained], options.workdir, started, _say)
     self._take_recorded()
     untrained = [task for task in self._untrained if task.state == 'waiting']
@@ -101,14 +118,14 @@ class _Sweep:
     if options.retrain and not options.collect:
       for task in untrained:
         self._set_aside(task.job)
-    if options.launcher == 'slurm' and untrained and not (options.collect or started.stopped_by):
+    if options.launcher != 'local' and untrained and not (options.collect or started.stopped_by):
       jobs = [task.job for task in untrained if task.job.is_ready]
       local.prepare_starts(jobs, started)
-      number = slurm.submit(self._study.name, jobs, options.workdir, options.sbatch)
+      train = self._submit(jobs)
       others = len(untrained) - len(jobs)
       start_later = f' {others} more start from these: this command again submits them.'
       _say(
-        f'job array {number} trains {len(jobs)} runs.{start_later * bool(others)} '
+        f'{train} {len(jobs)} runs.{start_later * bool(others)} '
         'Then, on a machine that may compute, --collect scores\n'
         'them and writes their lines; this command again submits what has not finished'
       )
@@ -116,6 +133,12 @@ class _Sweep:
     with view.View(self._tasks) as shown:
       local.run(self._tasks, self._parts, started, self._finish, shown)
     return _summary(self._tasks, self.file, started.stopped_by)
+
+  def _submit(self, jobs):
+    options, study = self._options, self._study.name
+    if options.launcher == 'gke':
+      return gke.submit(study, jobs, options.workdir, options.manifest)
+    return f'job array {slurm.submit(study, jobs, options.workdir, options.sbatch)} trains'
 
   def tell_plan(self) -> None:
     """The commands, and what is finished; starts and writes nothing."""

@@ -1,0 +1,156 @@
+"""A JobSet a run, on GKE, each of a manifest as launch/cluster/jobset.yaml, filled in.
+
+The folder of the runs is on the volume that the manifest mounts, at the same place here as in the
+pods: data is prepared here, and what is trained is scored here.
+"""
+
+import copy
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from experiments.sweeps import machine, places, plan
+from moe.errors import UserError, of_file
+
+MANIFEST = 'launch/cluster/jobset.yaml'
+_LABEL = 'deepseek-moe/sweep'  # of every JobSet that was submitted for a folder
+_LONGEST = 40  # of a name: a pod's has the slice's and its own numbers behind it, 63 in all
+_POLL = 30.0  # seconds
+_ENDED = {'Completed': 'completed', 'Failed': 'failed'}
+
+
+def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: str) -> str:
+  """A JobSet for each job; one of its name that has ended makes room. Returns, in words, what was
+  submitted. UserError for a manifest that is not of one, or whose pods do not see the folder.
+  """
+  template = _template(manifest, runs_folder)
+  made = [_job_set(template, study, job, runs_folder) for job in jobs]
+  names = [each['metadata']['name'] for each in made]
+  commit = machine.commit()
+  for job in jobs:
+    machine.note_commit(job.workdir, commit)
+  _kubectl('delete', 'jobset', '--ignore-not-found', *names)
+  _kubectl('apply', '-f', '-', input=yaml.safe_dump_all(made, sort_keys=False, allow_unicode=True))
+  return f'JobSets of {_LABEL}={_folder(runs_folder)} train'
+
+
+def states(runs_folder: Path) -> dict[str, str]:
+  """running, completed or failed, of every JobSet of a folder that the cluster knows of."""
+  asked = _kubectl('get', 'jobsets', '-l', f'{_LABEL}={_folder(runs_folder)}', '-o', 'json')
+  found = {}
+  for each in json.loads(asked)['items']:
+    conditions = each.get('status', {}).get('conditions', [])
+    ended = [_ENDED[c['type']] for c in conditions if c['type'] in _ENDED and c['status'] == 'True']
+    found[each['metadata']['name']] = ended[0] if ended else 'running'
+  return found
+
+
+def refuse_while_queued(runs_folder: Path) -> None:
+  """UserError if a JobSet of this folder is at work: two processes must not train one run."""
+  if running := [name for name, state in states(runs_folder).items() if state == 'running']:
+    raise UserError(
+      f'{len(running)} JobSets of {runs_folder} are at work ({running[0]}, …): wait for them '
+      '(--watch), make lines of what is finished (--collect), or `kubectl delete jobset '
+      f'-l {_LABEL}={_folder(runs_folder)}`'
+    )
+
+
+def watch(runs_folder: Path, say: Callable[[str], None]) -> None:
+  """Returns when no JobSet of the folder is at work; tells how many are whenever that changes."""
+  told = None
+  while True:
+    by_state = states(runs_folder)
+    counted = Counter(by_state.values())
+    if counted != told:
+      failed = sorted(name for name, state in by_state.items() if state == 'failed')
+      names = f' ({", ".join(failed)}: kubectl logs)' if failed else ''
+      say(', '.join(f'{number} {state}' for state, number in sorted(counted.items())) + names)
+      told = counted
+    if not counted['running']:
+      return
+    time.sleep(_POLL)
+
+
+def _template(manifest, runs_folder):
+  path = Path(places.located(manifest))
+  try:
+    found = yaml.safe_load(path.read_text(encoding='utf-8'))
+  except OSError as error:
+    raise of_file(error, path) from error
+  except yaml.YAMLError as error:
+    raise UserError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
+  try:
+    container = _container(found)
+    mounts = [mount['mountPath'] for mount in container['volumeMounts']]
+    if found['kind'] != 'JobSet' or len(container['args']) < 2 or not found['metadata']['name']:
+      raise KeyError('kind')
+  except (KeyError, TypeError, ValueError, IndexError) as error:
+    raise UserError(
+      f'{path} (--manifest) must be of a JobSet with one container, a script and its name as its '
+      f'first two arguments, and a volume, as {MANIFEST} has them: {error!r}'
+    ) from error
+  if 'PROJECT' in container['image']:
+    raise UserError(f'{path} (--manifest): fill in image, claim and slice first')
+  folder = PurePosixPath(runs_folder.absolute())
+  if not any(folder.is_relative_to(mount) for mount in mounts):
+    raise UserError(
+      f'--workdir={runs_folder} is on no volume of the pods, which see {", ".join(mounts)} '
+      f'({path}): mount the volume there here, too, and name a folder of it'
+    )
+  return found
+
+
+def _job_set(template, study, job, runs_folder):
+  """The template with a name, a label, and the flags of the run in the place of its own."""
+  made, old = copy.deepcopy(template), template['metadata']['name']
+  name = _name(study, job)
+  made['metadata'] |= {
+    'name': name,
+    'labels': {**made['metadata'].get('labels', {}), _LABEL: _folder(runs_folder)},
+  }
+  container = _container(made)
+  script, script_name, *_ = container['args']
+  # A coordinator is named by the JobSet: NAME-slice-0-0.NAME.
+  script = re.sub(rf'\b{re.escape(old)}(?=-slice-|:)', name, script)
+  _, _, *flags = job.arguments('train')  # after -m launch.train
+  container['args'] = [script, script_name, *flags]
+  return made
+
+
+def _container(manifest):
+  [replicated] = manifest['spec']['replicatedJobs']
+  [container] = replicated['template']['spec']['template']['spec']['containers']
+  return container
+
+
+def _name(study, job):
+  """A DNS label, the same for the same run."""
+  end = f'-{job.config_hash}-{job.seed}'
+  plain = re.sub('[^a-z0-9]+', '-', study.lower()).strip('-') or 'run'
+  return f'{plain[: _LONGEST - len(end)].rstrip("-")}{end}'
+
+
+def _folder(runs_folder):
+  """A label's value for a folder, whatever its path holds."""
+  return hashlib.sha256(str(runs_folder.absolute()).encode()).hexdigest()[:16]
+
+
+def _kubectl(*arguments: str, input: str | None = None) -> str:
+  command = ['kubectl', *arguments]
+  try:
+    done = subprocess.run(command, input=input, capture_output=True, text=True, check=False)
+  except FileNotFoundError:
+    raise UserError(
+      'there is no kubectl here: submit from a machine that has the cluster, or --launcher=local'
+    ) from None
+  if done.returncode:
+    raise UserError(f'{shlex.join(command)}: {done.stderr.strip() or f"code {done.returncode}"}')
+  return done.stdout

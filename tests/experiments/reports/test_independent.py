@@ -1,0 +1,211 @@
+"""The committed verdicts, computed again from the committed lines by other code: json, NumPy and
+SciPy, and nothing of experiments/. What is compared is what the page of each study says.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.launch.runs.programs import ROOT
+
+RESULTS = ROOT / 'experiments' / 'results'
+# Of each study, what its table calls a difference → the two losses it is of: (run, evaluation).
+_RUN = {
+  'Dense': 'dense',
+  'Hash Layer': 'hash',
+  'Switch': 'switch',
+  'GShard': 'gshard',
+  'DeepSeekMoE': 'deepseek_moe',
+  'GShard ×1.2': 'gshard_x1_2',
+  'GShard ×1.5': 'gshard_x1_5',
+  'Dense ×4': 'dense_x4',
+  'Dense ×16': 'dense_x16',
+  '0+2/16': 'granularity_0_2_16',
+  '1+1/15': 'granularity_1_1_15',
+  '1+3/31': 'granularity_1_3_31',
+  '1+7/63': 'granularity_1_7_63',
+  'half activated': 'deepseek_moe_half',
+  **{f'{active} routed': ('deepseek_moe', f'{active} routed') for active in range(3, 7)},
+  '7 routed': 'deepseek_moe',
+  'without the shared expert': ('deepseek_moe', 'shared off, 8 routed'),
+  'with it': 'deepseek_moe',
+}
+_SHARED_RATIO = {'1+7/63': 'shared_1', '2+6/62': 'shared_2', '4+4/60': 'shared_4'}
+_STUDIES = {
+  name: _RUN
+  for name in ('table1', 'larger', 'granularity', 'half_active', 'fewer_active', 'shared_off')
+} | {'shared_ratio': _SHARED_RATIO}
+_FIGURE_4 = r'masked (\d)/16: rise of DeepSeekMoE − rise of GShard ×1.5'
+
+
+def _folders():
+  """Of both scales, those that are there."""
+  names = [*_STUDIES, 'disable_top', 'balance', 'scaling']
+  folders = [RESULTS / part / name for part in ('', 'earlier') for name in names]
+  return [folder for folder in folders if (folder / 'README.md').is_file()]
+
+
+def _lines(folder: Path) -> list[dict]:
+  return [json.loads(line) for line in (folder / 'runs.jsonl').read_text().splitlines()]
+
+
+def _losses(lines, which) -> dict[int, float]:
+  """By seed."""
+  run, evaluation = (which, None) if isinstance(which, str) else which
+  scored = lambda line: line['evaluations'][evaluation] if evaluation else line['final']
+  return {line['seed']: scored(line)['total']['loss'] for line in lines if line['run'] == run}
+
+
+def _table(folder: Path) -> list[dict[str, str]]:
+  """The rows of the comparisons, by column."""
+  text = (folder / 'README.md').read_text(encoding='utf-8')
+  [table] = re.findall(r'^\| paired difference \|.*?(?=\n\n)', text, re.DOTALL | re.MULTILINE)
+  header, _, *rows = [line.strip('| ').split(' | ') for line in table.splitlines()]
+  return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _differences(name: str, lines, what: str) -> np.ndarray | None:
+  """Within seeds; None of what is not computed here."""
+  if name == 'scaling':
+    return _shares(lines) if what.endswith('by the law') else None
+  if name == 'balance':
+    kind, _, pair = what.partition(': ')
+    first, second = (_balance(lines, kind, _BALANCE[side]) for side in pair.split(' − '))
+  elif name == 'disable_top':
+    share = re.fullmatch(_FIGURE_4, what)[1]
+    rises = []
+    for run in ('deepseek_moe', 'gshard_x1_5'):
+      plain, masked = _losses(lines, run), _losses(lines, (run, f'masked {share}/16'))
+      rises.append({seed: masked[seed] - plain[seed] for seed in plain})
+    first, second = rises
+  else:
+    sides = what.split(' − ')
+    if len(sides) != 2 or not set(sides) <= _STUDIES[name].keys():
+      return None
+    first, second = (_losses(lines, _STUDIES[name][side]) for side in sides)
+  return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+
+
+_BALANCE = {
+  'none': 'alpha1_0',
+  'α1 0.001': 'alpha1_0.001',
+  'α1 0.01': 'alpha1_0.01',
+  'α1 0.1': 'alpha1_0.1',
+  'α2 0.05': 'alpha1_0_alpha2_0.05',
+  'α1 0.001 α2 0.05': 'alpha1_0.001_alpha2_0.05',
+}
+
+
+def _balance(lines, kind: str, run: str) -> dict[int, float]:
+  measures = {
+    'loss': lambda line: line['final']['total']['loss'],
+    # Lines from before max ÷ mean became that minus 1 are converted in the files.
+    'MaxVio': lambda line: line['max_vio']['last_tenth'],
+    'idle experts': lambda line: line['idle_experts'],
+    'group load': lambda line: np.mean(
+      [np.reshape(load, (7, -1)).mean(axis=1).max() for load in line['expert_load']]
+    ),
+  }
+  return {line['seed']: measures[kind](line) for line in lines if line['run'] == run}
+
+
+def _shares(lines) -> np.ndarray:
+  """Of each seed: power laws of one floor through both models' losses over compute; the MoE's
+  compute over that of the best dense run, at equal loss.
+  """
+  from scipy.optimize import brentq, curve_fit
+
+  shares = []
+  for seed in sorted({line['seed'] for line in lines}):
+    points = {'dense': [], 'deepseek_moe': []}
+    for line in lines:
+      if line['seed'] == seed:
+        point = line['train_flops'] / 1e13, line['final']['total']['loss']
+        points[line['run'].rpartition('_d')[0]].append(point)
+    dense, moe = (np.array(sorted(points[name])).T for name in points)
+    x = np.concatenate([dense[0], moe[0]])
+
+    def law(x, floor, a, b, c, d):
+      of_dense = np.arange(len(x)) < dense.shape[1]  # noqa: B023
+      return floor + np.where(of_dense, a * x**-b, c * x**-d)
+
+    losses = np.concatenate([dense[1], moe[1]])
+    start = (losses.min() / 2, losses.min() / 2, 0.1, losses.min() / 2, 0.1)
+    bounds = ([0, 1e-4, 0.01, 1e-4, 0.01], [losses.min(), 1e4, 10, 1e4, 10])
+    _, a, b, c, d = curve_fit(law, x, losses, start, bounds=bounds, max_nfev=20000)[0]
+    best = dense[0][dense[1].argmin()]
+    above = lambda log_x: c * np.exp(log_x) ** -d - a * best**-b  # noqa: B023
+    shares.append(np.exp(brentq(above, -20, 20)) / best)
+  return np.array(shares)
+
+
+@pytest.mark.parametrize(
+  'folder', _folders(), ids=lambda folder: f'{folder.parent.name}-{folder.name}'
+)
+def test_a_study_says_what_its_lines_say(folder):
+  from scipy import stats
+
+  lines, checked = _lines(folder), []
+  for row in _table(folder):
+    values = _differences(folder.name, lines, row['paired difference'])
+    if values is None:
+      continue
+    checked.append(row)
+    assert row['seeds'] == str(len(values))
+    if not len(values):
+      assert row['mean'] == '–'
+      continue
+    digits = len(row['mean'].partition('.')[2])
+    # The law is a fit: the last digit may be another minimiser's.
+    near = {'abs': 0.6 * 10**-digits + (0.004 if folder.name == 'scaling' else 0)}
+    assert float(row['mean']) == pytest.approx(values.mean(), **near)
+    if len(values) < 2:
+      assert row['95% interval'] == '–' and row['outcome'].startswith('undecided')
+      continue
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    found = [float(end) for end in row['95% interval'].split(' to ')]
+    assert found == [pytest.approx(low, **near), pytest.approx(high, **near)]
+    row['p'], row['sides'] = _p(stats, values, row['expected']), (low, high)
+  assert checked
+  _check_outcomes(checked)
+
+
+def _bounds(expected: str) -> tuple[float, float]:
+  if within := re.fullmatch(r'within ±([0-9.]+)', expected):
+    return -float(within[1]), float(within[1])
+  side, bound = re.fullmatch(r'(below|above) (-?[0-9.]+)', expected).groups()
+  return (-np.inf, float(bound)) if side == 'below' else (float(bound), np.inf)
+
+
+def _p(stats, values, expected) -> float:
+  """Of the nearest bound."""
+  finite = [bound for bound in _bounds(expected) if np.isfinite(bound)]
+  if values.std() == 0:
+    return 0.0
+  return max(stats.ttest_1samp(values, bound).pvalue for bound in finite)
+
+
+def _check_outcomes(rows):
+  """By the intervals; of those that decide the claim also by Holm's steps."""
+  family = sorted(
+    (row for row in rows if row['decides the claim'] != 'no' and 'p' in row),
+    key=lambda row: row['p'],
+  )
+  steps, open_from = len(family), None
+  for step, row in enumerate(family):
+    if open_from is None and steps - step > 1 and row['p'] >= 0.05 / (steps - step):
+      open_from = step
+    row['open'] = open_from is not None
+  for row in rows:
+    if 'p' not in row:
+      continue
+    (above, below), (low, high) = _bounds(row['expected']), row['sides']
+    inside = above < low and high < below
+    outside = high <= above or low >= below
+    expected = 'holds' if inside else 'does not hold at this scale' if outside else 'undecided'
+    if row.get('open'):
+      expected = 'undecided'
+    assert row['outcome'].partition(':')[0] == expected, row
