@@ -56,7 +56,8 @@ def test_make_setup_installs_the_package_and_the_tested_versions():
 def test_programs_work_in_a_folder_with_an_experiments_of_its_own(tmp_path):
   (tmp_path / 'experiments').mkdir()
   (tmp_path / 'experiments' / '__init__.py').write_text('raise RuntimeError("not ours")')
-  command = [sys.executable, '-m', 'launch', 'sweep', '--sweep=shared_off', '--seeds=3', '--dry_run']
+  flags = ['--sweep=shared_off', '--seeds=3', '--dry_run']
+  command = [sys.executable, '-m', 'launch', 'sweep', *flags]
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
   assert done.returncode == 0 and '3 runs, 0 finished, 3 to do' in done.stdout, done.stderr
