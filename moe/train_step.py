@@ -20,14 +20,13 @@ from moe.data.packing import Batch
 from moe.finetune.trained import as_applied, join, put_back, split
 from moe.layers.moe_layer import Aside
 from moe.losses import Totals
-from moe.metrics import domains, routing
+from moe.metrics import domains, routing, telemetry
 from moe.model import Transformer, after_step
 from moe.objective import add, nothing, objective, token_loss, total
 from moe.optimizer import Hyperparameters, clip, learning_rate, make_optimizer
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.sharding import constrain, replicated
 from moe.parameters import decayed, init
-from moe.routers import balancing
 
 
 @struct.dataclass
@@ -84,7 +83,7 @@ def make_train_step(
       trained = jax.tree.map(lambda p, u: p - rate * u, old, updates)
       if 'expert_counts_NE' in metrics and config.finetune.trainable == 'all':
         trained = after_step(config, trained, metrics)
-      metrics.pop(f'{balancing.EXCESS}_N', None)
+      metrics = telemetry.shown(metrics)
 
       halted = state.bad_streak > numbers.max_bad_steps
       good = jnp.isfinite(metrics['objective']) & jnp.isfinite(norm) & ~halted

@@ -2,7 +2,8 @@
 
 A layer returns {name: Reading}. A stack of layers adds a leading axis N; microbatches, pipeline
 stages and devices reduce every reading by its own word, and a step's metrics have it as NAME_N.
-None of them knows a name.
+None of them knows a name; but one that begins with an underscore is for `Router.after_step` alone,
+and no metric of the step.
 
   {'residual_rms': Reading(rms, 'mean')}
 """
@@ -78,6 +79,11 @@ def by_layer(*stacks: Telemetry) -> Telemetry:
 def values(telemetry: Mapping[str, Reading]) -> dict[str, jax.Array]:
   """As metrics: NAME_N of every reading."""
   return {f'{name}_N': reading.value for name, reading in telemetry.items()}
+
+
+def shown(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """A step's metrics without what was measured for `Router.after_step` alone."""
+  return {name: value for name, value in metrics.items() if not name.startswith('_')}
 
 
 def _neutral(reading):

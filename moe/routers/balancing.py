@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from moe.config import Config
 
 # The reading that 'quantile' needs.
-EXCESS = 'affinity_excess'
+EXCESS = '_affinity_excess'  # for `after_step` alone
 # Bins of affinity − cutoff in ±_LARGEST. They are narrow around 0, where an expert's marginal
 # tokens are, and widen in proportion to the distance from there.
 BINS, _LARGEST, _NARROWEST = 512, 2.0, 1e-4
