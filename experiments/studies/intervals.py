@@ -62,3 +62,15 @@ def p_value(found: Interval, bound: float) -> float:
 def difference(first: Values, second: Values) -> dict[int, float]:
   """first − second, of the seeds that both have."""
   return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
+
+
+def seeds_for(difference: float, sd: float, power: float = 0.9) -> int:
+  """How many seeds find a true mean difference, whose values within seeds vary by `sd`, with this
+  probability: at 95%, two-sided, by Student's t.
+  """
+  from scipy.special import stdtrit
+
+  n = 2
+  while float(stdtrit(n - 1, 0.975) + stdtrit(n - 1, power)) * sd / math.sqrt(n) > abs(difference):
+    n += 1
+  return n

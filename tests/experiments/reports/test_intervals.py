@@ -189,3 +189,17 @@ def test_the_p_value_is_of_the_nearest_bound(stats):
   values = {0: 0.011, 1: 0.013, 2: 0.009, 3: 0.014}
   found = Comparison('a', values, above=-0.02, below=0.02).p_value
   assert found == pytest.approx(stats.ttest_1samp(list(values.values()), 0.02).pvalue)
+
+
+def test_seeds_for_a_power_find_the_difference_as_often():
+  generator = np.random.default_rng(0)
+  for difference, sd in ((0.03, 0.02), (0.01, 0.01), (0.05, 0.01)):
+    n = intervals.seeds_for(difference, sd)
+    draws = generator.normal(difference, sd, (20000, n))
+    half = np.array([intervals.half_width(1.0, n)]) * draws.std(axis=1, ddof=1)
+    found = (draws.mean(axis=1) - half > 0).mean()
+    assert found > 0.88
+    if n > 3:
+      fewer = draws[:, : n - 1]
+      half = intervals.half_width(1.0, n - 1) * fewer.std(axis=1, ddof=1)
+      assert (fewer.mean(axis=1) - half > 0).mean() < 0.92
