@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments.reports import page
 from moe import cli
+from moe.errors import UserError
 
 RESULTS = flags.DEFINE_string(
   'results', 'experiments/results', 'Where STUDY/runs.jsonl lies, and the report goes.'
@@ -32,6 +33,8 @@ README = flags.DEFINE_string(
 
 def main(_):
   results = Path(RESULTS.value)
+  if SWEEP.value and README.value:
+    raise UserError('--readme is of all studies: leave --sweep out')
   if SWEEP.value:
     made = page.of_file(SWEEP.value, results)
   else:

@@ -23,6 +23,7 @@ from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.losses.cross_entropy import token_losses
 from moe.metrics.routing import load_over_mean
+from moe.metrics.telemetry import shown
 from moe.parallel.feeding import place_whole
 from moe.parallel.sharding import replicated
 from moe.train_step import forward
@@ -48,6 +49,7 @@ class Evaluation(NamedTuple):
   expert_load_NE: np.ndarray | None  # load over the layer's mean
   is_sample: bool = False  # not all held-out text was scored
   readings: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({})
+  mean_readings: Mapping[str, np.ndarray] = MappingProxyType({})  # over the tokens that were scored
 
 
 def held_out_batches(
@@ -106,7 +108,13 @@ class Evaluator:
       domain: {name: sum_N / max(weights[domain], 1) for name, sum_N in of_domain.items()}
       for domain, of_domain in sums_of.items()
     }
-    return Evaluation(domains, total, load_NE, is_sample, readings)
+    tokens = max(sum(weights.values()), 1)
+    names = {name for of_domain in sums_of.values() for name in of_domain}
+    mean_readings = {
+      name: sum(of_domain[name] for of_domain in sums_of.values()) / tokens
+      for name in sorted(names)
+    }
+    return Evaluation(domains, total, load_NE, is_sample, readings, mean_readings)
 
   def _total(self, sums):
     """(Score over domains of {domain: arguments of _make_score}, whether it is one of a sample)."""
@@ -208,7 +216,8 @@ def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
   counts = aside.telemetry.get('expert_counts')
   counts_NE = counts.value if counts else jnp.zeros((), jnp.int32)
-  means = {name: r.value for name, r in aside.telemetry.items() if r.reduce == 'mean'}
+  readings = shown(aside.telemetry)
+  means = {name: r.value for name, r in readings.items() if r.reduce == 'mean'}
   real = (batch.segment_ids_BL > 0).sum()
   loss, weight = (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum()
   return loss, weight, counts_NE, (means, real)

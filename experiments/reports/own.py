@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiments.reports import study as studies
 from experiments.reports.study import Study
+from experiments.studies import common
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
   NONE,
@@ -26,13 +27,14 @@ def of_file(path: str, results: Path) -> Study:
   """The study of a file, by its lines in RESULTS/STUDY/runs.jsonl. UserError without any."""
   loaded = plan.load(path)
   lines = of_last_configs(ledger.path(results, loaded.name))
-  scale = ledger.scale(ledger.path(results, loaded.name))
+  scale = ledger.scale(ledger.path(results, loaded.name), common.SCALES[loaded.scale])
   runs = {run.name: run for run in plan.runs(loaded, scale)}
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   seeds = sorted({line['seed'] for line in lines})
+  at = '' if scale.name == loaded.scale else f' --scale={scale.name}'
   commands = (
-    f'python -m launch.sweep --sweep={path}\npython -m launch.report '
-    f'--sweep={path} --results={results}'
+    f'python -m launch.sweep --sweep={path}{at} --results={results}\n'
+    f'python -m launch.report --sweep={path} --results={results}'
   )
   found = None
   if loaded.analyse:

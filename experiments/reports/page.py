@@ -9,7 +9,6 @@ from experiments.reports import overview, own, pilot, texts
 from experiments.reports import study as studies
 from experiments.reports.blocks import (
   Block,
-  Code,
   Figure,
   Heading,
   Link,
@@ -143,7 +142,6 @@ def _page(
     *([Link('How a verdict is reached, and what proxies cannot show', METHOD)] * of_the_paper),
     *([Link(_EARLIER_IN_WORDS, f'{EARLIER}/index.html')] * has_earlier),
     Text(studies.runs_in_words(lines) if lines else 'No run has finished yet.', 'All studies:'),
-    Code('python -m launch.sweep --sweep=experiments/studies/STUDY.py\nmake report'),
   ]
   sections = {study.name: studies.blocks(study, alone=False) for study in loaded} | of_pilots
   bodies = [

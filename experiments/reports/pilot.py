@@ -3,10 +3,11 @@
 import importlib
 from pathlib import Path
 
+from experiments.reports import study as studies
 from experiments.reports.blocks import Block, Code, Heading, Table, Text
 from experiments.studies import PILOTS, common
 from experiments.studies.analysis import Results
-from experiments.sweeps import ledger
+from experiments.sweeps import ledger, plan
 
 
 def files(results: Path) -> list[str]:
@@ -20,11 +21,13 @@ def blocks(name: str, results: Path, level: int) -> list[Block]:
   """
   pilot = importlib.import_module(f'experiments.studies.{name}')
   file = f'experiments/studies/{name}.py'
-  lines = ledger.current(file, results, common.SCALES[pilot.SCALE])
+  loaded = plan.load(file)
+  scale = common.SCALES[loaded.scale]
+  lines = ledger.current(file, results, scale)
   tables = [Table(columns, rows) for columns, rows in pilot.tables(Results(lines)) if rows]
   return [
     Heading(pilot.TITLE, level),
     *map(Text, pilot.CHOICE),
     *tables,
-    Code(f'python -m launch.sweep --sweep={file} --seeds=1'),
+    Code(f'{studies.commands(file, loaded, scale, results).splitlines()[0]} --seeds=1'),
   ]

@@ -1,16 +1,15 @@
 """What the report says of one study, from its finished runs."""
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.reports import svg, texts
 from experiments.reports.blocks import Block, Code, Figure, Heading, Table, Text
-from experiments.studies import STUDIES
+from experiments.studies import STUDIES, common
 from experiments.studies.analysis import NONE, Analysis, Results
-from experiments.studies.common import Run
+from experiments.studies.common import Run, Scale
 from experiments.studies.verdicts import (
   UNDECIDED,
   Comparison,
@@ -32,6 +31,9 @@ _COMPARISONS = (
   'decides the claim',
   'paper',
 )
+
+
+_RESULTS = Path('experiments/results')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,31 +73,34 @@ def load(name: str, results: Path) -> Study:
   """One of this package, from RESULTS/NAME/runs.jsonl, if it is there.
   UserError if it is damaged.
   """
-  module = importlib.import_module(f'experiments.studies.{name}')
   file = f'experiments/studies/{name}.py'
-  scale = ledger.scale(ledger.path(results, name))
-  runs = {run.name: run for run in module.sweep(scale)}
+  loaded = plan.load(file)
+  scale = ledger.scale(ledger.path(results, name), common.SCALES[loaded.scale])
+  runs = {run.name: run for run in loaded.sweep(scale)}
   lines = with_evaluations(ledger.current(file, results, scale), runs)
   there = {(line['run'], line['seed']) for line in lines}
-  loaded = plan.load(file)
   seeds = loaded.seeds_at(scale)
   finished = sum((run, seed) in there for run in runs for seed in seeds)
-  analysis = module.analyse(Results(lines))
+  analysis = loaded.analyse(Results(lines))
   return made(
     name,
-    module.SOURCE,
-    module.CLAIM,
+    loaded.source,
+    loaded.claim,
     lines,
     analysis,
     verdict(analysis.comparisons, finished, len(runs) * len(seeds)),
     runs,
     seeds,
-    f'python -m launch.sweep --sweep={file}{_asked(scale, loaded)}\nmake report',
+    commands(file, loaded, scale, results),
   )
 
 
-def _asked(scale, loaded):
-  return '' if scale.name == loaded.scale else f' --scale={scale.name}'
+def commands(file: str, loaded: plan.Study, scale: Scale, results: Path) -> str:
+  """Those that make a study's lines and its report, with the flags that are not as they stand."""
+  at = '' if scale.name == loaded.scale else f' --scale={scale.name}'
+  into = '' if results == _RESULTS else f' --results={results}'
+  report = f'python -m launch.report{into}' if into else 'make report'
+  return f'python -m launch.sweep --sweep={file}{at}{into}\n{report}'
 
 
 def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:

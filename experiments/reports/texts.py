@@ -16,14 +16,14 @@ RULE = ' '.join(
     'and must then be on the same side for every seed.',
     "Where several comparisons decide a claim, Holm's correction for their number must leave them "
     'decided, too; no interval is widened for it.',
-    'Seeds that would decide are as many as bring the interval to one side, if mean and spread '
+    'Seeds that would decide are as many as bring its own interval to one side, if mean and spread '
     'stay as they are: a number to choose before they are run, and for every run of the study, '
     'since adding seeds until one is decided would decide too much.',
   )
 )
 ALL_PROXIES = ' '.join(
   (
-    'These are proxies: a few million parameters, and as many tokens as one machine trains in '
+    'These are proxies: a million parameters or a few, and as many tokens as one machine trains in '
     "minutes, where the paper's have 2 billion and 100 billion.",
     "The loss is of this repository's own held-out text, not of the Pile: values do not compare "
     "with the paper's, only order and differences do.",

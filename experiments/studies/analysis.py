@@ -44,21 +44,19 @@ class Results:
       ],
     )
 
-  def reading(self, run: str, name: str, domain: str) -> dict[int, float]:
-    """What layers measured over a domain's held-out text, the mean over layers."""
+  def reading(self, run: str, name: str, domain: str = '') -> dict[int, float]:
+    """What layers measured over a domain's held-out text, or all of it; the mean over layers."""
 
     def measure(line):
-      by_layer = (line['readings'] or {}).get(domain, {}).get(name)
-      return mean(by_layer) if by_layer else None
+      found = (line['readings'] or {}).get(domain) if domain else line['mean_readings']
+      return _mean((found or {}).get(name))
 
     return self.values(run, measure)
 
   def measure(self, run: str, measure: str, name: str) -> dict[int, float]:
     """A number of a measure of the trained model: the mean over layers where it has several."""
     of_line = lambda line: (line['measures'] or {}).get(measure) or {}
-    return self.values(
-      run, lambda line: mean(found) if (found := of_line(line).get(name)) else None
-    )
+    return self.values(run, lambda line: _mean(of_line(line).get(name)))
 
   def domain_loss(self, run: str, domain: str) -> dict[int, float]:
     """As `loss`, of one domain."""
@@ -67,6 +65,11 @@ class Results:
   def of(self, run: str, key: str) -> object:
     """What is equal for all seeds, such as 'total_params'; None if the run has no line."""
     return next((line[key] for line in self.lines if line['run'] == run), None)
+
+
+def _mean(by_layer):
+  """None of nothing, and where one was not finite."""
+  return None if not by_layer or None in by_layer else mean(by_layer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +221,17 @@ def differences(title: str, comparisons: Sequence[Comparison], **options) -> Pan
   if any(found for _, found in paper):
     series.append(Series('paper', paper, paper=True))
   return Panel(title, 'difference of loss', tuple(series), tuple(rows), **options)
+
+
+def spread(values: Mapping[str, Values]) -> dict[int, float]:
+  """The largest minus the smallest of several, by seed; NaN where one is."""
+
+  def of_seed(seed):
+    found = [each[seed] for each in values.values()]
+    return max(found) - min(found) if all(map(math.isfinite, found)) else math.nan
+
+  seeds = set.intersection(*(set(each) for each in values.values()))
+  return {seed: of_seed(seed) for seed in sorted(seeds)}
 
 
 def given(value: float | None) -> Interval | None:

@@ -12,7 +12,7 @@ is lower with the bias than with the loss of 0.001, and held-out loss no more th
 Beside the claim: the same of the quantile, and of GShard.
 """
 
-from collections.abc import Mapping
+from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
@@ -25,10 +25,10 @@ from experiments.studies.analysis import (
   shown,
 )
 from experiments.studies.common import LONG, Run, Scale
-from experiments.studies.intervals import difference, interval
+from experiments.studies.intervals import difference
 from experiments.studies.verdicts import ABOUT, Comparison, Role
 
-SCALE = 'long'
+SCALE, SEEDS = 'long', 5
 CLAIM = 'Loss-free balancing is more even than a balance loss of 0.001, at about no higher loss.'
 _MODELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard'}
 _GROUPS = {'deepseek_moe': 7, 'gshard': 4}  # of 9 and of 4 experts
@@ -127,15 +127,10 @@ def _curves(title: str, results: Results, variant: str) -> Panel:
 
 
 def _mean_curve(results: Results, run: str):
-  """MaxVio at each step, the mean of all seeds' (no interval: it would hide the others)."""
-  by_step: dict[int, dict[int, float]] = {}
-  for line in results.lines:
-    if line['run'] == run:
-      for step, value in line['max_vio_curve'] or ():
-        if value is not None:
-          by_step.setdefault(step, {})[line['seed']] = value
-  return tuple((step, given(_mean(values))) for step, values in sorted(by_step.items()))
-
-
-def _mean(values: Mapping[int, float]) -> float:
-  return interval(values).mean
+  """MaxVio at each step, the mean of all seeds' (no interval: it would hide the others). Steps that
+  not every seed has, since one has diverged, are left out.
+  """
+  curves = [dict(line['max_vio_curve'] or ()) for line in results.lines if line['run'] == run]
+  steps = set.intersection(*map(set, curves)) if curves else set()
+  values = {step: [curve[step] for curve in curves] for step in sorted(steps)}
+  return tuple((step, given(mean(each))) for step, each in values.items() if None not in each)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from experiments import proxy, variants
+from moe.errors import UserError
 
 # Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
 SEEDS = 3
@@ -193,6 +194,12 @@ def long_scale(
     widths=_widths((narrow, *wide), (narrow, *wide[:-1])),
     rates=rates or {},
   )
+
+
+def only_long(scale: Scale, study: str) -> None:
+  """UserError for another scale, at which what a study keeps equal would not be."""
+  if scale.name != LONG.name:
+    raise UserError(f'--scale={scale.name}: the study {study} is of the scale {LONG.name} alone')
 
 
 # The shape and the rates that pilot_long.py has chosen; variants that it did not compare have the

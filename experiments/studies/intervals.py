@@ -65,8 +65,8 @@ def difference(first: Values, second: Values) -> dict[int, float]:
 
 
 def seeds_for(difference: float, sd: float, power: float = 0.9) -> int:
-  """How many seeds find a true mean difference, whose values within seeds vary by `sd`, with this
-  probability: at 95%, two-sided, by Student's t.
+  """How many seeds find a true mean difference, not 0, whose values within seeds vary by `sd`, with
+  this probability: at 95%, two-sided, by Student's t.
   """
   from scipy.special import stdtrit
 

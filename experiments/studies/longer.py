@@ -13,7 +13,7 @@ expert, are larger at the end of the longest run than of the shortest.
 """
 
 from experiments.studies.analysis import Analysis, Panel, Results, Series, shown, sizes
-from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.common import LONG, Run, Scale, only_long
 from experiments.studies.intervals import Values, difference, interval
 from experiments.studies.verdicts import Comparison, Role
 
@@ -33,6 +33,7 @@ _LABELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard_x1_5': 'GShard ×1.5'}
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
+  only_long(scale, 'longer')
   return [
     scale.run(variant, _name(variant, tokens), scale.of_length(length), evaluations)
     for variant, evaluations in _EVALUATIONS.items()
@@ -108,7 +109,8 @@ def analyse(results: Results) -> Analysis:
       _panel('Rise with the top 1/16 masked', {_LABELS[v]: masked[v] for v in _LABELS}, axis),
       _panel('Rise without the shared expert', {'DeepSeekMoE': off}, axis),
     ),
-    'What 300 tokens an activated parameter and more make of it; widths other than d 48.',
+    'What 300 tokens an activated parameter and more make of it; widths other than d 48. The '
+    'learning rate was searched at the shortest length, and the warm-up is as long in all.',
   )
 
 

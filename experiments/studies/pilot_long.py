@@ -56,8 +56,9 @@ CHOICE = (
   '13.8M tokens.',
   'Then the learning rate at that shape: the same for every architecture, a quarter of the steps '
   'each, with a whole schedule. 0.012 was added when 0.006 was the best of the first three, and '
-  '0.024 for the two that were best at 0.012. Every architecture has the rate that is its best: '
-  '0.012 Dense and Hash Layer, 0.006 Switch, GShard and DeepSeekMoE, and all that are like them.',
+  '0.024 for the two that were best at 0.012. Each has the rate that is its best: 0.012 Dense and '
+  'Hash Layer, 0.006 Switch, GShard, DeepSeekMoE and Dense×4, and all that are like them. Dense×16 '
+  'is not searched yet.',
 )
 SHAPES = {
   'd48_v1024': (48, 24, 1024, 2400),

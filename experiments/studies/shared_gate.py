@@ -19,11 +19,12 @@ from experiments.studies.analysis import (
   dots,
   shown,
   sizes,
+  spread,
 )
 from experiments.studies.common import LONG, Run, Scale
 from experiments.studies.verdicts import ABOUT, Comparison
 
-SCALE = 'long'
+SCALE, SEEDS = 'long', 5
 CLAIM = 'A gate before the shared expert is not as open for all text, and costs about no loss.'
 _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 _APART = 0.02
@@ -43,11 +44,6 @@ _COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', *_DOM
 def analyse(results: Results) -> Analysis:
   """Losses, and how open the gate is by domain."""
   open_for = {domain: results.reading(_GATED.run, 'shared_gate', domain) for domain in _DOMAINS}
-  spread = {
-    seed: max(values) - min(values)
-    for seed in open_for['english']
-    if (values := [open_for[domain][seed] for domain in _DOMAINS])
-  }
   rows = tuple(
     (
       entry.label,
@@ -59,7 +55,11 @@ def analyse(results: Results) -> Analysis:
   )
   comparisons = (
     Comparison(
-      'openness, most − least open domain', spread, above=_APART, digits=3, unit='openness'
+      'openness, most − least open domain',
+      spread(open_for),
+      above=_APART,
+      digits=3,
+      unit='openness',
     ),
     against(results, _GATED, _PLAIN, below=ABOUT),
   )

@@ -47,7 +47,7 @@ def analyse(results: Results) -> Analysis:
       Comparison(name, difference(off, on), above=0.0, paper=2.414 - 1.808, role=Role.BESIDE),
     ),
     'How far is far: the bound is all that is between Dense and DeepSeekMoE in the paper, at its '
-    'scale; here that is about half as much (table1). Which knowledge it is that only the shared '
+    'scale; how much it is here table1 says. Which knowledge it is that only the shared '
     'expert has: that the loss rises says that it is not spare, not what it has learned. An '
     'expert that every token trains is also simply the best trained one after few tokens.',
   )

@@ -13,12 +13,14 @@ a choice tells more of the domain. Beside the claim: both grow with training, an
 A choice is one of 63 there and one of 16 here, and so can tell more.
 """
 
+import math
+
 from experiments.studies.analysis import Analysis, Results, dots, shown
-from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.common import LONG, Run, Scale, only_long
 from experiments.studies.intervals import Values, difference
 from experiments.studies.verdicts import Comparison, Role
 
-SCALE = 'long'
+SCALE, SEEDS = 'long', 5
 CLAIM = "DeepSeekMoE's experts are harder to replace than GShard's, and tell more of the domain."
 _LABELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard'}
 _SHARES = {'domain': 'domain', 'class': "piece's class", 'next_class': "next piece's class"}
@@ -26,6 +28,7 @@ _SHORT, _WHOLE = 10, 40  # tokens an activated parameter
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
+  only_long(scale, 'specialisation')
   runs = []
   for variant in _LABELS:
     for tokens in (_SHORT, _WHOLE):
@@ -101,4 +104,8 @@ def analyse(results: Results) -> Analysis:
 
 
 def _ratio(first: Values, second: Values) -> dict[int, float]:
-  return {seed: first[seed] / second[seed] for seed in first.keys() & second.keys()}
+  """NaN where nothing rises without an expert: of a model that has hardly been trained."""
+  return {
+    seed: first[seed] / second[seed] if second[seed] > 0 else math.nan
+    for seed in sorted(first.keys() & second.keys())
+  }

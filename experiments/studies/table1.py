@@ -9,9 +9,8 @@ FFNs' worth of experts. The paper's numbers (2B, 100B tokens):
   Pile loss   Dense 2.060   Hash 1.932   Switch 1.881   GShard 1.867   DeepSeekMoE 1.808
 
 What has to carry over: DeepSeekMoE's loss is below that of each of the others. Beside the claim:
-theirs are in the order Dense > Hash > Switch > GShard. With attention and embeddings the proxies of
-Dense, Hash and Switch activate 0.73M parameters where DeepSeekMoE's activates 0.96M; GShard's
-activates 0.95M, as its router is smaller.
+theirs are in the order Dense > Hash > Switch > GShard. GShard activates a little less than
+DeepSeekMoE, as its router is smaller.
 """
 
 import itertools
@@ -56,7 +55,5 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: '
-    'routing that is learned may need more tokens to pay than a fixed hash does. Every model has '
-    'the one learning rate that is best for four of them; '
-    'for Hash Layer twice that is as good (pilot).',
+    'routing that is learned may need more tokens to pay than a fixed hash does.',
   )

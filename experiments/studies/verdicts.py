@@ -76,10 +76,12 @@ class Comparison:
 
   @property
   def p_value(self) -> float:
-    """Of the nearest bound; 0 where divergence decides, without an interval."""
+    """Of the nearest bound; 0 where divergence decides, without an interval, and 1 where nothing is
+    decided for want of runs.
+    """
     found = self.interval
     if found is None or found.half is None:
-      return 0.0
+      return 1.0 if self.outcome == UNDECIDED else 0.0
     return max(p_value(found, bound) for bound in (self.above, self.below) if math.isfinite(bound))
 
   @property
@@ -169,17 +171,19 @@ def why_open(comparison: Comparison) -> str:
   """What would decide one that is undecided."""
   if comparison.outcome == UNDECIDED:
     return comparison.decides
-  return "decided by its own interval, not after Holm's correction: more seeds would"
+  return "decided by its own interval, not after Holm's correction: more seeds may"
 
 
 def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
-  """By the rule, once all runs are there."""
+  """By the rule, once all runs are there. Of comparisons beside a claim alone nothing follows."""
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
   claimed, premises = (
     [pair for pair in zip(comparisons, outcomes(comparisons)) if pair[0].role is role]
     for role in (Role.CLAIM, Role.PREMISE)
   )
+  if not claimed:
+    return Verdict(UNDECIDED, 'no comparison decides the claim')
   failed = [each for each, outcome in claimed if outcome == FAILS]
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))

@@ -1,7 +1,8 @@
 """A JobSet a run, on GKE, each of a manifest as launch/cluster/jobset.yaml, filled in.
 
 The folder of the runs is on the volume that the manifest mounts, at the same place here as in the
-pods: data is prepared here, and what is trained is scored here.
+pods: data is prepared here, and what is trained is scored here. The image holds this code: lines
+name the commit of the checkout that they were submitted from.
 """
 
 import copy
@@ -23,7 +24,7 @@ from moe.errors import UserError, of_file
 MANIFEST = 'launch/cluster/jobset.yaml'
 _LABEL = 'deepseek-moe/sweep'  # of every JobSet that was submitted for a folder
 _LONGEST = 40  # of a name: a pod's has the slice's and its own numbers behind it, 63 in all
-_POLL = 30.0  # seconds
+_POLL, _PATIENCE = 30.0, 20  # seconds; failures of kubectl, one after another
 _ENDED = {'Completed': 'completed', 'Failed': 'failed'}
 
 
@@ -34,11 +35,11 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: st
   template = _template(manifest, runs_folder)
   made = [_job_set(template, study, job, runs_folder) for job in jobs]
   names = [each['metadata']['name'] for each in made]
-  commit = machine.commit()
-  for job in jobs:
-    machine.note_commit(job.workdir, commit)
   _kubectl('delete', 'jobset', '--ignore-not-found', *names)
   _kubectl('apply', '-f', '-', input=yaml.safe_dump_all(made, sort_keys=False, allow_unicode=True))
+  commit = machine.commit()  # the image's, too
+  for job in jobs:
+    machine.note_commit(job.workdir, commit)
   return f'JobSets of {_LABEL}={_folder(runs_folder)} train'
 
 
@@ -65,9 +66,20 @@ def refuse_while_queued(runs_folder: Path) -> None:
 
 def watch(runs_folder: Path, say: Callable[[str], None]) -> None:
   """Returns when no JobSet of the folder is at work; tells how many are whenever that changes."""
-  told = None
+  told, failures = None, 0
   while True:
-    by_state = states(runs_folder)
+    try:
+      by_state, failures = states(runs_folder), 0
+    except UserError as error:
+      failures += 1
+      if failures > _PATIENCE or told is None:  # what never worked will not
+        raise
+      say(f'{error}; asked again')
+      time.sleep(_POLL)
+      continue
+    if not by_state:
+      say(f'the cluster has no JobSets of {runs_folder}')
+      return
     counted = Counter(by_state.values())
     if counted != told:
       failed = sorted(name for name, state in by_state.items() if state == 'failed')
@@ -99,7 +111,12 @@ def _template(manifest, runs_folder):
     ) from error
   if 'PROJECT' in container['image']:
     raise UserError(f'{path} (--manifest): fill in image, claim and slice first')
-  folder = PurePosixPath(runs_folder.absolute())
+  folder = PurePosixPath(runs_folder)
+  if not folder.is_absolute():
+    raise UserError(
+      f'--workdir={runs_folder} is relative, and the pods have another folder at hand: '
+      f'name it in full, below {" or ".join(mounts)}'
+    )
   if not any(folder.is_relative_to(mount) for mount in mounts):
     raise UserError(
       f'--workdir={runs_folder} is on no volume of the pods, which see {", ".join(mounts)} '
@@ -121,6 +138,7 @@ def _job_set(template, study, job, runs_folder):
   # A coordinator is named by the JobSet: NAME-slice-0-0.NAME.
   script = re.sub(rf'\b{re.escape(old)}(?=-slice-|:)', name, script)
   _, _, *flags = job.arguments('train')  # after -m launch.train
+  flags = [flag.replace(f'--config={places.ROOT}/', '--config=') for flag in flags]
   container['args'] = [script, script_name, *flags]
   return made
 
@@ -149,7 +167,7 @@ def _kubectl(*arguments: str, input: str | None = None) -> str:
     done = subprocess.run(command, input=input, capture_output=True, text=True, check=False)
   except FileNotFoundError:
     raise UserError(
-      'there is no kubectl here: submit from a machine that has the cluster, or --launcher=local'
+      'there is no kubectl here: --launcher=gke and --watch need a machine that has the cluster'
     ) from None
   if done.returncode:
     raise UserError(f'{shlex.join(command)}: {done.stderr.strip() or f"code {done.returncode}"}')

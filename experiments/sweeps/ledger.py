@@ -50,6 +50,7 @@ FIELDS = (
     'idle_experts',
     'expert_load',
     'readings',
+    'mean_readings',
     'measures',
   ),
   *('loss_curve', 'held_out_curve'),
@@ -185,12 +186,12 @@ def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
   return made == wanted and (line.get('measures') or {}).keys() >= set(run.measures)
 
 
-def scale(file: Path) -> Scale:
-  """Of the last line, which is what a study's figures are of; that of lines without one is
-  PROXY.
+def scale(file: Path, own: Scale) -> Scale:
+  """What a study's figures are of: its own scale where a line is of it, or there is none; else that
+  of the last line. Lines from before they named one are of PROXY.
   """
-  names = [line.get('scale') for line in read(file).values()]
-  return SCALES.get(names[-1] if names else None, PROXY)
+  names = [line.get('scale', PROXY.name) for line in read(file).values()]
+  return own if not names or own.name in names else SCALES.get(names[-1], PROXY)
 
 
 def current(

@@ -74,6 +74,7 @@ def make(
     'expert_load': final['expert_load'],
     # On held-out text, by domain, name and layer.
     'readings': final.get('readings'),
+    'mean_readings': final.get('mean_readings'),
     'measures': {name: scores['measures'][name] for name in run.measures},
     'loss_curve': thinned([(line['step'], line['loss']) for line in metrics]),
     'held_out_curve': [

@@ -48,6 +48,8 @@ def main(_):
   scored = [(score['step'], score['intervention']) for score in scores]
   # The best may be the last: once.
   missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
+  if missing or set(MEASURES.value) - measured.keys():
+    machine.note_commit(workdir, machine.commit())
   for name in MEASURES.value:
     if name not in measured:
       measured[name] = MEASURE[name](run, data)
@@ -59,8 +61,6 @@ def main(_):
     print(f'against {START.value}: {moved}', flush=True)
     if not missing:
       _write(path, there | {'transfer': moved, 'measures': measured})
-  if missing:
-    machine.note_commit(workdir, machine.commit())
   for step, intervention in missing:
     if run.step != step:
       run = load_run(workdir, step)
@@ -88,7 +88,8 @@ def _write(path, content):
 
 def evaluate(run, data, intervention: dict) -> dict:
   """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert,
-  or None; 'readings': the means that layers measured, by domain, name and layer.
+  or None; 'readings': the means that layers measured, by domain, name and layer, and
+  'mean_readings' over all tokens.
   """
   evaluation = run.intervene(**intervention).evaluate(data)
   numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}
@@ -99,11 +100,13 @@ def evaluate(run, data, intervention: dict) -> dict:
     'expert_load': None
     if load_NE is None
     else [[round(float(load), 3) for load in layer] for layer in load_NE],
-    'readings': {
-      domain: {name: [round(float(mean), 4) for mean in mean_N] for name, mean_N in found.items()}
-      for domain, found in evaluation.readings.items()
-    },
+    'readings': {domain: _rounded(found) for domain, found in evaluation.readings.items()},
+    'mean_readings': _rounded(evaluation.mean_readings),
   }
+
+
+def _rounded(readings):
+  return {name: [round(float(mean), 4) for mean in mean_N] for name, mean_N in readings.items()}
 
 
 if __name__ == '__main__':

@@ -69,6 +69,8 @@ def _jobs(options, study):
     value = getattr(options, flag)
     if value is not None and value < 1:
       raise UserError(f'--{flag} must be at least 1, not {value}')
+  if options.watch and options.launcher != 'gke':
+    raise UserError('--watch waits for JobSets: add --launcher=gke')
   scale = common.SCALES[options.scale or study.scale]
   seeds = range(options.seeds) if options.seeds else study.seeds_at(scale)
   every = plan.jobs(study, scale, seeds, options.overrides, options.workdir)

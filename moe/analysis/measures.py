@@ -79,24 +79,27 @@ def information(
   return Information(bits_N, chance_N, share_N)
 
 
-def co_activation(pairs_NEE: np.ndarray) -> np.ndarray:
-  """lift_NEE = P(i and j) / (P(i) P(j) c), c = (K − 1) E / (K (E − 1)):
+def co_activation(pairs_NEE: np.ndarray, tokens: int | None = None) -> np.ndarray:
+  """lift_NEE = P(i and j) / (P(i) P(j) c), c = (mean of K² − K) E / (mean of K)² (E − 1):
   which experts are chosen together.
 
   Args:
     pairs_NEE: tokens that chose both experts; on the diagonal, the expert.
+    tokens: how many there are; None: every token chose as many experts.
 
-  P is over tokens; c is what P(i and j) / P(i) P(j) is where K of E are drawn at random without
-  repetition, so that 1 means independent, 2 twice as often. NaN on the diagonal, where an expert is
-  never chosen, and where K is 1.
+  P is over tokens; c is what P(i and j) / P(i) P(j) is where a token's K of E are drawn at random
+  without repetition, so that 1 means independent, 2 twice as often. NaN on the diagonal, where an
+  expert is never chosen, and where K is 1.
   """
   experts, counts_NE = pairs_NEE.shape[-1], np.diagonal(pairs_NEE, axis1=1, axis2=2)
   whole = lambda x_N: x_N[:, None, None]
   # A token adds K to the diagonal's sum and K² to that of all.
-  chosen_N11 = whole(_ratio(pairs_NEE.sum(axis=(1, 2)), counts_NE.sum(axis=1)))
-  tokens_N11 = whole(counts_NE.sum(axis=1)) / chosen_N11
-  by_chance_N11 = _ratio((chosen_N11 - 1) * experts, chosen_N11 * (experts - 1))
-  p_NE = counts_NE / tokens_N11[:, 0]
+  sum_N11, squares_N11 = whole(counts_NE.sum(axis=1)), whole(pairs_NEE.sum(axis=(1, 2)))
+  tokens_N11 = _ratio(sum_N11**2, squares_N11) if tokens is None else np.float64(tokens)
+  by_chance_N11 = _ratio(
+    tokens_N11 * (squares_N11 - sum_N11) * experts, sum_N11**2.0 * (experts - 1)
+  )
+  p_NE = counts_NE / np.broadcast_to(tokens_N11, sum_N11.shape)[:, 0]
   lift_NEE = _ratio(pairs_NEE / tokens_N11, p_NE[:, :, None] * p_NE[:, None, :] * by_chance_N11)
   return np.where(np.eye(experts, dtype=bool)[None], np.nan, lift_NEE)
 

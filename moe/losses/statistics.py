@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from moe.config import MoEConfig
 from moe.ops.router import RoutingStats
@@ -51,13 +52,23 @@ class Statistics(NamedTuple):
     """
     experts, chosen = moe.num_experts, moe.experts_per_token
     if moe.balance_scope == 'sequence':
-      # K tokens' choices add up to K · tokens, so the counts hold the number of tokens too.
-      tokens_NB1 = sums.counts_BE.sum(axis=-1, keepdims=True) / chosen
       counts, share = sums.counts_BE, 1 / totals.sequences
-      tokens = jnp.maximum(tokens_NB1, 1)
+      tokens = jnp.maximum(_tokens_of_sequences(sums, moe), 1)
       probabilities = sums.probability_sums_BE / tokens  # Eq. 14
     else:
       counts = sums.counts_BE.sum(axis=1) if batch_counts_NE is None else batch_counts_NE
       share, tokens = 1, totals.tokens
       probabilities = sums.probability_sums_BE.sum(axis=1) / tokens
+    if moe.gate_mass < 1:  # K is the mean of what is taken
+      all_of_row = jnp.maximum(counts.sum(axis=-1, keepdims=True), 1)
+      return cls(counts * experts / all_of_row, probabilities, share, sums)
     return cls(counts * (experts / chosen) / tokens, probabilities, share, sums)
+
+
+def _tokens_of_sequences(sums: RoutingStats, moe: MoEConfig) -> jax.Array:
+  """tokens_NB1 with a choice. K choices each, so the counts hold their number; where tokens take
+  fewer, their probabilities do, which add up to one each.
+  """
+  if moe.gate_mass < 1:
+    return jnp.round(lax.stop_gradient(sums.probability_sums_BE.sum(axis=-1, keepdims=True)))
+  return sums.counts_BE.sum(axis=-1, keepdims=True) / moe.experts_per_token

@@ -81,8 +81,8 @@ def values(telemetry: Mapping[str, Reading]) -> dict[str, jax.Array]:
   return {f'{name}_N': reading.value for name, reading in telemetry.items()}
 
 
-def shown(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """A step's metrics without what was measured for `Router.after_step` alone."""
+def shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """Metrics, or readings, without what was measured for `Router.after_step` alone."""
   return {name: value for name, value in metrics.items() if not name.startswith('_')}
 
 

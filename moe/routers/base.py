@@ -86,10 +86,14 @@ class Router(nn.Module):
       is_forced_BL1 = forced.experts_BLK[..., :1] >= 0
       experts_BLK = jnp.where(is_forced_BL1, forced.experts_BLK, experts_BLK)
       chosen_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
+      if is_taken_BLK is not None:
+        own_BLK = holds_mass(chosen_BLK, moe.gate_mass)
+        given_BLK = own_BLK if forced.gates_BLK is None else forced.gates_BLK > 0
+        is_taken_BLK = jnp.where(is_forced_BL1, given_BLK, is_taken_BLK)
+        chosen_BLK = jnp.where(is_taken_BLK, chosen_BLK, 0)
       recomputed_BLK = self.gates(chosen_BLK)
       given_BLK = recomputed_BLK if forced.gates_BLK is None else forced.gates_BLK
       gates_BLK = jnp.where(is_forced_BL1, given_BLK, gates_BLK)
-      is_taken_BLK = None if is_taken_BLK is None else is_taken_BLK | is_forced_BL1
     if ranked > k or is_taken_BLK is not None:
       counted_BLK = (
         experts_BLK if is_taken_BLK is None else jnp.where(is_taken_BLK, experts_BLK, -1)
@@ -145,10 +149,15 @@ class Router(nn.Module):
 
 
 def holds_mass(affinities_BLK: jax.Array, share: float) -> jax.Array:
-  """bool is_taken_BLK: of a token's affinities, best first, the fewest that hold this share of them
-  all; at least one.
+  """bool is_taken_BLK: of a token's affinities, in any order, the fewest that hold this share of
+  them all; at least one. Of equal ones the earlier.
   """
-  before_BLK = jnp.cumsum(affinities_BLK, axis=-1) - affinities_BLK
+  places = jnp.arange(affinities_BLK.shape[-1])
+  first, second = affinities_BLK[..., :, None], affinities_BLK[..., None, :]
+  earlier_KK = places[None, :] < places[:, None]
+  # What a token takes before each: pairs of K, few, where a sort would have to be undone.
+  comes_before = (second > first) | ((second == first) & earlier_KK[None, None])
+  before_BLK = jnp.where(comes_before, second, 0).sum(axis=-1)
   return before_BLK < share * affinities_BLK.sum(axis=-1, keepdims=True)
 
 

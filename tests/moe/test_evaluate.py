@@ -55,6 +55,7 @@ def test_readings_are_means_over_a_domains_tokens(evaluator):
     'a': [4.0, 0.0],
     'b': [2.0, 0.0],
   }
+  assert evaluator({}).mean_readings['openness'] == pytest.approx([64 / 22, 0.0])  # over tokens
 
 
 def test_what_layers_measured_is_handed_out_with_the_scores():

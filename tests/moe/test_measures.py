@@ -103,3 +103,11 @@ def test_co_activation_of_every_pair_equally_often_is_one():
   pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 2)
   lift_EE = specialization.co_activation(pairs_EE[None])[0]
   assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)
+
+
+def test_co_activation_where_tokens_choose_different_numbers():
+  """Every expert alone and every pair once: no two go together more often than by chance."""
+  pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 1)
+  tokens = E + E * (E - 1) // 2
+  lift_EE = specialization.co_activation(pairs_EE[None], tokens)[0]
+  assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)

@@ -99,3 +99,10 @@ def test_a_model_with_nothing_to_replace_is_refused(batches):
   config = small_config(**{'moe.num_experts': 1, 'moe.experts_per_token': 1})
   with pytest.raises(UserError, match='no other to stand in'):
     redundancy.measure(config, {}, None)
+
+
+def test_the_measures_of_sweeps_are_those_that_studies_may_name():
+  from experiments.studies.common import MEASURES
+  from experiments.sweeps.measures import MEASURE
+
+  assert tuple(MEASURE) == MEASURES

@@ -185,6 +185,19 @@ def test_holms_correction_is_of_a_claims_comparisons_alone(stats):
   assert found.outcome == UNDECIDED and 'Holm' in found.reason
 
 
+def test_what_lacks_runs_relaxes_nothing_for_the_others(stats):
+  near = Comparison('near', {0: -0.5, 1: -1.5, 2: -1.0, 3: 0.1, 4: -0.9}, below=0.0)
+  assert 0.025 < near.p_value < 0.05 and near.outcome == HOLDS
+  diverged = Comparison('diverged', {0: -1.0, 1: math.nan}, below=0.0)
+  single = Comparison('single', {0: -1.0}, below=0.0)
+  for other in (diverged, single):
+    assert other.p_value == 1.0
+    assert verdicts.outcomes([near, other]) == [UNDECIDED, UNDECIDED]
+  worse = Comparison('infinite', {0: math.inf, 1: math.inf}, above=0.0)  # an outcome
+  assert worse.p_value == 0.0 and verdicts.outcomes([near, worse]) == [HOLDS, HOLDS]
+  assert verdicts.verdict([dataclasses.replace(near, role=Role.BESIDE)], 5, 5).outcome == UNDECIDED
+
+
 def test_the_p_value_is_of_the_nearest_bound(stats):
   values = {0: 0.011, 1: 0.013, 2: 0.009, 3: 0.014}
   found = Comparison('a', values, above=-0.02, below=0.02).p_value

@@ -139,6 +139,32 @@ def test_a_manifest_that_would_not_do_is_told_before_anything_is_sent(
   assert not (cluster / 'called').exists()
 
 
+def test_a_relative_folder_is_another_in_a_pod(cluster, manifest, monkeypatch):
+  monkeypatch.chdir(cluster)
+  with pytest.raises(UserError, match='--workdir=runs is relative'):
+    gke.submit('study', _jobs(cluster / 'runs'), gke.Path('runs'), str(manifest[1]))
+
+
+def test_a_failure_of_kubectl_does_not_end_a_wait(cluster, monkeypatch):
+  runs_folder = cluster / 'runs'
+  said = []
+  gke.watch(runs_folder, said.append)
+  assert said == [f'the cluster has no JobSets of {runs_folder}']
+  answers = iter([{'a': 'running'}, UserError('timed out'), {'a': 'completed'}])
+
+  def states(folder):
+    answer = next(answers)
+    if isinstance(answer, UserError):
+      raise answer
+    return answer
+
+  monkeypatch.setattr(gke, 'states', states)
+  monkeypatch.setattr(gke.time, 'sleep', lambda seconds: None)
+  said.clear()
+  gke.watch(runs_folder, said.append)
+  assert said == ['1 running', 'timed out; asked again', '1 completed']
+
+
 def test_what_cannot_be_read_or_run_is_one_line(cluster, manifest, monkeypatch):
   runs_folder = cluster / 'runs'
   for name, content, words in (

@@ -253,6 +253,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
     'domains': {},
     'expert_load': [[1.0]],
     'readings': {'a': {'shared_gate': [0.5]}},
+    'mean_readings': {'shared_gate': [0.5]},
   }
   _write_run(job, [score(40, {}, 2.0), score(30, {}, 1.5), score(40, {'masked_share': 0.25}, 7.0)])
   made = line.make('study', run, job, 'proxy', ['moe.num_experts'])

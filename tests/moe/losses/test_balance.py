@@ -68,6 +68,36 @@ def _totals(is_token_BL):
 
 
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
+def test_where_tokens_take_fewer_experts_the_load_is_over_what_they_take(scope):
+  """K of Eq. 13 is the mean number taken, whatever the most is."""
+  _, affinities, chosen, is_token_BL = _routing(4)
+  generator = np.random.default_rng(1)
+  taken_NBL = generator.integers(1, 5, (N, B, L))
+  counts, sums = np.zeros((N, B, E), np.int32), np.zeros((N, B, E), np.float32)
+  for n, b, t in np.ndindex(N, B, L):
+    if is_token_BL[b, t]:
+      counts[n, b, chosen[n, b, t, : taken_NBL[n, b, t]]] += 1
+      sums[n, b] += affinities[n, b, t]
+  changes = {'experts_per_token': 4, 'gate_mass': 0.5, 'expert_balance_weight': 1.0}
+  config = _config(balance_scope=scope, **changes)
+  stats = RoutingStats(jnp.asarray(counts), jnp.asarray(sums), jnp.zeros((N, B)), jnp.zeros((N, B)))
+  found = balance_terms(stats, config, _totals(is_token_BL))['expert_balance']
+  tokens_B = is_token_BL.sum(axis=1)
+  rows = [(b,) for b in range(B) if tokens_B[b]] if scope == 'sequence' else [tuple(range(B))]
+  truth = 0.0
+  for n in range(N):
+    for row in rows:
+      count_E, sum_E = counts[n, row, :].sum(axis=0), sums[n, row, :].sum(axis=0)
+      f_E = count_E * E / count_E.sum()
+      truth += (f_E * sum_E / tokens_B[list(row)].sum()).sum() / len(rows)
+  assert float(found) == pytest.approx(truth, rel=1e-5)
+  three_each = 3 * (tokens_B > 0)[None, :, None] * np.ones((N, B, E), np.int32)
+  even = stats._replace(counts_BE=jnp.asarray(three_each))
+  found = balance_terms(even, config, _totals(is_token_BL))['expert_balance']
+  assert float(found) == pytest.approx(N, rel=1e-5)  # 1 a layer
+
+
+@pytest.mark.parametrize('scope', ['sequence', 'batch'])
 @pytest.mark.parametrize(('k', 'groups'), [(1, 1), (2, 3), (4, 2), (6, 6)])
 def test_balance_terms(scope, k, groups):
   logits, affinities, chosen, is_token_BL = _routing(k)

@@ -12,7 +12,7 @@ from moe.convert.layouts import LAYOUTS
 from moe.errors import UserError
 from moe.model import init_params
 from moe.parameters import decayed
-from moe.routers import ROUTERS, balancing
+from moe.routers import ROUTERS, Forced, balancing
 from moe.routers.scored import within_groups
 from tests import oracles
 from tests.oracles import exact
@@ -191,3 +191,36 @@ def test_what_other_programs_would_not_read_is_not_exported(key, value):
   config = small_config(**{f'moe.{key}': value})
   with pytest.raises(UserError, match=f'moe.{key}={value!r}: in the layout deepseek'):
     LAYOUTS['deepseek'].to_json(config)
+
+
+@pytest.mark.parametrize('changed', [{}, {'moe.balancing': 'bias'}, {'moe.normalize_gates': True}])
+def test_a_token_takes_the_fewest_that_hold_the_mass_in_whatever_order(changed):
+  """With a bias the best are not those of the largest affinity; forced to its own choices a token
+  takes the same again.
+  """
+  config = small_config(**{'moe.experts_per_token': 4, 'moe.gate_mass': 0.6} | changed)
+  u_BLD, is_token_BL, params = batch()
+  if config.moe.balancing == 'none':
+    del params['bias']
+  router = ROUTERS[config.moe.router](config)
+  route = lambda forced: router.apply(
+    {'params': params}, u_BLD, is_token_BL.astype(np.int32), is_token_BL, forced, method='route'
+  )[0]
+  own = route(None)
+  counts = np.zeros((ROWS, E), int)
+  for b, t in np.ndindex(ROWS, LENGTH):
+    affinities = affinities_of('softmax', exact(u_BLD[b, t]), exact(params['experts']))
+    chosen = [affinities[e] for e in own.experts_BLK[b, t]]
+    taken, held = set(), 0.0
+    for place in sorted(range(4), key=lambda place: -chosen[place]):
+      if held < 0.6 * sum(chosen):
+        taken.add(place)
+        held += chosen[place]
+    assert {k for k in range(4) if own.gates_BLK[b, t, k] > 0} == taken
+    if is_token_BL[b, t]:
+      counts[b, [own.experts_BLK[b, t, place] for place in taken]] += 1
+  assert (own.stats.counts_BE == counts).all() and counts.sum() < 4 * is_token_BL.sum()
+  for forced in (Forced(own.experts_BLK), Forced(own.experts_BLK, own.gates_BLK)):
+    again = route(forced)
+    assert (again.gates_BLK == own.gates_BLK).all()
+    assert (again.stats.counts_BE == own.stats.counts_BE).all()
