@@ -170,5 +170,7 @@ def _kubectl(*arguments: str, input: str | None = None) -> str:
       'there is no kubectl here: --launcher=gke and --watch need a machine that has the cluster'
     ) from None
   if done.returncode:
-    raise UserError(f'{shlex.join(command)}: {done.stderr.strip() or f"code {done.returncode}"}')
+    # The last line says it; those before are the library's log.
+    said = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+    raise UserError(f'{shlex.join(command)}: {said[-1]}')
   return done.stdout

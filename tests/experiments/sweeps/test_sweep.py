@@ -256,6 +256,7 @@ _ONE = 'sweep = lambda scale: [scale.run("dense")]'
       ["'dense'", "'x'", 'probes'],
     ),
     (_ONE, {'seeds': 0}, ['--seeds']),
+    (_ONE, {'watch': True}, ['--watch', '--launcher=gke']),
     (_ONE, {'parallel': 0}, ['--parallel']),
     (_ONE, {'overrides': {'train.seed': 3}}, ['--seeds']),
     (_ONE, {'scale': 'paper'}, ['--scale=paper', '--config.data.sources=']),
