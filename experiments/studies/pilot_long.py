@@ -15,8 +15,8 @@ pieces, −0.033, where d 48 with 1024 has −0.022 and d 60 −0.013.
 Float32, whose speed and rounding depend less on the kind of machine than bfloat16's.
 Stage 2 chooses the learning rate at that shape, by the same rates for every architecture that is
 compared, Dense×4 and Dense×16 included: a quarter of the steps each, with a whole schedule.
-Stage 3 repeats the five models of Table 1 with more
-seeds: the spread of their paired differences sets the number of seeds of every study (power 0.9 for
+Stage 3 repeats the five models of Table 1 with three seeds (table1.py --seeds=3): the spread of
+their paired differences sets the number of seeds of every study (intervals.seeds_for: power 0.9 for
 half of the paper's difference, 5 at least).
 
 Tokens a second on one core of a Xeon with AMX, float32, while the other core was busy, and what 40
@@ -59,6 +59,11 @@ CHOICE = (
   '0.024 for the two that were best at 0.012. Each has the rate that is its best: 0.012 Dense and '
   'Hash Layer, 0.006 Switch, GShard, DeepSeekMoE and Dense×4, and all that are like them. Dense×16 '
   'is not searched yet.',
+  'Then the spread: three seeds of the five models of Table 1, whole runs that are runs of that '
+  'study, too. DeepSeekMoE minus GShard varies by 0.004 (standard deviation), minus Switch by '
+  "0.009, minus Hash Layer by 0.027, minus Dense by 0.015: a power of 0.9 for half of the paper's "
+  'differences asks for 3, 3, 5 and 3 seeds. Every study has 5; half of a third of the difference '
+  'between GShard and DeepSeekMoE, which a step of Figure 3 may be, asks for 5, too.',
 )
 SHAPES = {
   'd48_v1024': (48, 24, 1024, 2400),
@@ -68,7 +73,7 @@ SHAPES = {
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
-  """The runs of stages 1 and 2; those of stage 3 follow when these have chosen."""
+  """The runs of stages 1 and 2; those of stage 3 are table1's."""
   del scale  # the shapes are what is searched
   return _shapes() + _rates()
 

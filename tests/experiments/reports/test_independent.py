@@ -209,3 +209,25 @@ def _check_outcomes(rows):
     if row.get('open'):
       expected = 'undecided'
     assert row['outcome'].partition(':')[0] == expected, row
+
+
+def test_five_seeds_are_what_the_spread_of_three_asks_for():
+  """Half of the paper's differences at a power of 0.9, by a noncentral t, where studies.intervals
+  adds quantiles.
+  """
+  from scipy import stats
+
+  def power(n, difference, sd):
+    critical = stats.t.ppf(0.975, n - 1)
+    return stats.nct.sf(critical, n - 1, difference / sd * np.sqrt(n))
+
+  lines = [line for line in _lines(RESULTS / 'table1') if line['seed'] < 3]
+  moe = _losses(lines, 'deepseek_moe')
+  wanted = {}
+  for run, paper in (('gshard', 0.059), ('switch', 0.073), ('hash', 0.124), ('dense', 0.252)):
+    other = _losses(lines, run)
+    sd = np.std([moe[seed] - other[seed] for seed in range(3)], ddof=1)
+    wanted[run] = next(n for n in range(2, 30) if power(n, paper / 2, sd) >= 0.9)
+  assert max(wanted.values()) == 5
+  said = (RESULTS / 'pilot_long' / 'README.md').read_text()
+  assert 'asks for 3, 3, 5 and 3 seeds' in said and list(wanted.values()) == [3, 3, 5, 3]
