@@ -203,21 +203,24 @@ def _make_score(loss, tokens, size, lost_bits):
 
 def summed_loss(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
   """Σ loss over a batch's scored targets, and how many these are. Pure, to be jitted."""
-  hidden_BLD, _ = forward(config, params, batch)
+  return _summed(config, forward, params, batch)[:2]
+
+
+def _summed(config: Config, forward: Callable, params: dict, batch: Batch):
+  """As `summed_loss`, of a model run by `forward`; and what its layers gave beside."""
+  hidden_BLD, aside = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
-  return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum()
+  return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), aside
 
 
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, the expert counts of its real tokens (0 where nothing is
   routed), and the means that layers measured over these, with how many they are.
   """
-  hidden_BLD, aside = forward(config, params, batch)
-  losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
+  loss, weight, aside = _summed(config, forward, params, batch)
   counts = aside.telemetry.get('expert_counts')
   counts_NE = counts.value if counts else jnp.zeros((), jnp.int32)
   readings = shown(aside.telemetry)
   means = {name: r.value for name, r in readings.items() if r.reduce == 'mean'}
   real = (batch.segment_ids_BL > 0).sum()
-  loss, weight = (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum()
   return loss, weight, counts_NE, (means, real)

@@ -31,9 +31,8 @@ def of_file(path: str, results: Path) -> Study:
   runs = {run.name: run for run in plan.runs(loaded, scale)}
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   seeds = sorted({line['seed'] for line in lines})
-  at = '' if scale.name == loaded.scale else f' --scale={scale.name}'
   commands = (
-    f'python -m launch.sweep --sweep={path}{at} --results={results}\n'
+    f'python -m launch.sweep --sweep={path}{studies.at(loaded, scale)} --results={results}\n'
     f'python -m launch.report --sweep={path} --results={results}'
   )
   found = None

@@ -80,10 +80,11 @@ def of_folder(results: Path, readme: Path | None = None) -> dict[Path, str | Non
   loaded = [studies.load(name, results) for name in shipped_here]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
   of_pilots = {name: pilot.blocks(name, results, level=2) for name in pilot.files(results)}
+  claims = overview.figure(loaded)
   made: dict[Path, str | None] = {
-    results / 'index.html': _page(loaded, of_pilots, (results / EARLIER).is_dir())
+    results / 'index.html': _page(loaded, of_pilots, claims, (results / EARLIER).is_dir()),
+    results / overview.FIGURE: claims or None,
   }
-  made[results / overview.FIGURE] = overview.figure(loaded) or None
   of_the_paper = any(study.of_the_paper for study in loaded)
   made[results / METHOD] = (
     _html(f'{_TITLE}: the method', [to_html(_method())]) if of_the_paper else None
@@ -128,11 +129,13 @@ def _of_study(folder, study):
 
 
 def _page(
-  loaded: Sequence[studies.Study], of_pilots: Mapping[str, Sequence[Block]], has_earlier: bool
+  loaded: Sequence[studies.Study],
+  of_pilots: Mapping[str, Sequence[Block]],
+  claims: str,
+  has_earlier: bool,
 ) -> str:
   lines = [line for study in loaded for line in study.lines]
   of_the_paper = any(study.of_the_paper for study in loaded)
-  claims = overview.figure(loaded)
   title = f'{_TITLE}{_OF_EARLIER}' if _is_earlier(loaded) else _TITLE
   head: list[Block] = [
     Heading(title, 1),

@@ -97,10 +97,14 @@ def load(name: str, results: Path) -> Study:
 
 def commands(file: str, loaded: plan.Study, scale: Scale, results: Path) -> str:
   """Those that make a study's lines and its report, with the flags that are not as they stand."""
-  at = '' if scale.name == loaded.scale else f' --scale={scale.name}'
   into = '' if results == _RESULTS else f' --results={results}'
   report = f'python -m launch.report{into}' if into else 'make report'
-  return f'python -m launch.sweep --sweep={file}{at}{into}\n{report}'
+  return f'python -m launch.sweep --sweep={file}{at(loaded, scale)}{into}\n{report}'
+
+
+def at(loaded: plan.Study, scale: Scale) -> str:
+  """The flag of a scale that is not a study's own."""
+  return '' if scale.name == loaded.scale else f' --scale={scale.name}'
 
 
 def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:

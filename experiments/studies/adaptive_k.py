@@ -21,12 +21,11 @@ from experiments.studies.analysis import (
   sizes,
   spread,
 )
-from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.common import DOMAINS, LONG, Run, Scale
 from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 5
 CLAIM = 'At the same mean number of experts a token, a number that adapts to it has a lower loss.'
-_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 _MOST, _MEAN = 14, 7
 _MASS = 0.7
 _ADAPTIVE = {'moe.experts_per_token': _MOST, 'moe.gate_mass': _MASS}
@@ -37,16 +36,16 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 
 
 _FIXED_K, _ADAPTIVE_K = Entry('7 for every token', 'deepseek_moe'), Entry('adaptive', 'adaptive')
-_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean K', *_DOMAINS)
+_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean K', *DOMAINS)
 
 
 def analyse(results: Results) -> Analysis:
   """Losses, and how many experts the domains' tokens take."""
-  taken = {domain: results.reading(_ADAPTIVE_K.run, 'experts_taken', domain) for domain in _DOMAINS}
+  taken = {domain: results.reading(_ADAPTIVE_K.run, 'experts_taken', domain) for domain in DOMAINS}
   of_all = results.reading(_ADAPTIVE_K.run, 'experts_taken')
   apart = spread(taken)
   numbers = {
-    _FIXED_K: (str(_MEAN), *('',) * len(_DOMAINS)),
+    _FIXED_K: (str(_MEAN), *('',) * len(DOMAINS)),
     _ADAPTIVE_K: (shown(of_all, 2)[1], *(shown(of_one, 2)[1] for of_one in taken.values())),
   }
   rows = tuple(

@@ -23,8 +23,8 @@ from experiments.studies.analysis import (
   shown,
   sizes,
 )
-from experiments.studies.common import LONG, Run, Scale, only_long
-from experiments.studies.intervals import Values, difference
+from experiments.studies.common import DOMAINS, LONG, Run, Scale, only_long
+from experiments.studies.intervals import difference
 from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 5
@@ -44,7 +44,6 @@ _HEADS = {'heads_1': _heads(1, 36, 56), 'deepseek_moe': {}, 'heads_4': _heads(4,
 _ENTRIES = tuple(
   Entry(label, run) for label, run in zip(('1 head', '2 heads', '4 heads'), _HEADS, strict=True)
 )
-_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 _PROBES = ('copying', 'lookup')
 
 
@@ -58,14 +57,14 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 _COLUMNS = (
   *('attention', 'parameters', 'activated', 'training FLOPs', 'seeds', HELD_OUT_LOSS),
   *('95% interval',),
-  *(*_DOMAINS, *_PROBES),
+  *(*DOMAINS, *_PROBES),
 )
 
 
 def analyse(results: Results) -> Analysis:
   """Losses, by domain too, and both probes of each number of heads."""
   probes = {
-    probe: {entry.label: _probe(results, entry.run, probe) for entry in _ENTRIES}
+    probe: {entry.label: results.measure(entry.run, 'probes', probe) for entry in _ENTRIES}
     for probe in _PROBES
   }
   rows = tuple(
@@ -74,7 +73,7 @@ def analyse(results: Results) -> Analysis:
       *sizes(results, entry.run),
       _flops(results, entry.run),
       *shown(results.loss(entry.run)),
-      *(shown(results.domain_loss(entry.run, domain), 3)[1] for domain in _DOMAINS),
+      *(shown(results.domain_loss(entry.run, domain), 3)[1] for domain in DOMAINS),
       *(shown(probes[probe][entry.label], 3)[1] for probe in _PROBES),
     )
     for entry in _ENTRIES
@@ -113,7 +112,3 @@ def _flops(results: Results, run: str) -> str:
   """Over those of two heads."""
   found, of_two = (results.of(name, 'train_flops') for name in (run, _ENTRIES[1].run))
   return NONE if not found or not of_two else f'{found / of_two:.2f}×'
-
-
-def _probe(results: Results, run: str, probe: str) -> Values:
-  return results.measure(run, 'probes', probe)

@@ -29,7 +29,7 @@ CORPORA = {
   f'{INSTRUCTIONS}_old': (_INSTRUCTIONS, f'--without={",".join(NEW_SKILLS)}'),
   **{f'{INSTRUCTIONS}_{skill}': (_INSTRUCTIONS, f'--only={skill}') for skill in NEW_SKILLS},
 }
-_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
+DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 # What a start may be: the other run's weights as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
@@ -45,7 +45,7 @@ _LAYERS, _D, _HEAD_DIM = 3, 96, 48
 _PROXY_SETTINGS = {
   'model.vocab_size': 2048,
   'model.dtype': 'bfloat16',
-  'data.sources': ';'.join(f'{domain}={CORPUS}/{domain}.jsonl' for domain in _DOMAINS),
+  'data.sources': ';'.join(f'{domain}={CORPUS}/{domain}.jsonl' for domain in DOMAINS),
   'data.holdout': 0.02,  # of 93 MB; every run is scored on all of it at its end
   'data.seq_len': 128,
   'data.batch_size': 16,

@@ -65,9 +65,7 @@ def tables(results: Results) -> tuple[Table, Table]:
   search = tuple(
     (
       f'{rate:g}',
-      *(
-        _text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate, searched).values()
-      ),
+      *(text(loss[0]) if 0 in loss else NONE for loss in _losses(results, rate, searched).values()),
     )
     for rate in sorted(_RATES)
   )
@@ -81,7 +79,7 @@ def tables(results: Results) -> tuple[Table, Table]:
     for name, values in (of_one | gaps).items():
       found = interval(values)
       if found is not None and found.half is not None:
-        shown = ', '.join(_text(values[seed]) for seed in sorted(values))
+        shown = ', '.join(text(values[seed]) for seed in sorted(values))
         noise.append((name, f'{rate:g}', shown, f'{found.mean:.4f}', f'{found.sd:.4f}'))
   return (
     (('peak learning rate', *searched), search),
@@ -92,7 +90,7 @@ def tables(results: Results) -> tuple[Table, Table]:
   )
 
 
-def _text(loss):
+def text(loss):
   return 'diverged' if math.isnan(loss) else f'{loss:.4f}'
 
 

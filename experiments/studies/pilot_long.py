@@ -26,11 +26,10 @@ about 25 configs; with 5 seeds each, and Dense×16, which takes three times as l
 that is 12, 17 or 22 hours of two cores.
 """
 
-import math
-
 from experiments.studies.analysis import NONE, Results
 from experiments.studies.common import LONG, Run, Scale, long_scale
 from experiments.studies.intervals import difference
+from experiments.studies.pilot import Table, text
 
 _RATE = 3e-3
 # The last was added when 6e-3 was best of the first three for all that had been tried; one more for
@@ -102,9 +101,6 @@ def _shapes():
   ]
 
 
-Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
-
-
 def tables(results: Results) -> tuple[Table, Table]:
   """Seed 0's loss by shape, of both models; and by architecture and learning rate."""
   shapes = []
@@ -122,6 +118,4 @@ def tables(results: Results) -> tuple[Table, Table]:
 
 
 def _text(values):
-  if 0 not in values:
-    return NONE
-  return 'diverged' if math.isnan(values[0]) else f'{values[0]:.4f}'
+  return text(values[0]) if 0 in values else NONE

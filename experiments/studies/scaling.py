@@ -77,8 +77,9 @@ def analyse(results: Results) -> Analysis:
   """Two curves of loss over compute, and how far apart they are at the best dense run."""
   widths = {label: _widths(results, variant) for label, variant in _VARIANTS.items()}
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
-  errors = [fit(*pair).error for pair in _pairs(dense, moe).values() if _is_finite(*pair)]
-  left = f'{mean(errors):.4f}' if errors else NONE
+  pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
+  laws = {seed: fit(*pair) for seed, pair in pairs.items() if _is_finite(*pair)}
+  left = f'{mean(law.error for law in laws.values()):.4f}' if laws else NONE
   rows = tuple(
     (
       f'{label}, width {width}',
@@ -106,7 +107,7 @@ def analyse(results: Results) -> Analysis:
   return Analysis(
     _COLUMNS,
     rows,
-    _comparisons(dense, moe),
+    _comparisons(pairs, laws),
     (
       Panel('This repository', HELD_OUT_LOSS, ours, x_axis='training FLOPs', log_x=True),
       Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
@@ -122,9 +123,10 @@ def analyse(results: Results) -> Analysis:
   )
 
 
-def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[Comparison, ...]:
-  """Of curves by seed."""
-  pairs = _pairs(dense, moe)
+def _comparisons(
+  pairs: Mapping[int, tuple[Curve, Curve]], laws: Mapping[int, 'Law']
+) -> tuple[Comparison, ...]:
+  """Of Dense's and DeepSeekMoE's curves by seed, and the laws of those that are finite."""
   whole = [pair for pair in pairs.values() if _is_finite(*pair)]
 
   def read_off(what, measure, is_bound, **expected):
@@ -140,8 +142,8 @@ def _comparisons(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> tuple[
   share = "DeepSeekMoE's share of the compute at the best Dense's loss"
   ahead = "DeepSeekMoE's loss − the best Dense's, at equal compute"
   fitted = {
-    seed: fit(*pair).share(best(pair[0])[0]) if _is_finite(*pair) else math.nan
-    for seed, pair in pairs.items()
+    seed: laws[seed].share(best(dense)[0]) if seed in laws else math.nan
+    for seed, (dense, _) in pairs.items()
   }
   return (
     Comparison(
@@ -287,10 +289,6 @@ def _widths(results: Results, variant: str) -> list[int]:
   """Of the runs that there are, whatever their scale."""
   names = [line['run'].rpartition('_d') for line in results.lines]
   return sorted({int(width) for of, _, width in names if of == variant})
-
-
-def _pairs(dense: Mapping[int, Curve], moe: Mapping[int, Curve]) -> dict[int, tuple[Curve, Curve]]:
-  return {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
 
 
 def _is_finite(*curves: Curve) -> bool:

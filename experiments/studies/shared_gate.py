@@ -21,12 +21,11 @@ from experiments.studies.analysis import (
   sizes,
   spread,
 )
-from experiments.studies.common import LONG, Run, Scale
+from experiments.studies.common import DOMAINS, LONG, Run, Scale
 from experiments.studies.verdicts import ABOUT, Comparison
 
 SCALE, SEEDS = 'long', 5
 CLAIM = 'A gate before the shared expert is not as open for all text, and costs about no loss.'
-_DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 _APART = 0.02
 
 
@@ -38,18 +37,18 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 
 
 _PLAIN, _GATED = Entry('DeepSeekMoE', 'deepseek_moe'), Entry('gated shared expert', 'gated')
-_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', *_DOMAINS)
+_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', *DOMAINS)
 
 
 def analyse(results: Results) -> Analysis:
   """Losses, and how open the gate is by domain."""
-  open_for = {domain: results.reading(_GATED.run, 'shared_gate', domain) for domain in _DOMAINS}
+  open_for = {domain: results.reading(_GATED.run, 'shared_gate', domain) for domain in DOMAINS}
   rows = tuple(
     (
       entry.label,
       sizes(results, entry.run)[0],
       *shown(results.loss(entry.run)),
-      *(shown(results.domain_loss(entry.run, domain), 3)[1] for domain in _DOMAINS),
+      *(shown(results.domain_loss(entry.run, domain), 3)[1] for domain in DOMAINS),
     )
     for entry in (_PLAIN, _GATED)
   )

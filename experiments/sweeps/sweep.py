@@ -52,6 +52,7 @@ def run(options: Options) -> int:
   before anything is.
   """
   study = plan.load(options.study)
+  options = dataclasses.replace(options, scale=options.scale or study.scale)
   sweep = _Sweep(options, study, *_jobs(options, study))
   if options.dry_run:
     sweep.tell_plan()
@@ -71,7 +72,7 @@ def _jobs(options, study):
       raise UserError(f'--{flag} must be at least 1, not {value}')
   if options.watch and options.launcher != 'gke':
     raise UserError('--watch waits for JobSets: add --launcher=gke')
-  scale = common.SCALES[options.scale or study.scale]
+  scale = common.SCALES[options.scale]
   seeds = range(options.seeds) if options.seeds else study.seeds_at(scale)
   every = plan.jobs(study, scale, seeds, options.overrides, options.workdir)
   jobs = plan.named(study, every, options.runs) if options.runs else every
@@ -256,8 +257,7 @@ class _Sweep:
     """Writes a job's lines. Returns its loss, in words."""
     options = self._options
     made = [
-      line.make(self._study.name, each, job, options.scale or self._study.scale, self._differs)
-      for each in job.runs
+      line.make(self._study.name, each, job, options.scale, self._differs) for each in job.runs
     ]
     for each in made:
       ledger.put(self.file, each)

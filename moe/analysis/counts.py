@@ -113,9 +113,7 @@ def count(
 
   is_class_BLC, is_next_BLC = classes(batch.tokens_BL), classes(batch.targets_BL)
 
-  def of_layer(layer):
-    experts_BLK, gates_BLK = layer
-    taken_BLK = jnp.where(is_counted_BL[..., None] & (gates_BLK > 0), experts_BLK, -1)
+  def of_layer(taken_BLK):
     chosen_BLE = jax.nn.one_hot(taken_BLK, config.moe.num_experts).sum(axis=2)
     by = lambda is_BLC: jnp.einsum('blc,ble->ce', is_BLC, chosen_BLE)
     pairs_EE = jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
@@ -123,8 +121,8 @@ def count(
 
   # Float sums and products of zeros and ones, which every machine is fast at,
   # are exact below 2²⁴ tokens.
-  layers = choices.experts_NBLK, choices.gates_NBLK
-  sequences_NBE, classes_NCE, pairs_NEE, next_NCE = lax.map(of_layer, layers)
+  found = lax.map(of_layer, choices.taken(is_counted_BL))
+  sequences_NBE, classes_NCE, pairs_NEE, next_NCE = found
   class_tokens_C = is_class_BLC.sum(axis=(0, 1))
   counts = Counts(sequences_NBE, classes_NCE, class_tokens_C, pairs_NEE, next_NCE)
   return jax.tree.map(lambda x: x.astype(jnp.int32), counts)

@@ -14,6 +14,7 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from moe.config import Config
 from moe.data.packing import Batch
@@ -55,6 +56,12 @@ class Choices(NamedTuple):
   # 1 of a hash router.
   gates_NBLK: jax.Array
   is_token_BL: jax.Array  # bool; False: padding, whose choices say nothing
+
+  def taken(self, is_counted_BL: jax.Array) -> jax.Array:
+    """experts_NBLK of the tokens that count; −1 in the place of all others, and of an expert that a
+    token does not take: its gate is 0 (`moe.gate_mass`).
+    """
+    return jnp.where(is_counted_BL[None, ..., None] & (self.gates_NBLK > 0), self.experts_NBLK, -1)
 
 
 def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Config, dict, int]:

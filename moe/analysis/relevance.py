@@ -52,17 +52,15 @@ def relevance(
 
 
 def _of_batch(config: Config, params: dict, batch: Batch):
-  experts_NBLK, gates_NBLK, _ = routing(config, params, batch)
+  choices = routing(config, params, batch)
   is_counted_BL = batch.weights_BL > 0
 
   def of_layer(layer):
-    experts_BLK, gates_BLK = layer
-    # A gate of 0 is of an expert that the token does not take (`moe.gate_mass`).
-    taken_BLK = jnp.where(is_counted_BL[..., None] & (gates_BLK > 0), experts_BLK, -1)
+    taken_BLK, gates_BLK = layer
     is_chosen_BLKE = jax.nn.one_hot(taken_BLK, config.moe.num_experts)
     # Sums of zeros and ones in float32 are exact below 2²⁴ tokens.
     counts_E = is_chosen_BLKE.sum(axis=(0, 1, 2)).astype(jnp.int32)
     return jnp.einsum('blke,blk->e', is_chosen_BLKE, gates_BLK), counts_E
 
-  gates_NE, counts_NE = lax.map(of_layer, (experts_NBLK, gates_NBLK))
+  gates_NE, counts_NE = lax.map(of_layer, (choices.taken(is_counted_BL), choices.gates_NBLK))
   return gates_NE, counts_NE, is_counted_BL.sum()

@@ -73,11 +73,6 @@ class Router(nn.Module):
     affinities_BLR, ranks_BLR, stats = self.choose(u_BLD, token_ids_BL, is_token_BL, ranked)
     own = slice(masked, masked + k)
     affinities_BLK, experts_BLK = affinities_BLR[..., own], ranks_BLR[..., own]
-    is_taken_BLK = None
-    if moe.gate_mass < 1:
-      is_taken_BLK = holds_mass(affinities_BLK, moe.gate_mass)
-      affinities_BLK = jnp.where(is_taken_BLK, affinities_BLK, 0)
-    gates_BLK = self.gates(affinities_BLK)
     affinities_BLE = None
     if ranks_all:
       # All experts are ranked, so sorting by their ids puts each in its place.
@@ -85,15 +80,17 @@ class Router(nn.Module):
     if forced is not None:
       is_forced_BL1 = forced.experts_BLK[..., :1] >= 0
       experts_BLK = jnp.where(is_forced_BL1, forced.experts_BLK, experts_BLK)
-      chosen_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
-      if is_taken_BLK is not None:
-        own_BLK = holds_mass(chosen_BLK, moe.gate_mass)
-        given_BLK = own_BLK if forced.gates_BLK is None else forced.gates_BLK > 0
-        is_taken_BLK = jnp.where(is_forced_BL1, given_BLK, is_taken_BLK)
-        chosen_BLK = jnp.where(is_taken_BLK, chosen_BLK, 0)
-      recomputed_BLK = self.gates(chosen_BLK)
-      given_BLK = recomputed_BLK if forced.gates_BLK is None else forced.gates_BLK
-      gates_BLK = jnp.where(is_forced_BL1, given_BLK, gates_BLK)
+      affinities_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
+    gates_are_forced = forced is not None and forced.gates_BLK is not None
+    is_taken_BLK = None
+    if moe.gate_mass < 1:
+      is_taken_BLK = holds_mass(affinities_BLK, moe.gate_mass)
+      if gates_are_forced:
+        is_taken_BLK = jnp.where(is_forced_BL1, forced.gates_BLK > 0, is_taken_BLK)
+      affinities_BLK = jnp.where(is_taken_BLK, affinities_BLK, 0)
+    gates_BLK = self.gates(affinities_BLK)
+    if gates_are_forced:
+      gates_BLK = jnp.where(is_forced_BL1, forced.gates_BLK, gates_BLK)
     if ranked > k or is_taken_BLK is not None:
       counted_BLK = (
         experts_BLK if is_taken_BLK is None else jnp.where(is_taken_BLK, experts_BLK, -1)
