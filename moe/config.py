@@ -100,6 +100,13 @@ class MoEConfig:
   d_expert: int = key(
     856, 'hidden width of one expert, routed or shared', at_least=0, at_most=2**24
   )
+  wide_experts: int = key(
+    0,
+    'the first so many routed experts are wide_factor times as wide as d_expert',
+    at_least=0,
+    at_most=2**16,
+  )
+  wide_factor: int = key(2, 'how many times as wide', at_least=1, at_most=64)
   router: Literal['softmax', 'sigmoid', 'hash'] = key(
     'softmax',
     'softmax: top-k of the affinities, Eq. 7–11; sigmoid: each expert by itself, as DeepSeek-V3; '
@@ -143,6 +150,26 @@ class MoEConfig:
   router_z_weight: float = key(
     0.0, 'weight of mean(logsumexp(router logits)²)', at_least=0, at_most=1e6
   )
+
+  @property
+  def num_units(self) -> int:
+    """Routed experts counted by units of width d_expert: how their weights are stored."""
+    return self.num_experts + self.wide_experts * (self.units_per_expert - 1)
+
+  @property
+  def units_per_expert(self) -> int:
+    """At most."""
+    return self.wide_factor if self.wide_experts else 1
+
+  @property
+  def mean_units(self) -> float:
+    """Of an expert."""
+    return self.num_units / max(self.num_experts, 1)
+
+  @property
+  def is_unequal(self) -> bool:
+    """Whether experts differ in width."""
+    return self.units_per_expert > 1 and self.wide_experts < self.num_experts
 
 
 @dataclasses.dataclass(frozen=True)

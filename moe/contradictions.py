@@ -87,6 +87,13 @@ def _of_the_experts(c) -> Iterator[str]:
         f'moe.device_limit={e.device_limit} groups of {e.num_experts // e.device_groups} experts '
         f'are fewer than moe.experts_per_token={e.experts_per_token}'
       )
+  if e.wide_experts > e.num_experts:
+    yield f'moe.wide_experts={e.wide_experts} is more than moe.num_experts={e.num_experts}'
+  if e.wide_experts and e.device_groups > 1:
+    yield (
+      f'moe.wide_experts={e.wide_experts} does not go with moe.device_groups={e.device_groups}: '
+      'groups of experts of one size are what devices hold'
+    )
   if e.shared_gate and not e.num_shared_experts:
     yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weigh'
   if e.router == 'hash':
@@ -152,6 +159,10 @@ def _of_the_fine_tuning(c) -> Iterator[str]:
     yield (
       "finetune.lora_targets has 'experts', which finetune.trainable=experts trains themselves: "
       'use finetune.trainable=lora, or leave them out'
+    )
+  if c.moe.wide_experts and f.experts:
+    yield (
+      f'moe.wide_experts={c.moe.wide_experts}: finetune.experts chooses among experts of one size'
     )
   chooses = f.trainable == 'experts' or (f.trainable == 'lora' and adapts_experts)
   why = 'experts' if f.trainable == 'experts' else "lora with 'experts' in finetune.lora_targets"

@@ -43,12 +43,17 @@ def measure(
   """Of `pairs` (X) experts of every layer, each with another, drawn by `seed`: of all of them and
   others where there are no more. Of all held-out text, or at most `max_batches` batches a domain.
 
-  UserError for a model without two routed experts. `mesh`: the one in use, where params lie on one.
+  UserError for a model without two routed experts, or with wider ones. `mesh`: the one in use,
+  where params lie on one.
   """
   check_routed(config)
   experts = config.moe.num_experts
   if experts < 2:
     raise UserError(f'moe.num_experts={experts}: one expert has no other to stand in for it')
+  if config.moe.wide_experts:
+    raise UserError(
+      f'moe.wide_experts={config.moe.wide_experts}: experts stand in for others of their own width'
+    )
   layers = config.model.num_layers - config.model.num_dense_layers
   generator = np.random.default_rng(seed)
   experts_NX = np.stack(

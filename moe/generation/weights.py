@@ -91,7 +91,7 @@ def as_used(
         done(old)
     return new
 
-  in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked()
+  in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked(config)
   boxes, flat = flatten_dict(declared(config)), flatten_dict(params)
   in_stack &= not any(path[-1] == tuned.CHOSEN for path in flat)
   return unflatten_dict({path: used(path, w) for path, w in flat.items()})
@@ -133,7 +133,7 @@ def split(
 
   def of(name):
     stack, count, weights = params[name], depth(config.model, name), {}
-    if tuned.CHOSEN not in _experts_in(stack) and experts.can_stay_stacked():
+    if tuned.CHOSEN not in _experts_in(stack) and experts.can_stay_stacked(config):
       weights = _experts_in(stack)
     if weights:
       stack = stack | {'moe': {key: w for key, w in stack['moe'].items() if key != 'experts'}}

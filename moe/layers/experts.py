@@ -1,15 +1,26 @@
-"""The routed experts: their weights, and the op that runs them."""
+"""The routed experts: their weights, and the op that runs them.
+
+An expert that is n times as wide as others is n units of their width, side by side, which all get
+its tokens and its gate. Units are what weights are stored by, and all that is run or exchanged.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from moe.config import Config
+from moe.config import Config, MoEConfig
 from moe.layers import tuned
 from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.dispatch_plan import make_plan, saveable
-from moe.ops.routed_ffn import ExpertWeights, routed_ffn, routed_ffn_of_stack
+from moe.ops.routed_ffn import (
+  ExpertWeights,
+  routed_ffn,
+  routed_ffn_of_some,
+  routed_ffn_of_stack,
+)
 from moe.parallel import mesh, sharding, zero
 from moe.parallel.experts.ffn import expert_parallel_ffn
 
@@ -23,7 +34,7 @@ LAYER = 'layer'
 
 
 class Experts(nn.Module):
-  """E SwiGLU experts of hidden width F; each token goes through K of them, none is ever dropped."""
+  """E SwiGLU experts; each token goes through K of them, or fewer, none is ever dropped."""
 
   config: Config
 
@@ -33,17 +44,21 @@ class Experts(nn.Module):
   ) -> tuple[jax.Array, Telemetry]:
     """Σ_k gates[k] · FFN_experts[k](x), in model.dtype, and telemetry.
 
-    That is of the exchange, where the mesh splits the experts, and its worst over devices.
+    That is of the exchange, where the mesh splits the experts, and its worst over devices. Where
+    tokens may go through fewer, nothing is computed for a gate of 0.
 
     Args:
       is_token_BL: bool; False for padding, which is exchanged nowhere.
     """
     moe, d = self.config.moe, self.config.model.d_model
-    e, f = moe.num_experts, moe.d_expert
+    e, f = moe.num_units, moe.d_expert
+    gates_BLK, experts_BLK = in_units(gates_BLK, experts_BLK, moe)
     if self.has_variable('params', LAYER):
       stacks = ExpertWeights(*(self.get_variable('params', name) for name in tuned.MATRICES))
       layer = self.get_variable('params', LAYER)
       return _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, self.config), {}
+    if takes_fewer(moe):
+      experts_BLK = jnp.where(gates_BLK > 0, experts_BLK, e)
     gate_axes, up_axes, down_axes = EXPERT_AXES
     weights = ExpertWeights(
       sharding.param(self, 'gate', (e, d, f), gate_axes),
@@ -61,10 +76,33 @@ class Experts(nn.Module):
     return y_BLD, {f'exchange_{name}': Reading(value, 'max') for name, value in measured.items()}
 
 
-def can_stay_stacked() -> bool:
-  """Whether the mesh in use lets a layer's experts be read where they lie: each device has its part
-  of all of them, and gathers nothing.
+def in_units(
+  gates_BLK: jax.Array, experts_BLK: jax.Array, moe: MoEConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Each choice as units, with their gates: all experts' first units, then their second ones, …;
+  `moe.num_units` with a gate of 0 where an expert has no more.
   """
+  none, factor, wide = moe.num_units, moe.units_per_expert, moe.wide_experts
+  if factor == 1:
+    return gates_BLK, experts_BLK
+  first_BLK = experts_BLK + (factor - 1) * jnp.minimum(experts_BLK, wide)
+  more = (jnp.where(experts_BLK < wide, first_BLK + n, none) for n in range(1, factor))
+  units_BLK = jnp.concatenate([first_BLK, *more], axis=-1)
+  gates_BLK = jnp.concatenate([gates_BLK] * factor, axis=-1)
+  return jnp.where(units_BLK < none, gates_BLK, 0), units_BLK
+
+
+def takes_fewer(moe: MoEConfig) -> bool:
+  """Whether tokens differ in how many units they go through."""
+  return moe.gate_mass < 1 or moe.is_unequal
+
+
+def can_stay_stacked(config: Config) -> bool:
+  """Whether a layer's experts can be read where they lie, on the mesh in use: each device has its
+  part of all of them, and gathers nothing; and all experts are as wide.
+  """
+  if config.moe.is_unequal:
+    return False
   return mesh.size('expert') == 1 and (mesh.zero_stage() != 3 or mesh.size('fsdp') == 1)
 
 
@@ -78,10 +116,13 @@ def _here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
   """Each device runs its own tokens through all experts, or its part of their hidden width."""
   dtype = jnp.dtype(config.model.dtype)
 
-  def run(x_TD, gates_TK, plan, weights):
+  def run(x_TD, gates_TK, experts_TK, weights):
     whole = (zero.gathered(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
     options = {'dtype': dtype, 'implementation': config.ops.implementation}
-    return routed_ffn(x_TD, gates_TK, plan, ExpertWeights(*whole), **options)
+    ffn, weights = functools.partial(routed_ffn, **options), ExpertWeights(*whole)
+    if takes_fewer(config.moe):
+      return routed_ffn_of_some(x_TD, gates_TK, saveable(experts_TK), weights, gates_TK.size, ffn)
+    return ffn(x_TD, gates_TK, _plan(experts_TK, config), weights)
 
   return _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config)
 
@@ -92,17 +133,21 @@ def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
     sharding.stored((None, *axes), w.shape) for axes, w in zip(EXPERT_AXES, stacks, strict=True)
   )
 
-  def run(x_TD, gates_TK, plan, stacks):
+  def run(x_TD, gates_TK, experts_TK, stacks):
     weights = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), stacks)
     options = {'dtype': config.model.dtype, 'implementation': config.ops.implementation}
-    first = layer * config.moe.num_experts
+    first, plan = layer * config.moe.num_units, _plan(experts_TK, config)
     return routed_ffn_of_stack(x_TD, gates_TK, plan, weights, first, **options)
 
   return _on_shards(run, x_BLD, gates_BLK, experts_BLK, stacks, ExpertWeights(*lies), config)
 
 
+def _plan(experts_TK, config):
+  return saveable(make_plan(experts_TK, config.moe.num_units))
+
+
 def _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config):
-  """run(x_TD, gates_TK, plan, weights) of every device's own tokens, and of its part of the
+  """run(x_TD, gates_TK, experts_TK, weights) of every device's own tokens, and of its part of the
   weights; summed where that is of their hidden width.
   """
 
@@ -110,8 +155,7 @@ def _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config):
     x_TD, gates_TK, experts_TK = (
       a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
     )
-    plan = saveable(make_plan(experts_TK, config.moe.num_experts))
-    y_TD = run(x_TD, gates_TK, plan, weights)
+    y_TD = run(x_TD, gates_TK, experts_TK, weights)
     if mesh.size('tensor') > 1:
       y_TD = lax.psum(y_TD, 'tensor')
     return y_TD.astype(config.model.dtype).reshape(x_BLD.shape)

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from moe.config import Config
+from moe.config import Config, MoEConfig
 from moe.layers.experts import Experts
 from moe.layers.mlp import MLP
 from moe.metrics.telemetry import Reading, Telemetry
@@ -79,6 +80,9 @@ class MoELayer(nn.Module):
       if moe.gate_mass < 1:
         taken = stats.counts_BE.sum() / jnp.maximum(is_token_BL.sum(), 1)
         telemetry |= {'experts_taken': Reading(taken, 'mean')}
+      if moe.is_unequal:
+        through = (stats.counts_BE * _widths(moe)[None]).sum() / jnp.maximum(is_token_BL.sum(), 1)
+        telemetry |= {'routed_width': Reading(through, 'mean')}
       aside = Aside(stats._replace(excess_BEH=None), telemetry, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
@@ -101,10 +105,19 @@ class MoELayer(nn.Module):
 
   @classmethod
   def num_params(cls, config: Config) -> Parameters:
-    """A token uses its router, the shared experts, and K of the routed ones."""
+    """A token uses its router, the shared experts, and K of the routed ones: of experts that differ
+    in width those of mean width, as when all are chosen as often.
+    """
     moe = config.moe
     one = MLP.num_params(config, moe.d_expert)
     router = ROUTERS[moe.router].num_params(config) if moe.num_experts else 0
     router += config.model.d_model if moe.shared_gate else 0
-    experts = one * (moe.num_shared_experts + moe.num_experts)
-    return Parameters(router, experts, one * (moe.num_experts - moe.experts_per_token))
+    experts = one * (moe.num_shared_experts + moe.num_units)
+    used = round(one * moe.experts_per_token * moe.mean_units)
+    return Parameters(router, experts, one * moe.num_units - used)
+
+
+def _widths(moe: MoEConfig) -> np.ndarray:
+  """width_E of every routed expert."""
+  units_E = np.where(np.arange(moe.num_experts) < moe.wide_experts, moe.units_per_expert, 1)
+  return moe.d_expert * units_E

@@ -69,13 +69,14 @@ def describe(decoding: Decoding, machine: Machine, made: CompiledDecoding) -> di
 
 def _performance(decoding, machine, step) -> dict[str, Any]:
   config, chip, devices = decoding.config, machine.chip, machine.num_devices
-  rows = decoding.batch * config.moe.experts_per_token / batch_parts(step.mesh)
+  units = config.moe.experts_per_token * config.moe.mean_units
+  rows = decoding.batch * units / batch_parts(step.mesh)
   flops = flops_lib.count(
     step.jaxpr, flops_lib.Setting(rows, config.data.seq_len, config.model.head_dim)
   )
   sent = find_collectives(step.text, step.mesh)
-  here = -(-config.moe.num_experts // step.mesh['expert'])
-  chosen = chosen_experts(config, decoding.batch) / step.mesh['expert']
+  here = -(-config.moe.num_units // step.mesh['expert'])
+  chosen = chosen_experts(config, decoding.batch) * config.moe.mean_units / step.mesh['expert']
   moved = sum(memory_traffic(step.text, functools.partial(_moved_by_kernel, here, chosen)))
   times = roofline(
     chip, machine.sides, step.coordinates, flops.executed / devices, moved, sent, step.mesh

@@ -123,13 +123,17 @@ def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
   if not moe.num_experts:
     return 1.0  # a dense model exchanges nothing
   return expected_fill(
-    tokens, moe.num_experts, moe.experts_per_token, mesh['expert'], config.mesh.receive_buffer
+    tokens,
+    moe.num_units,
+    moe.experts_per_token * moe.units_per_expert,
+    mesh['expert'],
+    config.mesh.receive_buffer,
   )
 
 
-def _rows_a_device(config: Config, mesh: dict[str, int]) -> int:
+def _rows_a_device(config: Config, mesh: dict[str, int]) -> float:
   """Assignments of one microbatch that a device's experts compute when routing is balanced."""
-  return _tokens_a_device(config, mesh) * config.moe.experts_per_token
+  return _tokens_a_device(config, mesh) * config.moe.experts_per_token * config.moe.mean_units
 
 
 def _tokens_a_device(config: Config, mesh: dict[str, int]) -> int:

@@ -162,6 +162,14 @@ def test_a_small_model_counted_by_hand():
   assert numbers.forward_flops_per_token * 3 == numbers.train_flops_per_token
 
 
+def test_wider_experts_count_by_their_width_and_are_used_by_their_mean():
+  """Of 3 experts of width 5 one three times as wide; a token goes through 2 of them, of 25/3."""
+  one = 3 * 4 * 5
+  plain, wide = _small(), _small(**{'moe.wide_experts': 1, 'moe.wide_factor': 3})
+  assert wide.total_params - plain.total_params == 2 * one
+  assert wide.active_params - plain.active_params == 4 * one // 3
+
+
 def test_a_hash_router_has_no_parameters():
   softmax, hashed = (
     _small(**{'moe.experts_per_token': 1}),

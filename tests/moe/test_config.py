@@ -24,7 +24,7 @@ def names(text):
 # The keys that are absent have a row of their own.
 AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
-  model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size
+  model.rope_base moe.device_groups moe.wide_factor mesh.receive_buffer data.seq_len data.batch_size
   data.num_threads data.prefetch train.num_steps train.microbatches train.log_every train.loss_chunk
   evaluation.batch_size evaluation.max_batches evaluation.task_limit checkpoint.every_steps
   checkpoint.keep_last
@@ -33,6 +33,7 @@ AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
   moe.router_z_weight moe.hash_seed moe.bias_update_rate moe.device_limit
+  moe.wide_experts
   data.vocab_size data.seed optimizer.warmup_steps
   optimizer.start_step finetune.lora_rank
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm

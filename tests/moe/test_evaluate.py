@@ -59,7 +59,9 @@ def test_readings_are_means_over_a_domains_tokens(evaluator):
 
 
 def test_what_layers_measured_is_handed_out_with_the_scores():
-  config = small_config(**{'moe.shared_gate': True, 'moe.gate_mass': 0.6})
+  config = small_config(
+    **{'moe.shared_gate': True, 'moe.gate_mass': 0.6, 'moe.wide_experts': 2, 'moe.wide_factor': 3}
+  )
   params, batch = small_params(config), packed_batch(config, padding_row=True)
   *_, (means, real) = evaluate._score_batch(config, forward, params, batch)
   assert real == (batch.segment_ids_BL > 0).sum()
@@ -67,6 +69,8 @@ def test_what_layers_measured_is_handed_out_with_the_scores():
   assert means['shared_gate'].shape == means['experts_taken'].shape == (layers,)
   taken_N, open_N = means['experts_taken'], means['shared_gate']
   assert ((taken_N >= 1) & (taken_N < config.moe.experts_per_token)).all()
+  width_N = means['routed_width']
+  assert ((width_N > taken_N * 8) & (width_N < taken_N * 3 * 8)).all()
   assert ((open_N > 0.1) & (open_N < 0.9)).all()
 
 

@@ -33,6 +33,7 @@ CONFIGS = {
     'model.num_layers': 2,
     'model.num_kv_heads': 1,
   },
+  'unequal': {'moe.wide_experts': 2, 'moe.gate_mass': 0.9, 'moe.experts_per_token': 3},
   'hash': {'moe.router': 'hash', 'moe.num_shared_experts': 0, 'moe.experts_per_token': 1},
 }
 

@@ -50,6 +50,13 @@ def test_sizes_equal_the_accounting(file, name):
   assert counts.active_non_embedding_params == total() - embedding - idle
 
 
+def test_wider_experts_are_as_large_as_counted():
+  config = small_config(**{'moe.wide_experts': 2, 'moe.wide_factor': 3})
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  check(config, shapes)
+  assert shapes['moe_blocks']['moe']['experts']['gate'].shape[1] == 6 + 2 * 2
+
+
 def test_a_tree_of_another_size_than_is_counted_is_refused_by_its_part():
   config = small_config()
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

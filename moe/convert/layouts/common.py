@@ -19,6 +19,7 @@ _OF_THE_PAPER = {
   'balancing': 'none',
   'device_limit': 0,
   'shared_gate': False,
+  'wide_experts': 0,
 }
 
 

@@ -1,6 +1,5 @@
 """One round of the exchange: tokens to their experts' devices, through the experts, and back."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.errors import UserError
-from moe.ops.dispatch_plan import DispatchPlan, sort_assignments
 from moe.ops.implementation import platform
-from moe.ops.routed_ffn import ExpertWeights
+from moe.ops.moves import Moves, collect, spread, take
+from moe.ops.routed_ffn import ExpertWeights, routed_ffn_of_some
 from moe.parallel.compiler import has_ragged_exchange
 from moe.parallel.experts.capacity import Capacity
 
@@ -63,72 +62,30 @@ def exchanged(
   devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
   # With a token travel its gates, and which experts of the receiver it is for; `here` is none.
   device_A = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
-  experts_AK = _take(experts_TK, moves.source_A) - device_A[:, None] * here
+  experts_AK = take(experts_TK, moves.source_A) - device_A[:, None] * here
   wanted_AK = (moves.source_A < x_TD.shape[0])[:, None] & (experts_AK >= 0) & (experts_AK < here)
   experts_AK = _to_all(jnp.where(wanted_AK, experts_AK, here))
-  gates_AK = _to_all(_spread(gates_TK, moves))
+  gates_AK = _to_all(spread(gates_TK, moves))
   if transport == 'all_gather':
     x_AD = lax.all_gather(x_TD, AXIS, tiled=True)
   elif transport == 'padded':
-    x_AD = _to_all(_spread(x_TD, moves))
+    x_AD = _to_all(spread(x_TD, moves))
   else:
     received_P = _to_all(sent_P)
-    x_AD = _ragged(_spread(x_TD, moves), sent_P, received_P)
+    x_AD = _ragged(spread(x_TD, moves), sent_P, received_P)
 
-  y_AD = _own_experts(x_AD, gates_AK, experts_AK, weights, devices * capacity.assignments, run)
+  room = devices * capacity.assignments
+  y_AD = routed_ffn_of_some(x_AD, gates_AK, experts_AK, weights, room, run)
 
   if transport == 'all_gather':
     return lax.psum_scatter(y_AD.astype(jnp.float32), AXIS, tiled=True)
-  return _collect(
+  return collect(
     _to_all(y_AD) if transport == 'padded' else _ragged(y_AD, received_P, sent_P), moves
   )
 
 
-class _Moves(NamedTuple):
-  """Rows copied from sources to slots: at most K slots a source, at most one source a slot."""
-
-  source_A: jax.Array  # int32: number of sources where a slot stays empty
-  slot_TK: jax.Array  # int32: number of slots where there is none
-
-
-@jax.custom_vjp
-def _spread(rows_TD, moves):
-  """slots_AD: every slot its source's row, zero where empty."""
-  return _take(rows_TD, moves.source_A)
-
-
-@jax.custom_vjp
-def _collect(slots_AD, moves):
-  """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `_spread`."""
-  gathered = (
-    _take(slots_AD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
-  )
-  return functools.reduce(jnp.add, gathered)
-
-
-def _types(rows, moves):
-  return moves, jnp.zeros(0, rows.dtype)  # zero-sized: the type of the gradient
-
-
-_spread.defvjp(
-  lambda rows, moves: (_spread(rows, moves), _types(rows, moves)),
-  lambda kept, d: (_collect(d, kept[0]).astype(kept[1].dtype), None),
-)
-_collect.defvjp(
-  lambda slots, moves: (_collect(slots, moves), _types(slots, moves)),
-  lambda kept, d: (_spread(d.astype(kept[1].dtype), kept[0]), None),
-)
-
-
-def _take(rows_ND, index):
-  """rows[index], zero where index is N. What lies beside a run of rows may be anything, NaN too."""
-  n = rows_ND.shape[0]
-  gathered = rows_ND.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')
-  return jnp.where((index < n)[:, None], gathered, 0)
-
-
 def _slots(device_TK, window_TP, capacity, packed):
-  """(_Moves of the window's tokens to the slots to send, sent_P: how many go to each device).
+  """(Moves of the window's tokens to the slots to send, sent_P: how many go to each device).
 
   packed: a device's slots follow one another; otherwise token t has the t-th, as if all were sent.
   """
@@ -150,33 +107,10 @@ def _slots(device_TK, window_TP, capacity, packed):
     (device_TK[:, :, None] == device_TK[:, None]) & (k[None, None] < k[None, :, None])
   ).any(axis=2)
   # Padding's choices lie past the last column. By default JAX fills in the least integer there,
-  # which `_take` takes for a row.
+  # which `take` takes for a row.
   slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
   slot_TK = jnp.where(again_TK, slots, slot_TK)
-  return _Moves(source_A, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
-
-
-def _own_experts(x_AD, gates_AK, experts_AK, weights, room, run):
-  """y_AD: Σ over a row's assignments here of gate · FFN(row). `room` (R) holds all of them."""
-  here = weights.gate_EDF.shape[0]
-  row_AK, sizes_G, offsets_G = sort_assignments(experts_AK, here)
-  row_AK = jnp.where(experts_AK < here, row_AK, room)
-  choices = row_AK.shape[1]
-  flat = jnp.arange(row_AK.size, dtype=jnp.int32)
-  flat_R = jnp.full(room, row_AK.size, jnp.int32).at[row_AK.reshape(-1)].set(flat, mode='drop')
-  assignments = _Moves(flat_R // choices, row_AK)
-  gates_R1 = _spread(gates_AK.reshape(-1, 1), _Moves(flat_R, row_AK.reshape(-1, 1)))
-  # Already sorted, one expert a row. Rows past the last group have no expert: nothing reads them.
-  row_R = jnp.arange(room, dtype=jnp.int32)
-  expert_R = jnp.searchsorted(
-    offsets_G + sizes_G, row_R, side='right', method='compare_all'
-  ).astype(jnp.int32)
-  plan = DispatchPlan(
-    jnp.minimum(expert_R, here - 1)[:, None], row_R[:, None], row_R, sizes_G, offsets_G
-  )
-  return _collect(run(_spread(x_AD, assignments), gates_R1, plan, weights), assignments).astype(
-    x_AD.dtype
-  )
+  return Moves(source_A, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
 
 
 def _to_all(rows_A):

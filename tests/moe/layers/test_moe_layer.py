@@ -3,6 +3,7 @@ and against a dense FFN.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -49,21 +50,31 @@ def _ids():
   return np.random.default_rng(0).integers(0, 32, (B, L)).astype(np.int32)
 
 
-def _params(shared):
+def _params(shared, units=E):
   ffn = lambda *leading, width, seed: {
     'gate': _normal(*leading, D, width, seed=seed, scale=0.4),
     'up': _normal(*leading, D, width, seed=seed + 1, scale=0.4),
     'down': _normal(*leading, width, D, seed=seed + 2, scale=0.4),
   }
-  params = {'router': {'experts': _normal(D, E, scale=0.3)}, 'experts': ffn(E, width=F, seed=10)}
+  params = {
+    'router': {'experts': _normal(D, E, scale=0.3)},
+    'experts': ffn(units, width=F, seed=10),
+  }
   return params | ({'shared': ffn(width=shared * F, seed=20)} if shared else {})
 
 
-def _weights(params, shared) -> oracles.MoEWeights:
-  """Shared experts are cut out of the joint FFN: expert s has the s-th F hidden units."""
+def _weights(params, shared, wide=0, factor=1) -> oracles.MoEWeights:
+  """Shared experts are cut out of the joint FFN: expert s has the s-th F hidden units. The first
+  `wide` routed ones are `factor` stored ones side by side.
+  """
   matrices = lambda tree: [exact(tree[name]) for name in ('gate', 'up', 'down')]
   gate, up, down = matrices(params['experts'])
-  routed = [oracles.Expert(gate[e], up[e], down[e]) for e in range(E)]
+  units, routed = iter(zip(gate, up, down, strict=True)), []
+  for e in range(E):
+    beside = zip(*itertools.islice(units, factor if e < wide else 1), strict=True)
+    gates, ups, downs = map(list, beside)
+    routed.append(oracles.Expert(np.hstack(gates), np.hstack(ups), np.vstack(downs)))
+  assert not list(units)
   pieces = []
   for s in range(shared):
     gate, up, down = matrices(params['shared'])
@@ -75,11 +86,19 @@ def _weights(params, shared) -> oracles.MoEWeights:
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize(
-  ('k', 'shared', 'gated', 'mass'),
-  [(1, 0, False, 1.0), (3, 2, False, 1.0), (3, 2, True, 1.0), (5, 1, True, 0.6)],
+  ('k', 'shared', 'gated', 'mass', 'wide', 'factor'),
+  [
+    (1, 0, False, 1.0, 0, 1),
+    (3, 2, False, 1.0, 0, 1),
+    (3, 2, True, 1.0, 0, 1),
+    (5, 1, True, 0.6, 0, 1),
+    (3, 1, False, 1.0, 2, 2),
+    (4, 0, False, 0.7, 5, 3),
+    (2, 1, False, 1.0, E, 2),
+  ],
 )
-def test_against_a_loop_over_tokens(k, shared, gated, mass, implementation):
-  """Shared plus routed experts; gradients of the input, of all weights,
+def test_against_a_loop_over_tokens(k, shared, gated, mass, wide, factor, implementation):
+  """Shared plus routed experts, some wider than others; gradients of the input, of all weights,
   and through the gates of the router and of the shared experts.
   """
   config = small_config(
@@ -88,22 +107,25 @@ def test_against_a_loop_over_tokens(k, shared, gated, mass, implementation):
       'moe.num_shared_experts': shared,
       'moe.shared_gate': gated,
       'moe.gate_mass': mass,
+      'moe.wide_experts': wide,
+      'moe.wide_factor': max(factor, 2),
       'ops.implementation': implementation,
     }
   )
-  params, u_BLD, dy_BLD = _params(shared), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
+  params = _params(shared, E + wide * (factor - 1))
+  u_BLD, dy_BLD = _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
   if gated:
     params['shared_gate'] = _normal(D, seed=3, scale=0.5)
   y_BLD, d_params, du_BLD, stats = run(config, params, u_BLD, _ids(), dy_BLD)
   weights, u_TD, dy_TD = (
-    _weights(params, shared),
+    _weights(params, shared, wide, factor),
     exact(u_BLD).reshape(-1, D),
     exact(dy_BLD).reshape(-1, D),
   )
   du_TD, d_weights = oracles.moe_layer_gradients(u_TD, weights, k, dy_TD, mass)
   assert_close(y_BLD.reshape(-1, D), oracles.moe_layer(u_TD, weights, k, mass), 1e-5, 'output')
   assert_close(du_BLD.reshape(-1, D), du_TD, 1e-5, 'd input')
-  computed = _weights(d_params, shared)
+  computed = _weights(d_params, shared, wide, factor)
   assert_close(list(computed), list(d_weights), 1e-5, 'd weights')
   taken_T = [(oracles.route(u_D, weights.centroids_DE, k, mass)[0] > 0).sum() for u_D in u_TD[:8]]
   assert int(stats.counts_BE.sum()) == sum(taken_T)  # two of the ten tokens are padding

@@ -72,6 +72,7 @@ _FEW, _EIGHT = (
 
 # With seed 5 a token's experts hold the mass within rounding at step 14.
 _GATES = {'moe.gate_mass': 0.8, 'moe.shared_gate': True, 'seed_whole': 6}
+_UNEQUAL = {'moe.wide_experts': 21, 'moe.device_balance_weight': 0.0, 'moe.device_groups': 1}
 _LOSS_FREE = {'moe.balancing': 'bias', 'moe.bias_update_rate': 0.01}
 
 
@@ -137,6 +138,11 @@ GROUPS = {
     'adaptive K, gated shared, stage 2, fsdp 2': (
       {'train.microbatches': 4} | _mesh(stage=2, fsdp=2),
       _GATES,
+    ),
+    'unequal experts, expert 4, tensor 2': (_AUTO | _mesh(expert=4, tensor=2), _UNEQUAL),
+    'unequal experts, stage 2, fsdp 2': (
+      {'train.microbatches': 4} | _mesh(stage=2, fsdp=2),
+      _UNEQUAL,
     ),
   },
 }

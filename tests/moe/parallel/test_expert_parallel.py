@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.ops.routed_ffn import ExpertWeights
 from moe.parallel.experts import exchange
 from moe.parallel.experts.capacity import Capacity, expected_fill
 from moe.parallel.experts.rounds import Demand, window
@@ -175,37 +174,3 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
     rounds += 1
   assert sent == needed
   assert rounds > 1
-
-
-def test_what_lies_past_the_last_group_is_never_read():
-  """Kernels leave those rows as they find them: even NaN must reach
-  neither results nor gradients.
-  """
-  slots, width, here, choices, room = 6, 4, 2, 2, 16
-  generator = np.random.default_rng(0)
-  x_AD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)
-  gates_AK = jnp.asarray(generator.random((slots, choices)), jnp.float32)
-  experts_AK = jnp.array([[0, 1], [1, 2], [2, 2], [2, 0], [0, 2], [1, 0]])  # 2: none
-  scales_G = jnp.array([2.0, 3.0])
-  weights = ExpertWeights(jnp.zeros((here, width, 1)), jnp.zeros((here, width, 1)), scales_G)
-
-  @jax.custom_vjp
-  def run(x_RD, gates_R1, plan, weights):
-    gate_R = gates_R1 * weights.down_EFD[plan.experts_TK[:, 0]][:, None]
-    return jnp.where((jnp.arange(room) < plan.group_sizes_E.sum())[:, None], x_RD * gate_R, jnp.nan)
-
-  def backward(kept, d_RD):
-    x_RD, gates_R1, plan, weights = kept
-    ours = (jnp.arange(room) < plan.group_sizes_E.sum())[:, None]
-    scale_R1 = weights.down_EFD[plan.experts_TK[:, 0]][:, None]
-    d_x, d_gates = d_RD * gates_R1 * scale_R1, (d_RD * x_RD * scale_R1).sum(axis=1, keepdims=True)
-    return jnp.where(ours, d_x, jnp.nan), jnp.where(ours, d_gates, jnp.nan), None, None
-
-  run.defvjp(lambda *operands: (run(*operands), operands), backward)
-  experts = lambda x, g: exchange._own_experts(x, g, experts_AK, weights, room, run)
-  y_AD, pull = jax.vjp(experts, x_AD, gates_AK)
-  scale_AK = jnp.where(experts_AK < here, scales_G[jnp.minimum(experts_AK, 1)], 0)
-  truth = lambda x, g: (g * scale_AK).sum(axis=1)[:, None] * x
-  y_truth, pull_truth = jax.vjp(truth, x_AD, gates_AK)
-  for computed, expected in zip((y_AD, *pull(y_AD)), (y_truth, *pull_truth(y_AD)), strict=True):
-    np.testing.assert_allclose(computed, expected, rtol=1e-6)

@@ -172,6 +172,12 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
     ({'moe.router': 'hash', 'moe.balancing': 'bias'}, 'does not go with moe.router=hash'),
     ({'moe.router': 'hash', 'moe.gate_mass': 0.5}, 'does not go with moe.router=hash'),
     ({'moe.shared_gate': True, 'moe.num_shared_experts': 0}, 'there is nothing to weigh'),
+    ({'moe.wide_experts': 7}, 'is more than moe.num_experts=6'),
+    ({'moe.wide_experts': 3, 'moe.device_groups': 3}, 'does not go with moe.device_groups=3'),
+    (
+      {'moe.wide_experts': 3, 'finetune.trainable': 'experts', 'finetune.experts': '1;2'},
+      'finetune.experts chooses among experts of one size',
+    ),
     ({'moe.balancing': 'quantile', 'moe.experts_per_token': 6}, 'nothing is chosen'),
   ],
 )
@@ -184,7 +190,7 @@ def test_contradictions(changed, words):
   ('key', 'value'),
   [
     *(('normalize_gates', True), ('gate_scale', 2.5), ('balancing', 'bias'), ('router', 'sigmoid')),
-    *(('shared_gate', True), ('gate_mass', 0.5)),
+    *(('shared_gate', True), ('gate_mass', 0.5), ('wide_experts', 2)),
   ],
 )
 def test_what_other_programs_would_not_read_is_not_exported(key, value):

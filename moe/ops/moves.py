@@ -1,0 +1,50 @@
+"""Rows copied from sources to slots, and summed back: each is the other's gradient."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Moves(NamedTuple):
+  """Rows copied from sources to slots: at most K slots a source, at most one source a slot."""
+
+  source_A: jax.Array  # int32: number of sources where a slot stays empty
+  slot_TK: jax.Array  # int32: number of slots where there is none
+
+
+@jax.custom_vjp
+def spread(rows_TD, moves):
+  """slots_AD: every slot its source's row, zero where empty."""
+  return take(rows_TD, moves.source_A)
+
+
+@jax.custom_vjp
+def collect(slots_AD, moves):
+  """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `spread`."""
+  gathered = (
+    take(slots_AD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
+  )
+  return functools.reduce(jnp.add, gathered)
+
+
+def _types(rows, moves):
+  return moves, jnp.zeros(0, rows.dtype)  # zero-sized: the type of the gradient
+
+
+spread.defvjp(
+  lambda rows, moves: (spread(rows, moves), _types(rows, moves)),
+  lambda kept, d: (collect(d, kept[0]).astype(kept[1].dtype), None),
+)
+collect.defvjp(
+  lambda slots, moves: (collect(slots, moves), _types(slots, moves)),
+  lambda kept, d: (spread(d.astype(kept[1].dtype), kept[0]), None),
+)
+
+
+def take(rows_ND, index):
+  """rows[index], zero where index is N. What lies beside a run of rows may be anything, NaN too."""
+  n = rows_ND.shape[0]
+  gathered = rows_ND.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')
+  return jnp.where((index < n)[:, None], gathered, 0)

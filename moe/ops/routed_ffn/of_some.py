@@ -1,0 +1,54 @@
+"""The routed FFN of rows that have fewer experts than others, through any implementation of it.
+
+Rows are copied once for each of their experts, sorted by it, and run as rows of one expert each.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moe.ops.dispatch_plan import DispatchPlan, sort_assignments
+from moe.ops.moves import Moves, collect, spread
+from moe.ops.routed_ffn.types import ExpertWeights
+
+
+def routed_ffn_of_some(
+  x_AD: jax.Array,
+  gates_AK: jax.Array,
+  experts_AK: jax.Array,
+  weights: ExpertWeights,
+  room: int,
+  run: Callable,
+) -> jax.Array:
+  """Σ_k gate · FFN_expert(row), in the rows' type, over those of K choices that are experts here.
+
+  Differentiable in rows, gates and weights.
+
+  Args:
+    x_AD: A rows.
+    gates_AK: float32.
+    experts_AK: int32, distinct within a row but for G, which is none: nothing is computed for it.
+    weights: of G experts.
+    room: R, which holds all choices that are experts.
+    run: `routed_ffn`, with its options.
+  """
+  here = weights.gate_EDF.shape[0]
+  row_AK, sizes_G, offsets_G = sort_assignments(experts_AK, here)
+  row_AK = jnp.where(experts_AK < here, row_AK, room)
+  choices = row_AK.shape[1]
+  flat = jnp.arange(row_AK.size, dtype=jnp.int32)
+  flat_R = jnp.full(room, row_AK.size, jnp.int32).at[row_AK.reshape(-1)].set(flat, mode='drop')
+  assignments = Moves(flat_R // choices, row_AK)
+  gates_R1 = spread(gates_AK.reshape(-1, 1), Moves(flat_R, row_AK.reshape(-1, 1)))
+  # Already sorted, one expert a row. Rows past the last group have no expert: nothing reads them.
+  row_R = jnp.arange(room, dtype=jnp.int32)
+  expert_R = jnp.searchsorted(
+    offsets_G + sizes_G, row_R, side='right', method='compare_all'
+  ).astype(jnp.int32)
+  plan = DispatchPlan(
+    jnp.minimum(expert_R, here - 1)[:, None], row_R[:, None], row_R, sizes_G, offsets_G
+  )
+  return collect(run(spread(x_AD, assignments), gates_R1, plan, weights), assignments).astype(
+    x_AD.dtype
+  )
