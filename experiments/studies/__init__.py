@@ -31,6 +31,7 @@ BEYOND = (
   'balancing',
   'shared_gate',
   'adaptive_k',
+  'unequal_experts',
   'attention_share',
   'specialisation',
   'upcycling',

@@ -74,6 +74,5 @@ def analyse(results: Results) -> Analysis:
       dots('Experts that a token takes', 'mean over layers, held-out text', taken, digits=2),
       differences('Paired difference', comparisons),
     ),
-    'Other shares and limits. The products of all 14 are computed here: what fewer experts would '
-    'save is counted, not measured.',
+    'Other shares and limits; what time fewer experts save.',
   )

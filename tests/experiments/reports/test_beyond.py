@@ -11,6 +11,7 @@ from experiments.studies import (
   longer,
   shared_gate,
   specialisation,
+  unequal_experts,
 )
 from experiments.studies.analysis import Results
 from experiments.studies.verdicts import HOLDS, outcomes
@@ -62,7 +63,7 @@ def _whole(study, seeds):
           name: layers for name in ('domain', 'class', 'next_class', 'substituted', 'removed')
         },
       }
-      readings = {name: layers for name in ('shared_gate', 'experts_taken')}
+      readings = {name: layers for name in ('shared_gate', 'experts_taken', 'routed_width')}
       made.append(
         _line(
           run.name,
@@ -81,7 +82,8 @@ def _whole(study, seeds):
 
 
 @pytest.mark.parametrize(
-  'study', [longer, balancing, shared_gate, adaptive_k, attention_share, specialisation]
+  'study',
+  [longer, balancing, shared_gate, adaptive_k, unequal_experts, attention_share, specialisation],
 )
 @pytest.mark.parametrize('seeds', [(), (0,), (0, 1, 2)], ids=['no lines', 'a seed', 'one diverged'])
 def test_they_say_what_is_there(study, seeds):
@@ -170,6 +172,25 @@ def test_adaptive_k():
   assert decided == [HOLDS] * 3
   assert found['mean K − 7'].interval.mean == pytest.approx(0.1, abs=0.01)
   assert found['K, most − least, of domains'].interval.mean == pytest.approx(3.0)
+
+
+def test_unequal_experts():
+  readings = lambda seed: {
+    domain: {'routed_width': [200 + 10 * place + _noise(seed)] * 3}
+    for place, domain in enumerate(_DOMAINS)
+  }
+  lines = [
+    _line(run, seed, loss + _noise(seed) * loss, readings=made, mean_readings=of_all)
+    for seed in range(3)
+    for run, loss, made, of_all in (
+      ('deepseek_moe', 3.0, None, None),
+      ('unequal', 2.9, readings(seed), {'routed_width': [230 + _noise(seed)] * 3}),
+    )
+  ]
+  found, decided = _analysed(unequal_experts, lines)
+  assert decided == [HOLDS] * 3
+  assert found['mean routed width − 224'].interval.mean == pytest.approx(6, abs=0.01)
+  assert found['routed width, most − least, of domains'].interval.mean == pytest.approx(30)
 
 
 def test_attention_share():

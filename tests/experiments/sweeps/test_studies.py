@@ -116,6 +116,11 @@ def test_table_1_has_equal_activated_parameters_where_the_paper_has():
   )
 
 
+def test_experts_of_two_widths_have_as_many_parameters_and_activate_as_many():
+  equal, unequal = (account(job.config) for job in jobs('unequal_experts', LONG))
+  assert equal == unequal
+
+
 def test_scaling_keeps_proportions():
   for scale in SCALES.values():
     for job in jobs('scaling', scale):

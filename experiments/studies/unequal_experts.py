@@ -1,0 +1,94 @@
+"""Beyond the paper: experts of two widths in one layer.
+
+  python -m launch.sweep --sweep=experiments/studies/unequal_experts.py
+
+DeepSeekMoE with 63 routed experts of width 32, and with 42 of width 16 and 21 of width 64, as many
+parameters (`moe.wide_experts`, docs/routing.md); 7 of them a token in both, the shared expert as
+wide. What is claimed (arXiv 2408.10681 does, of 8 experts of eight widths): the loss is lower with
+two widths. Presupposed: tokens go through no more, by a tenth of the width of 7 equal experts.
+Beside the claim: domains differ in how much they go through.
+"""
+
+from experiments.studies.analysis import (
+  HELD_OUT_LOSS,
+  Analysis,
+  Entry,
+  Results,
+  against,
+  differences,
+  dots,
+  shown,
+  sizes,
+  spread,
+)
+from experiments.studies.common import DOMAINS, LONG, Run, Scale, only_long
+from experiments.studies.verdicts import Comparison, Role
+
+SCALE, SEEDS = 'long', 5
+CLAIM = 'Experts of two widths have a lower loss than as many of one, at the same parameters.'
+_WIDTH, _CHOSEN = 32, 7
+# The shared expert, of d_expert each, too, is two side by side.
+_UNEQUAL = {
+  'moe.d_expert': _WIDTH // 2,
+  'moe.num_shared_experts': 2,
+  'moe.wide_experts': 21,
+  'moe.wide_factor': 4,
+}
+
+
+def sweep(scale: Scale = LONG) -> list[Run]:
+  only_long(scale, 'unequal_experts')
+  return [scale.run('deepseek_moe'), scale.run('deepseek_moe', 'unequal', _UNEQUAL)]
+
+
+_EQUAL, _TWO_WIDTHS = Entry('63 of 32', 'deepseek_moe'), Entry('42 of 16, 21 of 64', 'unequal')
+_COLUMNS = (
+  *('routed experts', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval'),
+  *('mean width', *DOMAINS),
+)
+
+
+def analyse(results: Results) -> Analysis:
+  """Losses, and the routed width that the domains' tokens go through."""
+  through = {domain: results.reading(_TWO_WIDTHS.run, 'routed_width', domain) for domain in DOMAINS}
+  of_all = results.reading(_TWO_WIDTHS.run, 'routed_width')
+  equal = _WIDTH * _CHOSEN
+  numbers = {
+    _EQUAL: (str(equal), *('',) * len(DOMAINS)),
+    _TWO_WIDTHS: (shown(of_all, 0)[1], *(shown(of_one, 0)[1] for of_one in through.values())),
+  }
+  rows = tuple(
+    (entry.label, sizes(results, entry.run)[0], *shown(results.loss(entry.run)), *numbers[entry])
+    for entry in (_EQUAL, _TWO_WIDTHS)
+  )
+  width = lambda what, values, **expected: Comparison(
+    what, values, digits=1, unit='hidden width', **expected
+  )
+  comparisons = (
+    against(results, _TWO_WIDTHS, _EQUAL, below=0.0),
+    width(
+      f'mean routed width − {equal}',
+      {seed: value - equal for seed, value in of_all.items()},
+      below=equal / 10,
+      role=Role.PREMISE,
+    ),
+    width(
+      'routed width, most − least, of domains',
+      spread(through),
+      above=equal / 100,
+      role=Role.BESIDE,
+    ),
+  )
+  return Analysis(
+    _COLUMNS,
+    rows,
+    comparisons,
+    (
+      dots(
+        'Routed width that a token goes through', 'mean over layers, held-out', through, digits=0
+      ),
+      differences('Paired difference', comparisons),
+    ),
+    'Other widths, and a loss that prefers narrow experts, as the source has one. Wide experts are '
+    'balanced by how often they are chosen, like narrow ones.',
+  )
