@@ -37,7 +37,7 @@ quickstart: $(VENV)/.installed
 # Every table and figure of the studies, from experiments/results/STUDY/runs.jsonl.
 report: $(VENV)/.installed
 	@$(BIN)/python -m launch.report --results=experiments/results/earlier
-	@$(BIN)/python -m launch.report --readme=README.md
+	@$(BIN)/python -m launch.report --verdicts=README.md,docs/routing.md
 
 # The whole suite.
 test: lint setup-test

@@ -1,7 +1,7 @@
 """Draws studies from their runs: RESULTS/STUDY/README.md and figure.svg,
 and one page, RESULTS/index.html.
 
-  python -m launch.report [--results=experiments/results] [--readme=README.md]  # `make report`
+  python -m launch.report [--results=experiments/results] [--verdicts=FILE,FILE]  # `make report`
   python -m launch.report --sweep=my_study.py [--results=DIR]   # one study, by its file
 
 Reported is what the folder has lines of, whoever's study it is;
@@ -26,19 +26,21 @@ RESULTS = flags.DEFINE_string(
 SWEEP = flags.DEFINE_string(
   'sweep', '', 'Only this study: a file with sweep(), or the name of one of ours.'
 )
-README = flags.DEFINE_string(
-  'readme', '', "A file to write the verdicts on the paper's claims into, between its marks."
+VERDICTS = flags.DEFINE_list(
+  'verdicts',
+  [],
+  "Files to write verdicts into, between their marks: on the paper's claims, or others.",
 )
 
 
 def main(_):
   results = Path(RESULTS.value)
-  if SWEEP.value and README.value:
-    raise UserError('--readme is of all studies: leave --sweep out')
+  if SWEEP.value and VERDICTS.value:
+    raise UserError('--verdicts are of all studies: leave --sweep out')
   if SWEEP.value:
     made = page.of_file(SWEEP.value, results)
   else:
-    made = page.of_folder(results, Path(README.value) if README.value else None)
+    made = page.of_folder(results, [Path(file) for file in VERDICTS.value])
   page.write(made)
   print(f'drawn: {next(iter(made))}')
 

@@ -1,13 +1,15 @@
 """The one screen before the studies: what they say of the claims, as a figure and a table."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.reports import svg
 from experiments.reports.blocks import Table, to_markdown
 from experiments.reports.study import Study
-from experiments.studies import STUDIES, analysis
+from experiments.studies import BEYOND, STUDIES, analysis
 from experiments.studies.verdicts import LOSS, Role
 from experiments.sweeps import plan
 from moe.errors import UserError, of_file
@@ -20,7 +22,9 @@ CAPTION = (
 _TITLE = "Differences of loss that decide the paper's claims"
 # Nats; Dense − DeepSeekMoE of the paper is 0.25.
 _LIMITS = (-0.3, 0.3)
-_START, _END = '<!-- verdicts: make report -->', '<!-- end of verdicts -->'
+# All studies of the paper, or those that are named.
+_START = re.compile('<!-- verdicts(?: of ([a-z0-9_ ]+))?: make report -->')
+_END = '<!-- end of verdicts -->'
 
 
 def figure(studies: Sequence[Study]) -> str:
@@ -45,26 +49,32 @@ def table(studies: Sequence[Study]) -> Table:
   return Table(('study', 'claim', 'verdict'), rows, links)
 
 
-def in_readme(file: Path, studies: Sequence[Study], results: Path) -> str:
-  """The text of a README with the verdicts on the paper's claims between its marks.
-  UserError where these are not, or the file.
+def with_verdicts(file: Path, studies: Sequence[Study], results: Path) -> str:
+  """The text of a file with verdicts between its marks: on the paper's claims, or those of the
+  studies that the first mark names. UserError where there are no marks, or no such study or file.
   """
   try:
     text = file.read_text(encoding='utf-8')
   except OSError as error:
     raise of_file(error, file) from error
-  start, end = text.find(_START), text.find(_END)
-  if not 0 <= start < end:
-    raise UserError(f'{file} (--readme) must have the lines {_START} and {_END}, in this order')
-  folder = results.as_posix()
+  start, end = _START.search(text), text.find(_END)
+  if not start or end < start.end():
+    raise UserError(
+      f'{file} (--verdicts) must have the lines <!-- verdicts: make report --> and {_END}, '
+      'in this order'
+    )
+  names = start[1].split() if start[1] else STUDIES
+  if unknown := [name for name in names if name not in (*STUDIES, *BEYOND)]:
+    raise UserError(f'{file} (--verdicts): there is no study {unknown[0]}, which its mark names')
   found, rows, links = {study.name: study for study in studies}, [], []
-  for name in STUDIES:
+  for name in names:
     if study := found.get(name):
       said = study.in_words if study.missing else study.verdict.outcome
-      links.append(f'{folder}/{name}/README.md')
+      leads_to = results / name / 'README.md'
     else:
       study, said = plan.load(f'experiments/studies/{name}.py'), 'not run yet'
-      links.append(f'experiments/studies/{name}.py')
-    rows.append((study.source, study.claim, said))
+      leads_to = Path(f'experiments/studies/{name}.py')
+    links.append(Path(os.path.relpath(leads_to, file.parent)).as_posix())
+    rows.append((study.source or name, study.claim, said))
   made = to_markdown([Table(('study', 'claim', 'verdict here'), tuple(rows), tuple(links))])
-  return f'{text[:start]}{_START}\n\n{made}\n{text[end:]}'
+  return f'{text[: start.end()]}\n\n{made}\n{text[end:]}'

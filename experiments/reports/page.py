@@ -54,9 +54,10 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 """  # noqa: E501
 
 
-def of_folder(results: Path, readme: Path | None = None) -> dict[Path, str | None]:
+def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | None]:
   """What the report of a folder consists of, by path: of what it has lines of, and of nothing else.
-  The page is first; None for a file that must not be there. `readme`: one to put the verdicts into.
+  The page is first; None for a file that must not be there. `verdicts`: files to put
+  verdicts into.
   Writes nothing. UserError where there is nothing to report, or a damaged file.
   """
   if not results.is_dir():
@@ -93,9 +94,7 @@ def of_folder(results: Path, readme: Path | None = None) -> dict[Path, str | Non
     made |= _of_study(results / study.name, study)
   for name in of_pilots:
     made[results / name / 'README.md'] = to_markdown(pilot.blocks(name, results, level=1))
-  if readme:
-    made[readme] = overview.in_readme(readme, loaded, results)
-  return made
+  return made | {file: overview.with_verdicts(file, loaded, results) for file in verdicts}
 
 
 def of_file(path: str, results: Path) -> dict[Path, str | None]:

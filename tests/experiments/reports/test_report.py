@@ -5,6 +5,7 @@ and that its bytes depend on nothing else.
 import collections
 import itertools
 import math
+import os
 import re
 import subprocess
 import xml.etree.ElementTree as ET
@@ -322,7 +323,9 @@ def test_what_is_committed_is_what_the_runs_give():
   After new runs, or a change of a study: make report.
   """
   results = Path('experiments/results')
-  made = page.of_folder(results, Path('README.md')) | page.of_folder(results / page.EARLIER)
+  made = page.of_folder(results, [Path('README.md'), Path('docs/routing.md')]) | page.of_folder(
+    results / page.EARLIER
+  )
   for path, content in made.items():
     if content is None:
       assert not path.exists(), f'{path} is of other runs: make report'
@@ -333,26 +336,49 @@ def test_what_is_committed_is_what_the_runs_give():
 
 
 def test_a_config_and_seed_have_one_loss_in_all_studies():
-  """One that several share is trained once; a second training must have come out the same."""
+  """One that several share is trained once; a second training on such a machine must have come out
+  the same. (Another kind of CPU rounds otherwise, and a training's end is as sensitive as a seed.)
+  """
   losses = collections.defaultdict(set)
   for path in Path('experiments/results').rglob('runs.jsonl'):
     for line in ledger.read(path).values():
-      losses[line['config_hash'], line['seed'], line['data']].add(line['final']['total']['loss'])
+      key = line['config_hash'], line['seed'], line['data'], line['machine']['cpu']
+      losses[key].add(line['final']['total']['loss'])
   assert losses and {key: found for key, found in losses.items() if len(found) > 1} == {}
 
 
-def test_marks_are_asked_of_a_readme(results, tmp_path):
+def test_marks_are_asked_of_a_file_for_verdicts(results, tmp_path):
   file = tmp_path / 'README.md'
   file.write_text('# Mine\n')
   assert 'must have the lines <!-- verdicts' in in_process.error_line(
-    'report', f'--results={results}', f'--readme={file}'
+    'report', f'--results={results}', f'--verdicts={file}'
   )
   assert (
     'no such file'
     in in_process.error_line(
-      'report', f'--results={results}', f'--readme={tmp_path}/none.md'
+      'report', f'--results={results}', f'--verdicts={tmp_path}/none.md'
     ).lower()
   )
+
+
+def test_verdicts_of_the_studies_that_a_mark_names(results, tmp_path):
+  file = tmp_path / 'docs' / 'MINE.md'
+  file.parent.mkdir()
+  mark = lambda names: (
+    f'before\n<!-- verdicts of {names}: make report -->\nold\n<!-- end of verdicts -->\n'
+  )
+  file.write_text(mark('table1 balancing'))
+  in_process.check('report', f'--results={results}', f'--verdicts={file}')
+  before, *rows, after = file.read_text().splitlines()
+  assert (before, after) == ('before', '<!-- end of verdicts -->') and 'old' not in rows
+  of_table1, of_balancing = rows[-3:-1]
+  assert of_table1.startswith(
+    f'| [Table 1]({os.path.relpath(results, file.parent)}/table1/README.md)'
+  )
+  assert of_balancing.startswith('| [balancing](') and of_balancing.endswith('| not run yet |')
+  file.write_text(mark('table1 nonsense'))
+  said = in_process.error_line('report', f'--results={results}', f'--verdicts={file}')
+  assert 'there is no study nonsense' in said
 
 
 def test_a_figure_that_is_no_longer_drawn_goes(results):
