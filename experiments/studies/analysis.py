@@ -45,22 +45,32 @@ class Results:
     )
 
   def reading(self, run: str, name: str, domain: str = '') -> dict[int, float]:
-    """What layers measured over a domain's held-out text, or all of it; the mean over layers."""
+    """What layers measured over a domain's held-out text, or all of it; the mean over layers. Seeds
+    of which it was not measured are left out.
+    """
 
-    def measure(line):
+    def of_line(line):
       found = (line['readings'] or {}).get(domain) if domain else line['mean_readings']
-      return _mean((found or {}).get(name))
+      return (found or {}).get(name)
 
-    return self.values(run, measure)
+    return self._over_layers(run, of_line)
 
   def measure(self, run: str, measure: str, name: str) -> dict[int, float]:
-    """A number of a measure of the trained model: the mean over layers where it has several."""
-    of_line = lambda line: (line['measures'] or {}).get(measure) or {}
-    return self.values(run, lambda line: _mean(of_line(line).get(name)))
+    """A number of a measure of the trained model: the mean over layers where it has several. Seeds
+    of which it was not measured are left out.
+    """
+    return self._over_layers(
+      run, lambda line: ((line['measures'] or {}).get(measure) or {}).get(name)
+    )
 
   def domain_loss(self, run: str, domain: str) -> dict[int, float]:
     """As `loss`, of one domain."""
     return self.values(run, lambda line: line['final']['domains'].get(domain, {}).get('loss'))
+
+  def _over_layers(self, run, of_line):
+    """The mean of each line's list. One that has none lacks the measurement, unless it diverged."""
+    has = Results([line for line in self.lines if of_line(line) or _has_diverged(line)])
+    return has.values(run, lambda line: _mean(of_line(line)))
 
   def of(self, run: str, key: str) -> object:
     """What is equal for all seeds, such as 'total_params'; None if the run has no line."""
@@ -70,6 +80,10 @@ class Results:
 def _mean(by_layer):
   """None of nothing, and where one was not finite."""
   return None if not by_layer or None in by_layer else mean(by_layer)
+
+
+def _has_diverged(line):
+  return line['final']['total']['loss'] is None
 
 
 @dataclasses.dataclass(frozen=True)

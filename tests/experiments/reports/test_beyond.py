@@ -1,5 +1,7 @@
 """Studies beyond the paper, of made-up lines: what their analyses make of known numbers."""
 
+import math
+
 import pytest
 
 from experiments.reports import svg
@@ -93,6 +95,22 @@ def test_they_say_what_is_there(study, seeds):
   assert set(decided) == {'undecided'}
   if 1 in seeds:
     assert 'nan' not in str(found.rows)
+
+
+def test_a_run_without_a_measurement_has_not_diverged():
+  lines = [
+    _line('a', seed, loss, mean_readings=found and {'openness': found}, measures={'probes': found})
+    for seed, loss, found in (
+      (0, 3.0, [1.0, 2.0]),
+      (1, 3.0, None),
+      (2, None, None),
+      (3, 3.0, [None]),
+    )
+  ]
+  found = Results(lines).reading('a', 'openness')
+  assert found == {0: 1.5, 2: pytest.approx(math.nan, nan_ok=True), 3: found[3]}
+  assert math.isnan(found[3])
+  assert Results(lines).measure('a', 'none', 'such').keys() == {2}
 
 
 def test_longer():
