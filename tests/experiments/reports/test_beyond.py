@@ -212,7 +212,7 @@ def test_unequal_experts():
 
 
 def test_attention_share():
-  copying = {'heads_1': 7.5, 'deepseek_moe': 6.0, 'heads_4': 4.0}
+  copying = {'heads_1': 7.5, 'deepseek_moe': 6.0, 'heads_3': 4.0}
   lines = [
     _line(
       run,
@@ -225,7 +225,7 @@ def test_attention_share():
   ]
   found, decided = _analysed(attention_share, lines)
   assert decided[:4] == [HOLDS] * 4
-  assert found['copying: 4 heads − 2 heads'].interval.mean == pytest.approx(-2.0, abs=0.01)
+  assert found['copying: 3 heads − 2 heads'].interval.mean == pytest.approx(-2.0, abs=0.01)
 
 
 def test_specialisation():

@@ -121,6 +121,14 @@ def test_experts_of_two_widths_have_as_many_parameters_and_activate_as_many():
   assert equal == unequal
 
 
+def test_heads_for_experts_keep_compute_and_parameters():
+  few, plain, many = (account(job.config) for job in jobs('attention_share', LONG))
+  for each in (few, many):
+    assert each.train_flops_per_token == pytest.approx(plain.train_flops_per_token, rel=0.01)
+    assert each.total_params == pytest.approx(plain.total_params, rel=0.01)
+    assert each.active_params == pytest.approx(plain.active_params, rel=0.06)
+
+
 def test_scaling_keeps_proportions():
   for scale in SCALES.values():
     for job in jobs('scaling', scale):
