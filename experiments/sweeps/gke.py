@@ -33,6 +33,8 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: st
   submitted. UserError for a manifest that is not of one, or whose pods do not see the folder.
   """
   template = _template(manifest, runs_folder)
+  for job in jobs:
+    _check_config(job, template)
   made = [_job_set(template, study, job, runs_folder) for job in jobs]
   names = [each['metadata']['name'] for each in made]
   _kubectl('delete', 'jobset', '--ignore-not-found', *names)
@@ -100,8 +102,7 @@ def _template(manifest, runs_folder):
   except yaml.YAMLError as error:
     raise UserError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
   try:
-    container = _container(found)
-    mounts = [mount['mountPath'] for mount in container['volumeMounts']]
+    container, mounts = _container(found), _mounts(found)
     if found['kind'] != 'JobSet' or len(container['args']) < 2 or not found['metadata']['name']:
       raise KeyError('kind')
   except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -123,6 +124,21 @@ def _template(manifest, runs_folder):
       f'({path}): mount the volume there here, too, and name a folder of it'
     )
   return found
+
+
+def _check_config(job, template):
+  """UserError for a config that the pods have neither in the image nor on the volume."""
+  [file] = [flag.partition('=')[2] for flag in job.flags if flag.startswith('--config=')]
+  path, mounts = PurePosixPath(file.partition(':')[0]), _mounts(template)
+  if path.is_absolute() and not any(map(path.is_relative_to, (places.ROOT, *mounts))):
+    raise UserError(
+      f'{path}, the config of a run, is in no pod: put it into the checkout that the image is made '
+      f'of, or below {" or ".join(mounts)}'
+    )
+
+
+def _mounts(template):
+  return [mount['mountPath'] for mount in _container(template)['volumeMounts']]
 
 
 def _job_set(template, study, job, runs_folder):

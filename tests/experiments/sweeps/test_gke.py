@@ -12,6 +12,7 @@ from experiments.sweeps import gke
 from moe.errors import UserError
 from tests.experiments.sweeps.jobs import CONFIG, jobs_of
 from tests.launch.cluster.scripts import FOLDER, fake
+from tests.launch.runs.programs import ROOT
 
 # Keeps what is applied, forgets what is deleted, and says of all what `conditions` says of each.
 _KUBECTL = """
@@ -143,6 +144,18 @@ def test_a_relative_folder_is_another_in_a_pod(cluster, manifest, monkeypatch):
   monkeypatch.chdir(cluster)
   with pytest.raises(UserError, match='--workdir=runs is relative'):
     gke.submit('study', _jobs(cluster / 'runs'), gke.Path('runs'), str(manifest[1]))
+
+
+def test_a_config_that_no_pod_has_is_told(cluster, manifest, tmp_path_factory):
+  elsewhere = tmp_path_factory.mktemp('elsewhere') / 'mine.py'
+  on_the_volume = cluster / 'mine.py'
+  for file in (elsewhere, on_the_volume):
+    file.write_text((ROOT / 'experiments/proxy.py').read_text())
+  run = lambda file: jobs_of(cluster / 'runs', Run('mine', f'{file}:dense', {}))
+  with pytest.raises(UserError, match=rf'^{elsewhere}, the config of a run, is in no pod'):
+    gke.submit('s', run(elsewhere), cluster / 'runs', str(manifest[1]))
+  assert not (cluster / 'applied').exists()
+  gke.submit('s', run(on_the_volume), cluster / 'runs', str(manifest[1]))
 
 
 def test_a_failure_of_kubectl_does_not_end_a_wait(cluster, monkeypatch):
