@@ -70,8 +70,8 @@ _FEW, _EIGHT = (
 )
 
 
-# With seed 5 a token's experts hold the mass within rounding at step 14.
-_GATES = {'moe.gate_mass': 0.8, 'moe.shared_gate': True, 'seed_whole': 6}
+# With seeds 5 and 6 a token's experts hold the mass within rounding at some step.
+_GATES = {'moe.gate_mass': 0.8, 'moe.shared_gate': True, 'seed_whole': 7}
 _UNEQUAL = {'moe.wide_experts': 21, 'moe.device_balance_weight': 0.0, 'moe.device_groups': 1}
 _LOSS_FREE = {'moe.balancing': 'bias', 'moe.bias_update_rate': 0.01}
 
