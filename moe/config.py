@@ -106,7 +106,7 @@ class MoEConfig:
     at_least=0,
     at_most=2**16,
   )
-  wide_factor: int = key(2, 'how many times as wide', at_least=1, at_most=64)
+  wide_factor: int = key(2, 'how many times as wide', at_least=2, at_most=64)
   router: Literal['softmax', 'sigmoid', 'hash'] = key(
     'softmax',
     'softmax: top-k of the affinities, Eq. 7–11; sigmoid: each expert by itself, as DeepSeek-V3; '
@@ -152,14 +152,15 @@ class MoEConfig:
   )
 
   @property
-  def num_units(self) -> int:
-    """Routed experts counted by units of width d_expert: how their weights are stored."""
-    return self.num_experts + self.wide_experts * (self.units_per_expert - 1)
+  def units_of_experts(self) -> tuple[int, ...]:
+    """The width of every routed expert, in units of d_expert, by which weights are stored."""
+    narrow = self.num_experts - self.wide_experts
+    return (self.wide_factor,) * self.wide_experts + (1,) * narrow
 
   @property
-  def units_per_expert(self) -> int:
-    """At most."""
-    return self.wide_factor if self.wide_experts else 1
+  def num_units(self) -> int:
+    """Of all routed experts together."""
+    return sum(self.units_of_experts)
 
   @property
   def mean_units(self) -> float:
@@ -167,9 +168,14 @@ class MoEConfig:
     return self.num_units / max(self.num_experts, 1)
 
   @property
+  def max_units(self) -> int:
+    """Of an expert."""
+    return max(self.units_of_experts, default=1)
+
+  @property
   def is_unequal(self) -> bool:
     """Whether experts differ in width."""
-    return self.units_per_expert > 1 and self.wide_experts < self.num_experts
+    return 0 < self.wide_experts < self.num_experts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,10 +89,15 @@ def _of_the_experts(c) -> Iterator[str]:
       )
   if e.wide_experts > e.num_experts:
     yield f'moe.wide_experts={e.wide_experts} is more than moe.num_experts={e.num_experts}'
-  if e.wide_experts and e.device_groups > 1:
+  if e.is_unequal and e.device_groups > 1:
     yield (
       f'moe.wide_experts={e.wide_experts} does not go with moe.device_groups={e.device_groups}: '
-      'groups of experts of one size are what devices hold'
+      'groups of experts of one width are what devices hold'
+    )
+  if e.gate_mass < 1 and c.ops.force_balanced_routing:
+    yield (
+      f'moe.gate_mass={e.gate_mass} does not go with ops.force_balanced_routing=True: '
+      'experts that a token does not take have no load to balance'
     )
   if e.shared_gate and not e.num_shared_experts:
     yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weigh'
@@ -162,7 +167,8 @@ def _of_the_fine_tuning(c) -> Iterator[str]:
     )
   if c.moe.wide_experts and f.experts:
     yield (
-      f'moe.wide_experts={c.moe.wide_experts}: finetune.experts chooses among experts of one size'
+      f'moe.wide_experts={c.moe.wide_experts}: finetune.experts trains experts of width d_expert '
+      'alone'
     )
   chooses = f.trainable == 'experts' or (f.trainable == 'lora' and adapts_experts)
   why = 'experts' if f.trainable == 'experts' else "lora with 'experts' in finetune.lora_targets"

@@ -23,6 +23,7 @@ from moe.errors import UserError, of_file
 
 MANIFEST = 'launch/cluster/jobset.yaml'
 _LABEL = 'deepseek-moe/sweep'  # of every JobSet that was submitted for a folder
+_CONFIG = '--config='
 _LONGEST = 40  # of a name: a pod's has the slice's and its own numbers behind it, 63 in all
 _POLL, _PATIENCE = 30.0, 20  # seconds; failures of kubectl, one after another
 _ENDED = {'Completed': 'completed', 'Failed': 'failed'}
@@ -128,13 +129,20 @@ def _template(manifest, runs_folder):
 
 def _check_config(job, template):
   """UserError for a config that the pods have neither in the image nor on the volume."""
-  [file] = [flag.partition('=')[2] for flag in job.flags if flag.startswith('--config=')]
-  path, mounts = PurePosixPath(file.partition(':')[0]), _mounts(template)
-  if path.is_absolute() and not any(map(path.is_relative_to, (places.ROOT, *mounts))):
+  [file] = [flag for flag in map(_in_full, job.flags) if flag.startswith(_CONFIG)]
+  path, mounts = PurePosixPath(file.removeprefix(_CONFIG).partition(':')[0]), _mounts(template)
+  if not any(map(path.is_relative_to, (places.ROOT, *mounts))):
     raise UserError(
       f'{path}, the config of a run, is in no pod: put it into the checkout that the image is made '
       f'of, or below {" or ".join(mounts)}'
     )
+
+
+def _in_full(flag):
+  """A flag of a run, its config by its whole path: pods work in another folder."""
+  if not flag.startswith(_CONFIG):
+    return flag
+  return f'{_CONFIG}{Path(flag.removeprefix(_CONFIG)).absolute()}'
 
 
 def _mounts(template):
@@ -154,7 +162,7 @@ def _job_set(template, study, job, runs_folder):
   # A coordinator is named by the JobSet: NAME-slice-0-0.NAME.
   script = re.sub(rf'\b{re.escape(old)}(?=-slice-|:)', name, script)
   _, _, *flags = job.arguments('train')  # after -m launch.train
-  flags = [flag.replace(f'--config={places.ROOT}/', '--config=') for flag in flags]
+  flags = [_in_full(flag).replace(f'{_CONFIG}{places.ROOT}/', _CONFIG) for flag in flags]
   container['args'] = [script, script_name, *flags]
   return made
 

@@ -1,13 +1,15 @@
 """How well one routed expert stands in for another: the held-out loss with its weights in the
 other's place, beside the loss without the other.
 
-N MoE layers, E routed experts, X experts of a layer that are looked at.
+N MoE layers, E routed experts, X experts of a layer that are looked at. For an expert that is wider
+than others one of its own width stands in.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -43,27 +45,15 @@ def measure(
   """Of `pairs` (X) experts of every layer, each with another, drawn by `seed`: of all of them and
   others where there are no more. Of all held-out text, or at most `max_batches` batches a domain.
 
-  UserError for a model without two routed experts, or with wider ones. `mesh`: the one in use,
-  where params lie on one.
+  UserError for a model without two routed experts of one width. `mesh`: the one in use, where
+  params lie on one.
   """
   check_routed(config)
-  experts = config.moe.num_experts
-  if experts < 2:
-    raise UserError(f'moe.num_experts={experts}: one expert has no other to stand in for it')
-  if config.moe.wide_experts:
-    raise UserError(
-      f'moe.wide_experts={config.moe.wide_experts}: experts stand in for others of their own width'
-    )
-  layers = config.model.num_layers - config.model.num_dense_layers
-  generator = np.random.default_rng(seed)
-  experts_NX = np.stack(
-    [generator.permutation(experts)[: min(pairs, experts)] for _ in range(layers)]
-  )
-  others_NX = (experts_NX + generator.integers(1, experts, experts_NX.shape)) % experts
+  experts_NX, others_NX = _drawn(config, pairs, np.random.default_rng(seed))
   batches = [batch for _, batch in held_out_batches(data, config, mesh, max_batches)]
 
   def changed_loss(params, batch, layer, expert, other):
-    return summed_loss(config, _replaced(params, layer, expert, other), batch)
+    return summed_loss(config, _replaced(config, params, layer, expert, other), batch)
 
   compiled = jax.jit(changed_loss, out_shardings=replicated(mesh))
 
@@ -80,16 +70,42 @@ def measure(
   return Redundancy(experts_NX, others_NX, substituted, removed)
 
 
+def _drawn(config, pairs, generator):
+  """(experts_NX, others_NX), of each pair both as wide. The first experts are the wide ones."""
+  moe, layers = config.moe, config.model.num_layers - config.model.num_dense_layers
+  of_one_width = np.arange(moe.wide_experts), np.arange(moe.wide_experts, moe.num_experts)
+  several = [experts for experts in of_one_width if len(experts) > 1]
+  if not several:
+    raise UserError(
+      f'moe.num_experts={moe.num_experts}: one expert has no other to stand in for it'
+    )
+  experts = np.concatenate(several)
+  experts_NX = np.stack([generator.permutation(experts)[:pairs] for _ in range(layers)])
+  first, count = np.zeros((2, moe.num_experts), np.int64)
+  for group in several:
+    first[group], count[group] = group[0], len(group)
+  first_NX, count_NX = first[experts_NX], count[experts_NX]
+  steps_NX = 1 + (generator.random(experts_NX.shape) * (count_NX - 1)).astype(np.int64)
+  return experts_NX, first_NX + (experts_NX - first_NX + steps_NX) % count_NX
+
+
 def _places(experts_NX, others_NX) -> Iterator[list[tuple[int, int, int]]]:
   for layer, row in enumerate(zip(experts_NX, others_NX)):
     yield [(layer, int(expert), int(other)) for expert, other in zip(*row)]
 
 
-def _replaced(params, layer, expert, other):
+def _replaced(config, params, layer, expert, other):
   """Parameters with one expert's weights replaced by another's of its layer; −1: by zeros."""
-  blocks = params['moe_blocks']
-  weights = {
-    name: w_NEXY.at[layer, expert].set((other >= 0) * w_NEXY[layer, other])
-    for name, w_NEXY in blocks['moe']['experts'].items()
-  }
+  moe, blocks = config.moe, params['moe_blocks']
+  units_E = np.array(moe.units_of_experts)
+  first_E, none = jnp.asarray(units_E.cumsum() - units_E), moe.num_units
+
+  def replaced(w_NUXY):
+    for unit in range(moe.max_units):
+      place = jnp.where(unit < jnp.asarray(units_E)[expert], first_E[expert] + unit, none)
+      row_XY = (other >= 0) * w_NUXY[layer, first_E[other] + unit]
+      w_NUXY = w_NUXY.at[layer, place].set(row_XY, mode='drop')
+    return w_NUXY
+
+  weights = jax.tree.map(replaced, blocks['moe']['experts'])
   return params | {'moe_blocks': blocks | {'moe': blocks['moe'] | {'experts': weights}}}

@@ -16,6 +16,7 @@ from moe.layers import tuned
 from moe.metrics.telemetry import Reading, Telemetry
 from moe.ops.dispatch_plan import make_plan, saveable
 from moe.ops.routed_ffn import (
+  FEW,
   ExpertWeights,
   routed_ffn,
   routed_ffn_of_some,
@@ -58,7 +59,7 @@ class Experts(nn.Module):
       layer = self.get_variable('params', LAYER)
       return _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, self.config), {}
     if takes_fewer(moe):
-      experts_BLK = jnp.where(gates_BLK > 0, experts_BLK, e)
+      experts_BLK = jnp.where(gates_BLK != 0, experts_BLK, e)
     gate_axes, up_axes, down_axes = EXPERT_AXES
     weights = ExpertWeights(
       sharding.param(self, 'gate', (e, d, f), gate_axes),
@@ -82,7 +83,7 @@ def in_units(
   """Each choice as units, with their gates: all experts' first units, then their second ones, …;
   `moe.num_units` with a gate of 0 where an expert has no more.
   """
-  none, factor, wide = moe.num_units, moe.units_per_expert, moe.wide_experts
+  none, factor, wide = moe.num_units, moe.max_units, moe.wide_experts
   if factor == 1:
     return gates_BLK, experts_BLK
   first_BLK = experts_BLK + (factor - 1) * jnp.minimum(experts_BLK, wide)
@@ -121,6 +122,7 @@ def _here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
     options = {'dtype': dtype, 'implementation': config.ops.implementation}
     ffn, weights = functools.partial(routed_ffn, **options), ExpertWeights(*whole)
     if takes_fewer(config.moe):
+      ffn = functools.partial(ffn, few=x_TD.shape[0] <= FEW)
       return routed_ffn_of_some(x_TD, gates_TK, saveable(experts_TK), weights, gates_TK.size, ffn)
     return ffn(x_TD, gates_TK, _plan(experts_TK, config), weights)
 

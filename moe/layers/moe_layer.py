@@ -81,8 +81,8 @@ class MoELayer(nn.Module):
         taken = stats.counts_BE.sum() / jnp.maximum(is_token_BL.sum(), 1)
         telemetry |= {'experts_taken': Reading(taken, 'mean')}
       if moe.is_unequal:
-        through = (stats.counts_BE * _widths(moe)[None]).sum() / jnp.maximum(is_token_BL.sum(), 1)
-        telemetry |= {'routed_width': Reading(through, 'mean')}
+        width = routed_width(stats.counts_BE, is_token_BL.sum(), moe)
+        telemetry |= {'routed_width': Reading(width, 'mean')}
       aside = Aside(stats._replace(excess_BEH=None), telemetry, choices)
     if moe.num_shared_experts:
       width = moe.num_shared_experts * moe.d_expert
@@ -117,7 +117,8 @@ class MoELayer(nn.Module):
     return Parameters(router, experts, one * moe.num_units - used)
 
 
-def _widths(moe: MoEConfig) -> np.ndarray:
-  """width_E of every routed expert."""
-  units_E = np.where(np.arange(moe.num_experts) < moe.wide_experts, moe.units_per_expert, 1)
-  return moe.d_expert * units_E
+def routed_width(counts_BE: jax.Array, tokens: jax.Array, moe: MoEConfig) -> jax.Array:
+  """float32: the hidden width of routed experts that a token goes through, on the mean."""
+  # Divided first: tokens times width need not fit int32.
+  share_E = counts_BE.sum(axis=0) / jnp.maximum(tokens, 1)
+  return (share_E * (moe.d_expert * np.array(moe.units_of_experts))).sum()

@@ -124,8 +124,8 @@ def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
     return 1.0  # a dense model exchanges nothing
   return expected_fill(
     tokens,
-    moe.num_units,
-    moe.experts_per_token * moe.units_per_expert,
+    moe.units_of_experts,
+    moe.experts_per_token,
     mesh['expert'],
     config.mesh.receive_buffer,
   )

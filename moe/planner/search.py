@@ -92,7 +92,7 @@ def searched(
 def _layouts(config, devices):
   for stage in _stages(config, devices):
     left = devices // stage
-    for expert in _divisors(left, config.moe.num_experts + 1) if config.moe.num_experts else [1]:
+    for expert in _divisors(left, config.moe.num_units + 1) if config.moe.num_experts else [1]:
       for tensor in _divisors(left // expert, _MOST_TENSOR):
         for data in _divisors(left // expert // tensor):
           fsdp = left // expert // tensor // data

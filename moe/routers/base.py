@@ -155,7 +155,8 @@ def holds_mass(affinities_BLK: jax.Array, share: float) -> jax.Array:
   # What a token takes before each: pairs of K, few, where a sort would have to be undone.
   comes_before = (second > first) | ((second == first) & earlier_KK[None, None])
   before_BLK = jnp.where(comes_before, second, 0).sum(axis=-1)
-  return before_BLK < share * affinities_BLK.sum(axis=-1, keepdims=True)
+  # What is not finite is taken, and shows.
+  return ~(before_BLK >= share * affinities_BLK.sum(axis=-1, keepdims=True))
 
 
 def sums_of(

@@ -87,6 +87,7 @@ def _check_shapes(config, theirs, stored, skipped, where):
     name for name in ours.keys() | there.keys() if ours.get(name) != there.get(name)
   )
   different = [name for name in different if name not in skipped]
+  _check_widths(config, theirs, stored, skipped, where)
   if not different:
     return
   causes = _causes(theirs, config)
@@ -101,6 +102,19 @@ def _check_shapes(config, theirs, stored, skipped, where):
     f'{where} has other parameters than this config: {listed}; set those keys as they are there, '
     'or list in train.init_skip what is to be initialised anew'
   )
+
+
+def _check_widths(config, theirs, stored, skipped, where):
+  """As many units of experts have one shape, whichever are of one expert."""
+  ours, there = config.moe.units_of_experts, theirs.moe.units_of_experts
+  taken = [name for name in stored.keys() - skipped if 'experts' in name[:-1]]
+  if taken and ours != there and sum(ours) == sum(there):
+    raise UserError(
+      f'{where} has wider experts than this config: moe.wide_experts={theirs.moe.wide_experts} and '
+      f'moe.wide_factor={theirs.moe.wide_factor} there, {config.moe.wide_experts} and '
+      f'{config.moe.wide_factor} here; set those keys as they are there, or list in '
+      "train.init_skip '*/experts/*', to initialise them anew"
+    )
 
 
 def _causes(theirs, ours):

@@ -24,11 +24,12 @@ def names(text):
 # The keys that are absent have a row of their own.
 AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
-  model.rope_base moe.device_groups moe.wide_factor mesh.receive_buffer data.seq_len data.batch_size
+  model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size
   data.num_threads data.prefetch train.num_steps train.microbatches train.log_every train.loss_chunk
   evaluation.batch_size evaluation.max_batches evaluation.task_limit checkpoint.every_steps
   checkpoint.keep_last
 """)
+AT_LEAST_2 = ['moe.wide_factor']
 AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
@@ -45,7 +46,7 @@ ABOVE_0 = names("""
 """)
 SHARES = names('data.holdout evaluation.context optimizer.b1 optimizer.b2')
 AXES = [f'mesh.{axis}' for axis in ('data', 'fsdp', 'expert', 'tensor', 'stage')]
-NUMBERS = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *SHARES, *AXES]
+NUMBERS = [*AT_LEAST_1, *AT_LEAST_2, *AT_LEAST_0, *ABOVE_0, *SHARES, *AXES]
 
 
 def changed(**values):
@@ -75,6 +76,7 @@ def test_every_number_has_a_least_value():
   ('names', 'value', 'words'),
   [
     (AT_LEAST_1, 0, 'at least 1'),
+    (AT_LEAST_2, 1, 'at least 2'),
     (AT_LEAST_0, -1, 'at least 0'),
     (ABOVE_0, 0, 'greater than 0'),
     (SHARES, -1, 'at least 0 and below 1'),

@@ -82,6 +82,29 @@ def _loss(config, params, batch):
   return float(loss) / float(tokens)
 
 
+def test_a_wide_expert_is_stood_in_for_by_another_wide_one(batches, monkeypatch):
+  """Both units of it; and of a single wide one there is no other."""
+  _, batch = batches
+  config = small_config(**{'moe.wide_experts': 2})
+  params = small_params(config)
+  found = redundancy.measure(config, params, None, pairs=100)
+  assert found.experts_NX.shape == (2, 6)
+  assert ((found.experts_NX < 2) == (found.others_NX < 2)).all()
+  assert (found.experts_NX != found.others_NX).all()
+  units = lambda expert: [2 * expert, 2 * expert + 1] if expert < 2 else [expert + 2]
+  for n, x in ((0, list(found.experts_NX[0]).index(1)), (1, list(found.experts_NX[1]).index(4))):
+    expert, other = int(found.experts_NX[n, x]), int(found.others_NX[n, x])
+    for rise, take in ((found.substituted_NX, units(other)), (found.removed_NX, None)):
+      changed = jax.tree.map(np.array, params)
+      for w_NUXY in changed['moe_blocks']['moe']['experts'].values():
+        w_NUXY[n, units(expert)] = 0 if take is None else w_NUXY[n, take]
+      expected = _loss(config, changed, batch) - _loss(config, params, batch)
+      assert rise[n, x] == pytest.approx(expected, abs=2e-6)
+  config = small_config(**{'moe.wide_experts': 1})
+  found = redundancy.measure(config, small_params(config), None, pairs=100)
+  assert found.experts_NX.shape == (2, 5) and 0 not in found.experts_NX
+
+
 def test_experts_that_are_alike_stand_in_for_each_other(batches):
   config, _ = batches
   params = small_params(config)

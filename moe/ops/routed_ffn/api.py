@@ -64,6 +64,7 @@ def routed_ffn(
   *,
   dtype: jnp.dtype,
   implementation: str = 'auto',
+  few: bool = False,
 ) -> jax.Array:
   """tokens_TD: each token's experts, weighted by its gates and summed.
 
@@ -75,12 +76,14 @@ def routed_ffn(
       their gradients come in their own type.
     dtype: of the matrix products' operands; sums are float32.
     implementation: see `moe.ops.implementation`.
+    few: where rows are of few tokens, though many themselves.
 
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
   """
   arguments = tokens_TD, gates_TK, plan, weights, jnp.dtype(dtype)
-  return run('routed_ffn', IMPLEMENTATIONS, implementation, *arguments)
+  implementations = IMPLEMENTATIONS | ({'xla': xla.routed_ffn_of_few} if few else {})
+  return run('routed_ffn', implementations, implementation, *arguments)
 
 
 def routed_ffn_of_stack(

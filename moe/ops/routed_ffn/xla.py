@@ -23,7 +23,7 @@ def routed_ffn(
   dtype: jnp.dtype,
 ) -> jax.Array:
   if 0 < tokens_TD.shape[0] <= FEW:
-    return _of_few(tokens_TD, gates_TK, plan, weights, dtype)
+    return routed_ffn_of_few(tokens_TD, gates_TK, plan, weights, dtype)
   weights = ExpertWeights(*(_as_floats(w, dtype) for w in weights))
   return _of_many(tokens_TD, gates_TK, plan, weights, dtype)
 
@@ -38,7 +38,13 @@ def _of_many(*arguments):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _of_few(tokens_TD, gates_TK, plan, weights, dtype):
+def routed_ffn_of_few(
+  tokens_TD: jax.Array,
+  gates_TK: jax.Array,
+  plan: DispatchPlan,
+  weights: ExpertWeights,
+  dtype: jnp.dtype,
+) -> jax.Array:
   """Where nothing is differentiated; what is has backward's arrangement in forward, too."""
   return few.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
 
@@ -54,4 +60,4 @@ def _backward(dtype, pull, d_output_TD):
   return d_tokens_TD, d_gates_TK, None, d_weights
 
 
-_of_few.defvjp(_forward, _backward)
+routed_ffn_of_few.defvjp(_forward, _backward)

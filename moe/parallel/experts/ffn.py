@@ -29,11 +29,12 @@ def expert_parallel_ffn(
 
   Args:
     x_BLD, gates_BLK, experts_BLK, is_token_BL: laid out by batch.
+    experts_BLK: int32; from E on: none, which is exchanged nowhere.
     is_token_BL: bool; False for padding, which is exchanged nowhere.
-    weights: of all E experts.
+    weights: of all E experts, by units of their width (`moe.layers.experts`).
     stored: how each of them lies: `Stored` by expert, width (mesh.zero = 3) and hidden width.
   """
-  dtype, devices, num_experts = jnp.dtype(config.model.dtype), mesh.size(AXIS), weights[0].shape[0]
+  dtype, devices, moe = jnp.dtype(config.model.dtype), mesh.size(AXIS), config.moe
   transport = transport_of(config.mesh.transport)
   run = functools.partial(routed_ffn, dtype=dtype, implementation=config.ops.implementation)
 
@@ -42,12 +43,18 @@ def expert_parallel_ffn(
       a.reshape(-1, a.shape[-1]) for a in (x_BLD, gates_BLK, experts_BLK)
     )
     own = ExpertWeights(*(_own(w, lies, dtype) for w, lies in zip(weights, stored, strict=True)))
-    (tokens, per_token), buffer = experts_TK.shape, config.mesh.receive_buffer
-    all_tokens = transport == 'all_gather'
-    capacity = Capacity.of(tokens, num_experts, per_token, devices, buffer, all_tokens)
+    capacity = Capacity.of(
+      experts_TK.shape[0],
+      moe.units_of_experts,
+      moe.experts_per_token,
+      devices,
+      config.mesh.receive_buffer,
+      all_tokens=transport == 'all_gather',
+    )
     # Past the experts of zeros, too, which are on some device.
     no_expert = devices * own.gate_EDF.shape[0]
-    experts_TK = saveable(jnp.where(is_token_BL.reshape(-1, 1), experts_TK, no_expert))
+    is_choice_TK = is_token_BL.reshape(-1, 1) & (experts_TK < moe.num_units)
+    experts_TK = saveable(jnp.where(is_choice_TK, experts_TK, no_expert))
     y_TD, exchange = all_rounds(x_TD, gates_TK, own, experts_TK, Rules(transport, capacity, run))
     if mesh.size('tensor') > 1:
       y_TD = lax.psum(y_TD, 'tensor')

@@ -158,6 +158,16 @@ def test_a_config_that_no_pod_has_is_told(cluster, manifest, tmp_path_factory):
   gke.submit('s', run(on_the_volume), cluster / 'runs', str(manifest[1]))
 
 
+def test_a_relative_config_is_named_in_full(cluster, manifest, monkeypatch):
+  """Below the volume; what lies in the checkout is named from there, where the image has it."""
+  (cluster / 'mine.py').write_text((ROOT / 'experiments/proxy.py').read_text())
+  monkeypatch.chdir(cluster)
+  jobs = jobs_of(cluster / 'runs', Run('mine', 'mine.py:dense', {}))
+  gke.submit('s', jobs, cluster / 'runs', str(manifest[1]))
+  [made] = yaml.safe_load_all((cluster / 'applied').read_text())
+  assert f'--config={cluster}/mine.py:dense' in gke._container(made)['args']
+
+
 def test_a_failure_of_kubectl_does_not_end_a_wait(cluster, monkeypatch):
   runs_folder = cluster / 'runs'
   said = []

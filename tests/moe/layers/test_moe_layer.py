@@ -2,6 +2,7 @@
 and against a dense FFN.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe.layers.mlp import MLP
-from moe.layers.moe_layer import MoELayer
+from moe.layers.moe_layer import MoELayer, routed_width
 from moe.ops.routed_ffn import tiled
 from tests import oracles
 from tests.oracles import exact
@@ -256,3 +257,31 @@ def test_the_layer_runs_the_implementation_of_the_config(monkeypatch):
   for name in ('auto', 'xla'):
     with pytest.raises(NotImplementedError, match='tiled ran'):
       trace(name)
+
+
+def _telemetry(config, gates=None):
+  layer = MoELayer(config)
+  params = {'params': _params(1, config.moe.num_units)}
+  if gates is not None:
+    params['params']['router']['experts'][:] = gates
+  ids_BL = _ids()
+  apply = jax.jit(lambda *operands: layer.apply(params, *operands))
+  y_BLD, aside = apply(_normal(B, L, D, seed=1), ids_BL, ids_BL >= 0)
+  return y_BLD, aside.telemetry
+
+
+def test_the_width_that_tokens_go_through_does_not_overflow():
+  """Tokens times width are more than int32 holds where many experts are wide."""
+  config = small_config(**{'moe.wide_experts': 5, 'moe.wide_factor': 4})
+  _, plain = _telemetry(config)
+  assert F * 2 <= float(plain['routed_width'].value) <= F * 8
+  tokens, counts_BE = 2**23, np.full((1, E), 2**23 // E * 2, np.int32)
+  moe = dataclasses.replace(config.moe, d_expert=1408)
+  found = float(routed_width(jnp.asarray(counts_BE), jnp.int32(tokens), moe))
+  assert found == pytest.approx(2 * 1408 * (5 * 4 + 1) / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize('changed', [{}, {'moe.wide_experts': 2}, {'moe.gate_mass': 0.9}])
+def test_gates_that_are_not_finite_show(changed):
+  y_BLD, _ = _telemetry(small_config(**changed), gates=np.nan)
+  assert np.isnan(y_BLD).all()

@@ -5,8 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from moe.ops.routed_ffn import FEW, ExpertWeights, routed_ffn, routed_ffn_of_some
+from moe.ops.quantized import GROUP, quantize
+from moe.ops.routed_ffn import FEW, ExpertWeights, few, routed_ffn, routed_ffn_of_some
 from tests import oracles
 from tests.moe.ops.backends import over
 from tests.oracles import exact
@@ -48,6 +50,29 @@ def test_against_a_loop_over_tokens(implementation, tokens):
     found = run(x_TD, gates_TK, chosen_TK, weights, dy_TD, int(room), implementation)
     for computed, expected in zip(jax.tree.leaves(found), (true_TD, dx_TD, d_gates_TK, *d_weights)):
       assert_close(computed, expected, 2e-6, f'room {room}')
+
+
+@pytest.mark.parametrize('kind', [None, 'int8', 'int4'])
+def test_many_rows_of_few_tokens_read_weights_as_few_do(kind, monkeypatch):
+  """Quantized ones are then never made whole."""
+  generator = np.random.default_rng(0)
+  normal = lambda *shape: generator.normal(size=shape).astype(np.float32)
+  tokens, experts, width, hidden, k = 9, 6, 2 * GROUP, 2 * GROUP, 5
+  experts_TK = np.stack([generator.permutation(experts)[:k] for _ in range(tokens)])
+  experts_TK = jnp.where(generator.random((tokens, k)) < 0.3, experts, experts_TK)
+  shapes = (width, hidden), (width, hidden), (hidden, width)
+  weights = ExpertWeights(*(jnp.asarray(normal(experts, *shape) / 8) for shape in shapes))
+  x_TD, gates_TK = jnp.asarray(normal(tokens, width)), jnp.asarray(normal(tokens, k))
+  if kind:
+    weights = ExpertWeights(*(quantize(w, kind) for w in weights))
+  seen, original = [], few.routed_ffn
+  monkeypatch.setattr(few, 'routed_ffn', lambda *a: seen.append(a) or original(*a))
+  found = {}
+  for name, is_few in (('reference', False), ('xla', True)):
+    ffn = functools.partial(routed_ffn, dtype=jnp.float32, implementation=name, few=is_few)
+    found[name] = routed_ffn_of_some(x_TD, gates_TK, experts_TK, weights, tokens * k, ffn)
+    assert bool(seen) == is_few
+  assert_close(found['xla'], found['reference'], 2e-6, kind or 'float32')
 
 
 def test_what_lies_past_the_last_group_is_never_read():

@@ -27,6 +27,7 @@ class Case(NamedTuple):
   padding: str = 'some'  # among it the last two sequences, whole; 'none'; 'all'
   transport: str = 'padded'
   buffer: float = 1.0
+  none: float = 0.0  # so many of the choices are of no expert
 
 
 CASES = {
@@ -35,6 +36,8 @@ CASES = {
   'a device often, ragged': Case(9, 4, often=(0, 1, 2), transport='ragged'),
   'one expert of each device often': Case(9, 4, often=(0, 3, 6)),
   'fewer experts than devices, balanced': Case(4, 8, often=(), padding='none', buffer=1.5),
+  'choices of no expert': Case(9, 4, often=(), none=0.4, buffer=1.5),
+  'choices of no expert, ragged': Case(9, 8, often=(), none=0.4, transport='ragged', buffer=2.0),
   'nothing but padding': Case(9, 4, often=(0, 1, 2), padding='all'),
 }
 
@@ -57,6 +60,7 @@ def inputs(case: Case) -> Inputs:
     experts_BLK = np.stack([one() for _ in range(SEQUENCES * LENGTH)]).reshape(*shape, K)
   else:
     experts_BLK = np.arange(SEQUENCES * LENGTH * K).reshape(*shape, K) % case.experts
+  experts_BLK = np.where(generator.random(experts_BLK.shape) < case.none, case.experts, experts_BLK)
   length_B = np.full(SEQUENCES, LENGTH if case.padding == 'none' else 0)
   if case.padding == 'some':
     length_B[:-2] = generator.integers(1, LENGTH + 1, SEQUENCES - 2)

@@ -22,8 +22,8 @@ def test_training(case):
 
 
 @pytest.mark.parametrize('case', exchanged.CASES)
-def test_padding_goes_nowhere(case):
-  """It is NaN, and would show; outputs and gradients are those of computing every
+def test_padding_and_choices_of_none_go_nowhere(case):
+  """Padding is NaN, and would show; outputs and gradients are those of computing every
   expert for real tokens alone.
   """
   record = exchanged.measure(exchanged.CASES[case])
@@ -37,7 +37,9 @@ def count_exchange(case):
   """
   given, own = exchanged.inputs(case), exchanged.SEQUENCES * exchanged.LENGTH // exchanged.DEVICES
   all_tokens, here = case.transport == 'all_gather', -(-case.experts // case.devices)
-  capacity = Capacity.of(own, case.experts, exchanged.K, case.devices, case.buffer, all_tokens)
+  capacity = Capacity.of(
+    own, (1,) * case.experts, exchanged.K, case.devices, case.buffer, all_tokens
+  )
   experts_TK, is_token_T = given.experts_BLK.reshape(-1, exchanged.K), given.is_token_BL.reshape(-1)
   received = np.zeros((exchanged.DEVICES, 2))  # tokens and assignments of the first round
   load, rounds = np.zeros(exchanged.DEVICES), 1
@@ -45,7 +47,7 @@ def count_exchange(case):
     receiver = sender // case.devices * case.devices + p
     before = tokens = assignments = 0  # rounds before this one, and what is in this one
     for t in range(sender * own, (sender + 1) * own):
-      asked = sum(int(e) // here == p for e in experts_TK[t])
+      asked = sum(int(e) // here == p for e in experts_TK[t] if e < case.experts)
       if not is_token_T[t] or not asked:
         continue
       if tokens == capacity.tokens or assignments + asked > capacity.assignments:
@@ -92,7 +94,7 @@ def rounds_needed(experts_TK, experts, devices, capacity):
 @pytest.mark.parametrize(('experts', 'per_token'), [(4, 2), (8, 2), (9, 2), (63, 6), (64, 6)])
 def test_balanced_routing_takes_one_round_of_the_default_buffer(experts, per_token):
   tokens, devices = 1008, 8  # a multiple of every number of experts but 64
-  capacity = Capacity.of(tokens, experts, per_token, devices, 1.5, all_tokens=False)
+  capacity = Capacity.of(tokens, (1,) * experts, per_token, devices, 1.5, all_tokens=False)
   exactly_TK = np.arange(tokens * per_token, dtype=np.int32).reshape(tokens, per_token) % experts
   for experts_TK in (exactly_TK, *(choose(tokens, experts, per_token, seed) for seed in range(5))):
     assert rounds_needed(experts_TK, experts, devices, capacity) == 1
@@ -112,7 +114,7 @@ def test_room_is_in_proportion_to_what_the_fullest_device_expects(
   experts, per_token, tokens, assignments
 ):
   """Not to the worst case, nor to a mean over devices that hold no experts. In tokens of 10 000."""
-  capacity = Capacity.of(10_000, experts, per_token, 8, 1.5, all_tokens=False)
+  capacity = Capacity.of(10_000, (1,) * experts, per_token, 8, 1.5, all_tokens=False)
   assert capacity.tokens == pytest.approx(1.5 * tokens * 10_000, rel=0.001)
   assert capacity.assignments == pytest.approx(1.5 * assignments * 10_000, rel=0.001)
 
@@ -139,7 +141,19 @@ def test_room_is_in_proportion_to_what_the_fullest_device_expects(
 def test_how_full_a_round_is_when_routing_is_balanced(
   tokens, experts, per_token, devices, buffer, fill
 ):
-  assert expected_fill(tokens, experts, per_token, devices, buffer) == pytest.approx(fill, abs=1e-4)
+  found = expected_fill(tokens, (1,) * experts, per_token, devices, buffer)
+  assert found == pytest.approx(fill, abs=1e-4)
+
+
+def test_room_where_experts_differ_in_width():
+  """Of 3 experts of 3, 1 and 1 units one is on two of 3 devices: 2 units, 1 and 1, and 1. With 2
+  a token, 2/3 need the first, all the second.
+  """
+  capacity = Capacity.of(900, (3, 1, 1), 2, 3, 1.0, all_tokens=False)
+  assert capacity == Capacity(tokens=900, assignments=900 * 2 * 2 // 3)
+  assert expected_fill(900, (3, 1, 1), 2, 3, 1.0) == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
+  # A token's choices have more units than there are on all devices.
+  assert Capacity.of(4, (4, 1), 2, 2, 1.0, all_tokens=False).assignments == 4 * 3
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -149,7 +163,7 @@ def test_rounds_send_every_token_once_to_each_of_its_devices(seed, packed):
   tokens, experts, per_token, devices = 40, 12, 3, 4
   experts_TK = choose(tokens, experts, per_token, seed, weights=np.arange(1, experts + 1) ** 2.0)
   needed = {(t, e // 3) for t in range(tokens) for e in experts_TK[t]}
-  capacity = Capacity.of(tokens, experts, per_token, devices, 1.0, all_tokens=not packed)
+  capacity = Capacity.of(tokens, (1,) * experts, per_token, devices, 1.0, all_tokens=not packed)
   demand = Demand.of(jnp.asarray(experts_TK), devices, experts // devices)
   start_P, sent, rounds = jnp.zeros(devices, jnp.int32), set(), 0
   while (start_P < demand.total_P).any():

@@ -2,6 +2,8 @@
 its FLOPs and collectives checked by hand.
 """
 
+import math
+
 import jax
 import pytest
 
@@ -165,3 +167,15 @@ def test_a_plan_adds_up(plans):
     times = record['roofline_seconds']
     assert record['step_seconds'] == max(times.values()) == times[record['binds']]
     assert record['tokens_per_second'] > 0
+
+
+def test_experts_of_two_widths_are_planned_by_their_units():
+  """Of 6 experts one is four times as wide: 9 units, 2 experts a token, 3 units on the mean."""
+  config = small_config(**{'moe.wide_experts': 1, 'moe.wide_factor': 4, 'moe.experts_per_token': 2})
+  mesh = dict.fromkeys(('data', 'fsdp', 'tensor', 'stage'), 1) | {'expert': 4}
+  own = config.data.batch_size // 4 * config.data.seq_len
+  assert planner._rows_a_device(config, mesh) == own * 3
+  # 3, 3, 3 and 0 units on the devices: of the wide expert; of it and 2; of 3; and nothing.
+  shares = 1 - 5 * 4 / 30, 1 - 3 * 2 / 30, 1 - 3 * 2 / 30, 0
+  room = min(own, math.ceil(config.mesh.receive_buffer * own * max(shares)))
+  assert planner._ragged_share(config, mesh) == pytest.approx(own * sum(shares) / 4 / room)
