@@ -165,11 +165,6 @@ def _of_the_fine_tuning(c) -> Iterator[str]:
       "finetune.lora_targets has 'experts', which finetune.trainable=experts trains themselves: "
       'use finetune.trainable=lora, or leave them out'
     )
-  if c.moe.wide_experts and f.experts:
-    yield (
-      f'moe.wide_experts={c.moe.wide_experts}: finetune.experts trains experts of width d_expert '
-      'alone'
-    )
   chooses = f.trainable == 'experts' or (f.trainable == 'lora' and adapts_experts)
   why = 'experts' if f.trainable == 'experts' else "lora with 'experts' in finetune.lora_targets"
   if chooses and not f.experts:

@@ -66,14 +66,19 @@ def faults(config: Config, choice: Choice) -> Iterator[str]:
 
 
 def places(config: Config) -> 'np.ndarray':
-  """int32 (N, C): the chosen experts of each of N layers, C as many as the layer with most has; in
-  places that stay empty numbers from E on, each another one, which no expert has.
+  """int32 (N, C): the chosen experts of each of N layers, of wider ones all units; C as many as the
+  layer with most has; in places that stay empty numbers from `num_units` on, each another one.
   """
   import numpy as np
 
-  chosen, experts = parse(config.finetune.experts), config.moe.num_experts
+  size_E, none = config.moe.units_of_experts, config.moe.num_units
+  first_E = np.cumsum(size_E) - size_E
+  chosen = [
+    [first_E[expert] + unit for expert in layer for unit in range(size_E[expert])]
+    for layer in parse(config.finetune.experts)
+  ]
   count = max(map(len, chosen))
-  empty = range(experts, experts + count)
+  empty = range(none, none + count)
   return np.array([[*layer, *empty[: count - len(layer)]] for layer in chosen], np.int32)
 
 

@@ -90,8 +90,8 @@ def filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
   size = int(np.prod(box.value.shape))
   if not config.finetune.experts or path[: len(EXPERTS)] != EXPERTS:
     return size
-  chosen = choice.parse(config.finetune.experts)
-  return size // choice.places(config).size * sum(map(len, chosen))
+  places = choice.places(config)
+  return size // places.size * int((places < config.moe.num_units).sum())
 
 
 def _rows_of(config: Config) -> tuple[str, ...]:

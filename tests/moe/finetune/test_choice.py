@@ -119,3 +119,12 @@ def test_the_cost_by_hand():
   assert cost(lora) == (adapters[0] + 3 * adapters[1], 8 * (adapters[0] + 4 * adapters[1]) + 4)
   assert in_words(whole) == ''
   assert '1,152 of 8,720 parameters (13.21%), 3 of 12 routed experts' in in_words(config)
+
+
+def test_of_a_wide_expert_all_units_are_places():
+  """Expert 1 has units 2 and 3, expert 4 has unit 6."""
+  config = small_config(**CHOSEN | {'moe.wide_experts': 2, 'finetune.experts': '1,4;4'})
+  none = config.moe.num_units
+  assert none == 8
+  assert choice.places(config).tolist() == [[2, 3, 6], [6, none, none + 1]]
+  assert cost(config).trained_params == 4 * 3 * 16 * 8

@@ -175,10 +175,6 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
     ({'moe.gate_mass': 0.5, 'ops.force_balanced_routing': True}, 'have no load to balance'),
     ({'moe.wide_experts': 7}, 'is more than moe.num_experts=6'),
     ({'moe.wide_experts': 3, 'moe.device_groups': 3}, 'does not go with moe.device_groups=3'),
-    (
-      {'moe.wide_experts': 3, 'finetune.trainable': 'experts', 'finetune.experts': '1;2'},
-      'finetune.experts trains experts of width d_expert alone',
-    ),
     ({'moe.balancing': 'quantile', 'moe.experts_per_token': 6}, 'nothing is chosen'),
   ],
 )
