@@ -3,11 +3,14 @@
 RULE = ' '.join(
   (
     'A comparison holds if the 95% interval of the paired difference lies wholly where it is '
-    'expected, does not hold if it lies wholly elsewhere, and is undecided otherwise.',
+    'expected, does not hold if it lies wholly elsewhere, and is undecided otherwise. '
+    'An undecided difference of losses that was expected on one side of 0 is level if its interval '
+    'lies within 0.02 of it.',
     'The verdict is on the claim as it is worded: only the comparisons that the table marks with '
     '"yes" or "presupposed" count, the others are what else the paper leads one to expect.',
     'The claim does not hold if a comparison marked "yes" does not, whatever is presupposed; it '
-    'holds if all of these hold, and all that is presupposed does; otherwise it is undecided.',
+    'holds if all of these hold, and all that is presupposed does; it is level if all that keeps '
+    'it from holding is level; otherwise it is undecided.',
     '"About" allows 0.02 of loss.',
     'What is known as "at most" so much can be shown to be below a bound, not to be above it; '
     '"at least" the other way round.',

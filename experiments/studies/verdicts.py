@@ -1,4 +1,5 @@
-"""What a claim is tested by, and the one rule by which it holds, does not hold or is undecided.
+"""What a claim is tested by, and the one rule by which it holds, does not hold, is level or
+undecided.
 
 experiments/reports/texts.py has the rule in words.
 """
@@ -13,6 +14,7 @@ from experiments.studies.intervals import Interval, Values, half_width, interval
 HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
+LEVEL = 'level within 0.02 at this scale'
 # What "about the same loss" means, in nats: a third of what is between GShard and
 # DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
@@ -95,6 +97,21 @@ class Comparison:
       return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
     return self._between(found.low, found.high)
 
+  @property
+  def is_level(self) -> bool:
+    """Whether a loss that was expected on one side of another's is shown to be about the same."""
+    bounds = [bound for bound in (self.above, self.below) if math.isfinite(bound)]
+    found = self.interval
+    return (
+      self.unit == LOSS
+      and not (self.at_most or self.at_least)
+      and bounds == [0.0]
+      and self.outcome == UNDECIDED
+      and found is not None
+      and found.half is not None
+      and -ABOUT <= found.low <= found.high <= ABOUT
+    )
+
   def _between(self, low: float, high: float) -> str:
     """The outcome if the value is from `low` to `high`, or what bounds it is."""
     low, high = -math.inf if self.at_most else low, math.inf if self.at_least else high
@@ -130,6 +147,8 @@ class Comparison:
       return 'at least 2 seeds give an interval'
     if self.interval is None:
       return 'seeds differ in whether they diverge'
+    if self.is_level:
+      return f'level, within {ABOUT:g} of the same loss'
     in_the_end = self._between(self.interval.mean, self.interval.mean)
     if in_the_end == UNDECIDED:
       return (
@@ -188,6 +207,8 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
   open_ones = [pair for pair in (*claimed, *premises) if pair[1] != HOLDS]
+  if open_ones and all(each.role is Role.CLAIM and each.is_level for each, _ in open_ones):
+    return Verdict(LEVEL, '; '.join(each.what for each, _ in open_ones))
   if open_ones:
     reasons = [f'{each.what} ({_why_open(each, outcome)})' for each, outcome in open_ones]
     return Verdict(UNDECIDED, '; '.join(reasons))

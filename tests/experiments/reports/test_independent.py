@@ -176,6 +176,12 @@ def test_a_study_says_what_its_lines_say(folder):
   _check_outcomes(checked)
 
 
+def _is_of_loss(row) -> bool:
+  others = 'MaxVio:', 'idle experts:', 'group load:'
+  what = row['paired difference']
+  return not what.startswith(others) and not what.endswith('by the law')
+
+
 def _bounds(expected: str) -> tuple[float, float]:
   if within := re.fullmatch(r'within ±([0-9.]+)', expected):
     return -float(within[1]), float(within[1])
@@ -209,6 +215,9 @@ def _check_outcomes(rows):
     if row.get('open'):
       expected = 'undecided'
     assert row['outcome'].partition(':')[0] == expected, row
+    is_level = expected == 'undecided' and not row.get('open') and -0.02 <= low <= high <= 0.02
+    is_level &= row['expected'] in ('below 0', 'above 0') and _is_of_loss(row)
+    assert row['outcome'].startswith('undecided: level') == is_level, row
 
 
 def test_five_seeds_are_what_the_spread_of_three_asks_for():

@@ -126,6 +126,27 @@ def test_verdicts():
   assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
 
 
+def test_a_loss_that_was_to_be_lower_may_be_shown_to_be_level():
+  of = lambda *values, **rest: Comparison('a − b', dict(enumerate(values)), **{'below': 0.0} | rest)
+  level = of(0.001, -0.001, 0.0, 0.002)
+  assert level.is_level and level.outcome == UNDECIDED and level.decides.startswith('level')
+  for other in (
+    of(0.01, -0.02, 0.005, 0.0),  # its interval reaches beyond 0.02
+    of(-0.001, -0.0011, -0.001),  # holds
+    of(0.001, -0.001, 0.0, 0.002, below=0.001),  # of another bound
+    of(0.001, -0.001, 0.0, 0.002, unit='share'),
+    of(0.001, -0.001, 0.0, 0.002, at_most=True),
+    of(0.001),
+  ):
+    assert not other.is_level
+  holding = of(-1.0, -1.0)
+  said = lambda *comparisons: verdicts.verdict(comparisons, 6, 6).outcome
+  assert said(holding, level) == said(level) == verdicts.LEVEL
+  assert said(level, of(1.0, 1.0)) == FAILS
+  assert said(level, of(1.0, -1.5)) == UNDECIDED
+  assert said(level, dataclasses.replace(level, role=Role.PREMISE)) == UNDECIDED
+
+
 def test_only_comparisons_of_the_claim_decide_it():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
