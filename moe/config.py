@@ -12,6 +12,7 @@ read with that. A key that gets another name leaves its old one in ALIASES. No j
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -156,6 +157,11 @@ class MoEConfig:
     """The width of every routed expert, in units of d_expert, by which weights are stored."""
     narrow = self.num_experts - self.wide_experts
     return (self.wide_factor,) * self.wide_experts + (1,) * narrow
+
+  @property
+  def first_units(self) -> tuple[int, ...]:
+    """Where every routed expert's units begin among all."""
+    return tuple(itertools.accumulate(self.units_of_experts[:-1], initial=0))
 
   @property
   def num_units(self) -> int:

@@ -57,8 +57,7 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | None]:
   """What the report of a folder consists of, by path: of what it has lines of, and of nothing else.
   The page is first; None for a file that must not be there. `verdicts`: files to put
-  verdicts into.
-  Writes nothing. UserError where there is nothing to report, or a damaged file.
+  verdicts into. Writes nothing. UserError where there is nothing to report, or a damaged file.
   """
   if not results.is_dir():
     raise UserError(

@@ -15,10 +15,9 @@ from experiments.studies.analysis import (
   Entry,
   Results,
   against,
+  beside_reading,
   differences,
   dots,
-  shown,
-  sizes,
   spread,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale
@@ -41,16 +40,8 @@ _COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean
 
 def analyse(results: Results) -> Analysis:
   """Losses, and how many experts the domains' tokens take."""
-  taken = {domain: results.reading(_ADAPTIVE_K.run, 'experts_taken', domain) for domain in DOMAINS}
-  of_all = results.reading(_ADAPTIVE_K.run, 'experts_taken')
-  apart = spread(taken)
-  numbers = {
-    _FIXED_K: (str(_MEAN), *('',) * len(DOMAINS)),
-    _ADAPTIVE_K: (shown(of_all, 2)[1], *(shown(of_one, 2)[1] for of_one in taken.values())),
-  }
-  rows = tuple(
-    (entry.label, sizes(results, entry.run)[0], *shown(results.loss(entry.run)), *numbers[entry])
-    for entry in (_FIXED_K, _ADAPTIVE_K)
+  rows, of_all, taken = beside_reading(
+    results, _FIXED_K, _ADAPTIVE_K, 'experts_taken', _MEAN, DOMAINS, digits=2
   )
   experts = lambda what, values, **expected: Comparison(
     what, values, digits=2, unit='experts', **expected
@@ -64,7 +55,7 @@ def analyse(results: Results) -> Analysis:
       below=0.5,
       role=Role.PREMISE,
     ),
-    experts('K, most − least, of domains', apart, above=0.1, role=Role.BESIDE),
+    experts('K, most − least, of domains', spread(taken), above=0.1, role=Role.BESIDE),
   )
   return Analysis(
     _COLUMNS,

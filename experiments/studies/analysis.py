@@ -166,6 +166,30 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
   )
 
 
+def beside_reading(
+  results: Results,
+  plain: Entry,
+  changed: Entry,
+  name: str,
+  usual: int,
+  domains: Sequence[str],
+  digits: int,
+) -> tuple[tuple[tuple[str, ...], ...], dict[int, float], dict[str, dict[int, float]]]:
+  """Rows of two models, the second of which measures what is `usual` always in the first: label,
+  parameters, seeds, loss with its interval, and the reading `name` of all text and of each domain.
+  And that reading: of all text by seed, and so of each domain.
+  """
+  of_all = results.reading(changed.run, name)
+  by_domain = {domain: results.reading(changed.run, name, domain) for domain in domains}
+  found = [shown(values, digits)[1] for values in (of_all, *by_domain.values())]
+  numbers = {plain: (str(usual), *('',) * len(domains)), changed: found}
+  rows = tuple(
+    (entry.label, sizes(results, entry.run)[0], *shown(results.loss(entry.run)), *numbers[entry])
+    for entry in (plain, changed)
+  )
+  return rows, of_all, by_domain
+
+
 def against(
   results: Results,
   entry: Entry,

@@ -15,10 +15,9 @@ from experiments.studies.analysis import (
   Entry,
   Results,
   against,
+  beside_reading,
   differences,
   dots,
-  shown,
-  sizes,
   spread,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale, only_long
@@ -50,16 +49,9 @@ _COLUMNS = (
 
 def analyse(results: Results) -> Analysis:
   """Losses, and the routed width that the domains' tokens go through."""
-  through = {domain: results.reading(_TWO_WIDTHS.run, 'routed_width', domain) for domain in DOMAINS}
-  of_all = results.reading(_TWO_WIDTHS.run, 'routed_width')
   equal = _WIDTH * _CHOSEN
-  numbers = {
-    _EQUAL: (str(equal), *('',) * len(DOMAINS)),
-    _TWO_WIDTHS: (shown(of_all, 0)[1], *(shown(of_one, 0)[1] for of_one in through.values())),
-  }
-  rows = tuple(
-    (entry.label, sizes(results, entry.run)[0], *shown(results.loss(entry.run)), *numbers[entry])
-    for entry in (_EQUAL, _TWO_WIDTHS)
+  rows, of_all, through = beside_reading(
+    results, _EQUAL, _TWO_WIDTHS, 'routed_width', equal, DOMAINS, digits=0
   )
   width = lambda what, values, **expected: Comparison(
     what, values, digits=1, unit='hidden width', **expected

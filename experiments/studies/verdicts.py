@@ -14,10 +14,10 @@ from experiments.studies.intervals import Interval, Values, half_width, interval
 HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
-LEVEL = 'level within 0.02 at this scale'
 # What "about the same loss" means, in nats: a third of what is between GShard and
 # DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
+LEVEL = f'level within {ABOUT:g} at this scale'
 BOUND_MAY_BE_WIDE = (
   '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. '
   'Where they are no further apart than that here, which table1 measures, '

@@ -97,12 +97,11 @@ def _places(experts_NX, others_NX) -> Iterator[list[tuple[int, int, int]]]:
 def _replaced(config, params, layer, expert, other):
   """Parameters with one expert's weights replaced by another's of its layer; −1: by zeros."""
   moe, blocks = config.moe, params['moe_blocks']
-  units_E = np.array(moe.units_of_experts)
-  first_E, none = jnp.asarray(units_E.cumsum() - units_E), moe.num_units
+  first_E, units_E = jnp.asarray(moe.first_units), jnp.asarray(moe.units_of_experts)
 
   def replaced(w_NUXY):
     for unit in range(moe.max_units):
-      place = jnp.where(unit < jnp.asarray(units_E)[expert], first_E[expert] + unit, none)
+      place = jnp.where(unit < units_E[expert], first_E[expert] + unit, moe.num_units)
       row_XY = (other >= 0) * w_NUXY[layer, first_E[other] + unit]
       w_NUXY = w_NUXY.at[layer, place].set(row_XY, mode='drop')
     return w_NUXY

@@ -71,13 +71,13 @@ def places(config: Config) -> 'np.ndarray':
   """
   import numpy as np
 
-  size_E, none = config.moe.units_of_experts, config.moe.num_units
-  first_E = np.cumsum(size_E) - size_E
+  first_E, units_E = config.moe.first_units, config.moe.units_of_experts
   chosen = [
-    [first_E[expert] + unit for expert in layer for unit in range(size_E[expert])]
+    [first_E[expert] + unit for expert in layer for unit in range(units_E[expert])]
     for layer in parse(config.finetune.experts)
   ]
   count = max(map(len, chosen))
+  none = config.moe.num_units
   empty = range(none, none + count)
   return np.array([[*layer, *empty[: count - len(layer)]] for layer in chosen], np.int32)
 

@@ -119,12 +119,12 @@ def _here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
 
   def run(x_TD, gates_TK, experts_TK, weights):
     whole = (zero.gathered(w, lies, dtype) for w, lies in zip(weights, stored, strict=True))
-    options = {'dtype': dtype, 'implementation': config.ops.implementation}
-    ffn, weights = functools.partial(routed_ffn, **options), ExpertWeights(*whole)
-    if takes_fewer(config.moe):
-      ffn = functools.partial(ffn, few=x_TD.shape[0] <= FEW)
-      return routed_ffn_of_some(x_TD, gates_TK, saveable(experts_TK), weights, gates_TK.size, ffn)
-    return ffn(x_TD, gates_TK, _plan(experts_TK, config), weights)
+    weights = ExpertWeights(*whole)
+    ffn = functools.partial(routed_ffn, dtype=dtype, implementation=config.ops.implementation)
+    if not takes_fewer(config.moe):
+      return ffn(x_TD, gates_TK, _plan(experts_TK, config), weights)
+    of_rows = functools.partial(ffn, few=x_TD.shape[0] <= FEW)
+    return routed_ffn_of_some(x_TD, gates_TK, saveable(experts_TK), weights, gates_TK.size, of_rows)
 
   return _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config)
 

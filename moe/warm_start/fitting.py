@@ -110,9 +110,10 @@ def _check_widths(config, theirs, stored, skipped, where):
   taken = [name for name in stored.keys() - skipped if 'experts' in name[:-1]]
   if taken and ours != there and sum(ours) == sum(there):
     raise UserError(
-      f'{where} has wider experts than this config: moe.wide_experts={theirs.moe.wide_experts} and '
-      f'moe.wide_factor={theirs.moe.wide_factor} there, {config.moe.wide_experts} and '
-      f'{config.moe.wide_factor} here; set those keys as they are there, or list in '
+      f'{where} has experts of other widths than this config: moe.wide_experts='
+      f'{theirs.moe.wide_experts} and moe.wide_factor={theirs.moe.wide_factor} there, '
+      f'{config.moe.wide_experts} and {config.moe.wide_factor} here; set those keys as they are '
+      'there, or list in '
       "train.init_skip '*/experts/*', to initialise them anew"
     )
 

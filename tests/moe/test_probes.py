@@ -82,7 +82,7 @@ def _loss(config, params, batch):
   return float(loss) / float(tokens)
 
 
-def test_a_wide_expert_is_stood_in_for_by_another_wide_one(batches, monkeypatch):
+def test_a_wide_expert_is_stood_in_for_by_another_wide_one(batches):
   """Both units of it; and of a single wide one there is no other."""
   _, batch = batches
   config = small_config(**{'moe.wide_experts': 2})

@@ -179,9 +179,12 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
   ],
 )
 def test_contradictions(changed, words):
-  small_config(**{'moe.wide_experts': 6, 'moe.device_groups': 3})  # all as wide
   with pytest.raises(UserError, match=words):
     small_config(**changed)
+
+
+def test_wide_experts_may_be_grouped_where_all_are_as_wide():
+  assert small_config(**{'moe.wide_experts': 6, 'moe.device_groups': 3})
 
 
 @pytest.mark.parametrize(
