@@ -86,6 +86,14 @@ class ModelConfig:
     'what backward recomputes: nothing, everything, all but matmul outputs, only MoE layers',
     effect=ROUNDING,
   )
+  unroll: int = key(
+    0,
+    'layers in one turn of the loop over them: more compile longer and copy less between turns; '
+    '0: all on one CPU, where they are few and nothing is recomputed, else one',
+    at_least=0,
+    at_most=10_000,
+    effect=ROUNDING,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

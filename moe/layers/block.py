@@ -62,7 +62,9 @@ class Block(nn.Module):
       x_BLD += MLP(config, model.d_ff, name='mlp')(u_BLD)
       return x_BLD, (self._shown(Aside(None, {}), x_BLD), cache)
     layer = (
-      nn.remat(MoELayer, policy=SAVE_PLAN, prevent_cse=False) if model.remat == 'moe' else MoELayer
+      nn.remat(MoELayer, policy=SAVE_PLAN, prevent_cse=model.unroll > 1)
+      if model.remat == 'moe'
+      else MoELayer
     )
     is_token_BL = segment_ids_BL > 0
     y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, is_token_BL, forced)

@@ -79,6 +79,11 @@ def size(axis: str) -> int:
   return 1 if mesh.empty else mesh.shape[axis]
 
 
+def is_one_device() -> bool:
+  """Whether what is traced runs on a single device, without a mesh."""
+  return jax.sharding.get_abstract_mesh().empty
+
+
 def _check(config: Config, sizes: dict[str, int]) -> None:
   """UserError naming both keys where an axis does not divide what it splits."""
   model, moe, data = config.model, config.moe, config.data

@@ -34,7 +34,7 @@ AT_LEAST_0 = names("""
   model.num_dense_layers model.d_ff model.init_std moe.d_expert moe.num_experts
   moe.experts_per_token moe.num_shared_experts moe.expert_balance_weight moe.device_balance_weight
   moe.router_z_weight moe.hash_seed moe.bias_update_rate moe.device_limit
-  moe.wide_experts
+  moe.wide_experts model.unroll
   data.vocab_size data.seed optimizer.warmup_steps
   optimizer.start_step finetune.lora_rank
   optimizer.decay_factor optimizer.final_lr_fraction optimizer.weight_decay optimizer.clip_norm
@@ -275,6 +275,7 @@ def test_what_a_run_that_goes_on_may_change():
     'train.microbatches',
     'train.loss_chunk',
     'model.remat',
+    'model.unroll',
     'ops.implementation',
   }
   assert {

@@ -106,7 +106,7 @@ def test_a_published_config_is_ours_key_by_key(name):
     k: v for k, v in found.items() if k not in beside
   }
   model_keys = {f'model.{field.name}' for field in dataclasses.fields(from_config_dict(ours).model)}
-  assert model_keys - keys.keys() == {'model.dtype', 'model.remat'}
+  assert model_keys - keys.keys() == {'model.dtype', 'model.remat', 'model.unroll'}
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
