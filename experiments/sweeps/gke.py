@@ -9,8 +9,6 @@ import copy
 import hashlib
 import json
 import re
-import shlex
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from experiments.sweeps import machine, places, plan
+from experiments.sweeps import clusters, machine, places, plan
 from moe.errors import UserError, of_file
 
 MANIFEST = 'launch/cluster/jobset.yaml'
@@ -186,15 +184,5 @@ def _folder(runs_folder):
 
 
 def _kubectl(*arguments: str, input: str | None = None) -> str:
-  command = ['kubectl', *arguments]
-  try:
-    done = subprocess.run(command, input=input, capture_output=True, text=True, check=False)
-  except FileNotFoundError:
-    raise UserError(
-      'there is no kubectl here: --launcher=gke and --watch need a machine that has the cluster'
-    ) from None
-  if done.returncode:
-    # The last line says it; those before are the library's log.
-    said = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
-    raise UserError(f'{shlex.join(command)}: {said[-1]}')
-  return done.stdout
+  instead = '--launcher=gke and --watch need a machine that has the cluster'
+  return clusters.answer(['kubectl', *arguments], instead, input)

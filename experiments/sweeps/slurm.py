@@ -1,11 +1,10 @@
 """A job array: one task a job that is not trained yet, through launch/cluster/slurm.sbatch."""
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.sweeps import machine, places, plan
+from experiments.sweeps import clusters, machine, places, plan
 from moe.errors import UserError
 
 BATCH_FILE = 'launch/cluster/slurm.sbatch'
@@ -31,17 +30,8 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
     places.located(BATCH_FILE),
     str(commands),
   ]
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-  except FileNotFoundError:
-    raise UserError(
-      'there is no sbatch here: submit from a machine of the cluster, or --launcher=local'
-    ) from None
-  if done.returncode:
-    raise UserError(
-      f'{shlex.join(command)}: {done.stderr.strip() or f"exit code {done.returncode}"}'
-    )
-  number = done.stdout.strip().partition(';')[0]
+  told = clusters.answer(command, 'submit from a machine of the cluster, or --launcher=local')
+  number = told.strip().partition(';')[0]
   _job_file(runs_folder, study).write_text(f'{number}\n', encoding='utf-8')
   return number
 
@@ -86,15 +76,13 @@ def _is_queued(number, file):
     f'is job array {number} still in the queue? Try again where squeue works, '
     f'or delete {file} if it has ended'
   )
+  command = ['squeue', '--noheader', f'--jobs={number}']
   try:
-    asked = subprocess.run(
-      ['squeue', '--noheader', f'--jobs={number}'], capture_output=True, text=True, check=False
-    )
-  except FileNotFoundError:
-    raise UserError(f'there is no squeue here: {untold}') from None
-  if asked.returncode and _UNKNOWN_JOB not in asked.stderr:
-    raise UserError(f'squeue: {asked.stderr.strip() or f"exit code {asked.returncode}"}: {untold}')
-  return asked.returncode == 0 and bool(asked.stdout.strip())
+    return bool(clusters.answer(command, 'only it can tell').strip())
+  except UserError as error:
+    if _UNKNOWN_JOB in str(error):
+      return False
+    raise UserError(f'{error}: {untold}') from None
 
 
 def _job_file(runs_folder, study):
