@@ -148,10 +148,9 @@ def analyse(results: Results) -> Analysis:
     ),
     f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to set beside these. What imbalance costs '
     'in time across devices is not measured, and a routing that has not collapsed after few '
-    'tokens may do so later; idle is an expert that none of the 14,336 choices of a batch and '
-    'layer has met, where evenly spread each would have 228. The loss balances each sequence, '
-    'which here is of 128 tokens and in the paper of 2048: at the same α1 that is a tighter '
-    "constraint than the paper's.",
+    'tokens may do so later; idle is an expert that no choice of a batch in a layer has met, where '
+    'evenly spread each would have hundreds. The loss balances each sequence, which here is of '
+    '128 tokens, 2048 in the paper: at the same α1 that is a tighter constraint than there.',
   )
 
 
