@@ -36,7 +36,7 @@ _RATE = 3e-3
 # those that were best at the last.
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 _FURTHER = 2.4e-2
-_WANT_MORE = ('dense', 'hash')
+_WANT_MORE = ('dense', 'hash', 'dense_x16')
 _COMPARED = (
   *('dense', 'hash', 'switch', 'gshard', 'deepseek_moe'),
   *('dense_x4', 'dense_x16'),
