@@ -11,7 +11,7 @@ from jax import lax
 
 from moe.config import Config, ModelConfig
 from moe.layers.attention import KVCache, SharedContext
-from moe.layers.block import Block, Presence
+from moe.layers.block import Block, Presence, recomputed
 from moe.layers.moe_layer import Aside
 from moe.layers.norm import RMSNorm
 from moe.losses.cross_entropy import HEAD_AXES
@@ -25,7 +25,6 @@ from moe.parallel import mesh, sharding
 from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Forced, Probe
 
-_FEW_LAYERS = 4  # written out where that is faster
 # What a block keeps for backward besides its plan, by the name in model.remat;
 # 'moe' acts inside the block.
 _REMAT_POLICIES = {
@@ -34,6 +33,7 @@ _REMAT_POLICIES = {
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, SAVE_PLAN
   ),
 }
+_FEW_LAYERS = 4  # written out where that is faster
 
 
 class Transformer(nn.Module):
@@ -140,9 +140,9 @@ class Transformer(nn.Module):
 
   def _stack(self, dense, length):
     """`length` blocks as one scanned module, so that compile time does not grow with depth."""
-    block, remat, unroll = Block, self.config.model.remat, _unroll(self.config.model, length)
-    if remat in _REMAT_POLICIES:
-      block = nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=unroll > 1)
+    block, model = Block, self.config.model
+    if model.remat in _REMAT_POLICIES:
+      block = recomputed(Block, model, _REMAT_POLICIES[model.remat])
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
       metadata_params=sharding.STACKED,
       in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
       length=length,
-      unroll=unroll,
+      unroll=_unroll(model, length),
     )
     return scanned(self.config, dense, self.probe)
 
@@ -215,7 +215,7 @@ def _unroll(model: ModelConfig, length: int) -> int:
   """How many of a stack's layers a turn of its loop computes."""
   if model.unroll:
     return min(model.unroll, length)
-  # A turn copies its layer's weights out of the stack, and what backward needs into it: 13% of a
+  # A turn copies its layer's weights out of the stack, and what backward needs into it: 11% of a
   # step at d 48, 2% at d 128. Compiling takes as long for three layers as for a loop.
   is_short = length <= _FEW_LAYERS and model.remat == 'none'
   return length if is_short and platform() == 'cpu' and mesh.is_one_device() else 1

@@ -48,7 +48,7 @@ def by_layer(config: Config, params: dict, release: bool = False) -> dict:
   if on_accelerator():
     done = (lambda w: w.delete()) if release else lambda w: None
     return split(config, as_used(config, params, done), done=done)
-  if not jax.sharding.get_abstract_mesh().empty:
+  if not mesh.is_one_device():
     return params
   return params | {
     name: [_viewed(config, params[name], layer) for layer in range(depth(config.model, name))]

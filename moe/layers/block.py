@@ -1,12 +1,14 @@
 """One pre-norm Transformer block: x + attention(norm x), then x + FFN(norm x)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
 
-from moe.config import Config
+from moe.config import Config, ModelConfig
 from moe.layers.attention import Attention, KVCache, SharedContext
 from moe.layers.mlp import MLP
 from moe.layers.moe_layer import Aside, MoELayer
@@ -23,6 +25,13 @@ class Presence:
 
   is_there: jax.Array  # bool, by block where blocks are stacked
   share: float = struct.field(pytree_node=False)  # of all blocks of all stages, those that are
+
+
+def recomputed(module: type[nn.Module], model: ModelConfig, policy: Callable) -> type[nn.Module]:
+  """A module of a stack of layers, computed again in backward but for what `policy` saves."""
+  # A loop over layers keeps XLA from taking the first computation for the second; written out
+  # layers do not.
+  return nn.remat(module, policy=policy, prevent_cse=model.unroll > 1)
 
 
 class Block(nn.Module):
@@ -61,11 +70,7 @@ class Block(nn.Module):
     if self.dense:
       x_BLD += MLP(config, model.d_ff, name='mlp')(u_BLD)
       return x_BLD, (self._shown(Aside(None, {}), x_BLD), cache)
-    layer = (
-      nn.remat(MoELayer, policy=SAVE_PLAN, prevent_cse=model.unroll > 1)
-      if model.remat == 'moe'
-      else MoELayer
-    )
+    layer = recomputed(MoELayer, model, SAVE_PLAN) if model.remat == 'moe' else MoELayer
     is_token_BL = segment_ids_BL > 0
     y_BLD, aside = layer(config, self.probe, name='moe')(u_BLD, token_ids_BL, is_token_BL, forced)
     x_BLD += y_BLD

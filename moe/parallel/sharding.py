@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe.errors import UserError
 from moe.ops.quantized import Matrix, Quantized
-from moe.parallel.mesh import AXES, BATCH_AXES, size, zero_stage
+from moe.parallel.mesh import AXES, BATCH_AXES, is_one_device, size, zero_stage
 
 # Logical axis → mesh axes.
 _MESH_AXES: dict[str | None, tuple[str, ...]] = {
@@ -212,7 +212,7 @@ def spec(*names: str | None) -> PartitionSpec:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """x, laid out by its logical axes."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if is_one_device():
     return x
   return jax.lax.with_sharding_constraint(x, spec(*names))
 

@@ -200,8 +200,8 @@ def test_logits_are_float32_and_of_the_head():
   ids=lambda changes: ','.join(map(str, changes.values())),
 )
 def test_how_it_is_computed_changes_nothing(changes):
-  plain = small_config(**VARIANTS['dense_first_gqa'])
-  other = small_config(**VARIANTS['dense_first_gqa'] | changes)
+  deep = VARIANTS['dense_first_gqa'] | {'model.num_layers': 4}  # three of one kind
+  plain, other = small_config(**deep), small_config(**deep | changes)
   params, batch = small_params(plain), packed_batch(plain)
   expected, expected_metrics = gradients(plain, params, batch)
   computed, metrics = gradients(other, params, batch)
