@@ -204,5 +204,5 @@ def only_long(scale: Scale, study: str) -> None:
 
 # The shape and the rates that pilot_long.py has chosen; variants that it did not compare have the
 # rate of DeepSeekMoE, GShard and Switch.
-LONG = long_scale(48, 24, 2048, 3360, rates={'dense': 1.2e-2, 'hash': 1.2e-2})
+LONG = long_scale(48, 24, 2048, 3360, rates=dict.fromkeys(('dense', 'hash', 'dense_x16'), 1.2e-2))
 SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}

@@ -55,9 +55,9 @@ CHOICE = (
   '13.8M tokens.',
   'Then the learning rate at that shape: the same for every architecture, a quarter of the steps '
   'each, with a whole schedule. 0.012 was added when 0.006 was the best of the first three, and '
-  '0.024 for the two that were best at 0.012. Each has the rate that is its best: 0.012 Dense and '
-  'Hash Layer, 0.006 Switch, GShard, DeepSeekMoE and Dense×4, and all that are like them. Dense×16 '
-  'is not searched yet.',
+  '0.024 for the three that were best at 0.012. Each has the rate that is its best: 0.012 Dense, '
+  'Hash Layer and Dense×16, 0.006 Switch, GShard, DeepSeekMoE and Dense×4, and all that are like '
+  'them.',
   'Then the spread: three seeds of the five models of Table 1, whole runs that are runs of that '
   'study, too. DeepSeekMoE minus GShard varies by 0.004 (standard deviation), minus Switch by '
   "0.009, minus Hash Layer by 0.027, minus Dense by 0.015: a power of 0.9 for half of the paper's "
