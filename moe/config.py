@@ -93,6 +93,7 @@ class ModelConfig:
     at_least=0,
     at_most=10_000,
     effect=ROUNDING,
+    before=1,
   )
 
 

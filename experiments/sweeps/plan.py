@@ -294,7 +294,14 @@ def _changed(config_dict, values):
 
 @functools.cache
 def _before() -> dict:
-  return moe_config.from_stored({}, 'a config of no keys').to_dict()
+  """What runs did before there were keys; of what only rounds differently, what they do by default
+  now: a run is the same one with another rounding, as it is on another kind of machine.
+  """
+  before = moe_config.flatten(moe_config.from_stored({}, 'a config of no keys').to_dict())
+  now = moe_config.flatten(moe_config.defaults().to_dict())
+  return moe_config.unflatten(
+    {key: value if moe_config.must_stay(key) else now[key] for key, value in before.items()}
+  )
 
 
 def _config_dict(spec: str) -> ConfigDict:

@@ -157,3 +157,13 @@ def test_a_study_fixes_its_number_of_seeds(tmp_path):
     plan.load(str(tiny))
   with pytest.raises(UserError, match='SEEDS must be a number of at least 1, not 0'):
     plan.load(str(bad))
+
+
+def test_a_default_that_only_rounds_differently_names_no_run(tmp_path):
+  """The loop over layers is written out where runs before the key had it as a loop."""
+  asked = Run('asked', CONFIG, {'model.unroll': 1})
+  usual, looped = jobs_of(tmp_path, Run('usual', CONFIG), asked)
+  assert 'model.unroll' not in plan.settings(usual.config)
+  named = plan.settings(looped.config)
+  assert named == plan.settings(usual.config) | {'model.unroll': 1}
+  assert usual.config_hash != looped.config_hash
