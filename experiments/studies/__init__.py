@@ -32,6 +32,7 @@ BEYOND = (
   'shared_gate',
   'adaptive_k',
   'unequal_experts',
+  'coarse_shared',
   'attention_share',
   'specialisation',
   'upcycling',

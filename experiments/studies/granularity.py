@@ -9,11 +9,7 @@ monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63); of the Pile loss it gives the 
 and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order, with every step, which
 is more than "mostly". Beside the claim: it falls from end to end.
 
-What was tried for 1 + 1 of 15, such as a bias in place of the balance loss:
-
-  python -m launch.sweep --sweep=experiments/studies/granularity.py --runs=granularity_1_1_15
-    --seeds=1 --results=runs/tried --config.train.num_steps=840
-    --config.moe.balancing=bias --config.moe.expert_balance_weight=0
+What was tried for 1 + 1 of 15 is a study of its own, coarse_shared.py.
 """
 
 import itertools
@@ -41,14 +37,6 @@ _ENTRIES = (
   Entry('1+7/63', 'granularity_1_7_63', 1.808),
 )
 
-_TRIED = (
-  'At 40 tokens an activated parameter 1+1/15 is behind 0+2/16. Tried for it, one seed, a quarter '
-  'of them, where 0+2/16 has a loss of 3.491: as it is 3.557, a learning rate of 0.003 3.576, '
-  'sigmoid affinities 3.570, gates times four 3.596, a bias in place of the balance loss 3.530. '
-  'That one is closer, and still behind. With all tokens α1 = 0.001 gives 3.142 for 3.169, where '
-  '0+2/16 has 3.039.'
-)
-
 
 def analyse(results: Results) -> Analysis:
   """Each step of Figure 3 against the one before it."""
@@ -62,5 +50,5 @@ def analyse(results: Results) -> Analysis:
     [*steps, ends],
     'The six downstream tasks that Figure 3 draws, of which models of this size solve none above '
     'chance: loss stands in for them. Small experts specialise on what there is to specialise in, '
-    f'and few tokens hold less of it. {_TRIED}',
+    'and few tokens hold less of it. What was tried for 1+1/15 is the study coarse_shared.',
   )

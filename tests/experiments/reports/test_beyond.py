@@ -10,6 +10,7 @@ from experiments.studies import (
   adaptive_k,
   attention_share,
   balancing,
+  coarse_shared,
   longer,
   shared_gate,
   specialisation,
@@ -85,7 +86,10 @@ def _whole(study, seeds):
 
 @pytest.mark.parametrize(
   'study',
-  [longer, balancing, shared_gate, adaptive_k, unequal_experts, attention_share, specialisation],
+  [
+    *(longer, balancing, shared_gate, adaptive_k, unequal_experts, coarse_shared),
+    *(attention_share, specialisation),
+  ],
 )
 @pytest.mark.parametrize('seeds', [(), (0,), (0, 1, 2)], ids=['no lines', 'a seed', 'one diverged'])
 def test_they_say_what_is_there(study, seeds):
