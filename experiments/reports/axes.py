@@ -38,7 +38,11 @@ def decimals(numbers: Iterable[float]) -> int:
 
 
 def number(found: Interval, panel: Panel) -> str:
-  return f'{found.mean:.{panel.digits}f}'.replace('-', '−')
+  return signed(found.mean, panel.digits)
+
+
+def signed(value: float, digits: int) -> str:
+  return f'{value:.{digits}f}'.replace('-', '−')
 
 
 def length(text: str) -> float:

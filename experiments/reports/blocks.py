@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import re
 from collections.abc import Sequence
 
 
@@ -17,6 +18,11 @@ class Text:
 
   text: str
   strong: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+  items: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Figure:
   description: str
 
 
-Block = Heading | Text | Link | Code | Table | Figure
+Block = Heading | Text | List | Link | Code | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -66,6 +72,8 @@ def _markdown(block: Block) -> str:
       return f'{"#" * level} {text}'
     case Text(text, strong):
       return f'**{strong}** {text}'.strip() if strong else text
+    case List(items):
+      return '\n'.join(f'- {item}' for item in items)
     case Link(text, to):
       return f'[{text}]({to})'
     case Code(text):
@@ -79,7 +87,7 @@ def _markdown(block: Block) -> str:
       rule = '|'.join(
         '---:' if _is_number(column, rows) else '---' for column in range(len(columns))
       )
-      line = lambda row: '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
+      line = lambda row: '| ' + ' | '.join(_text(cell).replace('|', '\\|') for cell in row) + ' |'
       return '\n'.join([line(columns), f'|{rule}|', *map(line, cells)])
 
 
@@ -90,6 +98,8 @@ def _html(block: Block) -> str:
     case Text(text, strong):
       start = f'<strong>{html.escape(strong)}</strong> ' if strong else ''
       return f'<p>{start}{html.escape(text)}</p>'
+    case List(items):
+      return '\n'.join(['<ul>', *(f'<li>{html.escape(item)}</li>' for item in items), '</ul>'])
     case Link(text, to):
       return f'<p><a href="{html.escape(to)}">{html.escape(text)}</a></p>'
     case Code(text):
@@ -104,11 +114,16 @@ def _html(block: Block) -> str:
       )
       lines = [row('th', map(html.escape, columns))]
       for number, each in enumerate(rows):
-        texts = [html.escape(text) for text in each]
+        texts = [html.escape(_text(text)) for text in each]
         if links:
           texts[0] = f'<a href="{html.escape(links[number])}">{texts[0]}</a>'
         lines.append(row('td', texts))
       return '\n'.join(['<div class="table"><table>', *lines, '</table></div>'])
+
+
+def _text(cell: str) -> str:
+  """A number below zero, or an interval, with a minus sign."""
+  return re.sub(r'(?<![\w.])-(?=\d)', '−', cell)
 
 
 def _is_number(column: int, rows: Sequence[Sequence[str]]) -> bool:

@@ -13,7 +13,8 @@ _PLOT = 192  # pixels from the lowest tick to the highest
 _LEFT, _TOP, _BOTTOM = 62, 36, 56  # room around the axes; at the top a row of the legend more
 _LEGEND = 16  # of one row
 _COLOURS = 7
-_MOST_MARKED = 20  # points of a line; of a longer one nothing but the line is drawn
+_FEW = 3  # points of a logarithmic axis, which are its ticks then
+MOST_MARKED = 20  # points of a line; of a longer one nothing but the line is drawn
 _SUPERSCRIPT = str.maketrans('0123456789-', '⁰¹²³⁴⁵⁶⁷⁸⁹⁻')
 
 
@@ -84,13 +85,12 @@ class Lines:
     )
 
   def _x_ticks(self):
-    if not self._panel.log_x:
-      xs = sorted({x for series in self._panel.series for x, _ in series.points})
-      if len(xs) > _MOST_MARKED:
-        low, high = self._x_range
-        xs = [x for x in axes.ticks(xs[0], xs[-1]) if low <= x <= high]
-      return [(x, f'{x:g}') for x in xs]  # few: the points themselves
+    xs = sorted({x for series in self._panel.series for x, _ in series.points})
     low, high = self._x_range
+    if not self._panel.log_x and len(xs) > MOST_MARKED:
+      xs = [x for x in axes.ticks(xs[0], xs[-1]) if low <= x <= high]
+    if not self._panel.log_x or len(xs) <= _FEW:
+      return [(x, f'{x:g}') for x in xs]  # the points themselves
     decades = range(math.floor(low), math.ceil(high) + 1)
     inside = [
       (factor, power)
@@ -117,7 +117,7 @@ class Lines:
     path = 'L'.join(f'{x:.1f} {self._y(found.mean):.1f}' for x, found in points)
     colour = number % _COLOURS
     yield f'<path class="line stroke{colour}{kind}" d="M{path}"/>'
-    for x, found in points if len(points) <= _MOST_MARKED else ():
+    for x, found in points if len(points) <= MOST_MARKED else ():
       yield from self._whisker(x, found)
       yield (f'<circle class="fill{colour}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>')
 

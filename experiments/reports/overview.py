@@ -17,9 +17,11 @@ from moe.errors import UserError, of_file
 FIGURE = 'claims.svg'
 CAPTION = (
   'Paired differences of held-out loss that the claims are about, with 95% intervals, and the '
-  "paper's beside them, at its scale. An arrow is beyond the axis, its number beside it."
+  "paper's as diamonds, at its scale. Shaded is where the claim expects them. An arrow is beyond "
+  'the axis, its number beside it.'
 )
 _TITLE = "Differences of loss that decide the paper's claims"
+_WIDTH = 920
 # Nats; Dense − DeepSeekMoE of the paper is 0.25.
 _LIMITS = (-0.3, 0.3)
 # All studies of the paper, or those that are named.
@@ -36,15 +38,13 @@ def figure(studies: Sequence[Study]) -> str:
     for each in study.analysis.comparisons
     if each.role is Role.CLAIM and each.unit == LOSS and each.interval
   ]
-  panel = analysis.differences(_TITLE, rows, limits=_LIMITS)
-  return svg.figure('claims', CAPTION, [panel]) if rows else ''
+  panel = analysis.differences(_TITLE, rows, limits=_LIMITS, intervals=True)
+  return svg.figure('claims', CAPTION, [panel], _WIDTH) if rows else ''
 
 
 def table(studies: Sequence[Study]) -> Table:
   """A line a study, which leads to its section of the page."""
-  rows = tuple(
-    (study.title, study.claim, study.verdict.outcome if study.verdict else '') for study in studies
-  )
+  rows = tuple((study.title, study.claim, study.in_words) for study in studies)
   links = tuple(f'#{svg.identifier(study.name)}' for study in studies)
   return Table(('study', 'claim', 'verdict'), rows, links)
 
@@ -69,7 +69,7 @@ def with_verdicts(file: Path, studies: Sequence[Study], results: Path) -> str:
   found, rows, links = {study.name: study for study in studies}, [], []
   for name in names:
     if study := found.get(name):
-      said = study.in_words if study.missing else study.verdict.outcome
+      said = study.in_words
       leads_to = results / name / 'README.md'
     else:
       study, said = plan.load(f'experiments/studies/{name}.py'), 'not run yet'

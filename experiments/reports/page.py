@@ -12,6 +12,7 @@ from experiments.reports.blocks import (
   Figure,
   Heading,
   Link,
+  List,
   Text,
   to_html,
   to_markdown,
@@ -161,8 +162,9 @@ def _is_earlier(loaded: Sequence[studies.Study]) -> bool:
 def _method() -> list[Block]:
   return [
     Heading('How a verdict is reached, and what proxies cannot show', 1),
-    Text(texts.RULE),
+    List(texts.RULES),
     Text(texts.CAPTION),
+    Text(texts.OF_MACHINES),
     Text(texts.ALL_PROXIES),
   ]
 

@@ -1,10 +1,11 @@
 """A panel of rows: a label, a dot with its interval, and the number, in each.
 
 No bars: a dot needs no axis that starts at zero, so losses that differ by hundredths can be told.
-The paper's values are diamonds. A point beyond the panel's limits is an arrow at its edge, with its
-number beside it as everywhere.
+The paper's values are diamonds, below ours. A point beyond the panel's limits is an arrow at its
+edge, with its number beside it as everywhere. Where a row is expected to be is shaded.
 """
 
+import itertools
 from collections.abc import Iterator
 from xml.sax.saxutils import escape
 
@@ -42,6 +43,7 @@ class Rows:
 
   def draw(self) -> Iterator[str]:
     yield axes.title(self._panel, _LEFT)
+    yield from self._expected()
     yield from self._grid()
     for number, lines in enumerate(self._labels):
       first = self._middle(number) + 4 - axes.LINE * (len(lines) - 1) / 2
@@ -50,9 +52,9 @@ class Rows:
           f'<text x="{self._from - _GAP:.1f}" y="{first + row * axes.LINE:.1f}" '
           f'text-anchor="end">{escape(text)}</text>'
         )
-    right = self._to
-    for series, width in zip(self._panel.series, self._numbers):
-      right += _GAP + width
+    ends = itertools.accumulate((_GAP + width for width in self._numbers), initial=self._to)
+    columns = list(zip(self._panel.series, list(ends)[1:], strict=True))
+    for series, right in reversed(columns):  # ours last, over the paper's
       yield from self._series(series, right)
 
   def _middle(self, number: float) -> float:
@@ -62,6 +64,13 @@ class Rows:
   def _x(self, value: float) -> float:
     low, high = self._ticks[0], self._ticks[-1]
     return self._from + (value - low) / (high - low) * (self._to - self._from)
+
+  def _expected(self):
+    low, high = self._ticks[0], self._ticks[-1]
+    for number, (above, below) in enumerate(self._panel.expected):
+      first, last = (self._x(min(max(end, low), high)) for end in (above, below))
+      top, bottom = self._tops[number] + 2, self._tops[number + 1] - 2
+      yield f'<path class="expected" d="M{first:.1f} {top}H{last:.1f}V{bottom}H{first:.1f}Z"/>'
 
   def _grid(self):
     digits = axes.decimals(self._ticks)
@@ -114,4 +123,10 @@ class Rows:
       yield f'<path class="whisker" d="M{self._x(low):.1f} {y:.1f}H{self._x(high):.1f}{caps}"/>'
 
   def _text(self, found: Interval | None) -> str:
-    return axes.number(found, self._panel) if found else _NOT_GIVEN
+    if not found:
+      return _NOT_GIVEN
+    number = axes.number(found, self._panel)
+    if not self._panel.intervals or found.half is None:
+      return number
+    low, high = (axes.signed(end, self._panel.digits) for end in (found.low, found.high))
+    return f'{number} ({low} to {high})'

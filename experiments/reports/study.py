@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.reports import svg, texts
-from experiments.reports.blocks import Block, Code, Figure, Heading, Table, Text
+from experiments.reports.blocks import Block, Code, Figure, Heading, List, Table, Text
 from experiments.studies import STUDIES, common
 from experiments.studies.analysis import NONE, Analysis, Results
 from experiments.studies.common import Run, Scale
+from experiments.studies.intervals import detectable
 from experiments.studies.verdicts import (
   UNDECIDED,
   Comparison,
@@ -26,6 +27,7 @@ _COMPARISONS = (
   'mean',
   '95% interval',
   'seeds',
+  'detectable',
   'expected',
   'outcome',
   'decides the claim',
@@ -188,7 +190,7 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
     if analysis.comparisons:
       decided = zip(analysis.comparisons, outcomes(analysis.comparisons))
       parts += [Table(_COMPARISONS, tuple(_row(*each) for each in decided))]
-      parts += [Text(texts.RULE)] if alone else []
+      parts += [List(texts.RULES)] if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
   parts += [Code(study.commands)] if study.commands else []
   if analysis.cannot_show:
@@ -208,7 +210,8 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
     else ''
   )
   seeds = len({line['seed'] for line in distinct})
-  tokens = ' or '.join(f'{count:,}' for count in sorted({line['tokens'] for line in distinct}))
+  few, *more = sorted({line['tokens'] for line in distinct})
+  tokens = f'{few:,} to {more[-1]:,}' if more else f'{few:,}'
   hours = sum(line['seconds'] for line in distinct) / 3600
   return (
     f'{len(distinct)} runs, {seeds} {"seed" if seeds == 1 else "seeds"}, {tokens} tokens each, '
@@ -229,6 +232,7 @@ def _row(comparison: Comparison, outcome: str) -> tuple[str, ...]:
     NONE if found is None else f'{found.mean:.{digits}f}',
     limits,
     str(len(comparison.values)),
+    NONE if not found or not found.half else f'{detectable(found.sd, found.n):.{digits}f}',
     comparison.needs,
     outcome + (f': {why_open(comparison)}' if outcome == UNDECIDED else ''),
     comparison.role.value,

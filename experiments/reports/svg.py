@@ -27,6 +27,7 @@ _STYLE = """
 .figure .title { font-weight: 600; font-size: 13px; }
 .figure .page { fill: var(--page); }
 .figure .grid { stroke: var(--grid); }
+.figure .expected { fill: var(--first); opacity: 0.1; }
 .figure .axis, .figure .whisker { stroke: var(--ink); }
 .figure .level { stroke: var(--soft); stroke-dasharray: 5 4; }
 .figure .line { fill: none; stroke-width: 2; }
@@ -42,9 +43,11 @@ _STYLE = """
 """  # noqa: E501
 
 
-def figure(name: str, description: str, panels: Sequence[Panel]) -> str:
-  """The whole file. `name`: of its id; `description`: for those who cannot see it."""
-  width = _WIDTH if len(panels) > 1 else _ALONE
+def figure(name: str, description: str, panels: Sequence[Panel], alone: float = _ALONE) -> str:
+  """The whole file. `name`: of its id; `description`: for those who cannot see it; `alone`: the
+  width of a single panel.
+  """
+  width = _WIDTH if len(panels) > 1 else alone
   drawn = [(Rows if panel.categories else Lines)(panel, width) for panel in panels]
   pairs = [drawn[first : first + 2] for first in range(0, len(drawn), 2)]
   heights = [max(each.height for each in pair) for pair in pairs]

@@ -24,7 +24,7 @@ from experiments.studies.common import DOMAINS, LONG, Run, Scale
 from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 5
-CLAIM = 'At the same mean number of experts a token, a number that adapts to it has a lower loss.'
+CLAIM = 'With the same mean number of experts, letting it vary from token to token lowers the loss.'
 _MOST, _MEAN = 14, 7
 _MASS = 0.7
 _ADAPTIVE = {'moe.experts_per_token': _MOST, 'moe.gate_mass': _MASS}

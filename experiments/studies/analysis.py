@@ -102,7 +102,8 @@ class Panel:
   """One pair of axes. A row for each of its `categories`, whose numbers are x then; else lines.
 
   `y_axis`: what the values are. `from_zero`: its axis starts there. Of rows: `limits`, beyond which
-  a point is an arrow at the edge. Of lines: `x_axis`, `log_x`, and `level`, a dashed line.
+  a point is an arrow at the edge; `expected`, shaded, from where to where each is claimed to be;
+  and whether `intervals` are written out. Of lines: `x_axis`, `log_x`, and `level`, a dashed line.
   """
 
   title: str
@@ -113,6 +114,8 @@ class Panel:
   log_x: bool = False
   from_zero: bool = False
   limits: tuple[float, float] | None = None
+  expected: tuple[tuple[float, float], ...] = ()
+  intervals: bool = False
   digits: int = 3  # of the numbers beside dots and level
   level: tuple[str, Interval | None] | None = None
 
@@ -144,6 +147,7 @@ LOSS_COLUMNS = (
   'model',
   'parameters',
   'activated',
+  'training FLOPs',
   'seeds',
   HELD_OUT_LOSS,
   '95% interval',
@@ -157,7 +161,7 @@ def losses(results: Results, entries: Sequence[Entry]) -> tuple[tuple[str, ...],
   return tuple(
     (
       entry.label,
-      *(sizes(results, entry.run) if not entry.evaluation else ('', '')),
+      *(costs(results, entry.run) if not entry.evaluation else ('', '', '')),
       *shown(results.loss(entry.run, entry.evaluation)),
       shown(results.score(entry.run, 'bits_per_byte', entry.evaluation), 3)[1],
       NONE if entry.paper is None else f'{entry.paper:.3f}',
@@ -208,13 +212,25 @@ def against(
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
     role=role,
+    words=beside(entry.label, other.label),
   )
+
+
+def beside(label: str, other: str) -> tuple[str, str]:
+  """Words of a comparison of two losses."""
+  return f'{label} is {{}} above {other}', f'{label} is {{}} below {other}'
 
 
 def sizes(results: Results, run: str) -> tuple[str, str]:
   """Total and activated parameters."""
   counts = (results.of(run, 'total_params'), results.of(run, 'active_params'))
   return tuple(NONE if count is None else f'{count / 1e6:.2f}M' for count in counts)
+
+
+def costs(results: Results, run: str) -> tuple[str, str, str]:
+  """Total and activated parameters, and training FLOPs."""
+  flops = results.of(run, 'train_flops')
+  return *sizes(results, run), NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')
 
 
 def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:
@@ -258,7 +274,15 @@ def differences(title: str, comparisons: Sequence[Comparison], **options) -> Pan
   series = [Series('here', ours)]
   if any(found for _, found in paper):
     series.append(Series('paper', paper, paper=True))
-  return Panel(title, 'difference of loss', tuple(series), tuple(rows), **options)
+  expected = tuple((each.above, each.below) for each in rows.values())
+  return Panel(
+    title,
+    'difference of loss, nats a token',
+    tuple(series),
+    tuple(rows),
+    expected=expected,
+    **options,
+  )
 
 
 def spread(values: Mapping[str, Values]) -> dict[int, float]:

@@ -3,24 +3,28 @@
   python -m launch.sweep --sweep=experiments/studies/coarse_shared.py
 
 Figure 3 goes from 2 of 16 experts to 1 shared and 1 of 15, which is behind at this scale
-(granularity.py). Tried for it, at a quarter of the tokens: half of the learning rate, sigmoid
-affinities, gates times four, less balance loss, and a bias in its place (docs/routing.md). What is
-claimed, after one seed of most of them: a bias in place of the balance loss lowers the loss.
-Beside the claim: that it is no more than 0.02 above 2 of 16 then, and what each of the others does.
+(granularity.py). Tried for it, at a quarter of the tokens: half of the learning rate and twice it,
+sigmoid affinities, gates times four, less balance loss, and a bias in its place (docs/routing.md).
+What is claimed: a bias in place of the balance loss lowers the loss. The claim is of seeds 1 to 5,
+since seed 0, tried first with most of these, suggested it. Beside the claim: that it is no more
+than 0.02 above 2 of 16 then, and what each of the others does.
 """
+
+import dataclasses
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
 from experiments.studies.common import LONG, Run, Scale
 from experiments.studies.verdicts import ABOUT, Role
 
-SCALE, SEEDS = 'long', 5
+SCALE, SEEDS = 'long', 6
 CLAIM = (
-  'Of 1 shared and 1 of 15 experts the loss is lower when a bias balances them in place of a loss.'
+  'With 1 shared expert and 1 of 15 routed, balancing by a bias instead of a loss lowers the loss.'
 )
 _TOKENS = 1 / 4  # of the other studies'
 _ALPHA = 'moe.expert_balance_weight'
 _CHANGES = {
   'rate_0.003': {'optimizer.peak_lr': 3e-3},
+  'rate_0.012': {'optimizer.peak_lr': 1.2e-2},
   'sigmoid': {'moe.router': 'sigmoid'},
   'gates_4': {'moe.gate_scale': 4.0},
   'alpha1_0.001': {_ALPHA: 0.001},
@@ -41,6 +45,7 @@ _COARSE, _SHARED = Entry('0+2/16', 'granularity_0_2_16'), Entry('1+1/15', 'granu
 _BIAS = Entry('1+1/15, bias', 'bias')
 _OTHERS = (
   Entry('1+1/15, rate 0.003', 'rate_0.003'),
+  Entry('1+1/15, rate 0.012', 'rate_0.012'),
   Entry('1+1/15, sigmoid', 'sigmoid'),
   Entry('1+1/15, gates × 4', 'gates_4'),
   Entry('1+1/15, α1 0.001', 'alpha1_0.001'),
@@ -49,14 +54,15 @@ _OTHERS = (
 
 def analyse(results: Results) -> Analysis:
   """Losses, each change against none, and against 2 of 16."""
+  claimed = against(results, _BIAS, _SHARED, below=0.0)
+  unseen = {seed: value for seed, value in claimed.values.items() if seed}
   return of_losses(
     results,
     (_COARSE, _SHARED, _BIAS, *_OTHERS),
     (
-      against(results, _BIAS, _SHARED, below=0.0),
+      dataclasses.replace(claimed, values=unseen),
       against(results, _BIAS, _COARSE, below=ABOUT, role=Role.BESIDE),
       *(against(results, each, _SHARED, below=0.0, role=Role.BESIDE) for each in _OTHERS),
     ),
-    'Whether it is so after all tokens of the other studies; several changes at once. One of them '
-    'was tried with one seed before the claim was written, which is its seed 0.',
+    'Whether it is so after all tokens of the other studies; several changes at once.',
   )

@@ -23,6 +23,7 @@ from experiments.studies.analysis import (
   Panel,
   Results,
   Series,
+  beside,
   given,
   losses,
 )
@@ -99,6 +100,7 @@ def _comparisons(loss: Mapping[int, Values], gshard: Values) -> tuple[Comparison
     below=below,
     paper=_PAPER[active] - _PAPER_GSHARD,
     role=role,
+    words=beside(f'DeepSeekMoE with {active} routed', 'GShard'),
   )
   return (
     against_gshard(4, ABOUT, Role.CLAIM),

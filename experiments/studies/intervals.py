@@ -50,12 +50,12 @@ def half_width(sd: float, n: int) -> float:
 
 
 def p_value(found: Interval, bound: float) -> float:
-  """Of Student's test, two-sided, that the mean is `bound`: at 1 − p the interval ends there."""
+  """Of Student's test, two-sided, that the mean is `bound`: at 1 − p the interval ends there. Of
+  values that are not all the same.
+  """
   from scipy.special import stdtr
 
   distance = abs(found.mean - bound)
-  if not found.sd:
-    return float(not distance)
   return 2 * float(stdtr(found.n - 1, -distance / (found.sd / math.sqrt(found.n))))
 
 
@@ -68,9 +68,14 @@ def seeds_for(difference: float, sd: float, power: float = 0.9) -> int:
   """How many seeds find a true mean difference, not 0, whose values within seeds vary by `sd`, with
   this probability: at 95%, two-sided, by Student's t.
   """
-  from scipy.special import stdtrit
-
   n = 2
-  while float(stdtrit(n - 1, 0.975) + stdtrit(n - 1, power)) * sd / math.sqrt(n) > abs(difference):
+  while detectable(sd, n, power) > abs(difference):
     n += 1
   return n
+
+
+def detectable(sd: float, n: int, power: float = 0.9) -> float:
+  """The smallest true difference, from 0 or another bound, that `n` seeds find so."""
+  from scipy.special import stdtrit
+
+  return float(stdtrit(n - 1, 0.975) + stdtrit(n - 1, power)) * sd / math.sqrt(n)

@@ -14,10 +14,11 @@ shape with the largest difference between the two, beside what it costs, is take
 pieces, −0.033, where d 48 with 1024 has −0.022 and d 60 −0.013.
 Float32, whose speed and rounding depend less on the kind of machine than bfloat16's.
 Stage 2 chooses the learning rate at that shape, by the same rates for every architecture that is
-compared, Dense×4 and Dense×16 included: a quarter of the steps each, with a whole schedule.
-Stage 3 repeats the five models of Table 1 with three seeds (table1.py --seeds=3): the spread of
-their paired differences sets the number of seeds of every study (intervals.seeds_for: power 0.9 for
-half of the paper's difference, 5 at least).
+compared, Dense×4 and Dense×16 included: a quarter of the steps each, with a whole schedule. Later,
+before the study scaling was run, at its other widths too, for the best rate at d 48, half of it and
+twice it. Stage 3 repeats the five models of Table 1 with three seeds (table1.py --seeds=3): the
+spread of their paired differences sets the number of seeds of every study (intervals.seeds_for:
+power 0.9 for half of the paper's difference, 5 at least).
 
 Tokens a second on one core of a Xeon with AMX, float32, while the other core was busy, and what 40
 tokens an activated parameter take there: d 48 with 1024 pieces 18 thousand, 9 minutes; d 48 with
@@ -34,6 +35,7 @@ from experiments.studies.pilot import Table, text
 _RATE = 3e-3
 # The last was added when 6e-3 was best of the first three for all that had been tried; one more for
 # those that were best at the last.
+FACTORS = (0.5, 1, 2)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 _FURTHER = 2.4e-2
 _WANT_MORE = ('dense', 'hash', 'dense_x16')
@@ -51,8 +53,9 @@ CHOICE = (
   'least 40 tokens an activated parameter, hundreds of tokens a step for an expert, and no more '
   'than 25 hours of two cores for everything.',
   'First the shape: GShard and DeepSeekMoE, one seed, at a learning rate of 0.003. The largest '
-  'difference between the two, beside what it costs, is taken: d 48 with 2048 pieces, 3360 steps, '
-  '13.8M tokens.',
+  'difference between the two, beside what it costs, is taken: d 48, a vocabulary of 2048, 3360 '
+  'steps, '
+  "13.8M tokens. So Table 1's difference may be larger here than at other shapes of this size.",
   'Then the learning rate at that shape: the same for every architecture, a quarter of the steps '
   'each, with a whole schedule. 0.012 was added when 0.006 was the best of the first three, and '
   '0.024 for the three that were best at 0.012. Each has the rate that is its best: 0.012 Dense, '
@@ -62,7 +65,8 @@ CHOICE = (
   'study, too. DeepSeekMoE minus GShard varies by 0.004 (standard deviation), minus Switch by '
   "0.009, minus Hash Layer by 0.027, minus Dense by 0.015: a power of 0.9 for half of the paper's "
   'differences asks for 3, 3, 5 and 3 seeds. Every study has 5; half of a third of the difference '
-  'between GShard and DeepSeekMoE, which a step of Figure 3 may be, asks for 5, too.',
+  'between GShard and DeepSeekMoE, which a step of Figure 3 may be, asks for 5, too. Over five '
+  'seeds the first turned out to vary by 0.010, by which that step would take 13.',
 )
 SHAPES = {
   'd48_v1024': (48, 24, 1024, 2400),
@@ -73,8 +77,7 @@ SHAPES = {
 
 def sweep(scale: Scale = LONG) -> list[Run]:
   """The runs of stages 1 and 2; those of stage 3 are table1's."""
-  del scale  # the shapes are what is searched
-  return _shapes() + _rates()
+  return _shapes() + _rates() + _widths(scale)
 
 
 def _rates():
@@ -85,6 +88,34 @@ def _rates():
     for variant in _COMPARED
     for rate in _rates_of(variant)
   ]
+
+
+def _widths(scale):
+  runs = []
+  for variant, width in _other_widths(scale):
+    for factor in FACTORS:
+      rate = _best(scale, variant) * factor
+      changed = scale.of_length(1 / 4) | {'optimizer.peak_lr': rate}
+      runs.append(scale.run(variant, _of_width(variant, width, rate), changed, d_model=width))
+  return runs
+
+
+def _other_widths(scale):
+  """(variant, d_model) of the study scaling that stage 2 has not searched."""
+  return [
+    (variant, width)
+    for variant, widths in scale.widths.items()
+    for width in widths
+    if width != scale.shape[1]
+  ]
+
+
+def _best(scale, variant):
+  return scale.rates.get(variant, scale.settings['optimizer.peak_lr'])
+
+
+def _of_width(variant, width, rate):
+  return f'{variant}_d{width}_rate_{rate:g}'
 
 
 def _rates_of(variant):
@@ -101,8 +132,10 @@ def _shapes():
   ]
 
 
-def tables(results: Results) -> tuple[Table, Table]:
-  """Seed 0's loss by shape, of both models; and by architecture and learning rate."""
+def tables(results: Results) -> tuple[Table, ...]:
+  """Seed 0's loss by shape, of both models; by architecture and learning rate; and by width and
+  learning rate.
+  """
   shapes = []
   for name in SHAPES:
     gshard, moe = (results.loss(f'{variant}_{name}') for variant in ('gshard', 'deepseek_moe'))
@@ -111,9 +144,20 @@ def tables(results: Results) -> tuple[Table, Table]:
     (variant, *(_text(results.loss(f'{variant}_rate_{rate:g}')) for rate in (*RATES, _FURTHER)))
     for variant in _COMPARED
   )
+  widths = tuple(
+    (
+      f'{variant}, d {width}',
+      *(
+        _text(results.loss(_of_width(variant, width, _best(LONG, variant) * factor)))
+        for factor in FACTORS
+      ),
+    )
+    for variant, width in _other_widths(LONG)
+  )
   return (
     (('shape', 'GShard', 'DeepSeekMoE', 'DeepSeekMoE − GShard'), tuple(shapes)),
     (('held-out loss at peak learning rate', *(f'{rate:g}' for rate in (*RATES, _FURTHER))), rates),
+    (('of the best rate at d 48', 'half', 'as it is', 'twice'), widths),
   )
 
 

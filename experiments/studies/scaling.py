@@ -12,31 +12,31 @@ paper's numbers, about 40% and less when larger:
 
 What has to carry over: the share is below one half at the best Dense, the one of the lowest loss,
 by a law fitted to all runs of a seed: each model's loss a power of its compute above one floor.
+Presupposed: the law leaves less than 0.02 of loss (root mean square).
 Beside the claim: the share, and the loss at equal compute, without a law: between two widths off a
 straight line over log FLOPs. Loss over compute bends: it lies below that line, so that what is read
 is an upper bound.
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
-  NONE,
   Analysis,
   Panel,
   Results,
   Series,
+  costs,
   given,
   shown,
-  sizes,
 )
 from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import interval
-from experiments.studies.verdicts import Comparison, Role
+from experiments.studies.laws import Curve, Law, fit
+from experiments.studies.verdicts import ABOUT, Comparison, Role
 
 SCALE, SEEDS = 'long', EARLIER_SEEDS | {'long': 5}
 SOURCE = 'Tables 3 and 6'
@@ -67,10 +67,8 @@ _PAPER = {
   'DeepSeekMoE 142B half, 145B': ((374.6e12, 1.888), (585.6e12, 1.876)),
 }
 AT_MOST, AT_LEAST = 'at most', 'at least'
-_EXPONENTS = (0.01, 10.0)  # of a law: a curve is never flat
+_DRAWN = 50  # points of a law's line
 _SHARE = 0.5  # "about 40%", rounded up to what few seeds can tell
-
-Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 
 
 def analyse(results: Results) -> Analysis:
@@ -79,12 +77,10 @@ def analyse(results: Results) -> Analysis:
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
   pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
   laws = {seed: fit(*pair) for seed, pair in pairs.items() if _is_finite(*pair)}
-  left = f'{mean(law.error for law in laws.values()):.4f}' if laws else NONE
   rows = tuple(
     (
       f'{label}, width {width}',
-      *sizes(results, f'{variant}_d{width}'),
-      _scientific(results.of(f'{variant}_d{width}', 'train_flops')),
+      *costs(results, f'{variant}_d{width}'),
       *shown(results.loss(f'{variant}_d{width}')),
     )
     for label, variant in _VARIANTS.items()
@@ -100,6 +96,11 @@ def analyse(results: Results) -> Analysis:
     )
     for label, of_one in runs.items()
   )
+  fitted = tuple(
+    Series(f'{series.name}, the law', _mean_law(series, [of(law) for law in laws.values()]))
+    for series, of in zip(ours, (lambda law: law.dense_loss, lambda law: law.moe_loss), strict=True)
+    if laws
+  )
   paper = tuple(
     Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True)
     for label, points in _PAPER.items()
@@ -109,22 +110,22 @@ def analyse(results: Results) -> Analysis:
     rows,
     _comparisons(pairs, laws),
     (
-      Panel('This repository', HELD_OUT_LOSS, ours, x_axis='training FLOPs', log_x=True),
+      Panel(
+        'This repository', HELD_OUT_LOSS, (*ours, *fitted), x_axis='training FLOPs', log_x=True
+      ),
       Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
     ),
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; '
     'every width is trained on the same few tokens, so that the compute here buys width alone; '
     'attention and the output head, equal in both models, are a larger part of the compute of a '
-    f'small model. The law leaves {left} of loss (root mean square). Beside the claim the loss '
-    'between runs is taken from a straight line over log FLOPs, below which a curve lies that '
-    'flattens from width to width; where the curves do not overlap, from the nearest DeepSeekMoE '
-    'run: the comparison says "at most" or "at least". The learning rate was searched at one '
-    'width: another may suit the other widths better.',
+    'small model. Beside the claim the loss between runs is taken from a straight line over log '
+    'FLOPs, below which a curve lies that flattens from width to width; where the curves do not '
+    'overlap, from the nearest DeepSeekMoE run: the comparison says "at most" or "at least".',
   )
 
 
 def _comparisons(
-  pairs: Mapping[int, tuple[Curve, Curve]], laws: Mapping[int, 'Law']
+  pairs: Mapping[int, tuple[Curve, Curve]], laws: Mapping[int, Law]
 ) -> tuple[Comparison, ...]:
   """Of Dense's and DeepSeekMoE's curves by seed, and the laws of those that are finite."""
   whole = [pair for pair in pairs.values() if _is_finite(*pair)]
@@ -153,6 +154,14 @@ def _comparisons(
       paper=0.405,
       digits=3,
       unit='share',
+      words=('DeepSeekMoE needs {} of the compute', ''),
+    ),
+    Comparison(
+      'what the law leaves of loss',
+      {seed: laws[seed].error if seed in laws else math.nan for seed in pairs},
+      below=ABOUT,
+      role=Role.PREMISE,
+      unit='root mean square',
     ),
     read_off(
       share,
@@ -168,47 +177,11 @@ def _comparisons(
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Law:
-  """log(loss − floor) = at − exponent · log(C ÷ middle), C the training FLOPs: one floor for both
-  models, since they see the same text, and (at, exponent) each. `error`: root mean square of what
-  it leaves, in nats.
-  """
-
-  floor: float
-  middle: float
-  dense: tuple[float, float]
-  moe: tuple[float, float]
-  error: float
-
-  def share(self, compute: float) -> float:
-    """Of a dense model's compute, that of the MoE of the same loss."""
-    (at, exponent), (moe_at, moe_exponent) = self.dense, self.moe
-    x = math.log(compute / self.middle)
-    return math.exp((moe_at - at + exponent * x) / moe_exponent - x)
-
-
-def fit(dense: Curve, moe: Curve) -> Law:
-  """By least squares, through all runs of a seed; the floor is at least 0."""
-  import numpy as np
-  from scipy.optimize import least_squares
-
-  compute, loss = np.array([*dense, *moe]).T
-  middle = float(np.exp(np.log(compute).mean()))
-  x, is_moe = np.log(compute / middle), np.arange(len(compute)) >= len(dense)
-
-  def left(law):
-    floor, at, exponent, moe_at, moe_exponent = law
-    logs = np.where(is_moe, moe_at - moe_exponent * x, at - exponent * x)
-    return floor + np.exp(logs) - loss
-
-  lowest = float(loss.min())
-  start = (0.5 * lowest, *(math.log(0.5 * lowest), 0.1) * 2)
-  bounds = ((0.0, *(-10.0, _EXPONENTS[0]) * 2), (lowest, *(10.0, _EXPONENTS[1]) * 2))
-  found = least_squares(left, start, bounds=bounds, xtol=1e-12, ftol=1e-12, max_nfev=10000)
-  floor, at, exponent, moe_at, moe_exponent = map(float, found.x)
-  error = float(np.sqrt(np.mean(found.fun**2)))
-  return Law(floor, middle, (at, exponent), (moe_at, moe_exponent), error)
+def _mean_law(series: Series, losses: Sequence[Callable[[float], float]]):
+  """Points between the first and the last of a series: the mean over seeds of their laws."""
+  first, last = (math.log(series.points[end][0]) for end in (0, -1))
+  computes = [math.exp(first + (last - first) * step / (_DRAWN - 1)) for step in range(_DRAWN)]
+  return tuple((compute, given(mean(loss(compute) for loss in losses))) for compute in computes)
 
 
 def best(curve: Curve) -> tuple[float, float]:
@@ -294,7 +267,3 @@ def _widths(results: Results, variant: str) -> list[int]:
 def _is_finite(*curves: Curve) -> bool:
   """Whether none of the runs has diverged."""
   return all(math.isfinite(loss) for curve in curves for _, loss in curve)
-
-
-def _scientific(flops: float | None) -> str:
-  return NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')

@@ -25,8 +25,12 @@ from experiments.studies.common import DOMAINS, LONG, Run, Scale
 from experiments.studies.verdicts import ABOUT, Comparison
 
 SCALE, SEEDS = 'long', 5
-CLAIM = 'A gate before the shared expert is not as open for all text, and costs about no loss.'
+CLAIM = (
+  'A gate on the shared expert opens differently for different kinds of text, and costs almost no '
+  'loss.'
+)
 _APART = 0.02
+_WORDS = ('the gate is {} more open for one domain than for another', '')  # never negative
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
@@ -59,6 +63,7 @@ def analyse(results: Results) -> Analysis:
       above=_APART,
       digits=3,
       unit='openness',
+      words=_WORDS,
     ),
     against(results, _GATED, _PLAIN, below=ABOUT),
   )

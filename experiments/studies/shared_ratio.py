@@ -43,6 +43,8 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     comparisons,
-    'Differences of a few thousandths, as the paper has them: '
-    'with few seeds only those beyond about 0.02 can be told. ' + BOUND_MAY_BE_WIDE,
+    'Differences of a few thousandths, as the paper has them: with the spread of these runs five '
+    'seeds can hardly show that two models are within 0.02 of each other, even if they are '
+    f'(column detectable). {BOUND_MAY_BE_WIDE} 2 and 4 shared experts have the learning '
+    'rate found for 1.',
   )

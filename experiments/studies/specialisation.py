@@ -9,11 +9,10 @@ next one, as a share of their entropy; and how far the loss rises with the weigh
 of its layer in an expert's place, over how far it rises with none there: 0, another one does as
 well, 1 or more, it is no better than nothing. The paper argues by masking (Figure 4) that fine
 experts are less redundant. What has to carry over, at 40: that ratio is higher for DeepSeekMoE, and
-a choice tells more of the domain. Beside the claim: both grow with training, and so do the others.
-A choice is one of 63 there and one of 16 here, and so can tell more.
+a choice tells more of the domain. Presupposed: GShard's is below 1, since above it the ratio says
+how much a wrong expert harms, and no longer whether one can stand in for another. Beside the claim:
+both grow with training, and so do the others.
 """
-
-import math
 
 from experiments.studies.analysis import Analysis, Results, dots, shown
 from experiments.studies.common import LONG, Run, Scale, only_long
@@ -69,6 +68,9 @@ def analyse(results: Results) -> Analysis:
   models = 'DeepSeekMoE − GShard'
   comparisons = [
     compared(f'ratio: {models}', difference(ratio[moe], ratio[gshard]), Role.CLAIM),
+    Comparison(
+      'ratio: GShard', ratio[gshard], below=1.0, digits=2, role=Role.PREMISE, unit='share'
+    ),
     *(
       compared(
         f'{_SHARES[name]}: {models}',
@@ -98,14 +100,18 @@ def analyse(results: Results) -> Analysis:
       dots('Rise with another expert ÷ with none', 'ratio', named(ratio), digits=2),
       dots('What a choice tells of the domain', 'share of its entropy', named(shares['domain'])),
     ),
-    'Twelve experts a layer are replaced, on a batch of each domain; sets of experts that stand in '
-    'for one together; what experts know beyond domain and class of piece.',
+    'Whether several experts together replace one; what experts know beyond domain and class of '
+    'piece. Twelve experts a layer were replaced, on one batch of each domain. A choice is one of '
+    '63 in DeepSeekMoE and one of 16 in GShard, and so can tell more.',
   )
 
 
 def _ratio(first: Values, second: Values) -> dict[int, float]:
-  """NaN where nothing rises without an expert: of a model that has hardly been trained."""
+  """Of the seeds where the loss rises without an expert: of a model that has hardly been trained
+  it may not. NaN of one that has diverged.
+  """
   return {
-    seed: first[seed] / second[seed] if second[seed] > 0 else math.nan
+    seed: first[seed] / second[seed]
     for seed in sorted(first.keys() & second.keys())
+    if not second[seed] <= 0
   }

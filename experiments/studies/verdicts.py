@@ -46,7 +46,8 @@ class Comparison:
   A value may be infinite, where a study takes divergence for an outcome: there is no interval then,
   and what holds must hold for every seed.
   `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
-  `unit`: what the difference is of.
+  `unit`: what the difference is of. `words`: the finding in a clause, of a positive and of a
+  negative mean, with {} where its size goes.
   """
 
   what: str
@@ -59,6 +60,7 @@ class Comparison:
   at_most: bool = False
   at_least: bool = False
   unit: str = LOSS
+  words: tuple[str, str] | None = None
 
   @property
   def interval(self) -> Interval | None:
@@ -77,12 +79,23 @@ class Comparison:
     return f'below {self.below:g}' if math.isfinite(self.below) else f'above {self.above:g}'
 
   @property
+  def in_words(self) -> str:
+    """What was found, with its number: '1+1/15 is 0.086 above 0+2/16'."""
+    found = self.interval
+    if found is None:
+      return self.what
+    if self.words is None:
+      return f'{self.what} is {found.mean:.{self.digits}f}'.replace('-', '−')
+    digits = min(self.digits, 3)
+    return self.words[found.mean < 0].format(f'{abs(found.mean):.{digits}f}')
+
+  @property
   def p_value(self) -> float:
-    """Of the nearest bound; 0 where divergence decides, without an interval, and 1 where nothing is
-    decided for want of runs.
+    """Of the nearest bound; 0 where divergence decides, without an interval, or where all seeds say
+    the same, and 1 where nothing is decided for want of runs.
     """
     found = self.interval
-    if found is None or found.half is None:
+    if found is None or not found.half:
       return 1.0 if self.outcome == UNDECIDED else 0.0
     return max(p_value(found, bound) for bound in (self.above, self.below) if math.isfinite(bound))
 
@@ -205,16 +218,25 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
     return Verdict(UNDECIDED, 'no comparison decides the claim')
   failed = [each for each, outcome in claimed if outcome == FAILS]
   if failed:
-    return Verdict(FAILS, '; '.join(f'{each.what} is not {each.needs}' for each in failed))
+    return Verdict(FAILS, '; '.join(f'{each.in_words} (claimed: {each.needs})' for each in failed))
   open_ones = [pair for pair in (*claimed, *premises) if pair[1] != HOLDS]
   if open_ones and all(each.role is Role.CLAIM and each.is_level for each, _ in open_ones):
-    return Verdict(LEVEL, '; '.join(each.what for each, _ in open_ones))
+    return Verdict(LEVEL, _in_words([each for each, _ in open_ones]))
   if open_ones:
-    reasons = [f'{each.what} ({_why_open(each, outcome)})' for each, outcome in open_ones]
+    reasons = [f'{each.in_words} ({_why_open(each, outcome)})' for each, outcome in open_ones]
     return Verdict(UNDECIDED, '; '.join(reasons))
-  return Verdict(
-    HOLDS, f'all {len(claimed)} comparisons that decide it hold' if len(claimed) > 1 else ''
-  )
+  return Verdict(HOLDS, _in_words([each for each, _ in claimed]))
+
+
+def _in_words(comparisons: Sequence[Comparison]) -> str:
+  """What several have found; how one begins as the one before it is not said again."""
+  begins = [each.words[0].partition('{}')[0] if each.words else '' for each in comparisons]
+  before, said = '', ''
+  for each, begin in zip(comparisons, begins, strict=True):
+    goes_on = bool(begin) and begin == before
+    said += f', {each.in_words[len(begin) :]}' if goes_on else f'; {each.in_words}'
+    before = begin
+  return said[2:]
 
 
 def _why_open(comparison: Comparison, outcome: str) -> str:

@@ -61,7 +61,7 @@ def _whole(study, seeds):
       value = 3.0 + _noise(seed) if seed != 1 else None
       layers = [value and value / 10] * 3
       measures = {
-        'probes': {name: layers[:1] for name in ('copying', 'lookup')},
+        'probes': {name: layers[:1] for name in ('copying', 'copying_first', 'lookup')},
         'specialisation': {
           name: layers for name in ('domain', 'class', 'next_class', 'substituted', 'removed')
         },
@@ -135,7 +135,7 @@ def test_longer():
   ]
   found, decided = _analysed(longer, lines)
   assert decided == [HOLDS] * 4
-  apart = found['rise of DeepSeekMoE − of GShard ×1.5, masked 1/16: at 100 − at 10']
+  apart = found['rise of DeepSeekMoE − of GShard×1.5, masked 1/16: at 100 − at 10']
   assert apart.interval.mean == pytest.approx(0.9 - 0.1)
   off = found['rise without the shared expert: at 100 − at 10']
   assert off.interval.mean == pytest.approx(2 * (0.9 - 0.1), abs=0.001)
@@ -222,14 +222,21 @@ def test_attention_share():
       run,
       seed,
       3.0 + _noise(seed),
-      measures={'probes': {'copying': [value + _noise(seed) * value], 'lookup': [value]}},
+      measures={
+        'probes': {
+          'copying_first': [11.0 + seed],
+          'copying': [value + seed + _noise(seed) * value],
+          'lookup': [value],
+        }
+      },
     )
     for run, value in copying.items()
     for seed in range(3)
   ]
   found, decided = _analysed(attention_share, lines)
-  assert decided[:4] == [HOLDS] * 4
-  assert found['copying: 3 heads − 2 heads'].interval.mean == pytest.approx(-2.0, abs=0.01)
+  assert decided[:5] == [HOLDS] * 5
+  assert found['gain of copying: 3 heads − 2 heads'].interval.mean == pytest.approx(2.0, abs=0.01)
+  assert found['gain of copying: 2 heads'].interval.mean == pytest.approx(5.0, abs=0.01)
 
 
 def test_specialisation():
@@ -246,4 +253,32 @@ def test_specialisation():
   ]
   found, decided = _analysed(specialisation, lines)
   assert found['ratio: DeepSeekMoE − GShard'].interval.mean == pytest.approx(0.4 * 0.5, abs=0.01)
-  assert decided[:4] == [HOLDS] * 4 and len(decided) == 12
+  assert decided[:5] == [HOLDS] * 5 and len(decided) == 13
+
+
+def test_a_seed_that_misses_no_expert_has_no_ratio_and_has_not_diverged():
+  made = lambda removed: {
+    'substituted': [0.3],
+    'removed': [removed],
+    **{name: [0.2] for name in ('domain', 'class', 'next_class')},
+  }
+  lines = [
+    _line(run.name, seed, 3.0, measures={'specialisation': made(removed)})
+    for run in specialisation.sweep()
+    for seed, removed in enumerate((0.6, 0.6, -0.1, None))
+  ]
+  found, _ = _analysed(specialisation, lines)
+  assert found['ratio: GShard'].values == pytest.approx({0: 0.5, 1: 0.5, 3: math.nan}, nan_ok=True)
+  assert found['ratio: GShard'].diverged == [3]
+
+
+def test_what_suggested_the_claim_does_not_test_it():
+  lines = [
+    _line(run.name, seed, 3.0 - (run.name == 'bias') * (1.0 if seed == 0 else 0.1 + 0.001 * seed))
+    for run in coarse_shared.sweep()
+    for seed in range(6)
+  ]
+  found, decided = _analysed(coarse_shared, lines)
+  claimed = found['1+1/15, bias − 1+1/15']
+  assert sorted(claimed.values) == [1, 2, 3, 4, 5] and decided[0] == HOLDS
+  assert claimed.interval.mean == pytest.approx(-0.1, abs=0.01)

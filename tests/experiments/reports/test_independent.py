@@ -19,10 +19,10 @@ _RUN = {
   'Switch': 'switch',
   'GShard': 'gshard',
   'DeepSeekMoE': 'deepseek_moe',
-  'GShard ×1.2': 'gshard_x1_2',
-  'GShard ×1.5': 'gshard_x1_5',
-  'Dense ×4': 'dense_x4',
-  'Dense ×16': 'dense_x16',
+  'GShard×1.2': 'gshard_x1_2',
+  'GShard×1.5': 'gshard_x1_5',
+  'Dense×4': 'dense_x4',
+  'Dense×16': 'dense_x16',
   '0+2/16': 'granularity_0_2_16',
   '1+1/15': 'granularity_1_1_15',
   '1+3/31': 'granularity_1_3_31',
@@ -38,7 +38,7 @@ _STUDIES = {
   name: _RUN
   for name in ('table1', 'larger', 'granularity', 'half_active', 'fewer_active', 'shared_off')
 } | {'shared_ratio': _SHARED_RATIO}
-_FIGURE_4 = r'masked (\d)/16: rise of DeepSeekMoE − rise of GShard ×1.5'
+_FIGURE_4 = r"top (\d)/16 masked: rise − GShard×1.5's"
 
 
 def _folders():
@@ -66,7 +66,8 @@ def _table(folder: Path) -> list[dict[str, str]]:
   """The rows of the comparisons, by column."""
   text = (folder / 'README.md').read_text(encoding='utf-8')
   [table] = re.findall(r'^\| paired difference \|.*?(?=\n\n)', text, re.DOTALL | re.MULTILINE)
-  header, _, *rows = [line.strip('| ').split(' | ') for line in table.splitlines()]
+  lines = table.replace('−0', '-0').splitlines()  # numbers, not the names of differences
+  header, _, *rows = [line.strip('| ').split(' | ') for line in lines]
   return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -240,3 +241,18 @@ def test_five_seeds_are_what_the_spread_of_three_asks_for():
   assert max(wanted.values()) == 5
   said = (RESULTS / 'pilot_long' / 'README.md').read_text()
   assert 'asks for 3, 3, 5 and 3 seeds' in said and list(wanted.values()) == [3, 3, 5, 3]
+  whole = _lines(RESULTS / 'table1')
+  moe, gshard = (_losses(whole, run) for run in ('deepseek_moe', 'gshard'))
+  sd = np.std([moe[seed] - gshard[seed] for seed in range(5)], ddof=1)
+  step = 0.059 / 3 / 2
+  assert f'{sd:.3f}' == '0.010' and power(12, step, sd) < 0.9 <= power(13, step, sd)
+
+
+def test_what_two_kinds_of_machine_make_of_a_run():
+  of = lambda name: _losses(_lines(RESULTS / name), 'deepseek_moe')
+  epyc, xeon = of('table1'), of('disable_top')
+  apart = [epyc[seed] - xeon[seed] for seed in range(5)]
+  said = (RESULTS / 'method.html').read_text()
+  assert (
+    f'{np.std(apart, ddof=1):.4f} (standard deviation over seeds), {np.mean(apart):.4f}' in said
+  )

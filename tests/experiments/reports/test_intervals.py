@@ -119,9 +119,10 @@ def test_verdicts():
   assert of(holding, holding).outcome == HOLDS
   assert (
     of(holding, undecided, failing).outcome == FAILS
-    and of(failing).reason == 'c − d is not below 0'
+    and of(failing).reason == 'c − d is 1.0000 (claimed: below 0)'
   )
-  assert of(holding, undecided).outcome == UNDECIDED and of(undecided).reason.startswith('e − f (')
+  assert of(holding, undecided).outcome == UNDECIDED
+  assert of(undecided).reason.startswith('e − f is −0.2500 (about ')
   partial = verdicts.verdict([holding], 3, 15)
   assert (partial.outcome, partial.reason) == (UNDECIDED, '3 of 15 runs finished')
 
@@ -151,14 +152,14 @@ def test_only_comparisons_of_the_claim_decide_it():
   holding = Comparison('a − b', {0: -1.0, 1: -1.0}, below=0.0)
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
   beside = dataclasses.replace(failing, role=Role.BESIDE)
-  assert verdicts.verdict([holding, beside], 6, 6) == verdicts.Verdict(HOLDS, '')
+  assert verdicts.verdict([holding, beside], 6, 6).outcome == HOLDS
   assert (
     verdicts.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome
     == FAILS
   )
   assert (
     verdicts.verdict([holding, holding, beside], 6, 6).reason
-    == 'all 2 comparisons that decide it hold'
+    == 'a − b is −1.0000; a − b is −1.0000'
   )
 
 
@@ -168,20 +169,41 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
   undecided = Comparison('e − f', {0: 1.0, 1: -1.5}, below=0.0)
   presupposed = lambda comparison: dataclasses.replace(comparison, role=Role.PREMISE)
   of = lambda *comparisons: verdicts.verdict(comparisons, 6, 6)
-  assert of(holding, presupposed(holding)) == verdicts.Verdict(HOLDS, '')
+  assert of(holding, presupposed(holding)) == verdicts.Verdict(HOLDS, 'a − b is −1.0000')
   void = of(holding, presupposed(failing), presupposed(undecided))
   assert void.outcome == UNDECIDED
   first, second = void.reason.split('; ')
   assert (
     first
-    == 'c − d (presupposed, and not below 0 here: only models of which it is could show the claim)'
+    == 'c − d is 1.0000 (presupposed, and not below 0 here: only models of which it is could show '
+    'the claim)'
   )
-  assert second.startswith('e − f (presupposed: about ')
+  assert second.startswith('e − f is −0.2500 (presupposed: about ')
   assert of(failing, presupposed(failing)).outcome == FAILS
   diverged = Comparison('g − h', {0: -1.0, 1: math.nan}, below=0.0)
   assert (
     of(holding, presupposed(diverged)).reason == 'g − h (presupposed: a run of seed 1 has diverged)'
   )
+
+
+def test_findings_are_said_in_words():
+  words = ('a is {} above b', 'a is {} below b'), ('a is {} above c', 'a is {} below c')
+  below, above = (
+    Comparison('x', {0: mean - 0.001, 1: mean + 0.001}, below=1.0, words=each)
+    for mean, each in zip((-0.0466, 0.0321), words, strict=True)
+  )
+  assert verdicts.verdict([below, above], 2, 2).reason == 'a is 0.047 below b, 0.032 above c'
+  plain = Comparison('share', {0: 0.41, 1: 0.43}, below=1.0, digits=2)
+  assert verdicts.verdict([above, plain], 2, 2).reason == 'a is 0.032 above c; share is 0.42'
+  failing = dataclasses.replace(above, below=0.0)
+  assert verdicts.verdict([failing], 2, 2).reason == 'a is 0.032 above c (claimed: below 0)'
+  assert Comparison('x', {0: math.nan}, words=words[0]).in_words == 'x'
+
+
+def test_what_is_the_same_for_all_seeds_is_decided_beside_others(stats):
+  same = Comparison('idle', {0: 0.0, 1: 0.0, 2: 0.0}, above=0.0)
+  clear = Comparison('clear', {0: 1.0, 1: 1.01, 2: 0.99}, above=0.0)
+  assert same.p_value == 0.0 and verdicts.outcomes([same, clear]) == [FAILS, HOLDS]
 
 
 def test_holms_correction_is_of_a_claims_comparisons_alone(stats):

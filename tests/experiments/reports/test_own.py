@@ -50,8 +50,8 @@ def test_a_study_of_ones_own_is_reported_and_no_other(own):
   half = 12.7062 * 0.05  # t of 1 degree of freedom; differences -0.1 and -0.2
   assert 'Twice the rate is better' in text and '`xz' not in text and 'Verdict' not in text
   assert re.search(
-    r'\| twice \| .*M \| 2 \| 2\.9500 \| .* \| -0\.1500 '
-    rf'\| {-0.15 - half:.4f} to {-0.15 + half:.4f} \| 0\.500 \|',
+    r'\| twice \| .*M \| 2 \| 2\.9500 \| .* \| −0\.1500 '
+    rf'\| −{0.15 + half:.4f} to {-0.15 + half:.4f} \| 0\.500 \|',
     text,
   ), text
   assert text.index('| &lt;once> |') < text.index('| twice |')  # in the order of the file

@@ -95,7 +95,8 @@ def test_a_page_without_runs_has_no_figure(browser, tmp_path):
   in_process.check('report', f'--results={tmp_path}')
   page, faults = _open(browser, tmp_path / 'index.html')
   assert page.locator('svg').count() == 0 and faults == []
-  assert page.get_by_text('0 of 25 runs finished').count() == 1
+  # In the table of all, and in its section.
+  assert page.get_by_text('0 of 25 runs finished').count() == 2
 
 
 def test_a_figure_by_itself(browser, results):
