@@ -16,9 +16,9 @@ from moe.parameters import declared
 
 def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None) -> dict:
   """The tree with `Quantized` matrices: of attention, FFNs and experts, and the head. Rows of the
-  embedding, a router's and norms stay as they are: few of them are read for a token, or they are
-  small. A matrix whose rows, or a device's part of them, are no whole groups of int4 is int8, which
-  is logged. Takes those of `params` one by one: never all are there twice.
+  embedding stay as they are, since few of them are read for a token, and what is used in float32: a
+  router's, gates and norms. A matrix whose rows, or a device's part of them, are no whole groups of
+  int4 is int8, which is logged. Takes those of `params` one by one: never all are there twice.
 
   kind: of `moe.config.FEW_BITS`. UserError for a mesh that deals out experts or gathers weights.
   """
@@ -27,7 +27,7 @@ def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None)
 
   def made(path, w):
     box, name = boxes[path], '/'.join(path)
-    if not box.decayed or 'router' in path or path[-1] == 'embedding':
+    if not box.rounded or path[-1] == 'embedding':
       return w
     if mesh is None:
       return quantize(w, _possible(kind, name, w.shape[-2]))

@@ -79,9 +79,10 @@ def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Con
   _check(config, intervention, chosen)
   moe = dataclasses.replace(moe, experts_per_token=chosen)
   if intervention.without_shared:
-    moe = dataclasses.replace(moe, num_shared_experts=0)
+    moe = dataclasses.replace(moe, num_shared_experts=0, shared_gate=False)
     blocks = params['moe_blocks']
-    layer = {name: weights for name, weights in blocks['moe'].items() if name != 'shared'}
+    gone = 'shared', 'shared_gate'
+    layer = {name: weights for name, weights in blocks['moe'].items() if name not in gone}
     params = params | {'moe_blocks': blocks | {'moe': layer}}
   return dataclasses.replace(config, moe=moe), params, intervention.masked(moe.num_experts)
 

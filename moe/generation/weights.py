@@ -81,7 +81,7 @@ def as_used(
 
   def used(path, w):
     box = boxes.get(path)
-    if box is None or not box.decayed or 'router' in path:  # a router uses its own as they are
+    if box is None or not box.rounded:
       return w
     new = as_products_take(w, config.model.dtype)
     if in_stack and 'experts' in path:

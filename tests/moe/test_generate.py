@@ -114,6 +114,16 @@ def test_greedy_with_the_cache_equals_recomputing(name):
   assert len(different) > 10  # not the same token for ever
 
 
+def test_what_is_used_in_float32_stays_so_on_an_accelerator():
+  config = small_config(**{'moe.shared_gate': True, 'model.dtype': 'bfloat16'})
+  with compiling_for('gpu', interpret=True):
+    used = weights.as_used(config, small_params(config, 0))
+  leaves = jax.tree_util.tree_leaves_with_path(used)
+  exact = {path[-1].key for path, w in leaves if w.dtype == jnp.float32}
+  assert exact == {'shared_gate', 'scale'} | {'experts'}  # the router's
+  assert used['moe_blocks']['moe']['experts']['gate'].dtype == jnp.bfloat16
+
+
 def test_weights_in_bfloat16_are_read_where_they_lie():
   """Experts' as bits, where the op takes them; and the tokens are those of the whole sequence."""
   run = _run(seed=2)

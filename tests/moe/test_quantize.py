@@ -37,6 +37,7 @@ WIDE = {
   'model.num_dense_layers': 1,
   'model.d_ff': 64,
   'moe.d_expert': 64,
+  'moe.shared_gate': True,
   'data.batch_size': 8,
 }
 PROMPTS = ['', 'abc', 'q', 'hello']
@@ -71,7 +72,7 @@ def same_numbers(kind):
 def test_which_are_quantized(kind):
   leaves = jax.tree_util.tree_leaves_with_path(few(kind), is_leaf=is_quantized)
   kept = {path[-1].key for path, w in leaves if not is_quantized(w)}
-  assert kept == {'embedding', 'scale'} | {'experts'}  # the router's
+  assert kept == {'embedding', 'scale', 'experts', 'shared_gate'}  # experts: the router's
   own, before = (sum(w.nbytes for w in jax.tree.leaves(tree)) for tree in (few(kind), numbers()))
   assert own < before * (0.3 if kind == 'int8' else 0.17)
 

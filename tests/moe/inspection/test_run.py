@@ -264,6 +264,15 @@ def _text(run):
   return allowed_V
 
 
+def test_without_the_shared_expert_its_gate_is_gone_too():
+  run = run_of(**{'moe.shared_gate': True})
+  without = run.intervene(without_shared=True)
+  assert (
+    without.with_config(experts_per_token=1).logits(IDS[1])
+    == run.intervene(without_shared=True, experts_per_token=1).logits(IDS[1])
+  ).all()
+
+
 def test_options_of_a_trained_model():
   run = run_of()
   fewer = run.with_config(experts_per_token=1)
