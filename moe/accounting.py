@@ -85,7 +85,7 @@ def count_params(config: Config) -> dict[str, int]:
   from moe.layers.norm import RMSNorm
 
   model, norm = config.model, RMSNorm.num_params(config)
-  moe_layers = model.num_layers - model.num_dense_layers
+  moe_layers = model.num_moe_layers
   of_layer = MoELayer.num_params(config)
   dense = model.num_dense_layers * MLP.num_params(config, model.d_ff)
   return {

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from moe.contradictions import contradictions
 from moe.errors import UserError
 
-# `differences` and `flatten` are for whoever compares configs.
+# `differences`, `listed` and `flatten` are for whoever compares configs.
 from moe.keys import (
   LARGEST_SEED,
   NOTHING,
@@ -38,6 +38,9 @@ from moe.keys import (
 )
 from moe.keys import (
   differences as differences,
+)
+from moe.keys import (
+  listed as listed,
 )
 
 # {old dotted name: its name now}. Old names are understood in stored
@@ -95,6 +98,10 @@ class ModelConfig:
     effect=ROUNDING,
     before=1,
   )
+
+  @property
+  def num_moe_layers(self) -> int:
+    return self.num_layers - self.num_dense_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -505,6 +512,10 @@ class Config:
   finetune: FinetuneConfig = section(FinetuneConfig, 'What of the model is trained')
   evaluation: EvaluationConfig = section(EvaluationConfig, 'Held-out losses', NOTHING)
   checkpoint: CheckpointConfig = section(CheckpointConfig, 'What is kept of a run', NOTHING)
+
+  @property
+  def has_routed_experts(self) -> bool:
+    return bool(self.moe.num_experts and self.model.num_moe_layers)
 
   @property
   def tokenizer_vocab_size(self) -> int:

@@ -145,8 +145,7 @@ def _of_the_warm_start(c) -> Iterator[str]:
 
 def _of_the_fine_tuning(c) -> Iterator[str]:
   f = c.finetune
-  has_routed = c.moe.num_experts and c.model.num_dense_layers < c.model.num_layers
-  if (f.trainable in ('router_frozen', 'experts') or f.experts) and not has_routed:
+  if (f.trainable in ('router_frozen', 'experts') or f.experts) and not c.has_routed_experts:
     yield f'finetune.trainable={f.trainable} needs routed experts: this model has none'
   if wrong := [each for each in f.lora_targets if each not in LORA_TARGETS]:
     yield (

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe.config import Config
-from moe.data import batches as pipeline
+from moe.data import batches as data_batches
 from moe.data.packing import Batch
 from moe.data.store import PreparedData
 from moe.losses.cross_entropy import token_losses
@@ -60,8 +60,8 @@ def held_out_batches(
   `mesh`: the one that they are spread over, where there is one.
   """
   for domain in data.held_out_domains:
-    for batch in pipeline.evaluation_batches(data, domain, config, max_batches):
-      yield domain, place_whole(batch, mesh) if mesh else batch
+    for batch in data_batches.evaluation_batches(data, domain, config, max_batches):
+      yield domain, place_whole(batch, mesh)
 
 
 class Evaluator:
@@ -98,9 +98,9 @@ class Evaluator:
         sums_of[domain][name] += mean_N.astype(np.float64) * int(weight)
     sums = {}
     for domain, found in scored.items():
-      size = pipeline.held_out_bytes(self._data, domain) if max_batches is None else None
+      size = data_batches.held_out_bytes(self._data, domain) if max_batches is None else None
       # No model predicts what its tokens do not say: 8 bits a byte, as without a model.
-      sums[domain] = *found, size, 8 * pipeline.lost_bytes(self._data, domain)
+      sums[domain] = *found, size, 8 * data_batches.lost_bytes(self._data, domain)
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
     total, is_sample = self._total(sums)
@@ -121,7 +121,7 @@ class Evaluator:
     loss, scored, whole = 0.0, 0, 0
     for domain, (domain_loss, tokens, size, _) in sums.items():
       sampled = size is None
-      held_out = pipeline.held_out_targets(self._data, domain) if sampled else tokens
+      held_out = data_batches.held_out_targets(self._data, domain) if sampled else tokens
       # Exactly 1 where all of them were scored.
       loss += domain_loss * (held_out / max(tokens, 1))
       scored, whole = scored + tokens, whole + held_out
@@ -148,7 +148,7 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
   The last one is called 'total', or '(total)' beside a domain of that name:
   no domain's name has brackets.
   """
-  texts = {domain: pipeline.held_out_text(data, domain) for domain in data.held_out_domains}
+  texts = {domain: data_batches.held_out_text(data, domain) for domain in data.held_out_domains}
   rows = {
     domain: score._asdict() | compressed_bits_per_byte(texts[domain])
     for domain, score in evaluation.domains.items()

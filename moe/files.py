@@ -54,6 +54,14 @@ def read_json_list(path: str | os.PathLike) -> list[dict]:
   return [_of_type(item, dict) for item in _of_type(_parsed(path), list)]
 
 
+def stored_key(workdir: str | os.PathLike, section: str, key: str) -> str:
+  """A key of a run's config.json, as text; '' where none can be read."""
+  try:
+    return str(read_json(Path(workdir) / 'config.json')[section][key])
+  except (OSError, ValueError, LookupError, TypeError):
+    return ''
+
+
 @contextlib.contextmanager
 def locked(
   path: str | os.PathLike, when_held: Callable[[str], None] = lambda content: None

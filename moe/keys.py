@@ -147,6 +147,11 @@ def unflatten(flat: Mapping[str, object]) -> dict:
   return nested
 
 
+def listed(changed: Mapping[str, tuple[object, object]], keys: Iterable[str], here: str) -> str:
+  """These keys of `differences` in words, with both values; `here`: what the second is called."""
+  return ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} {here})' for key in keys)
+
+
 def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
   """Dotted keys whose values differ between two nested dicts, with both values.
 

@@ -50,8 +50,7 @@ class Transformer(nn.Module):
     self.final_norm = RMSNorm(self.config)
     if model.num_dense_layers:
       self.dense_blocks = self._stack(dense=True, length=model.num_dense_layers)
-    if model.num_layers > model.num_dense_layers:
-      length = model.num_layers - model.num_dense_layers
+    if length := model.num_moe_layers:
       self.moe_blocks = self._stack(dense=False, length=length)
 
   def __call__(
@@ -224,7 +223,7 @@ def _unroll(model: ModelConfig, length: int) -> int:
 def stack_names(model: ModelConfig) -> list[str]:
   """The stacks of equal blocks that a model has, in their order."""
   dense = ['dense_blocks'] if model.num_dense_layers else []
-  return dense + (['moe_blocks'] if model.num_layers > model.num_dense_layers else [])
+  return dense + (['moe_blocks'] if model.num_moe_layers else [])
 
 
 def after_step(config: Config, params: dict, measured: dict[str, jax.Array]) -> dict:

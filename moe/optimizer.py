@@ -50,10 +50,10 @@ def hyperparameters(config: Config) -> Hyperparameters:
     cosine_lr_fraction=1 - optimizer.final_lr_fraction,
     weight_decay=optimizer.weight_decay,
     clip_norm=optimizer.clip_norm or np.inf,
-    max_bad_steps=0,
+    max_bad_steps=config.train.max_bad_steps,
   )
-  numbers = jax.tree.map(np.float32, numbers, is_leaf=lambda x: isinstance(x, list))
-  return numbers._replace(max_bad_steps=np.int32(min(config.train.max_bad_steps, 2**31 - 1)))
+  floats = jax.tree.map(np.float32, numbers, is_leaf=lambda x: isinstance(x, list))
+  return floats._replace(max_bad_steps=np.int32(numbers.max_bad_steps))
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:

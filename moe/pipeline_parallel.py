@@ -148,10 +148,10 @@ class _Schedule(NamedTuple):
       received, state = carry
       is_backward, m = turn(t, stage, stages)
       choice = jnp.where((m >= 0) & (m < microbatches), 1 + is_backward, 0)
-      rest = lambda m, received, state: (received, state)
+      idle = lambda m, received, state: (received, state)
       busy = microbatches / (2 * (microbatches + stages - 1))
       with runs(1 - 2 * busy, busy, busy):
-        send, state = lax.switch(choice, [rest, forward, backward], m, received, state)
+        send, state = lax.switch(choice, [idle, forward, backward], m, received, state)
       with runs(0.5, 0.5):
         return lax.switch(t % 2, swaps, send), state
 

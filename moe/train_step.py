@@ -199,11 +199,11 @@ def _of_packing(batch):
   }
 
 
-def _parts(x_BN, parts):
+def _parts(x_B, parts):
   """Every parts-th sequence a part, so that on a mesh each device keeps its own."""
-  x = x_BN.reshape(-1, parts, *x_BN.shape[1:]).swapaxes(0, 1)
-  return constrain(x, None, 'batch', *(None for _ in x_BN.shape[1:]))
+  x = x_B.reshape(-1, parts, *x_B.shape[1:]).swapaxes(0, 1)
+  return constrain(x, None, 'batch', *(None for _ in x_B.shape[1:]))
 
 
 def _routing_shape(config):
-  return config.model.num_layers - config.model.num_dense_layers, config.moe.num_experts
+  return config.model.num_moe_layers, config.moe.num_experts

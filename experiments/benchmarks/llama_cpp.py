@@ -9,8 +9,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 
 class LlamaCpp:
   """A file that is open. Its keys, values and scores are float32."""
@@ -36,14 +34,6 @@ class LlamaCpp:
   def time(self, ids: Sequence[int], tokens: int) -> None:
     """Reads the prompt, and says so many tokens after it, whatever they are."""
     self._complete(ids, tokens, ignore_eos=True)
-
-  def log_probabilities(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    """log p_V of the token after the ids, in the order of the vocabulary."""
-    found = self._complete(ids, 1, n_probs=vocab_size)['completion_probabilities'][0]
-    log_p_V = np.full(vocab_size, np.nan)
-    for each in found['top_logprobs']:
-      log_p_V[each['id']] = each['logprob']
-    return log_p_V
 
   def _complete(self, prompt, tokens, **more):
     prompt = prompt if isinstance(prompt, str) else list(prompt)

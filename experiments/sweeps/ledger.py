@@ -198,7 +198,6 @@ def current(
   study_file: str,
   results: str | Path = 'experiments/results',
   scale: Scale = PROXY,
-  seeds: Sequence[int] = range(100),
 ) -> list[dict]:
   """The lines of a study's runs as they are configured now, for its figures:
   in the order of `sweep()`, then seeds.
@@ -214,6 +213,7 @@ def current(
     for job in plan.jobs(study, scale, [0], {}, Path())
     for run in job.runs
   }
+  seeds = sorted({seed for _, seed, _ in lines})
   keys = ((name, seed, config_hash) for name, config_hash in hashes.items() for seed in seeds)
   found = [dict.fromkeys(FIELDS) | {'format': 1} | lines[key] for key in keys if key in lines]
   check_data(file, found)

@@ -109,7 +109,7 @@ def routing(
 
 def check_routed(config: Config) -> None:
   """UserError for a model without routed experts."""
-  if not config.moe.num_experts or config.model.num_dense_layers == config.model.num_layers:
+  if not config.has_routed_experts:
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
 
 
@@ -128,7 +128,7 @@ def _check(config, intervention, chosen):
 
   require(0 <= share < 1, f'masked_share={share} must be at least 0 and below 1')
   require(
-    intervention == Intervention() or config.model.num_dense_layers < config.model.num_layers,
+    intervention == Intervention() or config.model.num_moe_layers > 0,
     f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer '
     'whose routing could be changed',
   )

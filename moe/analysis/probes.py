@@ -54,7 +54,7 @@ def losses(
     size = config.data.batch_size
     for start in range(0, len(tokens_BM), size):
       batch = _batch(tokens_BM[start : start + size], is_scored_BL[start : start + size], config)
-      one, weight = jax.device_get(compiled(params, place_whole(batch, mesh) if mesh else batch))
+      one, weight = jax.device_get(compiled(params, place_whole(batch, mesh)))
       total, scored = total + float(one), scored + float(weight)
     return total / scored
 

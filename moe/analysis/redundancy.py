@@ -72,7 +72,7 @@ def measure(
 
 def _drawn(config, pairs, generator):
   """(experts_NX, others_NX), of each pair both as wide. The first experts are the wide ones."""
-  moe, layers = config.moe, config.model.num_layers - config.model.num_dense_layers
+  moe, layers = config.moe, config.model.num_moe_layers
   of_one_width = np.arange(moe.wide_experts), np.arange(moe.wide_experts, moe.num_experts)
   several = [experts for experts in of_one_width if len(experts) > 1]
   if not several:

@@ -176,7 +176,7 @@ def _add_keys(writer: 'gguf.GGUFWriter', library, config: Config, dtype: np.dtyp
   writer.add_rope_dimension_count(model.head_dim)
   writer.add_rope_freq_base(model.rope_base)
   writer.add_layer_norm_rms_eps(model.norm_eps)
-  if model.num_dense_layers < model.num_layers:
+  if model.num_moe_layers:
     writer.add_leading_dense_block_count(model.num_dense_layers)
     writer.add_expert_count(moe.num_experts)
     writer.add_expert_used_count(moe.experts_per_token)

@@ -92,12 +92,12 @@ def upcycle(
 def _check(dense: Config, config: Config, where) -> None:
   """UserError unless the new config is the dense one's but for its FFNs."""
   model, moe = config.model, config.moe
-  if dense.model.num_dense_layers != dense.model.num_layers:
+  if dense.model.num_moe_layers:
     raise UserError(
       f'{where} has experts already (model.num_dense_layers={dense.model.num_dense_layers} of '
       f'{dense.model.num_layers} layers): --upcycle takes a dense run'
     )
-  if model.num_dense_layers == model.num_layers or not moe.num_experts:
+  if not config.has_routed_experts:
     raise UserError(
       f'--config has no routed experts (model.num_dense_layers={model.num_dense_layers} of '
       f'{model.num_layers} layers, moe.num_experts={moe.num_experts}): --upcycle makes a MoE run'
@@ -225,7 +225,7 @@ def _router(config, division, options, generator):
   if whole == 1 and left:
     # The mean would be the only column: of equal gates the first experts' are taken.
     std = 0.0
-  shape = model.num_layers - model.num_dense_layers, model.d_model, whole
+  shape = model.num_moe_layers, model.d_model, whole
   columns_NDC = generator.normal(0, std, shape).astype(np.float32)
   mean_ND1 = columns_NDC.mean(axis=-1, keepdims=True)
   return np.concatenate(

@@ -20,9 +20,7 @@ from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 
 
-def open_given(
-  sources: str, data: DataConfig, tokenizer: Tokenizer | None, key: str = '--sources'
-) -> PreparedData:
+def open_given(sources: str, data: DataConfig, tokenizer: Tokenizer | None) -> PreparedData:
   """Every document of `sources`, whole, as the held-out text of prepared data.
 
   It lies in a temporary folder, which goes with the process. UserError for what data.sources would
@@ -32,13 +30,12 @@ def open_given(
     sources: as data.sources; weights mean nothing here.
     data: how the run reads files: format, text_key, separator, bad_rows, max_document_mb, and how
       it writes down conversations.
-    key: what errors call `sources`.
   """
   tokenizer = must_have(tokenizer)
   folder = tempfile.TemporaryDirectory(prefix='given-text-')
   directory = Path(folder.name)
   with prepare.write_errors(directory):
-    metadata = _write(sources, data, tokenizer, key, directory)
+    metadata = _write(sources, data, tokenizer, directory)
     prepared = PreparedData(directory, metadata, weights={})
   weakref.finalize(prepared, folder.cleanup)
   prepare.tell(prepare.lossy({'given': metadata['splits'][HELD_OUT]}))
@@ -65,11 +62,11 @@ def trained_on(
   ]
 
 
-def _write(sources, data, tokenizer, key, directory):
+def _write(sources, data, tokenizer, directory):
   """The metadata of what it writes into `directory`."""
   writers, bad = {}, []
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
-  found, notes = corpus.parse_sources_and_tell(sources, key)
+  found, notes = corpus.parse_sources_and_tell(sources, '--sources')
   prepare.tell(notes)
   tokenise = Tokeniser(data, tokenizer, data.num_threads, is_lossy=True)
   with Progress('tokenising', None) as progress:
@@ -83,7 +80,7 @@ def _write(sources, data, tokenizer, key, directory):
         progress.add(len(text.encode()))
   prepare.tell(prepare.skipped(bad))
   if empty := [source.domain for source in found if source.domain not in writers]:
-    raise UserError(f'{key}: domain {empty[0]!r} is empty: its files hold no text')
+    raise UserError(f'--sources: domain {empty[0]!r} is empty: its files hold no text')
   for name, content in tokenizer.files().items():
     (directory / name).write_bytes(content)
   return {

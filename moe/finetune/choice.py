@@ -50,8 +50,8 @@ def is_file(spec: str) -> bool:
 def faults(config: Config, choice: Choice) -> Iterator[str]:
   """What is wrong with a choice for a config's model, a line each."""
   experts = config.moe.num_experts
-  layers = config.model.num_layers - config.model.num_dense_layers
-  if not layers or not experts:
+  layers = config.model.num_moe_layers
+  if not config.has_routed_experts:
     yield f'{KEY} chooses experts, and the model has no routed ones: leave it out'
     return
   if len(choice) != layers:
@@ -92,7 +92,7 @@ def settled(config: Config, workdir: str | None = None) -> Config:
   if not is_file(spec):
     return config
   path = Path(spec).expanduser()
-  if workdir and not path.exists() and (own := _own(workdir)):
+  if workdir and not path.exists() and (own := files.stored_key(workdir, 'finetune', 'experts')):
     return _with(config, own)
   choice = read(path)
   config = _with(config, written(choice))
@@ -129,14 +129,6 @@ def _layer(where, number, layer):
   if layer.get('layer', number) != number:
     raise UserError(f"{where}: layers[{number}] says 'layer': {layer['layer']!r}, out of order")
   return tuple(sorted(experts))
-
-
-def _own(workdir):
-  """finetune.experts of a run's config.json; '' where none can be read."""
-  try:
-    return str(files.read_json(Path(workdir) / 'config.json')['finetune']['experts'])
-  except (OSError, ValueError, LookupError, TypeError):
-    return ''
 
 
 def _with(config, text):

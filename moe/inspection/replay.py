@@ -31,7 +31,7 @@ def forced_choices(
   UserError, one line, for routing that is not of these texts, or that this model cannot follow.
   """
   config = model.config
-  layers = config.model.num_layers - config.model.num_dense_layers
+  layers = config.model.num_moe_layers
   if len(routing) != len(texts):
     raise UserError(f'routing is of {len(routing)} texts, and there are {len(texts)}')
   given = [

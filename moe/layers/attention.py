@@ -70,8 +70,8 @@ class Attention(nn.Module):
     """
     c = self.config.model
     query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)
-    keys_BSGC = apply_rope(self._heads(x_BLD, 'key', c.num_kv_heads), positions_BL, c.rope_base)
-    values_BSGC = self._heads(x_BLD, 'value', c.num_kv_heads)
+    keys_BLGC = apply_rope(self._heads(x_BLD, 'key', c.num_kv_heads), positions_BL, c.rope_base)
+    values_BLGC = self._heads(x_BLD, 'value', c.num_kv_heads)
 
     if cache is None:
       heads, batch = sharding.spec('batch', None, 'heads', None), sharding.spec('batch', None)
@@ -80,13 +80,13 @@ class Attention(nn.Module):
         (heads, heads, heads, batch),
         heads,
       )
-      attended_BLHC = attend(query_BLHC, keys_BSGC, values_BSGC, segment_ids_BL)
-      cache = KVCache(keys_BSGC, values_BSGC) if self.probe.keys_values else None
+      attended_BLHC = attend(query_BLHC, keys_BLGC, values_BLGC, segment_ids_BL)
+      cache = KVCache(keys_BLGC, values_BLGC) if self.probe.keys_values else None
     elif isinstance(cache, SharedContext):
       attended_BLHC = jax.nn.dot_product_attention(
         query_BLHC,
-        jnp.concatenate([cache.keys_BSGC, keys_BSGC], axis=1),
-        jnp.concatenate([cache.values_BSGC, values_BSGC], axis=1),
+        jnp.concatenate([cache.keys_BSGC, keys_BLGC], axis=1),
+        jnp.concatenate([cache.values_BSGC, values_BLGC], axis=1),
         mask=_seen_after(cache.is_token_BS, segment_ids_BL)[:, None],
       )
       cache = None
@@ -95,7 +95,7 @@ class Attention(nn.Module):
       rows = cache if has_others else CacheRows(cache, jnp.arange(len(x_BLD)))
       at = rows.places_B[:, None], positions_BL
       put = lambda kept, new_BLGC: kept.at[at].set(new_BLGC)
-      cache = KVCache(*map(put, rows.whole, (keys_BSGC, values_BSGC)))
+      cache = KVCache(*map(put, rows.whole, (keys_BLGC, values_BLGC)))
       keys_BSGC, values_BSGC = cache
       if has_others:
         # Taken after they were written: never those of many layers at once.

@@ -15,13 +15,13 @@ class Moves(NamedTuple):
 
 
 @jax.custom_vjp
-def spread(rows_TD, moves):
+def spread(rows_TD: jax.Array, moves: Moves) -> jax.Array:
   """slots_AD: every slot its source's row, zero where empty."""
   return take(rows_TD, moves.source_A)
 
 
 @jax.custom_vjp
-def collect(slots_AD, moves):
+def collect(slots_AD: jax.Array, moves: Moves) -> jax.Array:
   """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `spread`."""
   gathered = (
     take(slots_AD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
@@ -43,8 +43,10 @@ collect.defvjp(
 )
 
 
-def take(rows_ND, index):
-  """rows[index], zero where index is N. What lies beside a run of rows may be anything, NaN too."""
-  n = rows_ND.shape[0]
-  gathered = rows_ND.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')
+def take(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
+  """rows_RD[index], zero where index is R. What lies beside a run of rows may be anything,
+  NaN too.
+  """
+  n = rows_RD.shape[0]
+  gathered = rows_RD.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')
   return jnp.where((index < n)[:, None], gathered, 0)

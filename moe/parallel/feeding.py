@@ -42,11 +42,11 @@ def place(batch: Any, mesh: Mesh) -> Any:
   )
 
 
-def place_whole(batch: Any, mesh: Mesh) -> Any:
-  """A batch that every process has whole, spread over the mesh;
+def place_whole(batch: Any, mesh: Mesh | None) -> Any:
+  """A batch that every process has whole, spread over the mesh, if there is one;
   rows of zeros fill it up to equal parts.
   """
-  if mesh.size == 1:
+  if mesh is None or mesh.size == 1:
     return batch
   sharding, parts = batch_sharding(mesh), batch_parts(mesh.shape)
 

@@ -94,7 +94,7 @@ def _check(config: Config, sizes: dict[str, int]) -> None:
       listed = ' × '.join(f'mesh.{axis}={sizes[axis]}' for axis in axes if sizes[axis] > 1)
       raise UserError(f'{listed} does not divide {key}={value}')
 
-  layers = model.num_layers - model.num_dense_layers or model.num_layers
+  layers = model.num_moe_layers or model.num_layers
   if sizes['stage'] > layers:
     raise UserError(
       f'mesh.stage={sizes["stage"]} is more than the {layers} layers '

@@ -49,10 +49,6 @@ class Instruction:
   is_root: bool
 
   @property
-  def attributes(self) -> str:
-    return self.line.partition(f' {self.op}(')[2]
-
-  @property
   def where(self) -> str:
     """The operation of the traced program that it comes from; '' where it does not say."""
     match = re.search(r'op_name="([^"]*)"', self.line)

@@ -40,7 +40,7 @@ def config_changes(stored: Config, config: Config, text_is_compared: bool) -> st
       if key in fixed and (key != 'data.sources' or same_weights(*changed[key]))
     ]
     fixed = [key for key in fixed if key not in moved]
-  return ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} now)' for key in fixed)
+  return moe_config.listed(changed, fixed, 'now')
 
 
 def text_of(data: PreparedData) -> dict:

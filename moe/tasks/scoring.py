@@ -87,7 +87,7 @@ def score(model: Model, pairs: Sequence[Pair], tokens: int) -> list[Score]:
   results = []
   for _, rows in asked:
     # Nothing waits for the device in between.
-    placed = place_whole(rows, mesh) if mesh else rows
+    placed = place_whole(rows, mesh)
     with model.context():
       results.append(programs[type(rows)](model.params, placed))
   sums, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)

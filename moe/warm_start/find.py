@@ -35,7 +35,7 @@ def settled(config: Config, workdir: Path) -> Config:
   """The config with `train.init_from` as the run in `workdir` has it, where what is given now leads
   to the same checkpoint: a source may move, and be deleted.
   """
-  given, stored = config.train.init_from, _own_spec(workdir)
+  given, stored = config.train.init_from, files.stored_key(workdir, 'train', 'init_from')
   identity = provenance.source(workdir)
   if not given or not stored or not identity or given == stored:
     return config
@@ -148,15 +148,6 @@ def _open(directory, step):
   small = small_items.read(path)
   training = partial.stored(path, 'training') if small.has_training else {}
   return small, partial.stored(path, 'params'), training
-
-
-def _own_spec(workdir):
-  """train.init_from of config.json; '' where none can be read."""
-  try:
-    stored = files.read_json(Path(workdir) / 'config.json')
-    return str(stored['train']['init_from'])
-  except (OSError, ValueError, LookupError, TypeError):
-    return ''
 
 
 def _leads_to(spec, identity):

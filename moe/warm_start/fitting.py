@@ -121,7 +121,8 @@ def _check_widths(config, theirs, stored, skipped, where):
 def _causes(theirs, ours):
   """{'KEY VALUE there, VALUE here': the parameters that change with that key alone}."""
   causes, shapes = {}, _shapes(theirs)
-  for key, (there, here) in moe_config.differences(theirs.to_dict(), ours.to_dict()).items():
+  differing = moe_config.differences(theirs.to_dict(), ours.to_dict())
+  for key, (_, here) in differing.items():
     section, _, name = key.partition('.')
     if section not in ('model', 'moe'):
       continue
@@ -132,7 +133,7 @@ def _causes(theirs, ours):
       continue
     names = {n for n in shapes.keys() | changed.keys() if shapes.get(n) != changed.get(n)}
     if names:
-      causes[f'{key} ({there!r} there, {here!r} here)'] = names
+      causes[moe_config.listed(differing, [key], 'here')] = names
   return causes
 
 
@@ -149,11 +150,8 @@ def _check_optimizer(config, theirs, training, new, where):
     )
   if theirs.finetune != config.finetune:
     changed = moe_config.differences(theirs.to_dict(), config.to_dict())
-    listed = ', '.join(
-      f'{key} ({there!r} there, {here!r} here)'
-      for key, (there, here) in changed.items()
-      if key.startswith('finetune.')
-    )
+    of_them = [key for key in changed if key.startswith('finetune.')]
+    listed = moe_config.listed(changed, of_them, 'here')
     raise UserError(
       f'train.init_optimizer: {where} has the state of other parameters: {listed}: leave it out'
     )
@@ -177,9 +175,7 @@ def _check_place(config, theirs, small, where):
   if not must_stay.same_weights(theirs.data.sources, config.data.sources):
     fixed.append('data.sources')
   if fixed:
-    listed = ', '.join(
-      f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} here)' for key in fixed
-    )
+    listed = moe_config.listed(changed, fixed, 'here')
     raise UserError(
       f'train.init_data: {where} has its place in other batches: {listed}; use those values, or '
       'leave train.init_data out'

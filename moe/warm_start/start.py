@@ -36,7 +36,7 @@ def start_from(
   named. `shardings`: TrainState of shapes → TrainState of shardings. UserError if none can be read.
   """
   wanted = parse(config.train.init_from)[1]
-  while source:
+  while True:
     read, fault = _start(source, config, shardings)
     if not fault:
       return source, *read

@@ -92,7 +92,9 @@ def test_sides_and_parts_run(monkeypatch, skewed):
   shape = moe_layer.Shape(d_model=8, d_expert=4, num_experts=4, experts_per_token=2)
   moe_layer.moe_layer(shape, 'bfloat16', skewed)()
   moe_layer.dense_ffn(shape, 'float32')()
-  for part in moe_layer.parts(shape, 8, 'bfloat16'):
+  parts = moe_layer.parts(shape, 8, 'bfloat16')
+  assert {part.name for part in parts if part.flops} >= {'router', 'routed FFN'}
+  for part in parts:
     part.run()
 
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from moe import analysis as specialization
+from moe import analysis
 from moe.analysis import TOKEN_CLASSES, Intervention
-from moe.data import batches as pipeline
+from moe.data import batches as data_batches
 from moe.data.prepare import prepare
 from moe.errors import UserError
 from moe.evaluate import Evaluator
@@ -106,8 +106,8 @@ def by_loops(config, params, row, masked, k, with_shared):
 def test_against_the_loops(overrides, intervention, masked, k, with_shared):
   config = small_config(**overrides, **{'data.batch_size': 2})
   params, batch = small_params(config), packed_batch(config)
-  hidden_BLD, (stats, *_) = run(specialization.forward, config, params, batch, intervention)
-  choices = run(specialization.routing, config, params, batch, intervention)
+  hidden_BLD, (stats, *_) = run(analysis.forward, config, params, batch, intervention)
+  choices = run(analysis.routing, config, params, batch, intervention)
   assert (choices.experts_NBLK.dtype, choices.gates_NBLK.dtype) == (np.int32, np.float32)
   assert (choices.is_token_BL == (batch.segment_ids_BL > 0)).all()
   for b in range(2):
@@ -130,7 +130,7 @@ def test_no_intervention_is_the_plain_model_bit_for_bit():
   plain = jax.device_get(jax.jit(forward, static_argnums=0)(config, params, batch))
   jax.tree.map(
     np.testing.assert_array_equal,
-    run(specialization.forward, config, params, batch, Intervention()),
+    run(analysis.forward, config, params, batch, Intervention()),
     plain,
   )
 
@@ -139,7 +139,7 @@ def test_without_shared_is_shared_experts_that_give_zero():
   config = small_config()
   params, batch = small_params(config), packed_batch(config)
   without = run(
-    specialization.forward,
+    analysis.forward,
     config,
     params,
     batch,
@@ -149,12 +149,12 @@ def test_without_shared_is_shared_experts_that_give_zero():
   silent = moe | {'shared': moe['shared'] | {'down': np.zeros_like(moe['shared']['down'])}}
   silent = params | {'moe_blocks': params['moe_blocks'] | {'moe': silent}}
   assert_close(
-    run(specialization.forward, config, silent, batch, Intervention(experts_per_token=3)),
+    run(analysis.forward, config, silent, batch, Intervention(experts_per_token=3)),
     without,
     1e-6,
     'silent',
   )
-  changed, kept, masked = specialization.apply(config, params, Intervention(without_shared=True))
+  changed, kept, masked = analysis.apply(config, params, Intervention(without_shared=True))
   assert (changed.moe.num_shared_experts, changed.moe.experts_per_token, masked) == (0, 2, 0)
   assert 'shared' not in kept['moe_blocks']['moe'] and 'shared' in params['moe_blocks']['moe']
   assert kept['moe_blocks']['moe']['experts'] is moe['experts']
@@ -231,7 +231,7 @@ def test_masked_experts_of_the_figure():
 def test_what_a_model_cannot_do(overrides, intervention, message):
   config = small_config(**overrides)
   with pytest.raises(UserError, match=message) as error:
-    call = specialization.forward if intervention else specialization.routing
+    call = analysis.forward if intervention else analysis.routing
     call(config, small_params(config), packed_batch(config), Intervention(**intervention))
   assert '\n' not in str(error.value)
 
@@ -268,9 +268,9 @@ def test_counts_against_a_loop_over_tokens():
       .integers(0, len(TOKEN_CLASSES), config.model.vocab_size)
       .astype(np.int32)
     )
-    counted = functools.partial(specialization.count, class_V=class_V)
+    counted = functools.partial(analysis.count, class_V=class_V)
     counts = run(counted, config, params, batch, Intervention())
-    choices = run(specialization.routing, config, params, batch, Intervention())
+    choices = run(analysis.routing, config, params, batch, Intervention())
     truth = jax.tree.map(np.zeros_like, counts)
     for b, position in zip(*np.nonzero(batch.weights_BL)):
       of_class = class_V[batch.tokens_BL[b, position]]
@@ -292,15 +292,15 @@ def test_survey_and_loss_of_all_held_out_text(data):
   config = _data_config()
   params = small_params(config)
   intervention = Intervention(masked_share=1 / 6, experts_per_token=3)
-  survey = specialization.survey(config, params, data, intervention)
+  survey = analysis.survey(config, params, data, intervention)
   trained = Run(Transformer(config), params, data.tokenizer, config, 0)
   evaluation = trained.intervene(intervention).evaluate(data)
 
   total, tokens = 0.0, 0
   for number, domain in enumerate(data.held_out_domains):
     loss, of_domain = 0.0, 0
-    for batch in pipeline.evaluation_batches(data, domain, config):
-      hidden_BLD, _ = run(specialization.forward, config, params, batch, intervention)
+    for batch in data_batches.evaluation_batches(data, domain, config):
+      hidden_BLD, _ = run(analysis.forward, config, params, batch, intervention)
       logits_BLV = exact(hidden_BLD) @ exact(params['head'])
       losses_BL = np.log(np.exp(logits_BLV).sum(axis=2))
       losses_BL -= np.take_along_axis(logits_BLV, batch.targets_BL[:, :, None], axis=2)[:, :, 0]
@@ -337,16 +337,16 @@ def test_a_router_with_gates_of_its_own_is_masked_and_surveyed(data, monkeypatch
   monkeypatch.setitem(ROUTERS, 'softmax', Renormalised)
   config = _data_config()
   params, masked = small_params(config), Intervention(masked_share=1 / 3)
-  (batch, *_) = pipeline.evaluation_batches(data, 'a', config)
+  (batch, *_) = data_batches.evaluation_batches(data, 'a', config)
   best, rest = (
-    jax.device_get(specialization.routing(config, params, batch, each))
+    jax.device_get(analysis.routing(config, params, batch, each))
     for each in (Intervention(), masked)
   )
   assert_close(rest.gates_NBLK.sum(axis=-1), np.ones(rest.gates_NBLK.shape[:3]), 1e-6)
   # Of the first layer: what the others see is changed with it.
   first, second = best.experts_NBLK[0], rest.experts_NBLK[0]
   assert not (first[..., :, None] == second[..., None, :]).any()
-  surveyed = specialization.survey(config, params, data, masked, max_batches=1)
+  surveyed = analysis.survey(config, params, data, masked, max_batches=1)
   assert (surveyed.sequences_NXE.sum(axis=(1, 2)) == 2 * surveyed.class_tokens_C.sum()).all()
 
 
@@ -369,9 +369,9 @@ def test_token_classes(data):
     '▁(': 'symbol',
     '=': 'symbol',
   }
-  assert {piece: specialization.token_class(piece, piece != '<s>') for piece in by_hand} == by_hand
+  assert {piece: analysis.token_class(piece, piece != '<s>') for piece in by_hand} == by_hand
   assert set(by_hand.values()) == set(TOKEN_CLASSES)
-  class_V = specialization.token_classes(data.tokenizer, 500)
+  class_V = analysis.token_classes(data.tokenizer, 500)
   assert (class_V.shape, class_V.dtype) == ((500,), np.int32)
   names = [TOKEN_CLASSES[c] for c in class_V]
   assert set(names[data.tokenizer.vocab_size :]) == {'control'}

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from moe import analysis as specialization
+from moe import analysis
 
 N, E = 2, 6
 
@@ -26,12 +26,12 @@ def test_load_information_and_effective_experts_against_loops():
   for n, t in np.ndindex(N, 60):
     for e in experts_NTK[n, t]:
       choices_NXE[n, sequence_T[t], e] += 1
-  counts_NGE = specialization.by_group(choices_NXE, domain_X, domains)
+  counts_NGE = analysis.by_group(choices_NXE, domain_X, domains)
   load_NGE, effective_NG = (
-    specialization.load(counts_NGE),
-    specialization.effective_experts(counts_NGE),
+    analysis.load(counts_NGE),
+    analysis.effective_experts(counts_NGE),
   )
-  bits_N = specialization.mutual_information(counts_NGE)
+  bits_N = analysis.mutual_information(counts_NGE)
   for n in range(N):
     group_of = domain_X[sequence_T]
     joint_GE = np.zeros((domains, E))
@@ -52,17 +52,17 @@ def test_load_information_and_effective_experts_against_loops():
 
 
 def test_measures_at_their_ends():
-  assert specialization.effective_experts(np.array([[5, 5, 5], [0, 7, 0]])) == pytest.approx([3, 1])
-  assert np.isnan(specialization.load(np.zeros((1, 3), np.int64))).all()
+  assert analysis.effective_experts(np.array([[5, 5, 5], [0, 7, 0]])) == pytest.approx([3, 1])
+  assert np.isnan(analysis.load(np.zeros((1, 3), np.int64))).all()
   # Each domain has an expert of its own: a choice tells the domain, of entropy 1 bit.
   # Shuffled it tells less.
   own_NXE = np.tile(np.eye(2, dtype=np.int64), (1, 20, 1))
-  told = specialization.information(own_NXE, np.arange(40) % 2, 2)
+  told = analysis.information(own_NXE, np.arange(40) % 2, 2)
   assert told.bits_N == pytest.approx([1])
   # About 1 / (2 ln 2 · 40), the bias of one degree of freedom.
   assert 0.005 < told.chance_N[0] < 0.05
   assert told.share_N == pytest.approx(1 - told.chance_N)
-  assert specialization.information(own_NXE, np.zeros(40, int), 1).share_N == pytest.approx([0])
+  assert analysis.information(own_NXE, np.zeros(40, int), 1).share_N == pytest.approx([0])
 
 
 def test_sequences_that_differ_for_no_reason_of_domain_tell_nothing_beyond_chance():
@@ -73,7 +73,7 @@ def test_sequences_that_differ_for_no_reason_of_domain_tell_nothing_beyond_chanc
   choices_NXE = np.stack(
     [generator.multinomial(200, generator.dirichlet(np.full(E, 0.3)), size=1)[0] for _ in range(24)]
   )
-  told = specialization.information(choices_NXE[None], np.arange(24) % 2, 2)
+  told = analysis.information(choices_NXE[None], np.arange(24) % 2, 2)
   assert told.bits_N[0] > 0.05
   assert abs(told.share_N[0]) < 0.05
 
@@ -85,7 +85,7 @@ def test_co_activation_against_loops(k):
   for n, t in np.ndindex(N, 80):
     for i, j in itertools.product(experts_NTK[n, t], repeat=2):
       pairs_NEE[n, i, j] += 1
-  lift_NEE = specialization.co_activation(pairs_NEE)
+  lift_NEE = analysis.co_activation(pairs_NEE)
   for n, i, j in np.ndindex(N, E, E):
     if i == j or k == 1:
       assert np.isnan(lift_NEE[n, i, j])
@@ -101,7 +101,7 @@ def test_co_activation_against_loops(k):
 def test_co_activation_of_every_pair_equally_often_is_one():
   # Each of the 15 pairs once: an expert in five of them.
   pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 2)
-  lift_EE = specialization.co_activation(pairs_EE[None])[0]
+  lift_EE = analysis.co_activation(pairs_EE[None])[0]
   assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)
 
 
@@ -109,5 +109,5 @@ def test_co_activation_where_tokens_choose_different_numbers():
   """Every expert alone and every pair once: no two go together more often than by chance."""
   pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 1)
   tokens = E + E * (E - 1) // 2
-  lift_EE = specialization.co_activation(pairs_EE[None], tokens)[0]
+  lift_EE = analysis.co_activation(pairs_EE[None], tokens)[0]
   assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)

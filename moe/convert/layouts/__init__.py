@@ -15,4 +15,4 @@ LAYOUTS: dict[str, Layout] = {
 
 def name_for(config: Config) -> str:
   """The layout that a model is written in: dense ones as llama."""
-  return 'llama' if config.model.num_dense_layers == config.model.num_layers else 'deepseek'
+  return 'deepseek' if config.model.num_moe_layers else 'llama'

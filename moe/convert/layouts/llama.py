@@ -29,7 +29,7 @@ def dense(num_layers: int, d_ff: int) -> dict[str, Any]:
 
 def to_json(config: Config) -> dict[str, Any]:
   model = config.model
-  if model.num_dense_layers != model.num_layers:
+  if model.num_moe_layers:
     raise UserError(
       f'model.num_dense_layers={model.num_dense_layers} of {model.num_layers}: '
       'the layout llama has dense layers only'

@@ -53,10 +53,10 @@ def from_bytes(content: bytes, config: bytes = b'', name: str = 'tokenizer') -> 
   return SentencePieceTokenizer(content, name)
 
 
-def from_files(files: Mapping[str, bytes], name: str = 'tokenizer') -> Tokenizer:
+def from_files(files: Mapping[str, bytes]) -> Tokenizer:
   """Of what `Tokenizer.files` gave."""
   (content,) = (files[each] for each in MODEL_FILES if each in files)
-  return from_bytes(content, files.get(CONFIG_FILE, b''), name)
+  return from_bytes(content, files.get(CONFIG_FILE, b''), 'tokenizer')
 
 
 def _is_json(content):

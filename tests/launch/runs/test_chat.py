@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe.config import from_stored
-from moe.data import batches as pipeline
+from moe.data import batches as data_batches
 from moe.data.prepare import prepare
 from moe.data.store import HELD_OUT
 from moe.run import load_run
@@ -50,7 +50,7 @@ def test_it_starts_from_the_weights_and_the_tokenizer(made, finished):
 def test_steps_say_how_many_conversations_they_saw(made):
   _, workdir = made
   config, prepared = opened(workdir)
-  batches = pipeline.train_iterator(prepared, config)
+  batches = data_batches.train_iterator(prepared, config)
   for line in programs.lines(workdir):
     batch = next(batches)
     assert line['examples'] == sum(len(set(row.tolist()) - {0}) for row in batch.segment_ids_BL)

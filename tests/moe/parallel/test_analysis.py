@@ -3,14 +3,15 @@ as on one device.
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe import analysis as specialization
-from moe.analysis import TOKEN_CLASSES, Intervention
+from moe import analysis
+from moe.analysis import TOKEN_CLASSES, Intervention, probes, redundancy
 from moe.losses.cross_entropy import token_losses
 from moe.parallel import mesh as mesh_lib
 from moe.parallel.feeding import place_whole
@@ -24,8 +25,8 @@ INTERVENTION = Intervention(masked_share=1 / 6, experts_per_token=3, without_sha
 def measure(config, params, batch):
   """Losses of the tokens, statistics, choices and counts."""
   class_V = np.arange(config.model.vocab_size, dtype=np.int32) % len(TOKEN_CLASSES)
-  hidden_BLD, (stats, *_) = specialization.forward(config, params, batch, INTERVENTION)
-  choices = specialization.routing(config, params, batch, INTERVENTION)
+  hidden_BLD, (stats, *_) = analysis.forward(config, params, batch, INTERVENTION)
+  choices = analysis.routing(config, params, batch, INTERVENTION)
   # Those of padding say nothing, and differ: where experts are split, they add nothing to it.
   of_tokens = lambda x_NBLK: jnp.where(choices.is_token_BL[None, :, :, None], x_NBLK, 0)
   return {
@@ -35,8 +36,34 @@ def measure(config, params, batch):
     'choices': choices._replace(
       experts_NBLK=of_tokens(choices.experts_NBLK), gates_NBLK=of_tokens(choices.gates_NBLK)
     ),
-    'counts': specialization.count(config, params, batch, class_V, INTERVENTION),
+    'counts': analysis.count(config, params, batch, class_V, INTERVENTION),
   }
+
+
+@pytest.mark.usefixtures('quick_compile')
+def test_probes_and_redundancy_of_parameters_on_a_mesh(monkeypatch):
+  """Each is asked with a mesh by hand: a sweep scores on one device."""
+  batch = packed_batch(small_config())
+  tokenizer = types.SimpleNamespace(is_text=np.arange(small_config().model.vocab_size) >= 4)
+  held_out = lambda data, config, mesh, *_: [('a', place_whole(batch, mesh))]
+  monkeypatch.setattr(redundancy, 'held_out_batches', held_out)
+
+  def asked(config, params, mesh):
+    found = redundancy.measure(config, params, None, pairs=2, mesh=mesh)
+    return found, probes.losses(config, params, tokenizer, rows=5, pairs=3, mesh=mesh)
+
+  common = {'ops.implementation': 'reference', 'mesh.data': 1}
+  config = small_config(**common)
+  params = small_params(config)
+  replaced, losses = asked(config, params, None)
+  config = small_config(**common, **{'mesh.fsdp': 2, 'mesh.expert': 2})
+  mesh = mesh_lib.make_mesh(config, jax.devices()[:4])
+  with mesh_lib.use(mesh, config.mesh.zero):
+    params = jax.device_put(params, shardings(config, mesh, params))
+    spread, spread_losses = asked(config, params, mesh)
+  assert spread_losses == pytest.approx(losses, rel=1e-5)
+  np.testing.assert_array_equal(spread.others_NX, replaced.others_NX)
+  np.testing.assert_allclose(spread.substituted_NX, replaced.substituted_NX, atol=2e-6)
 
 
 @pytest.mark.usefixtures('quick_compile')
@@ -50,7 +77,7 @@ def test_sharded_is_unsharded():
   mesh = mesh_lib.make_mesh(config, jax.devices()[:4])
   with mesh_lib.use(mesh, config.mesh.zero):
     params = jax.device_put(params, shardings(config, mesh, params))
-    changed, kept, _ = specialization.apply(config, params, INTERVENTION)
+    changed, kept, _ = analysis.apply(config, params, INTERVENTION)
     spread = jax.jit(functools.partial(measure, config))(params, place_whole(batch, mesh))
   measured, where = distance(jax.device_get(spread), truth)
   assert measured <= 1e-5, where

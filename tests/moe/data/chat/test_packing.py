@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.data import batches as pipeline
+from moe.data import batches as data_batches
 from moe.data.chat import Message, open_template, packing
 from moe.data.chat.conversations import from_text
 from moe.data.chat.packing import ConversationRows, best_fit
@@ -114,7 +114,7 @@ def joined(parts):
 
 def segments(batch):
   """(tokens with the last target, weights, positions) of every segment of a batch."""
-  for row in map(pipeline.Batch._make, zip(*batch)):
+  for row in map(data_batches.Batch._make, zip(*batch)):
     for number in range(1, row.segment_ids_BL.max() + 1):
       here = np.flatnonzero(row.segment_ids_BL == number)
       assert (np.diff(here) == 1).all()
@@ -150,7 +150,7 @@ def test_an_epoch_has_every_conversation_once(prepared, config, domain, too_long
   assert (long > 5) == (domain == 'a')
   orders = []
   for epoch in (0, 1):
-    batch = pipeline.packing.stack_rows(rows_of(prepared, config, domain, epoch))
+    batch = data_batches.packing.stack_rows(rows_of(prepared, config, domain, epoch))
     assert {tuple(x) for x in batch.domains_BJ.tolist()} == {(domain == 'a', domain == 'b')}
     found = list(segments(batch))
     assert Counter((tokens, tuple(weights)) for tokens, weights, _ in found) == wanted
@@ -160,22 +160,24 @@ def test_an_epoch_has_every_conversation_once(prepared, config, domain, too_long
 
 
 def test_restart_from_any_state_and_divided_by_processes(prepared, config):
-  iterator, states, batches = pipeline.train_iterator(prepared, config), [], []
+  iterator, states, batches = data_batches.train_iterator(prepared, config), [], []
   # Several epochs of both domains.
   for _ in range(60):
     states.append(json.loads(json.dumps(iterator.get_state())))
     batches.append(next(iterator))
   for step in (0, 1, 37, 59):
-    restarted = pipeline.train_iterator(prepared, changed(config, num_threads=4, prefetch=3))
+    restarted = data_batches.train_iterator(prepared, changed(config, num_threads=4, prefetch=3))
     next(restarted)
     restarted.set_state(states[step])
     assert restarted.get_state() == states[step]
     assert_same(take(restarted, 60 - step), batches[step:])
   for count in (2, 4):
-    parts = [take(pipeline.train_iterator(prepared, config, i, count), 20) for i in range(count)]
-    whole = [pipeline.Batch(*map(np.concatenate, zip(*step))) for step in zip(*parts)]
+    parts = [
+      take(data_batches.train_iterator(prepared, config, i, count), 20) for i in range(count)
+    ]
+    whole = [data_batches.Batch(*map(np.concatenate, zip(*step))) for step in zip(*parts)]
     assert_same(whole, batches[:20])
-  other = take(pipeline.train_iterator(prepared, changed(config, seed=1)), 3)
+  other = take(data_batches.train_iterator(prepared, changed(config, seed=1)), 3)
   assert any((a.tokens_BL != b.tokens_BL).any() for a, b in zip(other, batches))
   # Weights 3 and 1.
   of_a = sum(batch.domains_BJ[:, 0].sum() for batch in batches)
@@ -186,7 +188,7 @@ def test_restart_from_any_state_and_divided_by_processes(prepared, config):
 def test_evaluation_scores_every_held_out_reply_once(prepared, config, domain):
   config = changed(config, 'evaluation', context=0.5)
   scored, template = Counter(), open_template('deepseek', prepared.tokenizer)
-  for batch in pipeline.evaluation_batches(prepared, domain, config):
+  for batch in data_batches.evaluation_batches(prepared, domain, config):
     scored.update(batch.targets_BL[batch.weights_BL > 0].tolist())
   wanted, text = Counter(), ''
   for document in documents(config.data):
@@ -197,9 +199,9 @@ def test_evaluation_scores_every_held_out_reply_once(prepared, config, domain):
           wanted.update([said] if isinstance(said, int) else prepared.tokenizer.encode(said))
           text += said if isinstance(said, str) else ''
   assert scored == wanted
-  assert scored.total() == pipeline.held_out_targets(prepared, domain)
-  assert text.encode() == pipeline.held_out_text(prepared, domain)
-  assert len(text.encode()) == pipeline.held_out_bytes(prepared, domain)
+  assert scored.total() == data_batches.held_out_targets(prepared, domain)
+  assert text.encode() == data_batches.held_out_text(prepared, domain)
+  assert len(text.encode()) == data_batches.held_out_bytes(prepared, domain)
 
 
 def test_what_is_told(config, prepared, capsys):
@@ -249,8 +251,8 @@ def test_what_a_start_asks_of_an_epoch_is_of_one_packing(prepared, config, monke
     packing, 'best_fit', lambda sizes, room: packed.append(sizes) or best_fit(sizes, room)
   )
   opened = prepare(config, prepared.directory)
-  pipeline.epochs_per_step(opened, config)
-  next(pipeline.train_iterator(opened, config))
+  data_batches.epochs_per_step(opened, config)
+  next(data_batches.train_iterator(opened, config))
   assert len(packed) >= 2 and len(set(map(tuple, packed))) == len(packed)
 
 
