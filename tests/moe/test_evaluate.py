@@ -22,10 +22,12 @@ def evaluator(monkeypatch):
   def batches(data, domain, config, max_batches):
     return [Batch(*[scored] * 5) for scored in BATCHES[domain][:max_batches]]
 
-  monkeypatch.setattr(evaluate.pipeline, 'evaluation_batches', batches)
-  monkeypatch.setattr(evaluate.pipeline, 'held_out_targets', lambda data, domain: TARGETS[domain])
-  monkeypatch.setattr(evaluate.pipeline, 'held_out_bytes', lambda data, domain: BYTES[domain])
-  monkeypatch.setattr(evaluate.pipeline, 'lost_bytes', lambda data, domain: 0)
+  monkeypatch.setattr(evaluate.data_batches, 'evaluation_batches', batches)
+  monkeypatch.setattr(
+    evaluate.data_batches, 'held_out_targets', lambda data, domain: TARGETS[domain]
+  )
+  monkeypatch.setattr(evaluate.data_batches, 'held_out_bytes', lambda data, domain: BYTES[domain])
+  monkeypatch.setattr(evaluate.data_batches, 'lost_bytes', lambda data, domain: 0)
   made = evaluate.Evaluator(small_config(), types.SimpleNamespace(held_out_domains=('a', 'b')))
   # Of as many real tokens as are scored; what a layer measured: the loss a token.
   reading = lambda loss, tokens: ({'openness': np.array([loss / tokens, 0.0])}, tokens)
@@ -76,7 +78,7 @@ def test_what_layers_measured_is_handed_out_with_the_scores():
 
 def test_what_a_tokenizer_cannot_write_counts_eight_bits_a_byte(evaluator, monkeypatch):
   before = evaluator({})
-  monkeypatch.setattr(evaluate.pipeline, 'lost_bytes', lambda data, domain: 5 * (domain == 'b'))
+  monkeypatch.setattr(evaluate.data_batches, 'lost_bytes', lambda data, domain: 5 * (domain == 'b'))
   found = evaluator({})
   of_b = before.domains['b'].bits_per_byte + 5 * 8 / BYTES['b']
   assert found.domains['b'].bits_per_byte == pytest.approx(of_b)
@@ -88,7 +90,7 @@ def test_what_a_tokenizer_cannot_write_counts_eight_bits_a_byte(evaluator, monke
 @pytest.mark.parametrize('names, last', [(('a', 'b'), 'total'), (('total', 'b'), '(total)')])
 def test_the_row_of_all_domains_is_the_last_and_takes_no_domains_place(monkeypatch, names, last):
   texts = dict(zip(names, (b'x' * 10, b'y' * 30)))
-  monkeypatch.setattr(evaluate.pipeline, 'held_out_text', lambda data, domain: texts[domain])
+  monkeypatch.setattr(evaluate.data_batches, 'held_out_text', lambda data, domain: texts[domain])
   score = lambda size: evaluate.Score(1.0, 2.0, 5, size)
   domains = {name: score(len(text)) for name, text in texts.items()}
   evaluation = evaluate.Evaluation(domains, score(40), None)
