@@ -111,7 +111,7 @@ def check(config: Config, params: Mapping) -> None:
     if name != 'idle experts' and size != counted[name]:
       raise UserError(
         f'{name} of {config.name} has {size:,} parameters, and its num_params counts '
-        f'{counted[name]:,}: mend num_params in moe/layers or moe/routers'
+        f'{counted[name]:,}: fix num_params in moe/layers or moe/routers'
       )
 
 

@@ -73,7 +73,7 @@ class ModelConfig:
     128, 'width of a head; even, since rotary embedding turns pairs', at_least=1, at_most=2**16
   )
   num_dense_layers: int = key(
-    0, 'the first so many layers have one dense FFN instead of experts', at_least=0, at_most=10_000
+    0, 'leading layers that have one dense FFN instead of experts', at_least=0, at_most=10_000
   )
   d_ff: int = key(0, 'hidden width of those dense FFNs', at_least=0, at_most=2**24)
   rope_base: float = key(10_000.0, 'base of the rotary frequencies', at_least=1, at_most=1e12)
@@ -112,14 +112,14 @@ class MoEConfig:
   experts_per_token: int = key(7, 'routed experts a token, mK − K_s', at_least=0, at_most=2**16)
   num_shared_experts: int = key(1, 'K_s: experts that see every token', at_least=0, at_most=2**16)
   shared_gate: bool = key(
-    False, "weighs the shared experts' output by σ(u · w), of each token (Qwen1.5-MoE)"
+    False, "weights the shared experts' output by σ(u · w), token by token (Qwen1.5-MoE)"
   )
   d_expert: int = key(
     856, 'hidden width of one expert, routed or shared', at_least=0, at_most=2**24
   )
   wide_experts: int = key(
     0,
-    'the first so many routed experts are wide_factor times as wide as d_expert',
+    'leading routed experts that are wide_factor times as wide as d_expert',
     at_least=0,
     at_most=2**16,
   )
@@ -484,10 +484,11 @@ class EvaluationConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   every_steps: int = key(1000, 'between checkpoints', unit='steps', at_least=1)
-  keep_last: int = key(2, 'the newest so many stay', at_least=1)
+  keep_last: int = key(2, 'most recent checkpoints that are kept', at_least=1)
   keep_best: int = key(
     1,
-    'so many stay by held-out loss, which is then measured at every checkpoint; 0: none',
+    'checkpoints that are kept for the lowest held-out loss, which is then measured at every '
+    'checkpoint; 0: none',
     at_least=0,
   )
 

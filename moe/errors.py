@@ -32,7 +32,7 @@ class TryAgain(UserError):
 def is_transient(
   error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER
 ) -> bool:
-  """Whether a fresh start may mend an error: another process's end,
+  """Whether a fresh start may get past an error: another process's end,
   or a fault of the network or of a shared folder.
 
   `numbers`: which errnos count as the latter. The first of the chain of causes that has

@@ -68,7 +68,7 @@ def objective(
       name: weight(config, name) * term(statistics, config, totals) for name, term in LOSSES.items()
     }
   share = (part.segment_ids_BL > 0).sum() / totals.tokens
-  sums = Sums(loss, terms, telemetry_lib.weighed(aside.telemetry, share))
+  sums = Sums(loss, terms, telemetry_lib.weighted(aside.telemetry, share))
   return total(loss, terms), jax.tree.map(lax.stop_gradient, sums)
 
 

@@ -130,7 +130,7 @@ def open_workdir(config: Config, workdir: str | os.PathLike) -> None:
   holds a run of another config.
 
   A run that never logged a step, because its corpus was not found, say, is no run yet:
-  its config may be mended.
+  its config may be repaired.
   """
   workdir = Path(folder(workdir))
   check_workdir(workdir)

@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
   """How a call of `train` ended."""
 
   step: int
-  finished: bool  # False: stopped by a signal, to be gone on with
+  finished: bool  # False: stopped by a signal, to be resumed
   metrics: dict[str, object] | None  # of the last logged step of this call
   stopped_by: str = ''  # the signal's name
 
@@ -68,10 +68,10 @@ class Outcome(NamedTuple):
 
 
 def train(config: Config, workdir: str | Path) -> Outcome:
-  """Trains to config.train.num_steps, going on from the newest checkpoint in `workdir`.
+  """Trains to config.train.num_steps, resuming from the newest checkpoint in `workdir`.
 
   Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError where
-  something the user can mend is in the way. With several processes (`processes.join`) all call this
+  something the user can fix is in the way. With several processes (`processes.join`) all call this
   with a workdir that all see; process 0 writes what is not an array, and prints.
   """
   try:
@@ -106,52 +106,61 @@ def _train(config: Config, workdir: Path) -> Outcome:
       mesh_lib.use(mesh, config.mesh.zero),
     ):
       scorer = _Scorer(config, mesh, Evaluator(config, data, mesh), data.tokenizer, suite)
-      epochs = epochs_per_step(data, config)
-      run = _Run(config, workdir, mesh, batches, checkpointer, None, scorer, stop, hold, epochs)
-      return _from_where_it_stopped(run, data.tokenizer, source)
+      loop = _Loop(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        batches=batches,
+        checkpointer=checkpointer,
+        scorer=scorer,
+        stop=stop,
+        hold=hold,
+        epochs=epochs_per_step(data, config),
+      )
+      return _resume_or_start(loop, data.tokenizer, source)
 
 
-def _from_where_it_stopped(run: '_Run', tokenizer, source: Source | None) -> Outcome:
+def _resume_or_start(loop: '_Loop', tokenizer, source: Source | None) -> Outcome:
   """Restores or starts, from another run's weights if `source` has any,
   and takes the steps that are left.
   """
-  config, workdir = run.config, run.workdir
-  where = functools.partial(shardings, config, run.mesh)
-  restored = run.checkpointer.restore_newest(where)
+  config, workdir = loop.config, loop.workdir
+  where = functools.partial(shardings, config, loop.mesh)
+  restored = loop.checkpointer.restore_newest(where)
   if restored:
     start, state = restored.step, restored.state
-    run.batches.set_state(restored.data_state)
+    loop.batches.set_state(restored.data_state)
     _say(f'going on from step {start} in {workdir}')
   elif source:
     start, (source, state, place) = 0, start_from(source, config, where)
     if place:
-      run.batches.set_state(place)
+      loop.batches.set_state(place)
     for line in in_words(source, config):
       _say(line)
   else:
     shapes = jax.eval_shape(lambda: init_state(config))
     init = jax.jit(functools.partial(init_state, config), out_shardings=where(shapes))
     start, state = 0, init(np.uint32(config.train.seed))
-  finished, owed = start >= config.train.num_steps, _is_owed(run, start)
+  finished, owed = start >= config.train.num_steps, _is_owed(loop, start)
   if finished and not owed:
     _say(f'{workdir} is finished: {start} of {config.train.num_steps} steps')
     return Outcome(start, True, None)
-  if run.stop.before_the_first_step():
+  if loop.stop.before_the_first_step():
     _say(f'stopped at step {start} of {workdir}, before another; the same command goes on')
-    return Outcome(start, finished, None, run.stop.name)
+    return Outcome(start, finished, None, loop.stop.name)
   _say(describe_run(config, workdir))
   if told := cost.in_words(config):
     _say(told)
   processes.together(lambda: _write_beginning(config, workdir, tokenizer, source))
   if source:
     # On disk before anything says that the run has begun: from here on it does without the source.
-    run.checkpointer.save(0, state, run.batches.get_state(), None)
-    run.checkpointer.wait(0)
+    loop.checkpointer.save(0, state, loop.batches.get_state(), None)
+    loop.checkpointer.wait(0)
   with processes.together(lambda: _open_writer(config, workdir, start)) as writer:
-    run = run._replace(writer=writer)
+    loop = loop._replace(writer=writer)
     if owed:
-      _pay(run, start, state)
-    return Outcome(start, True, None) if finished else _steps(run, start, state)
+      _score_owed(loop, start, state)
+    return Outcome(start, True, None) if finished else _steps(loop, start, state)
 
 
 class _Scorer(NamedTuple):
@@ -178,7 +187,7 @@ class _Scorer(NamedTuple):
     return values, evaluation.is_sample
 
 
-class _Run(NamedTuple):
+class _Loop(NamedTuple):
   """What the steps of a run share."""
 
   config: Config
@@ -186,70 +195,70 @@ class _Run(NamedTuple):
   mesh: Mesh
   batches: Iterator[Batch]
   checkpointer: Checkpointer
-  writer: MetricWriter | None  # of process 0
   scorer: '_Scorer'
   stop: processes.Stop
   hold: lock.Hold | None  # of process 0
   epochs: dict[str, float]  # by domain, in the data's order, the share of its text that a step sees
+  writer: MetricWriter | None = None  # of process 0
 
 
-def _steps(run: _Run, start: int, state: TrainState) -> Outcome:
+def _steps(loop: _Loop, start: int, state: TrainState) -> Outcome:
   """The steps after `start`. Only those that log, evaluate or save wait for the device."""
-  config, num_steps = run.config, run.config.train.num_steps
-  batch = _feed(run)
-  numbers = jax.device_put(hyperparameters(config), replicated(run.mesh))
-  train_step = _compile(config, run.mesh, state, batch, numbers, *run.stop.asked())
+  config, num_steps = loop.config, loop.config.train.num_steps
+  batch = _feed(loop)
+  numbers = jax.device_put(hyperparameters(config), replicated(loop.mesh))
+  train_step = _compile(config, loop.mesh, state, batch, numbers, *loop.stop.asked())
   flops = accounting.account(config).train_flops_per_token
   tokens = config.data.batch_size * config.data.seq_len
-  progress = Progress(num_steps, tokens, flops, run.epochs)
+  progress = Progress(num_steps, tokens, flops, loop.epochs)
   traced = config.train.profile_steps if processes.is_main() else ()
-  profile = Profile(traced, run.workdir / 'profile', train_step)
+  profile = Profile(traced, loop.workdir / 'profile', train_step)
   logged, saved = None, start
   for step in range(start + 1, num_steps + 1):
     profile.before(step)
-    state, metrics = train_step(state, batch, numbers, *run.stop.asked())
+    state, metrics = train_step(state, batch, numbers, *loop.stop.asked())
     if table := profile.after(step, metrics):
       _say(table)
     progress.step_done()
     last = step == num_steps
-    stopping = run.stop.agreed(metrics)  # read once: a later signal counts for the next step
+    stopping = loop.stop.agreed(metrics)  # read once: a later signal counts for the next step
     saving = last or stopping or _due(config.checkpoint.every_steps, step)
-    # A process that is asked to stop has little time: `_pay` does it when the run goes on.
+    # A process that is asked to stop has little time: `_score_owed` does it on resuming.
     evaluating = _evaluates(config, step) and not stopping
     if saving or evaluating or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
-      logged |= loss_by_domain(logged, tuple(run.epochs)) | progress.rates(step)
+      logged |= loss_by_domain(logged, tuple(loop.epochs)) | progress.rates(step)
       if config.ops.force_balanced_routing:
         logged['force_balanced_routing'] = True
       paused = time.perf_counter()
       is_sample = False
       if evaluating:
-        held_out, is_sample = run.scorer(step, state.params)
+        held_out, is_sample = loop.scorer(step, state.params)
         logged |= held_out
       heatmap = last or _due(config.train.heatmap_every, step)
-      processes.together(functools.partial(_write, run, step, logged, heatmap))
+      processes.together(functools.partial(_write, loop, step, logged, heatmap))
       _say(progress.line(step, logged, is_sample))
       _stop_if_bad(logged, config, step, saved)
       if saving:
-        run.checkpointer.save(step, state, run.batches.get_state(), logged.get('held_out_loss'))
+        loop.checkpointer.save(step, state, loop.batches.get_state(), logged.get('held_out_loss'))
         saved = step
       progress.pause(time.perf_counter() - paused)
     if stopping or last:
       break
     asked = time.perf_counter()
-    batch = _feed(run)
+    batch = _feed(loop)
     progress.waited_for_data(time.perf_counter() - asked)
   profile.close()
-  run.checkpointer.wait(step)
+  loop.checkpointer.wait(step)
   if not last:
     _say(
-      f'stopped by {run.stop.name}: saved step {step} in {run.workdir}; the same command goes on'
+      f'stopped by {loop.stop.name}: saved step {step} in {loop.workdir}; the same command goes on'
     )
-  return Outcome(step, last, logged, '' if last else run.stop.name)
+  return Outcome(step, last, logged, '' if last else loop.stop.name)
 
 
-def _feed(run):
-  return feeding.place(next(run.batches), run.mesh)
+def _feed(loop):
+  return feeding.place(next(loop.batches), loop.mesh)
 
 
 def _compile(config, mesh, state, *arguments):
@@ -276,31 +285,31 @@ def _evaluates(config: Config, step: int) -> bool:
   )
 
 
-def _is_owed(run: _Run, start: int) -> bool:
+def _is_owed(loop: _Loop, start: int) -> bool:
   """Whether the step where a signal stopped the run was due for a held-out
   loss that it had no time for.
   """
-  if start == 0 or not _evaluates(run.config, start):
+  if start == 0 or not _evaluates(loop.config, start):
     return False
   owed = False
   if processes.is_main():
-    line = lines.last_up_to(run.workdir / 'metrics.jsonl', start)
+    line = lines.last_up_to(loop.workdir / 'metrics.jsonl', start)
     owed = line is not None and line['step'] == start and 'held_out_loss' not in line
   return bool(processes.from_main(int(owed)))
 
 
-def _pay(run: _Run, start: int, state: TrainState) -> None:
-  """Scores the step that the run goes on from, adds that to its line,
+def _score_owed(loop: _Loop, start: int, state: TrainState) -> None:
+  """Scores the step that the run resumes from, adds that to its line,
   and tells `checkpoint.keep_best`.
   """
-  held_out, _ = run.scorer(start, state.params)
+  held_out, _ = loop.scorer(start, state.params)
   loss = held_out['held_out_loss']
   _say(f'step {start}, where the run was stopped: held-out {loss:.4f}')
 
   def add():
-    if run.writer:
-      run.writer.amend(start, held_out)
-    run.checkpointer.note_held_out_loss(start, loss)
+    if loop.writer:
+      loop.writer.amend(start, held_out)
+    loop.checkpointer.note_held_out_loss(start, loss)
 
   processes.together(add)
 
@@ -342,11 +351,11 @@ def _write_beginning(config, workdir, tokenizer, source):
     print(f'warning: {changed}', file=sys.stderr, flush=True)
 
 
-def _write(run, step, logged, heatmap):
-  if run.hold:
-    run.hold.check()
-  if run.writer:
-    run.writer.write(step, logged, heatmap)
+def _write(loop, step, logged, heatmap):
+  if loop.hold:
+    loop.hold.check()
+  if loop.writer:
+    loop.writer.write(step, logged, heatmap)
 
 
 def _open_writer(config, workdir, start):
@@ -365,15 +374,16 @@ def describe_run(config: Config, workdir: Path) -> str:
     sizes = mesh_lib.fill(config.mesh, jax.device_count())
     axes = ', '.join(f'{axis} {size}' for axis, size in sizes.items() if size > 1)
     devices = f'{jax.device_count()} × {devices}, mesh {axes}, {jax.process_count()} processes'
+  forced = (
+    '; ops.force_balanced_routing: experts are dealt out, not chosen; only its times mean anything'
+    if config.ops.force_balanced_routing
+    else ''
+  )
   return (
     f'{config.name}: {counts.total_params / 1e6:,.1f}M parameters, '
     f'{counts.active_params / 1e6:,.1f}M active a token; {config.train.num_steps} steps of '
-    f'{config.data.batch_size} × {config.data.seq_len} tokens on {devices}; writing {workdir}'
-    + (
-      '; ops.force_balanced_routing: experts are dealt out, not chosen; '
-      'only its times mean anything'
-    )
-    * config.ops.force_balanced_routing
+    f'{config.data.batch_size} × {config.data.seq_len} tokens on {devices}; '
+    f'writing {workdir}{forced}'
   )
 
 

@@ -2,7 +2,7 @@
 
   python -m launch.sweep --sweep=experiments/studies/shared_gate.py
 
-DeepSeekMoE, and the same with `moe.shared_gate`: the shared expert is weighed by σ(u · w) of each
+DeepSeekMoE, and the same with `moe.shared_gate`: the shared expert is weighted by σ(u · w) of each
 token (docs/routing.md). Were it of use to all text alike, the gate would be as open everywhere.
 What is claimed: it is not, the mean openness of the domains differs by more than 0.02 from the most
 to the least open; and it costs no loss, no more than 0.02. Beside the claim: which domain it is

@@ -54,7 +54,7 @@ def _outside(model, params, *arguments, method):
 
 
 def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:
-  """Of nothing, for `batch` rows of up to `positions` tokens."""
+  """An empty cache for `batch` rows of up to `positions` tokens."""
 
   def empty():
     shape = batch, positions, model.num_kv_heads, model.head_dim
@@ -64,7 +64,7 @@ def empty_cache(model: ModelConfig, batch: int, positions: int) -> Cache:
 
 
 def grown(cache: Cache, positions: int) -> Cache:
-  """With room for so many tokens a row."""
+  """The cache with room for `positions` tokens a row."""
 
   def grow(x_BSGC):
     return jnp.pad(x_BSGC, ((0, 0), (0, positions - x_BSGC.shape[1]), (0, 0), (0, 0)))

@@ -50,7 +50,7 @@ class Parameters(NamedTuple):
 
 class MoELayer(nn.Module):
   """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are stored as one FFN of their joint
-  width, and ungated unless `moe.shared_gate`: their sum is weighed by σ(u · w) then.
+  width, and ungated unless `moe.shared_gate`: their sum is weighted by σ(u · w) then.
   """
 
   config: Config

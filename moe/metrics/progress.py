@@ -60,7 +60,8 @@ class Progress:
     left = (self._num_steps - step) * self._tokens / rate
     parts = [f'step {step}/{self._num_steps}', f'loss {metrics["loss"]:.4f}']
     if 'held_out_loss' in metrics:
-      parts.append(f'held-out {metrics["held_out_loss"]:.4f}' + ' (of a sample)' * is_sample)
+      sample = ' (of a sample)' if is_sample else ''
+      parts.append(f'held-out {metrics["held_out_loss"]:.4f}{sample}')
     if 'max_vio_N' in metrics:
       parts.append(f'MaxVio {np.max(metrics["max_vio_N"]):.2f}')
     if metrics.get('force_balanced_routing'):

@@ -21,7 +21,7 @@ from jax import lax
 class Reading:
   """A value over all sequences of a microbatch, and how several microbatches' become the batch's.
 
-  'sum': they add up. 'max': the largest counts. 'mean': weighed by each microbatch's real tokens.
+  'sum': they add up. 'max': the largest counts. 'mean': weighted by each microbatch's real tokens.
   """
 
   value: jax.Array
@@ -31,7 +31,7 @@ class Reading:
 Telemetry = dict[str, Reading]
 
 
-def weighed(telemetry: Any, share: jax.Array) -> Any:
+def weighted(telemetry: Any, share: jax.Array) -> Any:
   """Readings of a microbatch with this share of the batch's tokens, ready for `combine`:
   means become summands.
   """

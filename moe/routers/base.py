@@ -1,5 +1,4 @@
-"""What a router is to the rest of the house. Everything that others ask of one stands here,
-and nowhere its name.
+"""The router protocol: all that other modules may ask of a router. None of them knows one by name.
 
 B sequences of L tokens, D model width, E routed experts, K chosen by a token, N MoE layers.
 """
@@ -19,7 +18,7 @@ from moe.ops.router.reference import count_choices
 class Probe(NamedTuple):
   """What an analysis asks of every layer of a model. Training asks nothing."""
 
-  # Of each token's best experts so many are taken from it: it gets the K best of the rest.
+  # How many of its best experts are taken from each token: it gets the K best of the rest.
   masked: int = 0
   choices: bool = False  # hand out every token's experts and gates
   affinities: bool = False  # those over all experts, too
@@ -37,14 +36,14 @@ class Forced(NamedTuple):
 
 
 class Router(nn.Module):
-  """Chooses every token's experts and their gates.
-  A subclass has `choose`, and what of the rest is not as here.
+  """Chooses every token's experts and their gates. A subclass implements `choose`, and overrides
+  the rest where the default does not fit.
   """
 
   config: Config
   probe: Probe = Probe()
 
-  # What a trained model's routing can be changed in at evaluation: keys of
+  # What can be changed of a trained model's routing at evaluation: keys of
   # `moe.analysis.Intervention`.
   # 'masked_share' needs a `choose` that ranks all experts.
   interventions: ClassVar[tuple[str, ...]] = ('experts_per_token', 'without_shared')

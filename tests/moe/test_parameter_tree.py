@@ -63,7 +63,7 @@ def test_a_tree_of_another_size_than_is_counted_is_refused_by_its_part():
   check(config, shapes)
   shapes['moe_blocks']['moe']['router']['bias'] = jax.ShapeDtypeStruct((2, 6), jnp.float32)
   with pytest.raises(
-    UserError, match=r'^routers of .* has 204 parameters.* counts 192: mend num_par'
+    UserError, match=r'^routers of .* has 204 parameters.* counts 192: fix num_par'
   ):
     check(config, shapes)
 

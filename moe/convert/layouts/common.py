@@ -9,7 +9,7 @@ from moe.convert.table import Entry
 from moe.errors import UserError
 
 _ROPE_BASE = 10_000.0  # of a config.json that is older than the key
-# How experts are chosen and weighed in the paper, by key of `moe`; whoever adds a key that changes
+# How experts are chosen and weighted in the paper, by key of `moe`; whoever adds a key that changes
 # what a trained model computes adds it here.
 _OF_THE_PAPER = {
   'router': 'softmax',

@@ -5,7 +5,7 @@ What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmar
 A run with ops.implementation=pallas_tpu does not:
 routed_ffn/pallas_tpu.py has them fused into its products.
 
-Any T, D and K; D is padded to a multiple of 256 (bfloat16) or 128 (float32) where it is none.
+Any T, D and K; D is padded up to a multiple of 256 (bfloat16) or 128 (float32).
 """
 
 import jax

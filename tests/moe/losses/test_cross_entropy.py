@@ -64,7 +64,7 @@ def _losses(hidden_TD, head_DV, targets_T):
 
 @pytest.mark.parametrize('chunk', [5, 100])
 def test_losses_beside_the_gradient(chunk):
-  """They are not weighed, and what is done with them has no gradient."""
+  """They are not weighted, and what is done with them has no gradient."""
   hidden_TD, head_DV, targets_T, weights_T = _inputs(jnp.float32)
 
   def run(hidden_TD):

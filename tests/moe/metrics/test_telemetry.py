@@ -19,7 +19,7 @@ def test_two_microbatches(reduce, expected):
   whole = telemetry.nothing(whole)
   for values, share in zip(parts, (0.25, 0.75), strict=True):
     part = {'x': Reading(jnp.array(values), reduce)}
-    whole = telemetry.combine(whole, telemetry.weighed(part, share))
+    whole = telemetry.combine(whole, telemetry.weighted(part, share))
   np.testing.assert_allclose(whole['x'].value, expected)
   assert whole['x'].reduce == reduce
 
