@@ -8,8 +8,8 @@ The first writes a line a finished run to experiments/results/STUDY/runs.jsonl, 
 every figure; the second draws them. The first paragraph of a study's docstring is the claim that
 the report gives a verdict on: it says what the comparisons whose role is CLAIM test, and no more.
 Importing a study is light (no jax). What all share: `common.py` (settings of the runs),
-`intervals.py` (statistics and the rule of the verdicts),
-`analysis.py` (what an analysis gets and gives).
+`intervals.py` (statistics), `verdicts.py` (the rule of the verdicts), `laws.py` (of loss over
+compute), `analysis.py` (what an analysis gets and gives).
 """
 
 # In the order of the report.

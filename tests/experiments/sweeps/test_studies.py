@@ -20,7 +20,7 @@ from tests.launch.runs.programs import ROOT
 
 _FOLDER = Path('experiments/studies')
 _SHARED = (
-  *('__init__', 'analysis', 'common', 'intervals', 'verdicts'),
+  *('__init__', 'analysis', 'common', 'intervals', 'laws', 'verdicts'),
   *(*studies.PILOTS, *studies.BEYOND),
 )
 STUDIES = sorted(path.stem for path in (ROOT / _FOLDER).glob('*.py') if path.stem not in _SHARED)
