@@ -13,15 +13,20 @@ from moe.config import Config
 from moe.finetune import adapters, trained
 from moe.model import init_declared, init_params
 from moe.parallel import sharding
-from moe.parallel.sharding import is_declared
+from moe.parallel.sharding import Declared, is_declared
 
 
 @functools.cache
 def declared(config: Config) -> dict:
   """The parameter tree as `sharding.Declared` boxes, which hold shapes and types."""
-  boxes = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
-  sharding.unboxed(boxes)  # which refuses those that declare nothing
-  return boxes
+  tree = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
+  sharding.unboxed(tree)  # which refuses those that declare nothing
+  return tree
+
+
+def declared_by_path(config: Config) -> dict[tuple[str, ...], Declared]:
+  """`declared`, flat: by the path to each parameter."""
+  return flatten_dict(declared(config))
 
 
 def init(config: Config, key: jax.Array) -> dict:
@@ -35,11 +40,11 @@ def init(config: Config, key: jax.Array) -> dict:
 
 def decayed(config: Config) -> dict:
   """The trained part of the parameter tree as booleans: whether weight decay acts on each."""
-  boxes = trained.trained_boxes(config, declared(config))
-  return jax.tree.map(lambda box: box.decayed, boxes, is_leaf=is_declared)
+  tree = trained.trained_boxes(config, declared(config))
+  return jax.tree.map(lambda box: box.decayed, tree, is_leaf=is_declared)
 
 
 def shardings(config: Config, mesh: Mesh, tree: Any) -> Any:
   """A NamedSharding for every leaf of a `TrainState`, or of its parameters."""
-  boxes = trained.declared(config, declared(config))
-  return sharding.shardings(mesh, tree, boxes, config.mesh.zero)
+  all_boxes = trained.declared(config, declared(config))
+  return sharding.shardings(mesh, tree, all_boxes, config.mesh.zero)

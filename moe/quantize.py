@@ -11,7 +11,7 @@ from moe.config import Config
 from moe.errors import UserError
 from moe.ops.quantized import GROUP, quantize
 from moe.parallel import sharding
-from moe.parameters import declared
+from moe.parameters import declared_by_path
 
 
 def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None) -> dict:
@@ -22,7 +22,7 @@ def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None)
 
   kind: of `moe.config.FEW_BITS`. UserError for a mesh that deals out experts or gathers weights.
   """
-  boxes, flat = flatten_dict(declared(config)), flatten_dict(params)
+  boxes, flat = declared_by_path(config), flatten_dict(params)
   params.clear()
 
   def made(path, w):

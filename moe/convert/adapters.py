@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from moe.config import Config
 from moe.finetune import adapters, choice
 from moe.layers.tuned import of_adapter, scale
-from moe.parameters import declared
+from moe.parameters import declared_by_path
 from moe.storage import checksums, partial
 
 
@@ -49,7 +49,7 @@ def read_adapters(path: Path, config: Config, sums: Mapping[str, int]) -> Adapte
   """
   if not config.finetune.lora_rank:
     return {}
-  boxes = flatten_dict(declared(config))
+  boxes = declared_by_path(config)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   read = partial.read(path, 'params', dict.fromkeys(adapters.declared(config, boxes), device))
   if fault := checksums.difference(unflatten_dict(read), sums):

@@ -165,13 +165,9 @@ def best(tables: Mapping[str, Sequence[Placed]], names: Mapping) -> Sequence[Pla
 
 def _declared(config):
   """What a config's parameters declare, by dotted name."""
-  import jax
+  from moe.parameters import declared_by_path
 
-  from moe.parallel.sharding import is_declared
-  from moe.parameters import declared
-
-  leaves = jax.tree_util.tree_leaves_with_path(declared(config), is_leaf=is_declared)
-  return {'.'.join(each.key for each in path): box for path, box in leaves}
+  return {'.'.join(path): box for path, box in declared_by_path(config).items()}
 
 
 def _indices(counts):

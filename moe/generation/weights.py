@@ -21,7 +21,7 @@ from moe.model import stack_names
 from moe.ops import implementation
 from moe.ops.quantized import as_products_take
 from moe.parallel import mesh, sharding
-from moe.parameters import declared
+from moe.parameters import declared_by_path
 
 _LANES = 128  # of a TPU's tile
 
@@ -92,7 +92,7 @@ def as_used(
     return new
 
   in_stack = implementation.platform() == 'tpu' and experts.can_stay_stacked(config)
-  boxes, flat = flatten_dict(declared(config)), flatten_dict(params)
+  boxes, flat = declared_by_path(config), flatten_dict(params)
   in_stack &= not any(path[-1] == tuned.CHOSEN for path in flat)
   return unflatten_dict({path: used(path, w) for path, w in flat.items()})
 

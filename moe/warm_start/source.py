@@ -8,13 +8,11 @@ from typing import NamedTuple
 import jax
 from absl import logging
 from etils import epath
-from flax.traverse_util import flatten_dict
 
 from moe.config import Config
 from moe.finetune import adapters
 from moe.parallel import processes
-from moe.parallel.sharding import is_declared
-from moe.parameters import declared
+from moe.parameters import declared_by_path
 from moe.storage import checksums, partial, provenance, small_items
 from moe.storage.partial import Name
 from moe.train_step import TrainState
@@ -85,17 +83,17 @@ def leaves_taken(
 
 def parameters(config: Config) -> dict[Name, jax.ShapeDtypeStruct]:
   """Shapes and types of a config's parameters by name."""
-  return {name: box.value for name, box in _boxes(config).items()}
+  return {name: box.value for name, box in declared_by_path(config).items()}
 
 
 def adapters_of(config: Config) -> set[Name]:
   """The adapters of a config's model."""
-  return set(adapters.declared(config, flatten_dict(declared(config))))
+  return set(adapters.declared(config, declared_by_path(config)))
 
 
 def of_the_vocabulary(config: Config) -> set[Name]:
   """The parameters that have a row or column a token."""
-  return {name for name, box in _boxes(config).items() if 'vocab' in box.axes}
+  return {name for name, box in declared_by_path(config).items() if 'vocab' in box.axes}
 
 
 def is_of_any_vocabulary(config: Config, new: Set[Name]) -> bool:
@@ -112,8 +110,3 @@ def log_error(message: str) -> None:
   """Once, however many processes there are."""
   if processes.is_main():
     logging.error('%s', message)
-
-
-def _boxes(config):
-  leaves = jax.tree_util.tree_leaves_with_path(declared(config), is_leaf=is_declared)
-  return {partial.name_of(path): box for path, box in leaves}
