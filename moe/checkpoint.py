@@ -23,7 +23,7 @@ from etils import epath
 
 from moe import run
 from moe.config import Config, from_stored
-from moe.data.tokenizers import Tokenizer, from_bytes
+from moe.data.tokenizers import Tokenizer
 from moe.errors import (
   OF_A_SHARED_FOLDER,
   PEER_LOST,
@@ -197,7 +197,7 @@ class Checkpointer:
       return False
     # What else tokenizer_config.json says, a chat template for one, may differ.
     return small.tokenizer_config == self._tokenizer.tokenizer_config or (
-      from_bytes(small.tokenizer, small.tokenizer_config).sha256 == self._tokenizer.sha256
+      small.open_tokenizer().sha256 == self._tokenizer.sha256
     )
 
   def _delete_others(self):

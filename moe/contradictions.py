@@ -100,7 +100,7 @@ def _of_the_experts(c) -> Iterator[str]:
       'experts that a token does not take have no load to balance'
     )
   if e.shared_gate and not e.num_shared_experts:
-    yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weigh'
+    yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weight'
   if e.router == 'hash':
     for name, nothing in (('balancing', 'none'), ('device_limit', 0), ('gate_mass', 1.0)):
       if getattr(e, name) != nothing:

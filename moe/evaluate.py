@@ -170,7 +170,8 @@ def experts_in_words(evaluation: Evaluation, config: Config) -> str:
   if load_NE is None:
     return ''
   layers, experts = load_NE.shape
-  active, idle = config.moe.experts_per_token, (load_NE == 0).sum()
+  taken, idle = evaluation.mean_readings.get('experts_taken'), (load_NE == 0).sum()
+  active = config.moe.experts_per_token if taken is None else f'{np.mean(taken):.1f}'
   where = f'{experts} routed, {active} a token, over {layers} MoE layers; on the held-out text'
   return (
     f'\nexperts        {where} the busiest expert of\n'

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from moe import files
 from moe.config import FEW_BITS, STORED_TYPES, Config, MeshConfig, OpsConfig, from_stored
-from moe.data.tokenizers import FILES, from_bytes
+from moe.data.tokenizers import FILES
 from moe.errors import UserError
 from moe.finetune.adapters import merged
 from moe.inspection import Run
@@ -165,7 +165,7 @@ def _steps(workdir, step):
 def _check_config(config, workdir):
   """UserError if config.json, or the newest checkpoint's own config, is of another run."""
   path = workdir / 'config.json'
-  step, own = _newest_items(workdir)
+  step, own = small_items.newest(workdir)
   if own:
     must_stay.check_can_go_on(own.has_training, f'{workdir}/checkpoints/{step}')
   compared = own is None or own.text is not None
@@ -184,18 +184,6 @@ def _check_config(config, workdir):
         f'{workdir} holds a run of another config: {changed}; '
         'use another --workdir, or those values'
       )
-
-
-def _newest_items(workdir):
-  """(step, its small items) of the newest checkpoint whose own can be read;
-  (0, None) without one.
-  """
-  for step in reversed(available_steps(workdir)):
-    path = epath.Path(workdir) / 'checkpoints' / str(step)
-    items, fault = attempt(lambda path=path: small_items.read(path))
-    if not fault:
-      return step, items
-  return 0, None
 
 
 def _load(directory, step, dtype, mesh):
@@ -223,14 +211,13 @@ def _load(directory, step, dtype, mesh):
       params = jax.device_put(params, jax.local_devices()[0])
   elif dtype:
     params = arrays.cast(params, dtype)
-  tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
   if not small.checked:
     logging.error(
       'checkpoint step %d in %s is of an older version: its config and tokenizer have no checksums',
       step,
       directory,
     )
-  return Run(Transformer(config), params, tokenizer, config, step, mesh)
+  return Run(Transformer(config), params, small.open_tokenizer(), config, step, mesh)
 
 
 def _device_to_quantize_on():

@@ -26,9 +26,11 @@ _MOST_ROWS = 40  # of a figure
 def of_file(path: str, results: Path) -> Study:
   """The study of a file, by its lines in RESULTS/STUDY/runs.jsonl. UserError without any."""
   loaded = plan.load(path)
-  lines = of_last_configs(ledger.path(results, loaded.name))
-  scale = ledger.scale(ledger.path(results, loaded.name), common.SCALES[loaded.scale])
+  file = ledger.path(results, loaded.name)
+  scale = ledger.scale(file, common.SCALES[loaded.scale])
   runs = {run.name: run for run in plan.runs(loaded, scale)}
+  # As configured now; of a study that was run with --config the last.
+  lines = ledger.current(path, results, scale) or of_last_configs(file)
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   seeds = sorted({line['seed'] for line in lines})
   commands = (

@@ -24,12 +24,12 @@ from experiments.sweeps import places, texts
 from experiments.sweeps.job import EXPERTS, INIT_FROM, TRAINABLE, Job, Origin, flat
 from experiments.sweeps.texts import digest
 from moe import config as moe_config
+from moe import intervention
 from moe.config import Config
 from moe.errors import UserError
+from moe.intervention import FIELDS
 
 SEEDS = ('train.seed', 'data.seed')
-# The fields of moe.analysis.Intervention, which would take jax to import; a test holds them equal.
-INTERVENTIONS = ('masked_share', 'experts_per_token', 'without_shared')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +179,7 @@ def _job(run, seed, overrides, runs_folder, earlier):
     chosen = {TRAINABLE: 'experts', EXPERTS: 'experts.json'}
     config_dict = _changed(config_dict, chosen)
   checked = moe_config.from_config_dict(config_dict)
+  _check_can_be_measured(run, checked)
   origin = _origin(run, seed, checked, earlier)
   if origin and origin.has_other_text(checked):
     config_dict = _changed(config_dict, {'data.tokenizer': str(origin.tokenizer)})
@@ -265,21 +266,30 @@ def _check_evaluations(evaluations, where):
   """Now: a misspelt keyword would else be found when the run is scored, after its training."""
   if not isinstance(evaluations, Mapping):
     raise UserError(f'{where}: evaluations must be interventions by name, not {evaluations!r}')
-  for name, intervention in evaluations.items():
-    if not isinstance(name, str) or not isinstance(intervention, Mapping):
+  for name, changes in evaluations.items():
+    if not isinstance(name, str) or not isinstance(changes, Mapping):
       raise UserError(
-        f'{where}: the evaluation {name!r} must be a name with keyword arguments, '
-        f'not {intervention!r}'
+        f'{where}: the evaluation {name!r} must be a name with keyword arguments, not {changes!r}'
       )
-    if unknown := sorted(map(str, intervention.keys() - set(INTERVENTIONS))):
+    if unknown := sorted(map(str, changes.keys() - set(FIELDS))):
       raise UserError(
-        f'{where}: the evaluation {name!r} has no {unknown[0]!r}: '
-        f'it takes {", ".join(INTERVENTIONS)}'
+        f'{where}: the evaluation {name!r} has no {unknown[0]!r}: it takes {", ".join(FIELDS)}'
       )
     try:
-      json.dumps(dict(intervention), allow_nan=False)
+      json.dumps(dict(changes), allow_nan=False)
     except (TypeError, ValueError) as error:
       raise UserError(f'{where}: the evaluation {name!r} is no plain JSON: {error}') from error
+
+
+def _check_can_be_measured(run, config):
+  """Now, and not when the run has been trained and is scored."""
+  for name, changes in run.evaluations.items():
+    try:
+      intervention.check(config, intervention.Intervention(**changes))
+    except UserError as error:
+      raise UserError(f'run {run.name!r}, evaluation {name!r}: {error}') from error
+  if 'specialisation' in run.measures and not config.has_routed_experts:
+    raise UserError(f"run {run.name!r}: the measure 'specialisation' needs routed experts")
 
 
 def _changed(config_dict, values):

@@ -70,8 +70,17 @@ def _jobs(options, study):
     value = getattr(options, flag)
     if value is not None and value < 1:
       raise UserError(f'--{flag} must be at least 1, not {value}')
-  if options.watch and options.launcher != 'gke':
-    raise UserError('--watch waits for JobSets: add --launcher=gke')
+  for flag, launcher, is_given in (
+    ('watch', 'gke', options.watch),
+    ('manifest', 'gke', options.manifest != gke.MANIFEST),
+    ('sbatch', 'slurm', options.sbatch),
+    ('parallel', 'local', options.parallel > 1),
+  ):
+    if is_given and options.launcher != launcher:
+      raise UserError(
+        f'--{flag} means nothing to --launcher={options.launcher}: add --launcher={launcher}, or '
+        'leave it out'
+      )
   scale = common.SCALES[options.scale]
   seeds = range(options.seeds) if options.seeds else study.seeds_at(scale)
   every = plan.jobs(study, scale, seeds, options.overrides, options.workdir)

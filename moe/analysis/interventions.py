@@ -10,7 +10,6 @@ K chosen by a token, M masked for it.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -19,33 +18,12 @@ import jax.numpy as jnp
 from moe.config import Config
 from moe.data.packing import Batch
 from moe.errors import UserError
+from moe.intervention import Intervention, check
 from moe.layers.moe_layer import Aside
 from moe.model import Transformer
 from moe.parallel.sharding import constrain
 from moe.routers import ROUTERS, Probe
 from moe.train_step import forward_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Intervention:
-  """What to change; as it stands, nothing. The changes combine.
-
-  Figure 4 is masked_share = 0, 1/16, … 4/16; Section 4.5 is without_shared with one expert a token
-  more than trained; Figure 5 is fewer experts_per_token.
-  """
-
-  # Of the routed experts, so many are masked for each token: its most probable ones.
-  # It takes the K best of the rest.
-  masked_share: float = 0.0
-  experts_per_token: int | None = None  # K; None: as trained
-  # Shared experts add nothing; none takes their place unless K says so.
-  without_shared: bool = False
-
-  def masked(self, num_experts: int) -> int:
-    """M: masked_share · E to the nearest whole number, halves up:
-    4, 8, 12, 16 of 63 at 1/16 … 4/16.
-    """
-    return math.floor(self.masked_share * num_experts + 0.5)
 
 
 class Choices(NamedTuple):
@@ -71,13 +49,8 @@ def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Con
   Arrays are passed on as they are, wherever they lie. UserError for what this model cannot do.
   """
   moe = config.moe
-  chosen = (
-    moe.experts_per_token
-    if intervention.experts_per_token is None
-    else intervention.experts_per_token
-  )
-  _check(config, intervention, chosen)
-  moe = dataclasses.replace(moe, experts_per_token=chosen)
+  _check(config, intervention)
+  moe = dataclasses.replace(moe, experts_per_token=intervention.chosen(moe))
   if intervention.without_shared:
     moe = dataclasses.replace(moe, num_shared_experts=0, shared_gate=False)
     blocks = params['moe_blocks']
@@ -118,44 +91,15 @@ def _run(config, params, batch, intervention, choices=False):
   return forward_of(Transformer(config, Probe(masked, choices)), params, batch)
 
 
-def _check(config, intervention, chosen):
-  moe, share = config.moe, intervention.masked_share
-  experts, masked = moe.num_experts, intervention.masked(moe.num_experts) if 0 <= share < 1 else 0
-
-  def require(condition, message):
-    if not condition:
-      raise UserError(message)
-
-  require(0 <= share < 1, f'masked_share={share} must be at least 0 and below 1')
-  require(
-    intervention == Intervention() or config.model.num_moe_layers > 0,
-    f'model.num_dense_layers={config.model.num_dense_layers} leaves no MoE layer '
-    'whose routing could be changed',
-  )
-  if experts:
-    can = ROUTERS[moe.router].interventions
-    for field in dataclasses.fields(intervention):
-      value = getattr(intervention, field.name)
-      require(
-        value == field.default or field.name in can,
-        f"{field.name}={value} needs a router that allows it, and moe.router is '{moe.router}', "
-        f'which allows {", ".join(can)}: leave it {field.default}',
+def _check(config, intervention):
+  check(config, intervention)
+  if not config.moe.num_experts:
+    return
+  can = ROUTERS[config.moe.router].interventions
+  for field in dataclasses.fields(intervention):
+    value = getattr(intervention, field.name)
+    if value != field.default and field.name not in can:
+      raise UserError(
+        f'{field.name}={value} needs a router that allows it, and moe.router is '
+        f"'{config.moe.router}', which allows {', '.join(can)}: leave it {field.default}"
       )
-  if intervention.experts_per_token is not None:
-    require(
-      isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= experts,
-      f'experts_per_token={chosen} must be a whole number from 1 to moe.num_experts={experts}',
-    )
-  if share > 0:
-    require(experts > 0, f'masked_share={share} needs routed experts, and moe.num_experts is 0')
-    require(
-      chosen + masked <= experts,
-      f'masked_share={share} of moe.num_experts={experts} leaves {experts - masked} to choose '
-      f'from, fewer than the {chosen} that each token needs: lower it, or experts_per_token',
-    )
-  if intervention.without_shared:
-    require(
-      moe.num_shared_experts > 0,
-      'without_shared=True needs shared experts, and moe.num_shared_experts is 0',
-    )
-    require(experts > 0, 'without_shared=True leaves no expert at all, since moe.num_experts is 0')

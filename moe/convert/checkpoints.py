@@ -12,7 +12,7 @@ from moe.convert import parameters, safetensors
 from moe.convert.adapters import Adapters, read_adapters
 from moe.convert.parameters import Stored
 from moe.convert.table import Piece, Placed
-from moe.data.tokenizers import Tokenizer, from_bytes
+from moe.data.tokenizers import Tokenizer
 from moe.errors import UserError
 from moe.run import find_step, folder
 from moe.storage import small_items
@@ -68,11 +68,10 @@ def open_checkpoint(workdir: str | Path, step: int | None, flag: str = '--workdi
   if fault:
     raise UserError(f'{path} is unreadable: {fault}')
   config = from_stored(small.config, f'{path}/config')
-  tokenizer = from_bytes(small.tokenizer, small.tokenizer_config) if small.tokenizer else None
   adapters, fault = attempt(lambda: read_adapters(path, config, small.checksums['params']))
   if fault:
     raise UserError(f'{path} is unreadable: {fault}')
-  return Opened(path, step, config, tokenizer, small, adapters)
+  return Opened(path, step, config, small.open_tokenizer(), small, adapters)
 
 
 def open_arrays(opened: Opened, placed: Sequence[Placed]) -> dict[str, Stored]:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from moe import intervention
 from moe.analysis import Intervention, interventions
 from moe.config import KEYS, Config, from_config_dict, unknown_key
 from moe.errors import UserError
@@ -63,12 +64,9 @@ def asked_for(intervention: Intervention | None, changes: dict[str, object]) -> 
 
 def check_room(model: Transformer) -> None:
   """UserError where masking leaves fewer experts than a token chooses."""
-  moe, masked = model.config.moe, model.probe.masked
-  if masked and moe.experts_per_token + masked > moe.num_experts:
-    raise UserError(
-      f'moe.experts_per_token={moe.experts_per_token} is more than the '
-      f'{moe.num_experts - masked} experts that masked_share leaves of {moe.num_experts}'
-    )
+  if model.probe.masked:
+    moe = model.config.moe
+    intervention.check_room(moe, moe.experts_per_token, model.probe.masked)
 
 
 _CHANGES = {field.name for field in dataclasses.fields(Intervention)}

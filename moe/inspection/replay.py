@@ -12,6 +12,7 @@ import numpy as np
 from moe.errors import UserError
 from moe.inspection.programs import TextRouting, TokenLoss
 from moe.inspection.texts import Text
+from moe.intervention import check_room
 from moe.model import Transformer
 from moe.routers import Forced
 
@@ -59,6 +60,7 @@ def forced_choices(
       f'routing has {chosen} experts a token, and must have 1 to '
       f'moe.num_experts={config.moe.num_experts}'
     )
+  check_room(config.moe, chosen, masked=0)  # of tokens that keep their own
   moe = dataclasses.replace(config.moe, experts_per_token=chosen)
   return model.clone(config=dataclasses.replace(config, moe=moe)), given
 

@@ -37,16 +37,30 @@ class ScoredRouter(Router):
     moe = self.config.moe
     affinities_BLE, shares_BLE = self.scores(logits_BLE)
     ranked_BLE = affinities_BLE if bias_E is None else affinities_BLE + bias_E[None, None]
-    if moe.device_limit:
-      ranked_BLE = within_groups(ranked_BLE, moe.device_groups, moe.device_limit)
     ranked_BLE = lax.stop_gradient(ranked_BLE)
+    if moe.device_limit:
+      ranked_BLE = self._within_groups(ranked_BLE)
     _, experts_BLK = lax.top_k(ranked_BLE, k)
     chosen_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
     stats = sums_of(logits_BLE, shares_BLE, experts_BLK, is_token_BL)
-    if moe.balancing == 'quantile':
+    # With all experts there is none below a token's cutoff; only evaluation may ask for that.
+    if moe.balancing == 'quantile' and moe.experts_per_token < moe.num_experts:
       ranking = affinities_BLE, ranked_BLE, is_token_BL, moe.experts_per_token
       stats = stats._replace(excess_BEH=balancing.excess(*ranking))
     return Routing(chosen_BLK, experts_BLK, stats)
+
+  def _within_groups(self, ranked_BLE):
+    """Groups are those of the best experts that a probe's mask leaves. The masked rank before all,
+    where `Router.route` takes them off.
+    """
+    moe = self.config.moe
+    limited = lambda x_BLE: within_groups(x_BLE, moe.device_groups, moe.device_limit)
+    if not self.probe.masked:
+      return limited(ranked_BLE)
+    masked_BLM = lax.top_k(ranked_BLE, self.probe.masked)[1]
+    is_masked_BLE = is_one_of(masked_BLM, moe.num_experts)
+    left_BLE = limited(jnp.where(is_masked_BLE, -jnp.inf, ranked_BLE))
+    return jnp.where(is_masked_BLE, jnp.inf, left_BLE)
 
   @nn.compact
   def choose(
@@ -100,5 +114,10 @@ def within_groups(ranked_BLE: jax.Array, groups: int, limit: int) -> jax.Array:
   *leading, experts = ranked_BLE.shape
   by_group = ranked_BLE.reshape(*leading, groups, experts // groups)
   _, best_BLM = lax.top_k(by_group.max(axis=-1), limit)
-  is_best_BLG = (best_BLM[..., None] == jnp.arange(groups)[None, None, None]).any(axis=-2)
+  is_best_BLG = is_one_of(best_BLM, groups)
   return jnp.where(is_best_BLG[..., None], by_group, -jnp.inf).reshape(ranked_BLE.shape)
+
+
+def is_one_of(numbers_BLM: jax.Array, count: int) -> jax.Array:
+  """bool (B, L, count): whether each number below `count` is among those of a token."""
+  return (numbers_BLM[..., None] == jnp.arange(count)[None, None, None]).any(axis=-2)

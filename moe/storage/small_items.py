@@ -2,6 +2,7 @@
 and their checksums.
 """
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moe.data.tokenizers import Tokenizer
+from moe.data.tokenizers import Tokenizer, from_bytes
 from moe.storage import checksums
-from moe.storage.reading import read_items
+from moe.storage.reading import attempt, available_steps, read_items
 
 
 class SmallItems(NamedTuple):
@@ -28,6 +29,10 @@ class SmallItems(NamedTuple):
   text: dict | None
   checksums: dict
   checked: bool
+
+  def open_tokenizer(self) -> Tokenizer | None:
+    """None where the run has none."""
+    return from_bytes(self.tokenizer, self.tokenizer_config) if self.tokenizer else None
 
   @property
   def has_training(self) -> bool:
@@ -84,3 +89,14 @@ def read(path: epath.Path) -> SmallItems:
     if sums[name] != value:
       raise ValueError(f'its {name} is not the one that was saved')
   return items
+
+
+def newest(workdir: str | os.PathLike) -> tuple[int, SmallItems | None]:
+  """(step, small items) of a run's newest checkpoint whose own can be read; (0, None) without "
+  "one."""
+  for step in reversed(available_steps(workdir)):
+    path = epath.Path(workdir) / 'checkpoints' / str(step)
+    items, fault = attempt(lambda path=path: read(path))
+    if not fault:
+      return step, items
+  return 0, None

@@ -9,7 +9,7 @@ from etils import epath
 
 from moe import files
 from moe.config import Config
-from moe.data.tokenizers import Tokenizer, from_bytes
+from moe.data.tokenizers import Tokenizer
 from moe.errors import UserError
 from moe.parallel import processes
 from moe.run import folder
@@ -57,13 +57,9 @@ def tokenizer(config: Config, source: Source | None, workdir: Path | None) -> To
     small = source.small
     if is_of_any_vocabulary(config, source.new) or not small.tokenizer:
       return None
-    return from_bytes(small.tokenizer, small.tokenizer_config)
-  for step in reversed(available_steps(workdir)):
-    path = epath.Path(workdir) / 'checkpoints' / str(step)
-    small, fault = attempt(lambda path=path: small_items.read(path))
-    if not fault:
-      return from_bytes(small.tokenizer, small.tokenizer_config)
-  return None
+    return small.open_tokenizer()
+  _, small = small_items.newest(workdir)
+  return small and small.open_tokenizer()
 
 
 def check_text(config: Config, source: Source | None, text: Mapping) -> None:

@@ -10,7 +10,7 @@ from etils import epath
 
 from moe import config as moe_config
 from moe.config import Config, OpsConfig, from_stored
-from moe.data.tokenizers import from_bytes, open_tokenizer
+from moe.data.tokenizers import open_tokenizer
 from moe.errors import UserError
 from moe.storage import must_stay
 from moe.storage.partial import Name
@@ -191,7 +191,7 @@ def _check_tokenizer(config, source, where):
     return
   if not config.data.tokenizer:
     return
-  there = from_bytes(source.small.tokenizer, source.small.tokenizer_config)
+  there = source.small.open_tokenizer()
   if open_tokenizer(os.path.expanduser(config.data.tokenizer)).sha256 != there.sha256:
     names = ', '.join(sorted(in_path(name) for name in of_the_vocabulary(config)))
     raise UserError(

@@ -198,8 +198,15 @@ def test_masked_experts_of_the_figure():
 @pytest.mark.parametrize(
   ('overrides', 'intervention', 'message'),
   [
-    ({}, {'masked_share': 1.0}, 'masked_share=1.0 must be at least 0 and below 1'),
-    ({}, {'masked_share': math.nan}, 'masked_share=nan must be at least 0'),
+    ({}, {'masked_share': 1.0}, 'masked_share=1.0 must be a number, at least 0 and below 1'),
+    ({}, {'masked_share': math.nan}, 'masked_share=nan must be a number, at least 0'),
+    ({}, {'masked_share': '1/4'}, "masked_share='1/4' must be a number"),
+    ({}, {'without_shared': 'no'}, "without_shared='no' must be True or False"),
+    (
+      {'moe.device_groups': 2, 'moe.device_limit': 1},
+      {'masked_share': 1 / 6, 'experts_per_token': 3},
+      'experts_per_token=3 and 1 masked experts .* more than the 3 experts of moe.device_limit=1',
+    ),
     ({}, {'masked_share': 0.75}, 'leaves 1 to choose from, fewer than the 2'),
     (
       {},

@@ -1,5 +1,6 @@
 """Reports of a study of one's own, and of lines without its file."""
 
+import json
 import re
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_study_of_ones_own_is_reported_and_no_other(own):
   }
   text = (results / 'my_study' / 'README.md').read_text()
   half = 12.7062 * 0.05  # t of 1 degree of freedom; differences -0.1 and -0.2
-  assert 'Twice the rate is better' in text and '`xz' not in text and 'Verdict' not in text
+  assert 'Twice the rate is better' in text and 'xz -9' not in text and 'Verdict' not in text
   assert re.search(
     r'\| twice \| .*M \| 2 \| 2\.9500 \| .* \| −0\.1500 '
     rf'\| −{0.15 + half:.4f} to {-0.15 + half:.4f} \| 0\.500 \|',
@@ -56,6 +57,20 @@ def test_a_study_of_ones_own_is_reported_and_no_other(own):
   ), text
   assert text.index('| &lt;once> |') < text.index('| twice |')  # in the order of the file
   assert f'python -m launch.sweep --sweep={file}' in text
+
+
+def test_lines_of_a_try_with_other_settings_are_not_the_studys(own):
+  """Written after them, into the same file."""
+  file, results = own
+  runs = results / 'my_study' / 'runs.jsonl'
+  before = page.of_file(str(file), results)
+  jobs = plan.jobs(plan.load(str(file)), PROXY, [0], {'train.num_steps': 7}, results / 'runs')
+  of = lambda run, evaluation, seed: 1.0
+  tried = [synthetic._line('my_study', job, run, of) for job in jobs for run in job.runs]
+  runs.write_text(runs.read_text() + ''.join(json.dumps(line) + '\n' for line in tried))
+  assert page.of_file(str(file), results) == before
+  runs.write_text(''.join(json.dumps(line) + '\n' for line in tried))
+  assert '1.0000' in page.of_file(str(file), results)[results / 'my_study' / 'README.md']
 
 
 def test_what_a_folder_has_lines_of_is_reported_without_the_file(own):

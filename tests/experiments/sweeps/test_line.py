@@ -197,12 +197,6 @@ def test_damaged_scores_are_named(damaged, tmp_path):
     line.read_scores(tmp_path)
 
 
-def test_the_evaluations_known_to_the_plan_are_the_interventions():
-  from moe.analysis import Intervention
-
-  assert tuple(field.name for field in dataclasses.fields(Intervention)) == plan.INTERVENTIONS
-
-
 def test_a_run_that_went_on_with_other_code_names_both(tmp_path):
   for commit in ('abc', 'abc', 'def-dirty', 'abc'):
     machine.note_commit(tmp_path, commit)

@@ -102,6 +102,18 @@ def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
     (Run('a', CONFIG, evaluations={3: {}}), 'the evaluation 3 must be a name'),
     (Run('a', CONFIG, evaluations={'b': {3: 1}}), "'b' has no '3'"),
     (Run('a', CONFIG, evaluations={'b': {'masked_share': {1}}}), "'b' is no plain JSON"),
+    (
+      Run('a', CONFIG, evaluations={'b': {'experts_per_token': 99}}),
+      "run 'a', evaluation 'b': experts_per_token=99 must be a whole number from 1 to",
+    ),
+    (
+      Run('a', CONFIG, evaluations={'b': {'without_shared': 'no'}}),
+      "evaluation 'b': without_shared='no' must be True or False",
+    ),
+    (
+      Run('a', 'experiments/proxy.py:dense', measures=('specialisation',)),
+      "the measure 'specialisation' needs routed experts",
+    ),
     (Run('a', CONFIG, evaluations={'b': {'masked_share': float('nan')}}), "'b' is no plain JSON"),
     (Run(3, CONFIG), 'is named 3: a name is one line'),
     (Run('', CONFIG), "is named '': a name is one line"),

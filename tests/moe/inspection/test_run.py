@@ -313,7 +313,7 @@ def test_interventions_that_a_model_cannot_do(monkeypatch):
     (lambda: run.intervene(mask=1), "no intervention 'mask': there are experts_per_token, masked"),
     (lambda: run_of(**{'moe.router': 'hash'}).intervene(masked_share=0.2), "router is 'hash'"),
     (lambda: run.intervene(masked_share=0.75), 'leaves 1 to choose from'),
-    (lambda: run.intervene(masked_share=0.5).with_config(experts_per_token=4), '3 experts that'),
+    (lambda: run.intervene(masked_share=0.5).with_config(experts_per_token=4), 'leaves 3 to'),
   ):
     with pytest.raises(UserError, match=message):
       ask()

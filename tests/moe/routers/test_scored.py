@@ -7,25 +7,25 @@ import jax
 import numpy as np
 import pytest
 
-from moe import accounting
+from moe import accounting, analysis
 from moe.convert.layouts import LAYOUTS
 from moe.errors import UserError
 from moe.model import init_params
 from moe.parameters import decayed
-from moe.routers import ROUTERS, Forced, balancing
+from moe.routers import ROUTERS, Forced, Probe, balancing
 from moe.routers.scored import within_groups
 from tests import oracles
 from tests.oracles import exact
-from tests.small import assert_close, small_config, small_params
+from tests.small import assert_close, packed_batch, small_config, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 E, D, ROWS, LENGTH = 6, 16, 3, 20
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def routed(config, params, u_BLD, is_token_BL):
-  router = ROUTERS[config.moe.router](config)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def routed(config, params, u_BLD, is_token_BL, probe=None):
+  router = ROUTERS[config.moe.router](config, probe or Probe())
   ids_BL = is_token_BL.astype(np.int32)
   routing = router.apply({'params': params}, u_BLD, ids_BL, is_token_BL)
   return routing, router.telemetry(routing.stats)
@@ -152,6 +152,33 @@ def test_groups_by_hand():
   assert kept.tolist() == [[[True, True, False, False, True, True]]]
 
 
+def test_groups_are_chosen_of_what_a_mask_leaves():
+  """A loop: the best taken off, then the groups with the best of the rest, then the K."""
+  limit = {'moe.device_groups': 3, 'moe.device_limit': 2}
+  config = small_config(**{'moe.router': 'sigmoid', 'moe.experts_per_token': 2} | limit)
+  u_BLD, is_token_BL, params = batch()
+  del params['bias']
+  found_BLK = routed(config, params, u_BLD, is_token_BL, Probe(masked=1))[0].experts_BLK
+  moved = 0
+  for b, t in np.ndindex(ROWS, LENGTH):
+    affinities = affinities_of('sigmoid', exact(u_BLD[b, t]), exact(params['experts']))
+    best = max(range(E), key=lambda e: affinities[e])
+    left = {e: affinities[e] for e in range(E) if e != best}
+    by_group = sorted(range(3), key=lambda g: -max(left.get(2 * g, 0), left.get(2 * g + 1, 0)))
+    within = [e for e in left if e // 2 in by_group[:2]]
+    assert found_BLK[b, t].tolist() == sorted(within, key=lambda e: -left[e])[:2]
+    moved += best // 2 not in by_group[:2]
+  assert moved  # some groups would have been others with the masked expert
+
+
+def test_all_experts_may_be_asked_for_of_a_quantile_router():
+  config = small_config(**{'moe.balancing': 'quantile'})
+  hidden, _ = analysis.forward(
+    config, small_params(config), packed_batch(config), analysis.Intervention(experts_per_token=6)
+  )
+  assert np.isfinite(hidden).all()
+
+
 def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
   config = small_config(**{'moe.balancing': 'bias'})
   accounting.check(config, small_params(config))
@@ -171,7 +198,7 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
     ),
     ({'moe.router': 'hash', 'moe.balancing': 'bias'}, 'does not go with moe.router=hash'),
     ({'moe.router': 'hash', 'moe.gate_mass': 0.5}, 'does not go with moe.router=hash'),
-    ({'moe.shared_gate': True, 'moe.num_shared_experts': 0}, 'there is nothing to weigh'),
+    ({'moe.shared_gate': True, 'moe.num_shared_experts': 0}, 'there is nothing to weight'),
     ({'moe.gate_mass': 0.5, 'ops.force_balanced_routing': True}, 'have no load to balance'),
     ({'moe.wide_experts': 7}, 'is more than moe.num_experts=6'),
     ({'moe.wide_experts': 3, 'moe.device_groups': 3}, 'does not go with moe.device_groups=3'),
