@@ -103,3 +103,16 @@ def test_a_table_of_text_without_bytes(monkeypatch):
   row = {'tokens': 1, 'bytes': 0, 'loss': 2.0, 'bits_per_byte': None, 'gzip -9': 0, 'xz -9': 0}
   cells = evaluate.table({'a': row}).splitlines()[1].split()
   assert cells == ['a', '1', '0', '2.0000', '-', '0.000', '0.000']
+
+
+def test_the_load_of_the_experts_in_words():
+  load_NE = np.array([[0.5, 1.5, 1.0, 0.0, 2.0, 1.0], [1.0] * 6])
+  config = small_config(**{'moe.gate_mass': 0.5})
+  words = lambda **more: evaluate.experts_in_words(
+    evaluate.Evaluation({}, None, load_NE, **more), config
+  )
+  assert '6 routed, 2 a token, over 2 MoE layers' in words()
+  assert 'has 2.00 times the mean load at most, 1 of 12 experts are idle' in words()
+  taken = {'experts_taken': np.array([1.2, 1.5])}
+  assert '6 routed, 1.4 a token, over' in words(mean_readings=taken)
+  assert evaluate.experts_in_words(evaluate.Evaluation({}, None, None), config) == ''
