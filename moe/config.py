@@ -578,7 +578,7 @@ def first_name(name: str) -> str:
   return next((old for old, now in ALIASES.items() if now == name), name)
 
 
-def decides(name: str) -> bool:
+def affects_training(name: str) -> bool:
   """Whether a dotted key has a part in what training computes, rounding included."""
   return name not in KEYS or KEYS[name].effect != NOTHING
 

@@ -150,7 +150,7 @@ class Comparison:
     return next((n for n in range(2, _MOST_SEEDS + 1) if half_width(found.sd, n) < nearest), None)
 
   @property
-  def decides(self) -> str:
+  def would_decide(self) -> str:
     """What would decide it, in words; '' if it is decided."""
     if self.outcome != UNDECIDED:
       return ''
@@ -202,7 +202,7 @@ def outcomes(comparisons: Sequence[Comparison]) -> list[str]:
 def why_open(comparison: Comparison) -> str:
   """What would decide one that is undecided."""
   if comparison.outcome == UNDECIDED:
-    return comparison.decides
+    return comparison.would_decide
   return "decided by its own interval, not after Holm's correction: more seeds may"
 
 

@@ -142,9 +142,9 @@ def named(study: Study, planned: Sequence[Job], names: Collection[str]) -> list[
   return [job for job in kept if job.runs]
 
 
-def decides(key: str) -> bool:
+def affects_result(key: str) -> bool:
   """Whether a dotted key has a part in a run's final loss."""
-  return moe_config.decides(key) or key == 'evaluation.context'
+  return moe_config.affects_training(key) or key == 'evaluation.context'
 
 
 def config_hash(config: Config, origin: Origin | None = None) -> str:
@@ -163,7 +163,7 @@ def settings(config: Config, origin: Origin | None = None) -> dict[str, object]:
   found = {
     moe_config.first_name(key): new
     for key, (_, new) in changed.items()
-    if decides(key) and key not in SEEDS
+    if affects_result(key) and key not in SEEDS
   }
   return found | origin.named(config) if origin else found
 

@@ -303,7 +303,7 @@ def _differs(jobs):
   return [
     key
     for key in flat[0]
-    if plan.decides(key)
+    if plan.affects_result(key)
     and key not in plan.SEEDS
     and any(config[key] != flat[0][key] for config in flat)
   ]

@@ -20,8 +20,12 @@ class RoutingStats(NamedTuple):
 
 
 class Routing(NamedTuple):
-  """The choice of every token, padding included, and the sums over real ones."""
+  """The choice of every token, padding included, and the sums over real ones.
 
-  gates_BLK: jax.Array  # float32, the K largest affinities, largest first
+  Of a router these are its gates. Of `Router.choose`, and of the op that ranks by softmax, they are
+  the affinities that gates are made from, and there may be more than K, best first.
+  """
+
+  gates_BLK: jax.Array  # float32
   experts_BLK: jax.Array  # int32; of equal affinities the lower index first
   stats: RoutingStats

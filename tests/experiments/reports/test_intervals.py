@@ -55,7 +55,7 @@ def test_a_difference_is_within_seeds():
 def test_outcomes(values, bounds, outcome):
   comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
   assert comparison.outcome == outcome
-  assert bool(comparison.decides) == (outcome == UNDECIDED)
+  assert bool(comparison.would_decide) == (outcome == UNDECIDED)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_outcomes(values, bounds, outcome):
 def test_a_bound_decides_to_one_side(values, bounds, outcome):
   comparison = Comparison('a', dict(enumerate(values)), **bounds)
   assert comparison.outcome == outcome
-  assert ('only a bound' in comparison.decides) == (outcome == UNDECIDED)
+  assert ('only a bound' in comparison.would_decide) == (outcome == UNDECIDED)
 
 
 def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_the_bound(stats):
@@ -83,15 +83,15 @@ def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_
   half = {n: stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n) for n in range(2, 100)}
   n = comparison.seeds_needed
   assert half[n] < abs(mean) <= half[n - 1]
-  assert comparison.decides == f'about {n} seeds would decide for it'
+  assert comparison.would_decide == f'about {n} seeds would decide for it'
   against = Comparison('b − a', {0: 0.02, 1: 0.01, 2: -0.01}, below=0.0)
-  assert against.decides == f'about {n} seeds would decide against it'
+  assert against.would_decide == f'about {n} seeds would decide against it'
   assert Comparison('a − b', {0: -0.01, 1: 0.01}, below=0.0).seeds_needed is None
 
 
 def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
   comparison = Comparison('a − b', {0: -1.0, 1: math.nan, 2: -1.1}, below=0.0)
-  assert (comparison.outcome, comparison.decides) == (UNDECIDED, 'a run of seed 1 has diverged')
+  assert (comparison.outcome, comparison.would_decide) == (UNDECIDED, 'a run of seed 1 has diverged')
   assert comparison.interval is None and intervals.interval(comparison.values).n == 2
 
 
@@ -108,7 +108,7 @@ def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
 )
 def test_divergence_as_an_outcome(values, bounds, outcome):
   comparison = Comparison('a − b', dict(enumerate(values)), **bounds)
-  assert comparison.outcome == outcome and bool(comparison.decides) == (outcome == UNDECIDED)
+  assert comparison.outcome == outcome and bool(comparison.would_decide) == (outcome == UNDECIDED)
 
 
 def test_verdicts():
@@ -130,7 +130,7 @@ def test_verdicts():
 def test_a_loss_that_was_to_be_lower_may_be_shown_to_be_level():
   of = lambda *values, **rest: Comparison('a − b', dict(enumerate(values)), **{'below': 0.0} | rest)
   level = of(0.001, -0.001, 0.0, 0.002)
-  assert level.is_level and level.outcome == UNDECIDED and level.decides.startswith('level')
+  assert level.is_level and level.outcome == UNDECIDED and level.would_decide.startswith('level')
   for other in (
     of(0.01, -0.02, 0.005, 0.0),  # its interval reaches beyond 0.02
     of(-0.001, -0.0011, -0.001),  # holds
