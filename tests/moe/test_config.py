@@ -270,7 +270,9 @@ def test_what_a_run_that_goes_on_may_change():
   assert {
     name for name in free if name.partition('.')[0] in ('mesh', 'evaluation', 'checkpoint')
   } == {name for name in KEYS if name.partition('.')[0] in ('mesh', 'evaluation', 'checkpoint')}
-  rounding = {name for name in KEYS if moe_config.affects_training(name) and not moe_config.must_stay(name)}
+  rounding = {
+    name for name in KEYS if moe_config.affects_training(name) and not moe_config.must_stay(name)
+  }
   assert rounding == {
     'train.microbatches',
     'train.loss_chunk',

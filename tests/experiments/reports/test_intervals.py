@@ -91,7 +91,10 @@ def test_what_would_decide_is_the_first_number_of_seeds_with_an_interval_beside_
 
 def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
   comparison = Comparison('a − b', {0: -1.0, 1: math.nan, 2: -1.1}, below=0.0)
-  assert (comparison.outcome, comparison.would_decide) == (UNDECIDED, 'a run of seed 1 has diverged')
+  assert (comparison.outcome, comparison.would_decide) == (
+    UNDECIDED,
+    'a run of seed 1 has diverged',
+  )
   assert comparison.interval is None and intervals.interval(comparison.values).n == 2
 
 

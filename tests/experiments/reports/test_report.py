@@ -299,7 +299,9 @@ def test_a_share_above_the_bound_that_is_at_most_that_decides_nothing():
     synthetic.lines('scaling', lambda run, evaluation, seed: losses[run] + seed * 1e-4)
   )
   _, _, share, ahead = scaling.analyse(results).comparisons
-  assert share.interval.low > 0.5 and share.outcome == UNDECIDED and 'only a bound' in share.would_decide
+  assert (
+    share.interval.low > 0.5 and share.outcome == UNDECIDED and 'only a bound' in share.would_decide
+  )
   assert ahead.at_most and ahead.outcome == HOLDS
 
 
