@@ -8,6 +8,7 @@ from experiments.reports.study import Study
 from experiments.studies import common
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  LOSS_AXIS,
   NONE,
   Analysis,
   Results,
@@ -94,7 +95,7 @@ def by_default(lines: Sequence[Mapping], runs: Sequence[str]) -> Analysis:
   )
   rows = tuple(_row(results, run, evaluation, first) for run, evaluation in entries)
   losses = {_label(entry): results.loss(*entry) for entry in entries}
-  panel = dots('Held-out loss', HELD_OUT_LOSS, losses)
+  panel = dots('Held-out loss', LOSS_AXIS, losses)
   return Analysis(columns, rows, (), (panel,) if len(entries) <= _MOST_ROWS else (), '')
 
 

@@ -11,6 +11,7 @@ from experiments.studies.intervals import Interval, Values, difference, interval
 from experiments.studies.verdicts import LOSS, Comparison, Role
 
 HELD_OUT_LOSS = 'held-out loss'
+LOSS_AXIS = 'held-out loss, nats a token'
 NONE = '–'
 
 
@@ -251,7 +252,7 @@ def of_losses(
   """An analysis of nothing but held-out losses: a row an entry, and what is compared."""
   losses_of = {entry.label: results.loss(entry.run, entry.evaluation) for entry in entries}
   panels = (
-    dots('Held-out loss', HELD_OUT_LOSS, losses_of),
+    dots('Held-out loss', LOSS_AXIS, losses_of),
     differences('Paired differences', comparisons),
   )
   return Analysis(LOSS_COLUMNS, losses(results, entries), tuple(comparisons), panels, cannot_show)

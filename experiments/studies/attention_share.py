@@ -17,6 +17,7 @@ two it gains anything. Beside the claim: lookup, and held-out loss.
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  LOSS_AXIS,
   NONE,
   Analysis,
   Entry,
@@ -114,7 +115,7 @@ def analyse(results: Results) -> Analysis:
     rows,
     comparisons,
     (
-      dots('Held-out loss', HELD_OUT_LOSS, losses),
+      dots('Held-out loss', LOSS_AXIS, losses),
       *(dots(f'Probe: {probe}', 'nats a token', probes[probe]) for probe in _PROBES),
       differences('Paired differences of loss', comparisons),
     ),

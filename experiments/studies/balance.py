@@ -21,6 +21,7 @@ from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  LOSS_AXIS,
   Analysis,
   Results,
   beside,
@@ -152,7 +153,7 @@ def analyse(results: Results) -> Analysis:
         'Experts without a token, last tenth of training', idle, 'experts, all layers', digits=1
       ),
       panel('Busiest group of 9 experts, held-out text', group, "group's load ÷ mean", digits=2),
-      panel('Loss', loss, HELD_OUT_LOSS, from_zero=False),
+      panel('Loss', loss, LOSS_AXIS, from_zero=False),
       differences('Paired differences of loss', comparisons),
     ),
     f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to set beside these. What imbalance costs '

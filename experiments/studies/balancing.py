@@ -16,6 +16,7 @@ from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  LOSS_AXIS,
   Analysis,
   Panel,
   Results,
@@ -93,7 +94,7 @@ def analyse(results: Results) -> Analysis:
       role = Role.CLAIM if (variant, way) == ('deepseek_moe', 'bias') else Role.BESIDE
       comparisons += _beside_the_loss(model, way, max_vio, loss, role)
     panels += [
-      dots(f'{model}: held-out loss', HELD_OUT_LOSS, loss),
+      dots(f'{model}: held-out loss', LOSS_AXIS, loss),
       dots(
         f'{model}: MaxVio, last tenth of training',
         "busiest expert's load ÷ mean − 1",

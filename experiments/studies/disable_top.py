@@ -16,7 +16,7 @@ What has to carry over: the loss of DeepSeekMoE rises more at every share.
 from collections.abc import Sequence
 
 from experiments.studies.analysis import (
-  HELD_OUT_LOSS,
+  LOSS_AXIS,
   LOSS_COLUMNS,
   Analysis,
   Entry,
@@ -76,14 +76,19 @@ def analyse(results: Results) -> Analysis:
   )
   ours = [interval(results.loss(entry.run, entry.evaluation)) for entry in _ENTRIES]
   paper = [given(entry.paper) for entry in _ENTRIES]
-  axis = 'share of top routed experts masked'
+  axis = 'top routed experts masked, sixteenths of all'
   return Analysis(
     LOSS_COLUMNS,
     losses(results, _ENTRIES),
     comparisons,
     (
-      Panel('This repository', HELD_OUT_LOSS, _series(ours), x_axis=axis),
-      Panel('The paper, Figure 4 (2B)', 'Pile loss', _series(paper, paper=True), x_axis=axis),
+      Panel('This repository', LOSS_AXIS, _series(ours), x_axis=axis),
+      Panel(
+        'The paper, Figure 4 (2B)',
+        'Pile loss, nats a token',
+        _series(paper, paper=True),
+        x_axis=axis,
+      ),
     ),
     'How irreplaceable experts become by the end of a long training: after few tokens they may be '
     'less specialised, which would make the rise smaller: see the study longer.',
@@ -94,8 +99,6 @@ def _series(found: Sequence[Interval | None], paper: bool = False) -> tuple[Seri
   """A line a model, of what is in the order of _ENTRIES."""
   shares = len(_EVALUATIONS)
   return tuple(
-    Series(
-      label, tuple((share / 16, found[number * shares + share]) for share in range(shares)), paper
-    )
+    Series(label, tuple((share, found[number * shares + share]) for share in range(shares)), paper)
     for number, label in enumerate(_RUNS)
   )

@@ -117,7 +117,7 @@ def _share(results, name):
 
 def _panel(results, skill, axis, of):
   values = {label: of(results, _name(skill, by)) for by, label in _TRAINED.items()}
-  return dots(skill, axis, values, digits=4)
+  return dots(skill, axis, values, digits=4, from_zero=True)
 
 
 def _name(skill, by):

@@ -16,7 +16,7 @@ claim: with 6 it is below GShard's, and it falls with every expert, by less each
 from collections.abc import Mapping
 
 from experiments.studies.analysis import (
-  HELD_OUT_LOSS,
+  LOSS_AXIS,
   LOSS_COLUMNS,
   Analysis,
   Entry,
@@ -72,14 +72,14 @@ def analyse(results: Results) -> Analysis:
     (
       Panel(
         'This repository',
-        HELD_OUT_LOSS,
+        LOSS_AXIS,
         series(lambda active: interval(loss[active]), False),
         x_axis=axis,
         level=('GShard', interval(gshard)),
       ),
       Panel(
         'The paper, Figure 5 (2B)',
-        'Pile loss',
+        'Pile loss, nats a token',
         series(lambda active: given(_PAPER[active]), True),
         x_axis=axis,
         level=('GShard', given(_PAPER_GSHARD)),

@@ -120,4 +120,4 @@ def _panel(title: str, of: dict[str, dict[int, Values]], axis: str) -> Panel:
     Series(label, tuple((tokens, interval(values)) for tokens, values in by_tokens.items()))
     for label, by_tokens in of.items()
   )
-  return Panel(title, 'rise of held-out loss', series, x_axis=axis, log_x=True)
+  return Panel(title, 'rise of held-out loss, nats a token', series, x_axis=axis, log_x=True)

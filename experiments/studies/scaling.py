@@ -25,6 +25,7 @@ from statistics import mean
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  LOSS_AXIS,
   Analysis,
   Panel,
   Results,
@@ -110,10 +111,14 @@ def analyse(results: Results) -> Analysis:
     rows,
     _comparisons(pairs, laws),
     (
+      Panel('This repository', LOSS_AXIS, (*ours, *fitted), x_axis='training FLOPs', log_x=True),
       Panel(
-        'This repository', HELD_OUT_LOSS, (*ours, *fitted), x_axis='training FLOPs', log_x=True
+        'The paper, Table 6',
+        'Pile loss, nats a token',
+        paper,
+        x_axis='FLOPs of 4K tokens',
+        log_x=True,
       ),
-      Panel('The paper, Table 6', 'Pile loss', paper, x_axis='FLOPs of 4K tokens', log_x=True),
     ),
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; '
     'every width is trained on the same few tokens, so that the compute here buys width alone; '
