@@ -50,7 +50,8 @@ figure svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.6rem; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-size: 0.85rem; }
 """  # noqa: E501
 

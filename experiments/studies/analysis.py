@@ -153,7 +153,7 @@ LOSS_COLUMNS = (
   HELD_OUT_LOSS,
   '95% interval',
   'bits/byte',
-  'Pile loss of the paper',
+  'Pile loss (paper)',
 )
 
 
