@@ -24,6 +24,7 @@ from moe.errors import UserError
 # `differences`, `listed` and `flatten` are for whoever compares configs.
 from moe.keys import (
   LARGEST_SEED,
+  MESH_AXES,
   NOTHING,
   RESULTS,
   ROUNDING,
@@ -212,7 +213,6 @@ class OpsConfig:
   )
 
 
-MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')
 _axis = functools.partial(key, at_least=1, at_most=2**20, fill=-1, unit='devices')
 
 

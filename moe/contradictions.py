@@ -5,10 +5,11 @@
 
 from collections.abc import Iterator
 
-from moe.finetune import choice
+from moe import expert_choice
+from moe.keys import ATTENTION_TARGETS, MESH_AXES
 
 # Matrices that `finetune.lora_targets` may name; attention is the four before it.
-LORA_TARGETS = ('query', 'key', 'value', 'out', 'attention', 'experts')
+LORA_TARGETS = (*ATTENTION_TARGETS, 'attention', 'experts')
 
 
 def contradictions(c) -> list[str]:
@@ -19,9 +20,8 @@ def contradictions(c) -> list[str]:
 
 
 def _of_the_mesh(c) -> Iterator[str]:
-  axes = ('data', 'fsdp', 'expert', 'tensor', 'stage')
-  if sum(getattr(c.mesh, axis) == -1 for axis in axes) > 1:
-    listed = ', '.join(f'mesh.{axis}' for axis in axes)
+  if sum(getattr(c.mesh, axis) == -1 for axis in MESH_AXES) > 1:
+    listed = ', '.join(f'mesh.{axis}' for axis in MESH_AXES)
     yield f'only one of {listed} may be -1, which is filled with what is left'
 
 
@@ -176,8 +176,8 @@ def _of_the_fine_tuning(c) -> Iterator[str]:
       f'finetune.experts={f.experts!r} chooses what finetune.trainable={f.trainable} does not '
       'train: leave it out'
     )
-  if f.experts and not choice.is_file(f.experts):
-    yield from choice.faults(c, choice.parse(f.experts))
+  if f.experts and not expert_choice.is_file(f.experts):
+    yield from expert_choice.faults(c, expert_choice.parse(f.experts))
 
 
 _CHECKS = (

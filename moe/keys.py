@@ -24,6 +24,8 @@ ROUNDING = 'rounding'
 NOTHING = 'nothing'
 
 LARGEST_INT = 2**31 - 1
+MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')  # of the section mesh
+ATTENTION_TARGETS = ('query', 'key', 'value', 'out')  # of finetune.lora_targets
 LARGEST_SEED = 2**32 - 1
 # Floats are used as float32: what it rounds to 0 or to infinity is another number there.
 _SMALLEST_FLOAT, _LARGEST_FLOAT = 2.0**-126, 2.0**127

@@ -17,11 +17,12 @@ ORDER = [
   [
     'moe.errors',
     'moe.keys',
-    'moe.finetune.choice',
+    'moe.expert_choice',
     'moe.contradictions',
     'moe.config',
     'moe.config_page',
     'moe.intervention',
+    'moe.finetune.choice',
     'moe.chips',
     'moe.files',
     'moe.host_memory',

@@ -12,13 +12,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moe.config import Config
 from moe.finetune import choice
+from moe.keys import ATTENTION_TARGETS
 from moe.layers.tuned import MATRICES, add, of_adapter, scale
 from moe.ops.matmul import batched
 from moe.parallel.sharding import Declared
 
 Path = tuple[str, ...]
 EXPERTS = ('moe_blocks', 'moe', 'experts')
-_ATTENTION = ('query', 'key', 'value', 'out')
 
 
 def is_adapter(path: Path) -> bool:
@@ -32,8 +32,8 @@ def is_target(config: Config, path: Path) -> bool:
     return False
   if path[:-1] == EXPERTS:
     return 'experts' in f.lora_targets and path[-1] in MATRICES
-  wanted = {*f.lora_targets, *(_ATTENTION if 'attention' in f.lora_targets else ())}
-  return path[-2:-1] == ('attention',) and path[-1] in wanted & {*_ATTENTION}
+  wanted = {*f.lora_targets, *(ATTENTION_TARGETS if 'attention' in f.lora_targets else ())}
+  return path[-2:-1] == ('attention',) and path[-1] in wanted & {*ATTENTION_TARGETS}
 
 
 def declared(config: Config, boxes: Mapping[Path, Declared]) -> dict[Path, Declared]:

@@ -1,68 +1,21 @@
-"""The choice of experts that are tuned: as the config writes it, and as a file that people edit.
+"""The choice of experts that are tuned, as a file that people edit, and where it lies in the
+arrays.
 
-In a config it is a text, '3,17;2;;40,41': the experts of each MoE layer, layers separated by ';'.
-A run keeps that text in its config.json, so that it never needs the file again. No jax import.
+As text, which configs have, it is in moe/expert_choice.py. No jax import.
 """
 
 import dataclasses
-import itertools
 import json
-import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe import files
+from moe.config import Config
 from moe.errors import UserError
+from moe.expert_choice import KEY, Choice, faults, is_file, parse, written
 
 if TYPE_CHECKING:  # every program reads a config, few choose experts
   import numpy as np
-
-# moe.config.Config, which asks this file whether a choice is one.
-Config = Any
-
-KEY = 'finetune.experts'
-# By layer, ascending.
-Choice = tuple[tuple[int, ...], ...]
-_TEXT = re.compile('[0-9,;]*')
-
-
-def parse(text: str) -> Choice:
-  """'3,17;2;;40' → ((3, 17), (2,), (), (40,)). '' is no layer at all."""
-  if not text:
-    return ()
-  layers = text.split(';')
-  return tuple(tuple(sorted(int(item) for item in layer.split(',') if item)) for layer in layers)
-
-
-def written(choice: Sequence[Sequence[int]]) -> str:
-  """What `parse` reads."""
-  return ';'.join(','.join(map(str, sorted(layer))) for layer in choice)
-
-
-def is_file(spec: str) -> bool:
-  """Whether `finetune.experts` names a file; a name of digits, commas and semicolons is written
-  ./NAME.
-  """
-  return not _TEXT.fullmatch(spec)
-
-
-def faults(config: Config, choice: Choice) -> Iterator[str]:
-  """What is wrong with a choice for a config's model, a line each."""
-  experts = config.moe.num_experts
-  layers = config.model.num_moe_layers
-  if not config.has_routed_experts:
-    yield f'{KEY} chooses experts, and the model has no routed ones: leave it out'
-    return
-  if len(choice) != layers:
-    yield f'{KEY} has {len(choice)} layers, and the model {layers} MoE layers'
-  for number, layer in enumerate(choice):
-    if wrong := [expert for expert in layer if expert >= experts]:
-      yield f'{KEY}: MoE layer {number} has expert {wrong[0]}: there are 0 to {experts - 1}'
-    if twice := [a for a, b in itertools.pairwise(layer) if a == b]:
-      yield f'{KEY}: MoE layer {number} has expert {twice[0]} twice'
-  if not any(choice):
-    yield f'{KEY} chooses no expert in any layer'
 
 
 def places(config: Config) -> 'np.ndarray':

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
+from moe import expert_choice
 from moe.config import Config, FinetuneConfig, OpsConfig
-from moe.finetune import choice
 from moe.finetune.trained import filled, trained_boxes
 from moe.optimizer import make_optimizer
 from moe.parallel.sharding import is_declared
@@ -43,7 +43,7 @@ def in_words(config: Config) -> str:
     return ''
   ours = cost(config)
   whole = cost(dataclasses.replace(config, finetune=FinetuneConfig()))
-  chosen = choice.parse(config.finetune.experts)
+  chosen = expert_choice.parse(config.finetune.experts)
   experts = (
     f', {sum(map(len, chosen)):,} of {len(chosen) * config.moe.num_experts:,} routed experts'
     if chosen
