@@ -54,8 +54,8 @@ CHOICE = (
   'than 25 hours of two cores for everything.',
   'First the shape: GShard and DeepSeekMoE, one seed, at a learning rate of 0.003. The largest '
   'difference between the two, beside what it costs, is taken: d 48, a vocabulary of 2048, 3360 '
-  'steps, '
-  "13.8M tokens. So Table 1's difference may be larger here than at other shapes of this size.",
+  "steps, 13.8M tokens. So Table 1's difference may be larger here than at other shapes of this "
+  'size.',
   'Then the learning rate at that shape: the same for every architecture, a quarter of the steps '
   'each, with a whole schedule. 0.012 was added when 0.006 was the best of the first three, and '
   '0.024 for the three that were best at 0.012. Each has the rate that is its best: 0.012 Dense, '

@@ -92,8 +92,9 @@ def read(path: epath.Path) -> SmallItems:
 
 
 def newest(workdir: str | os.PathLike) -> tuple[int, SmallItems | None]:
-  """(step, small items) of a run's newest checkpoint whose own can be read; (0, None) without "
-  "one."""
+  """(step, small items) of a run's newest checkpoint whose own can be read;
+  (0, None) without one.
+  """
   for step in reversed(available_steps(workdir)):
     path = epath.Path(workdir) / 'checkpoints' / str(step)
     items, fault = attempt(lambda path=path: read(path))
