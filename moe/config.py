@@ -384,7 +384,7 @@ class TrainConfig:
   )
   init_data: bool = key(
     False,
-    'init_from: go on with the text where the source was, of the same text and batches; '
+    'init_from: continue the text where the source was, of the same text and batches; '
     'False: from its beginning',
   )
   microbatches: int = key(
@@ -584,7 +584,7 @@ def affects_training(name: str) -> bool:
 
 
 def must_stay(name: str) -> bool:
-  """Whether a dotted key may not differ when a run goes on:
+  """Whether a dotted key may not differ when a run is resumed:
   what decides its results but for rounding.
   """
   return name not in KEYS or KEYS[name].effect == RESULTS

@@ -21,7 +21,7 @@ A config is a Python file whose `get_config()` starts from `experiments/base.py`
 `moe/config.py` declares each key once, this page is made from it, and a value that is wrong is one
 line of an error. On the command line `--config.SECTION.KEY=VALUE` changes one more.
 
-A run that goes on must keep the keys that decide its results. It may change those marked ○, which
+A resumed run must keep the keys that decide its results. It may change those marked ○, which
 change nothing that is learnt, and those marked ≈, which change only the order in which floats are
 added up.
 """  # noqa: E501
