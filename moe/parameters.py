@@ -29,6 +29,13 @@ def declared_by_path(config: Config) -> dict[tuple[str, ...], Declared]:
   return flatten_dict(declared(config))
 
 
+def is_exact(path: tuple[str, ...], box: Declared) -> bool:
+  """Whether a parameter is used in float32, as it is: what is declared so, and all that a router
+  has, whoever wrote it.
+  """
+  return not box.rounded or 'router' in path
+
+
 def init(config: Config, key: jax.Array) -> dict:
   """A run's parameters: the model's as `model.init_params`, and adapters."""
   params = init_params(config, key)

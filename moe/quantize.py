@@ -11,7 +11,7 @@ from moe.config import Config
 from moe.errors import UserError
 from moe.ops.quantized import GROUP, quantize
 from moe.parallel import sharding
-from moe.parameters import declared_by_path
+from moe.parameters import declared_by_path, is_exact
 
 
 def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None) -> dict:
@@ -27,7 +27,7 @@ def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None)
 
   def made(path, w):
     box, name = boxes[path], '/'.join(path)
-    if not box.rounded or path[-1] == 'embedding':
+    if is_exact(path, box) or path[-1] == 'embedding':
       return w
     if mesh is None:
       return quantize(w, _possible(kind, name, w.shape[-2]))

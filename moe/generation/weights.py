@@ -21,7 +21,7 @@ from moe.model import stack_names
 from moe.ops import implementation
 from moe.ops.quantized import as_products_take
 from moe.parallel import mesh, sharding
-from moe.parameters import declared_by_path
+from moe.parameters import declared_by_path, is_exact
 
 _LANES = 128  # of a TPU's tile
 
@@ -81,7 +81,7 @@ def as_used(
 
   def used(path, w):
     box = boxes.get(path)
-    if box is None or not box.rounded:
+    if box is None or is_exact(path, box):
       return w
     new = as_products_take(w, config.model.dtype)
     if in_stack and 'experts' in path:

@@ -69,13 +69,11 @@ class ScoredRouter(Router):
     del token_ids_BL
     model, moe = self.config.model, self.config.moe
     shape, axes = (model.d_model, moe.num_experts), ('width', None)
-    experts_DE = sharding.param(self, 'experts', shape, axes, rounded=False)
+    experts_DE = sharding.param(self, 'experts', shape, axes)
     bias_E = None
     if moe.balancing != 'none':
       zeros = nn.initializers.zeros
-      bias_E = sharding.param(
-        self, 'bias', shape[1:], axes[1:], zeros, decayed=False, rounded=False
-      )
+      bias_E = sharding.param(self, 'bias', shape[1:], axes[1:], zeros, decayed=False)
     stored, batch = sharding.stored(axes, shape), sharding.spec('batch')
 
     def choose(u_BLD, experts_DE, bias_E, is_token_BL):
