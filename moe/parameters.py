@@ -30,10 +30,11 @@ def declared_by_path(config: Config) -> dict[tuple[str, ...], Declared]:
 
 
 def is_exact(path: tuple[str, ...], box: Declared) -> bool:
-  """Whether a parameter is used in float32, as it is: what is declared so, and all that a router
-  has, whoever wrote it.
+  """Whether a parameter is used in float32, as it is, and neither rounded nor quantized: a layer's
+  vectors, such as norms' scales and gates, and all that a router has, whoever wrote them.
   """
-  return not box.rounded or 'router' in path
+  is_vector = sum(axis != 'layers' for axis in box.axes) < 2
+  return is_vector or 'router' in path
 
 
 def init(config: Config, key: jax.Array) -> dict:

@@ -74,7 +74,7 @@ def declared(config: Config, boxes: dict) -> dict:
     layers, _, *matrix = box.value.shape
     shape = (layers, choice.places(config).shape[1], *matrix)
     axes = (box.axes[0], None, *box.axes[2:])
-    rows = Declared(jax.ShapeDtypeStruct(shape, box.value.dtype), axes, box.decayed, box.rounded)
+    rows = Declared(jax.ShapeDtypeStruct(shape, box.value.dtype), axes, box.decayed)
     more[*EXPERTS, of_chosen(name)] = rows
   return unflatten_dict(flat | more)
 

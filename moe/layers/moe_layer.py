@@ -97,7 +97,7 @@ class MoELayer(nn.Module):
 
   def _shared_gate(self, u_BLD):
     """σ(u · w), float32."""
-    w_D = sharding.param(self, 'shared_gate', (self.config.model.d_model,), (None,), rounded=False)
+    w_D = sharding.param(self, 'shared_gate', (self.config.model.d_model,), (None,))
     logits_BL = jnp.einsum(
       'BLD,D->BL', u_BLD.astype(jnp.float32), w_D, precision=lax.Precision.HIGHEST
     )

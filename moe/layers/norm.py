@@ -18,9 +18,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     ones = nn.initializers.ones
-    scale_D = param(
-      self, 'scale', x_BLD.shape[-1:], axes=(None,), init=ones, decayed=False, rounded=False
-    )
+    scale_D = param(self, 'scale', x_BLD.shape[-1:], axes=(None,), init=ones, decayed=False)
     per_feature = scale_D.reshape((1,) * (x_BLD.ndim - 1) + scale_D.shape)
     x = x_BLD.astype(jnp.float32)
     normed = x * jax.lax.rsqrt(

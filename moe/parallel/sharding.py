@@ -45,8 +45,6 @@ class Declared(nn.meta.AxisMetadata):
   # The logical axis of every dimension.
   axes: tuple[str | None, ...] = struct.field(pytree_node=False)
   decayed: bool = struct.field(pytree_node=False)  # by weight decay
-  # Whether products take it in the compute type, or in a few bits; else it is used in float32.
-  rounded: bool = struct.field(pytree_node=False, default=True)
 
   def unbox(self) -> Any:
     return self.value
@@ -73,7 +71,6 @@ def param(
   axes: Sequence[str | None],
   init: nn.initializers.Initializer | None = None,
   decayed: bool = True,
-  rounded: bool = True,
 ) -> Matrix:
   """A float32 parameter of a module that has `config`; or what stands for it (`moe.quantize`).
 
@@ -81,7 +78,6 @@ def param(
     axes: the logical axis of every dimension, as in the table above; None is split by nothing.
     init: N(0, model.init_std²) (Section 4.1.3) unless given.
     decayed: whether weight decay acts on it.
-    rounded: whether products take it in the compute type, or in a few bits; else as it is.
   """
   if len(axes) != len(shape) or not set(axes) <= _MESH_AXES.keys():
     raise UserError(
@@ -93,8 +89,7 @@ def param(
     if isinstance(stored, Quantized):
       return stored
   init = init or nn.initializers.normal(stddev=module.config.model.init_std)
-  made = lambda key: Declared(init(key, tuple(shape)), tuple(axes), decayed, rounded)
-  return module.param(name, made)
+  return module.param(name, lambda key: Declared(init(key, tuple(shape)), tuple(axes), decayed))
 
 
 def is_declared(x: Any) -> bool:
