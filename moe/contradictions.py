@@ -99,6 +99,9 @@ def _of_the_experts(c) -> Iterator[str]:
       f'moe.gate_mass={e.gate_mass} does not go with ops.force_balanced_routing=True: '
       'experts that a token does not take have no load to balance'
     )
+  for name, nothing in (('balancing', 'none'), ('gate_mass', 1.0)) if not e.num_experts else ():
+    if getattr(e, name) != nothing:
+      yield f'moe.{name}={getattr(e, name)!r}: moe.num_experts=0, nothing is routed'
   if e.shared_gate and not e.num_shared_experts:
     yield 'moe.shared_gate=True: moe.num_shared_experts=0, there is nothing to weight'
   if e.router == 'hash':

@@ -69,6 +69,11 @@ def check(config: Config, intervention: Intervention) -> None:
     require(
       moe.num_experts > 0, f'masked_share={share} needs routed experts, and moe.num_experts is 0'
     )
+    require(
+      moe.router != 'hash',
+      f"masked_share={share} needs a router that ranks all experts, and moe.router is 'hash': "
+      'leave it 0.0',
+    )
   check_room(moe, intervention.chosen(moe), intervention.masked(moe.num_experts))
   if intervention.without_shared:
     require(

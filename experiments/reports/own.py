@@ -1,5 +1,6 @@
 """What the report says of a study of somebody's own: by its analyse(), or a table that fits any."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,10 +34,11 @@ def of_file(path: str, results: Path) -> Study:
   # As configured now; of a study that was run with --config the last.
   lines = ledger.current(path, results, scale) or of_last_configs(file)
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
-  seeds = sorted({line['seed'] for line in lines})
+  there = {(line['run'], line['seed']) for line in lines}
+  seeds = loaded.seeds_at(scale) if loaded.seeds else sorted({seed for _, seed in there})
+  where = shlex.join([f'--sweep={path}', f'--results={results}'])
   commands = (
-    f'python -m launch.sweep --sweep={path}{studies.at(loaded, scale)} --results={results}\n'
-    f'python -m launch.report --sweep={path} --results={results}'
+    f'python -m launch.sweep {where}{studies.at(loaded, scale)}\npython -m launch.report {where}'
   )
   found = None
   if loaded.analyse:
@@ -47,7 +49,8 @@ def of_file(path: str, results: Path) -> Study:
         '(experiments/studies/analysis.py)'
       )
     if analysis.comparisons:
-      found = verdict(analysis.comparisons, len(lines), len(runs) * max(len(seeds), 1))
+      finished = sum((run, seed) in there for run in runs for seed in seeds)
+      found = verdict(analysis.comparisons, finished, len(runs) * max(len(seeds), 1))
   else:
     analysis = by_default(lines, list(runs))
   return studies.made(

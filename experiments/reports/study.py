@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def load(name: str, results: Path) -> Study:
 
 def commands(file: str, loaded: plan.Study, scale: Scale, results: Path) -> str:
   """Those that make a study's lines and its report, with the flags that are not as they stand."""
-  into = '' if results == _RESULTS else f' --results={results}'
+  into = '' if results == _RESULTS else ' ' + shlex.quote(f'--results={results}')
   report = f'python -m launch.report{into}' if into else 'make report'
   return f'python -m launch.sweep --sweep={file}{at(loaded, scale)}{into}\n{report}'
 
@@ -203,7 +204,15 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
   A run that several studies share counts once.
   """
   distinct = {(line['config_hash'], line['seed']): line for line in lines}.values()
-  machines = sorted({_machine(line['machine']) for line in distinct})
+  # A run that was not scored knows no device: it is of a machine that others name.
+  known = {line['machine']['cpu'] for line in distinct if line['machine']['device'] != 'unknown'}
+  machines = sorted(
+    {
+      _machine(line['machine'])
+      for line in distinct
+      if line['machine']['device'] != 'unknown' or line['machine']['cpu'] not in known
+    }
+  )
   several = (
     ' These round differently, and a paired difference may be of two of them.'
     if len(machines) > 1

@@ -44,6 +44,11 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: st
   return f'JobSets of {_LABEL}={_folder(runs_folder)} train'
 
 
+def check(runs_folder: Path, manifest: str) -> None:
+  """UserError for a manifest or a folder that `submit` would refuse."""
+  _template(manifest, runs_folder)
+
+
 def states(runs_folder: Path) -> dict[str, str]:
   """running, completed or failed, of every JobSet of a folder that the cluster knows of."""
   asked = _kubectl('get', 'jobsets', '-l', f'{_LABEL}={_folder(runs_folder)}', '-o', 'json')

@@ -24,7 +24,7 @@ from experiments.sweeps import places, texts
 from experiments.sweeps.job import EXPERTS, INIT_FROM, TRAINABLE, Job, Origin, flat
 from experiments.sweeps.texts import digest
 from moe import config as moe_config
-from moe import intervention
+from moe import intervention, keys
 from moe.config import Config
 from moe.errors import UserError
 from moe.intervention import FIELDS
@@ -44,7 +44,8 @@ class Study:
   source: str = ''
   claim: str = ''
   # That all its runs have, fixed in its file before they are started, by the scale's name; '': any.
-  seeds: Mapping[str, int] = dataclasses.field(default_factory=lambda: {'': common.SEEDS})
+  # Empty where the file does not say.
+  seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
   # The one it is run at unless another is asked for, by name.
   scale: str = common.PROXY.name
 
@@ -69,7 +70,7 @@ def load(path: str) -> Study:
   source, claim = (getattr(module, name, '') for name in ('SOURCE', 'CLAIM'))
   if not isinstance(source, str) or not isinstance(claim, str):
     raise UserError(f'{path}: SOURCE and CLAIM must be strings, not {source!r} and {claim!r}')
-  seeds = getattr(module, 'SEEDS', common.SEEDS)
+  seeds = getattr(module, 'SEEDS', {})
   seeds = seeds if isinstance(seeds, dict) else {'': seeds}
   for each in seeds.values():
     if not isinstance(each, int) or each < 1:
@@ -175,20 +176,24 @@ def _job(run, seed, overrides, runs_folder, earlier):
   own = moe_config.flatten(config_dict.to_dict())
   config_dict = _changed(config_dict, {**run.overrides, **overrides, **dict.fromkeys(SEEDS, seed)})
   if run.start and run.start.experts:
+    if config_dict.finetune.experts:
+      raise UserError(
+        f'{EXPERTS}={config_dict.finetune.experts} is set for a run whose start chooses them'
+      )
     # The file's place is known when the folder is.
     chosen = {TRAINABLE: 'experts', EXPERTS: 'experts.json'}
     config_dict = _changed(config_dict, chosen)
-  checked = moe_config.from_config_dict(config_dict)
+  checked = _checked(run, config_dict)
   _check_can_be_measured(run, checked)
   origin = _origin(run, seed, checked, earlier)
   if origin and origin.has_other_text(checked):
     config_dict = _changed(config_dict, {'data.tokenizer': str(origin.tokenizer)})
-    checked = moe_config.from_config_dict(config_dict)
+    checked = _checked(run, config_dict)
   if not checked.data.dir:
     config_dict = _changed(
       config_dict, {'data.dir': str(runs_folder / f'data-{digest(texts.settings(flat(checked)))}')}
     )
-    checked = moe_config.from_config_dict(config_dict)
+    checked = _checked(run, config_dict)
   name = config_hash(checked, origin)
   variant = re.sub(r'[^\w.-]', '_', named or Path(file).stem)
   folders = [job.workdir.parent for job in earlier if job.config_hash == name]
@@ -208,14 +213,23 @@ def _job(run, seed, overrides, runs_folder, earlier):
   return Job((run,), seed, checked, name, tuple(flags), workdir, origin)
 
 
+def _checked(run, config_dict):
+  """The Config; of a run with a start before that has a place: train.init_from is empty."""
+  if run.start is None:
+    return moe_config.from_config_dict(config_dict)
+  if config_dict.train.init_from:
+    raise UserError(f'{INIT_FROM}={config_dict.train.init_from} is set for a run that has a start')
+  # Other keys may need one.
+  made = moe_config.from_config_dict(_changed(config_dict, {INIT_FROM: run.start.run}))
+  return dataclasses.replace(made, train=dataclasses.replace(made.train, init_from=''))
+
+
 def _origin(run, seed, config, earlier):
   """What a run starts from. UserError unless that is an earlier run of the same vocabulary, and, to
   be upcycled, of the same text.
   """
   if run.start is None:
     return None
-  if config.train.init_from:
-    raise UserError(f'{INIT_FROM}={config.train.init_from} is set for a run that has a start')
   of = [job for job in earlier if job.seed == seed and run.start.run in (r.name for r in job.runs)]
   if not of:
     raise UserError(f'it starts from the run {run.start.run!r}, which is not listed before it')
@@ -288,13 +302,20 @@ def _check_can_be_measured(run, config):
       intervention.check(config, intervention.Intervention(**changes))
     except UserError as error:
       raise UserError(f'run {run.name!r}, evaluation {name!r}: {error}') from error
-  if 'specialisation' in run.measures and not config.has_routed_experts:
-    raise UserError(f"run {run.name!r}: the measure 'specialisation' needs routed experts")
+  alike = max(config.moe.wide_experts, config.moe.num_experts - config.moe.wide_experts)
+  if 'specialisation' in run.measures and not (config.has_routed_experts and alike > 1):
+    raise UserError(
+      f"run {run.name!r}: the measure 'specialisation' needs two routed experts of one width"
+    )
 
 
 def _changed(config_dict, values):
   if unknown := values.keys() - set(moe_config.keys()):
     raise moe_config.unknown_key(min(unknown))
+  for key, value in values.items():
+    # ConfigDict makes 1.0 of True.
+    if isinstance(value, bool):
+      keys.checked(key, moe_config.KEYS[key], value)
   changed = config_dict.copy_and_resolve_references()
   # A TypeError of its own would name no key; moe.config checks the types, and does.
   with changed.ignore_type():

@@ -1,6 +1,7 @@
 """A job array: one task a job that is not trained yet, through launch/cluster/slurm.sbatch."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from experiments.sweeps import clusters, machine, places, plan
 from moe.errors import UserError
 
 BATCH_FILE = 'launch/cluster/slurm.sbatch'
+_ELSEWHERE = 'submit from a machine of the cluster, or --launcher=local'
 _UNKNOWN_JOB = 'Invalid job id'  # what squeue says of a job that has ended some minutes ago
 
 
@@ -30,10 +32,16 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
     places.located(BATCH_FILE),
     str(commands),
   ]
-  told = clusters.answer(command, 'submit from a machine of the cluster, or --launcher=local')
+  told = clusters.answer(command, _ELSEWHERE)
   number = told.strip().partition(';')[0]
   _job_file(runs_folder, study).write_text(f'{number}\n', encoding='utf-8')
   return number
+
+
+def check() -> None:
+  """UserError where nothing can be submitted."""
+  if not shutil.which('sbatch'):
+    raise UserError(f'there is no sbatch here: {_ELSEWHERE}')
 
 
 def quoted(arguments: Sequence[str]) -> str:

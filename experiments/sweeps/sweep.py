@@ -121,7 +121,10 @@ class _Sweep:
     if not options.collect:
       slurm.refuse_while_queued(options.workdir)
       if options.launcher == 'gke':
+        gke.check(options.workdir, options.manifest)
         gke.refuse_while_queued(options.workdir)
+      if options.launcher == 'slurm':
+        slurm.check()
       local.prepare([task.job for task in self._untrained], options.workdir, started, _say)
     self._take_recorded()
     untrained = [task for task in self._untrained if task.state == 'waiting']

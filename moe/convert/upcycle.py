@@ -110,7 +110,8 @@ def _check(dense: Config, config: Config, where) -> None:
     if name != 'router':
       raise UserError(
         f'moe.{name}={getattr(moe, name)!r}: --upcycle knows gates as the paper has them, '
-        f'moe.{name}={plain!r}; a run that starts from the upcycled one may change it'
+        f'moe.{name}={plain!r}; a run that starts from the upcycled one (train.init_from) may '
+        'change what leaves its weights their shapes, with train.init_skip for those that are new'
       )
   if config.finetune.trainable != 'all':
     raise UserError(

@@ -8,6 +8,7 @@ import numpy as np
 from moe import intervention
 from moe.analysis import Intervention, interventions
 from moe.config import KEYS, Config, from_config_dict, unknown_key
+from moe.contradictions import contradictions
 from moe.errors import UserError
 from moe.model import Transformer
 from moe.parallel.sharding import unboxed
@@ -26,19 +27,22 @@ def with_options(config: Config, params: dict, options: dict[str, object]) -> Co
       raise unknown_key(f'moe.{name}')
   stored = config.to_dict()
   made = from_config_dict(stored | {'moe': stored['moe'] | options})
-  for name, value in options.items():
-    old = getattr(config.moe, name)
-    if value == old:
-      continue
+  changed = {name: v for name, v in options.items() if v != getattr(config.moe, name)}
+  if difference := _reshaped(made, params):
+    listed = ', '.join(f'moe.{name}={value!r}' for name, value in changed.items())
+    before = ', '.join(repr(getattr(config.moe, name)) for name in changed)
+    raise UserError(
+      f'{listed} would change the parameters ({difference}), which a trained model has as they '
+      f'are: leave it {before}'
+    )
+  for name, value in changed.items():
     if name in _CHANGES:  # what routers may refuse
       interventions.apply(config, params, Intervention(**{name: value}))
-    changed = dataclasses.replace(config, moe=dataclasses.replace(config.moe, **{name: value}))
-    if difference := _reshaped(changed, params):
-      raise UserError(
-        f'moe.{name}={value!r} would change the parameters ({difference}), which a trained model '
-        f'has as they are: leave it {old!r}'
-      )
-    if name not in _CHANGES and _program(changed) == _program(config):
+      continue
+    old = getattr(config.moe, name)
+    without = dataclasses.replace(made, moe=dataclasses.replace(made.moe, **{name: old}))
+    # Where the others are a contradiction without it, it is of use to them.
+    if not contradictions(without) and _program(without) == _program(made):
       raise UserError(
         f'moe.{name}={value!r} changes nothing that this trained model computes: leave it {old!r}'
       )

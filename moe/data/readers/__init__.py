@@ -97,7 +97,12 @@ def _kind(path, file, text_key):
   suffix = compression.suffix_within(path)
   kind = _BY_SUFFIX.get(suffix, 'unknown')
   if kind in ('csv', 'tsv'):
-    return kind if text_key in _header(head, kind) else 'plain'
+    if text_key not in (header := _header(head, kind)):
+      raise UserError(
+        f'{path}: no column {text_key!r} (data.text_key); the file has '
+        f'{", ".join(map(repr, header))}'
+      )
+    return kind
   if kind == 'json' and _first_object(head) is not None:
     return 'jsonl'
   if kind == 'unknown':

@@ -27,6 +27,15 @@ def sweep(scale):
 """
 
 
+_IMPORTS = 'import Run\nfrom experiments.studies.analysis import *'
+_ANALYSE = """
+
+def analyse(results):
+  once, twice = (Entry(name, name) for name in ('<once>', 'twice'))
+  return of_losses(results, [once, twice], [against(results, twice, once, below=1.0)], 'Much.')
+"""
+
+
 @pytest.fixture
 def own(tmp_path):
   """(study's file, results folder) of a study that is nobody's but the user's, with two seeds."""
@@ -73,6 +82,27 @@ def test_lines_of_a_try_with_other_settings_are_not_the_studys(own):
   assert '1.0000' in page.of_file(str(file), results)[results / 'my_study' / 'README.md']
 
 
+def test_seeds_that_the_file_promises_are_missing_until_they_are_there(own):
+  _, results = own
+  where = results.parent / 'promised' / 'my_study.py'
+  where.parent.mkdir()
+  where.write_text(
+    _OWN.replace('CLAIM', 'SEEDS = 3\nCLAIM').replace('import Run', _IMPORTS) + _ANALYSE
+  )
+  text = page.of_file(str(where), results)[results / 'my_study' / 'README.md']
+  assert '**Verdict: undecided.** 4 of 6 runs finished.' in text
+  assert '<once> (seed 2); twice (seed 2)' in text.replace('&lt;', '<')
+
+
+def test_commands_may_be_pasted(own):
+  _, results = own
+  where = results.parent / 'a folder' / 'my_study.py'
+  where.parent.mkdir()
+  where.write_text(_OWN)
+  text = page.of_file(str(where), results)[results / 'my_study' / 'README.md']
+  assert f"python -m launch.report '--sweep={where}'" in text
+
+
 def test_what_a_folder_has_lines_of_is_reported_without_the_file(own):
   file, results = own
   file.unlink()
@@ -92,15 +122,7 @@ def test_a_study_of_ones_own_may_analyse_itself(own):
   _, results = own
   file = results.parent / 'analysed' / 'my_study.py'
   file.parent.mkdir()
-  file.write_text(
-    _OWN.replace('import Run', 'import Run\nfrom experiments.studies.analysis import *')
-    + """
-
-def analyse(results):
-  once, twice = (Entry(name, name) for name in ('<once>', 'twice'))
-  return of_losses(results, [once, twice], [against(results, twice, once, below=1.0)], 'Much.')
-"""
-  )
+  file.write_text(_OWN.replace('import Run', _IMPORTS) + _ANALYSE)
   text = page.of_file(str(file), results)[results / 'my_study' / 'README.md']
   assert '**Verdict: holds.**' in text and '| twice − &lt;once> |' in text and 'Much.' in text
   for code, words in (('return 3', 'must return an Analysis'), ('1 / 0', 'ZeroDivisionError')):

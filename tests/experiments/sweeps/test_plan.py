@@ -112,8 +112,13 @@ def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
     ),
     (
       Run('a', 'experiments/proxy.py:dense', measures=('specialisation',)),
-      "the measure 'specialisation' needs routed experts",
+      "the measure 'specialisation' needs two routed experts of one width",
     ),
+    (
+      Run('a', 'experiments/proxy.py:hash', evaluations={'b': {'masked_share': 0.25}}),
+      "evaluation 'b': masked_share=0.25 needs a router that ranks all experts",
+    ),
+    (Run('a', CONFIG, {'moe.gate_mass': True}), 'moe.gate_mass must be .*not True'),
     (Run('a', CONFIG, evaluations={'b': {'masked_share': float('nan')}}), "'b' is no plain JSON"),
     (Run(3, CONFIG), 'is named 3: a name is one line'),
     (Run('', CONFIG), "is named '': a name is one line"),

@@ -131,11 +131,23 @@ def test_a_text_is_named_by_the_tokenizer_it_has_wherever_that_lies(tmp_path):
       Run('b', CONFIG, {'train.init_from': 'DIR'}, start=Start('dense')),
       'train.init_from=DIR is set for a run that has a start',
     ),
+    (
+      Run('b', CONFIG, {'finetune.experts': '0;1'}, start=Start('dense', experts='gate')),
+      'finetune.experts=0;1 is set for a run whose start chooses them',
+    ),
   ],
 )
 def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path):
   with pytest.raises(UserError, match=message):
     jobs_of(tmp_path, _RUNS[0], run)
+
+
+def test_a_start_goes_with_what_needs_one(tmp_path):
+  more = {'train.init_optimizer': True, 'train.init_skip': ('*router*',)}
+  *_, job = jobs_of(tmp_path, _RUNS[0], Run('b', CONFIG, _DENSE | more, start=Start('dense')))
+  assert {'--config.train.init_optimizer=True', "--config.train.init_skip=('*router*',)"} <= {
+    *job.flags
+  }
 
 
 @pytest.mark.parametrize('goes_well', [True, False])

@@ -350,3 +350,14 @@ def test_bad_parquet(tmp_path, table, message):
   pa.parquet.write_table(pa.table(table), tmp_path / 'x.parquet')
   with pytest.raises(UserError, match=message):
     read(f'd={tmp_path}/x.parquet')
+
+
+@pytest.mark.parametrize(('name', 'between'), [('x.csv', ','), ('x.tsv', '\t')])
+def test_a_table_without_the_column_is_no_text(tmp_path, name, between):
+  (tmp_path / name).write_text(f'id{between}content\n' + f'1{between}some words\n' * 3)
+  with pytest.raises(
+    UserError, match=rf"{name}: no column 'text' .*; the file has 'id', 'content'"
+  ):
+    read(f'd={tmp_path}/{name}')
+  found = ''.join(each.text for each in read(f'd:content={tmp_path}/{name}'))
+  assert found.count('words') >= 1 and 'id' not in found

@@ -307,6 +307,17 @@ def test_options_that_a_trained_model_does_not_have(options, message):
   assert '\n' not in str(error.value)
 
 
+def test_options_that_need_each_other_come_in_any_order():
+  run = run_of(**{'moe.router': 'sigmoid'})
+  limit = {'device_groups': 3, 'device_limit': 1}
+  one, other = run.with_config(**limit), run.with_config(**dict(reversed(limit.items())))
+  assert one.config == other.config and one.config.moe.device_limit == 1
+  of = lambda run: run.routing(IDS[1]).experts_NLK // 2
+  assert (of(one)[..., 0] == of(one)[..., 1]).all() and (of(run)[..., 0] != of(run)[..., 1]).any()
+  with pytest.raises(UserError, match=r'moe.num_experts=4, moe.d_expert=4 would .* leave it 6, '):
+    run.with_config(num_experts=4, d_expert=4)
+
+
 def test_interventions_that_a_model_cannot_do(monkeypatch):
   run = run_of()
   for ask, message in (

@@ -200,6 +200,10 @@ def test_the_bias_is_a_parameter_that_is_counted_and_not_decayed():
     ({'moe.router': 'hash', 'moe.gate_mass': 0.5}, 'does not go with moe.router=hash'),
     ({'moe.shared_gate': True, 'moe.num_shared_experts': 0}, 'there is nothing to weight'),
     ({'moe.gate_mass': 0.5, 'ops.force_balanced_routing': True}, 'have no load to balance'),
+    (
+      {'moe.num_experts': 0, 'moe.experts_per_token': 0, 'moe.balancing': 'bias'},
+      "moe.balancing='bias': moe.num_experts=0, nothing is routed",
+    ),
     ({'moe.wide_experts': 7}, 'is more than moe.num_experts=6'),
     ({'moe.wide_experts': 3, 'moe.device_groups': 3}, 'does not go with moe.device_groups=3'),
     ({'moe.balancing': 'quantile', 'moe.experts_per_token': 6}, 'nothing is chosen'),
