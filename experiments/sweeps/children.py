@@ -78,9 +78,10 @@ class Children:
     its own, so that Ctrl-C reaches only us.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # -P, with this package first on the path: not what may lie in the folder at
-    # hand under the same name.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    # -P, with this package first on the path: not what may lie in the folder at hand under the same
+    # name. That folder last, where it is on ours: a config of the user's may import what is beside.
+    at_hand = [os.getcwd()] if {'', os.getcwd()} & {*sys.path} else []
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', ''), *at_hand]))
     with log.open('a', encoding='utf-8') as output, share.to_children() as environment:
       output.write(f'$ python {shlex.join(arguments)}\n')
       output.flush()

@@ -184,3 +184,15 @@ def test_a_default_that_only_rounds_differently_names_no_run(tmp_path):
   named = plan.settings(looped.config)
   assert named == plan.settings(usual.config) | {'model.unroll': 1}
   assert usual.config_hash != looped.config_hash
+
+
+@pytest.mark.parametrize('is_at_hand', [True, False])
+def test_what_lies_beside_a_config_is_found_where_it_is_here(is_at_hand, tmp_path, monkeypatch):
+  """As in a program that was started by `python -m`, and by its script."""
+  (tmp_path / 'helper.py').write_text('')
+  monkeypatch.chdir(tmp_path)
+  rest = [each for each in sys.path if each not in ('', str(tmp_path))]
+  monkeypatch.setattr(sys, 'path', ['', *rest] if is_at_hand else rest)
+  with children.sole_sweep(tmp_path) as lock, children.Children(lock) as started:
+    child = started.start(['-c', 'import experiments.sweeps, helper'], tmp_path / 'log')
+    assert (child.wait() == 0) == is_at_hand
