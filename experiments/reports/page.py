@@ -89,7 +89,7 @@ def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | 
   }
   of_the_paper = any(study.of_the_paper for study in loaded)
   made[results / METHOD] = (
-    _html(f'{_TITLE}: the method', [to_html(_method())]) if of_the_paper else None
+    _html(f'{_TITLE}: the method', [to_html(_method(loaded))]) if of_the_paper else None
   )
   for study in loaded:
     made |= _of_study(results / study.name, study)
@@ -160,12 +160,12 @@ def _is_earlier(loaded: Sequence[studies.Study]) -> bool:
   return bool(lines) and all((line.get('scale') or PROXY.name) == PROXY.name for line in lines)
 
 
-def _method() -> list[Block]:
+def _method(loaded: Sequence[studies.Study]) -> list[Block]:
   return [
     Heading('How a verdict is reached, and what proxies cannot show', 1),
     List(texts.RULES),
     Text(texts.CAPTION),
-    Text(texts.OF_MACHINES),
+    *([] if _is_earlier(loaded) else [Text(texts.OF_MACHINES)]),
     Text(texts.ALL_PROXIES),
   ]
 

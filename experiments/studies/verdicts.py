@@ -233,7 +233,7 @@ def _in_words(comparisons: Sequence[Comparison]) -> str:
   begins = [each.words[0].partition('{}')[0] if each.words else '' for each in comparisons]
   before, said = '', ''
   for each, begin in zip(comparisons, begins, strict=True):
-    goes_on = bool(begin) and begin == before
+    goes_on = bool(begin) and begin == before and each.interval is not None
     said += f', {each.in_words[len(begin) :]}' if goes_on else f'; {each.in_words}'
     before = begin
   return said[2:]
