@@ -100,7 +100,8 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Scale:
   """Where a study's variants come from, at which size. `widths`: of the scaling study, d_model by
-  variant. `rates`: the peak learning rate of a variant for which that of `settings` is not best.
+  variant. `rates`: the peak learning rate of a variant, or of one of another width (dense_d96), for
+  which that of `settings` is not best.
   """
 
   name: str
@@ -138,7 +139,8 @@ class Scale:
       if self.shape or d_model
       else {}
     )
-    rate = {'optimizer.peak_lr': self.rates[variant]} if variant in self.rates else {}
+    found = self.rates.get(f'{variant}_d{d_model}', self.rates.get(variant))
+    rate = {} if found is None else {'optimizer.peak_lr': found}
     return Run(
       name=name or variant,
       config=f'experiments/{file}.py:{variant}',
