@@ -15,10 +15,10 @@ pieces, −0.033, where d 48 with 1024 has −0.022 and d 60 −0.013.
 Float32, whose speed and rounding depend less on the kind of machine than bfloat16's.
 Stage 2 chooses the learning rate at that shape, by the same rates for every architecture that is
 compared, Dense×4 and Dense×16 included: a quarter of the steps each, with a whole schedule. Later,
-before the study scaling was run, at its other widths too, for the best rate at d 48, a quarter of it, half
-of it and twice it. Stage 3 repeats the five models of Table 1 with three seeds (table1.py --seeds=3): the
-spread of their paired differences sets the number of seeds of every study (intervals.seeds_for:
-power 0.9 for half of the paper's difference, 5 at least).
+before the study scaling was run, at its other widths too, for the best rate at d 48, a quarter of
+it, half of it and twice it. Stage 3 repeats the five models of Table 1 with three seeds (table1.py
+--seeds=3): the spread of their paired differences sets the number of seeds of every study
+(intervals.seeds_for: power 0.9 for half of the paper's difference, 5 at least).
 
 Tokens a second on one core of a Xeon with AMX, float32, while the other core was busy, and what 40
 tokens an activated parameter take there: d 48 with 1024 pieces 18 thousand, 9 minutes; d 48 with
