@@ -19,9 +19,9 @@ from moe.parallel.sharding import Declared, is_declared
 @functools.cache
 def declared(config: Config) -> dict:
   """The parameter tree as `sharding.Declared` boxes, which hold shapes and types."""
-  tree = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
-  sharding.unboxed(tree)  # which refuses those that declare nothing
-  return tree
+  boxes = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
+  sharding.unboxed(boxes)  # which refuses those that declare nothing
+  return boxes
 
 
 def declared_by_path(config: Config) -> dict[tuple[str, ...], Declared]:
@@ -48,11 +48,11 @@ def init(config: Config, key: jax.Array) -> dict:
 
 def decayed(config: Config) -> dict:
   """The trained part of the parameter tree as booleans: whether weight decay acts on each."""
-  tree = trained.trained_boxes(config, declared(config))
-  return jax.tree.map(lambda box: box.decayed, tree, is_leaf=is_declared)
+  boxes = trained.trained_boxes(config, declared(config))
+  return jax.tree.map(lambda box: box.decayed, boxes, is_leaf=is_declared)
 
 
 def shardings(config: Config, mesh: Mesh, tree: Any) -> Any:
   """A NamedSharding for every leaf of a `TrainState`, or of its parameters."""
-  all_boxes = trained.declared(config, declared(config))
-  return sharding.shardings(mesh, tree, all_boxes, config.mesh.zero)
+  boxes = trained.declared(config, declared(config))
+  return sharding.shardings(mesh, tree, boxes, config.mesh.zero)

@@ -219,7 +219,14 @@ def against(
 
 def beside(label: str, other: str) -> tuple[str, str]:
   """Words of a comparison of two losses."""
-  return f'{label} is {{}} above {other}', f'{label} is {{}} below {other}'
+  return sided(f'{label} is', ('above', 'below'), f' {other}')
+
+
+def sided(
+  before: str, sides: tuple[str, str] = ('higher', 'lower'), after: str = ''
+) -> tuple[str, str]:
+  """Words of a comparison: of a positive mean, and of a negative one."""
+  return tuple(f'{before} {{}} {side}{after}' for side in sides)
 
 
 def sizes(results: Results, run: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from experiments.studies.analysis import (
   dots,
   given,
   shown,
+  sided,
 )
 from experiments.studies.common import LONG, Run, Scale
 from experiments.studies.intervals import difference
@@ -128,14 +129,14 @@ def _beside_the_loss(model, way, max_vio, loss, role):
       digits=3,
       role=role,
       unit='MaxVio',
-      words=tuple(f'MaxVio is {{}} {side} with the {way}' for side in ('higher', 'lower')),
+      words=sided('MaxVio is', after=f' with the {way}'),
     ),
     Comparison(
       what,
       beside(loss),
       below=ABOUT,
       role=role,
-      words=tuple(f'its loss is {{}} {side}' for side in ('higher', 'lower')),
+      words=sided('its loss is'),
     ),
   ]
 

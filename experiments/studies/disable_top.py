@@ -25,6 +25,7 @@ from experiments.studies.analysis import (
   Series,
   given,
   losses,
+  sided,
 )
 from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import Interval, difference, interval
@@ -65,10 +66,7 @@ def analyse(results: Results) -> Analysis:
       f"top {share + 1}/16 masked: rise − GShard×1.5's",
       difference(rise['DeepSeekMoE'][share], rise['GShard×1.5'][share]),
       above=0.0,
-      words=tuple(
-        f'its loss rises by {{}} {side} with the top {share + 1}/16 masked'
-        for side in ('more', 'less')
-      ),
+      words=sided('its loss rises by', ('more', 'less'), f' with the top {share + 1}/16 masked'),
       paper=(_PAPER['DeepSeekMoE'][share + 1] - _PAPER['DeepSeekMoE'][0])
       - (_PAPER['GShard×1.5'][share + 1] - _PAPER['GShard×1.5'][0]),
     )

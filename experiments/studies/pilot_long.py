@@ -78,27 +78,28 @@ SHAPES = {
 
 def sweep(scale: Scale = LONG) -> list[Run]:
   """The runs of stages 1 and 2; those of stage 3 are table1's."""
-  return _shapes() + _rates() + _widths(scale)
+  return _shapes() + _rates(scale) + _widths(scale)
 
 
-def _rates():
-  width, head_dim, vocabulary, steps = SHAPES['d48_v2048']
-  quarter = long_scale(width, head_dim, vocabulary, steps // 4)
+def _rates(scale):
   return [
-    quarter.run(variant, f'{variant}_rate_{rate:g}', {'optimizer.peak_lr': rate})
+    _quarter(scale, variant, f'{variant}_rate_{rate:g}', rate)
     for variant in _COMPARED
     for rate in _rates_of(variant)
   ]
 
 
 def _widths(scale):
-  runs = []
-  for variant, width in _other_widths(scale):
-    for factor in FACTORS:
-      rate = _best(scale, variant) * factor
-      changed = scale.of_length(1 / 4) | {'optimizer.peak_lr': rate}
-      runs.append(scale.run(variant, _of_width(variant, width, rate), changed, d_model=width))
-  return runs
+  return [
+    _quarter(scale, variant, _of_width(variant, width, rate), rate, width)
+    for variant, width in _other_widths(scale)
+    for rate in (_best(scale, variant) * factor for factor in FACTORS)
+  ]
+
+
+def _quarter(scale, variant, name, rate, width=0):
+  changed = scale.of_length(1 / 4) | {'optimizer.peak_lr': rate}
+  return scale.run(variant, name, changed, d_model=width)
 
 
 def _other_widths(scale):

@@ -98,9 +98,13 @@ def analyse(results: Results) -> Analysis:
     for label, of_one in runs.items()
   )
   fitted = tuple(
-    Series(f'{series.name}, the law', _mean_law(series, [of(law) for law in laws.values()]))
-    for series, of in zip(ours, (lambda law: law.dense_loss, lambda law: law.moe_loss), strict=True)
-    if laws
+    Series(f'{series.name}, the law', _mean_law(series, losses))
+    for series, losses in zip(
+      ours,
+      ([law.dense_loss for law in laws.values()], [law.moe_loss for law in laws.values()]),
+      strict=True,
+    )
+    if losses
   )
   paper = tuple(
     Series(label, tuple((flops, given(loss)) for flops, loss in points), paper=True)

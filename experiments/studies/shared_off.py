@@ -8,7 +8,7 @@ far beyond the differences of Table 1, by more than 0.25, which is what is betwe
 DeepSeekMoE there. Beside the claim: that it rises at all.
 """
 
-from experiments.studies.analysis import Analysis, Entry, Results, of_losses
+from experiments.studies.analysis import Analysis, Entry, Results, of_losses, sided
 from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import difference
 from experiments.studies.verdicts import Comparison, Role
@@ -32,7 +32,7 @@ _ENTRIES = (
   Entry('1 shared + 7 routed', 'deepseek_moe', 1.808),
   Entry('0 shared + 8 routed', 'deepseek_moe', 2.414, *_OFF),
 )
-_WORDS = tuple(f'without the shared expert the loss is {{}} {side}' for side in ('higher', 'lower'))
+_WORDS = sided('without the shared expert the loss is')
 _FAR = 0.25  # nats: all that is between Dense and DeepSeekMoE in the paper's Table 1
 
 

@@ -74,7 +74,8 @@ def _jobs(options, study):
     ('watch', 'gke', options.watch),
     ('manifest', 'gke', options.manifest != gke.MANIFEST),
     ('sbatch', 'slurm', options.sbatch),
-    ('parallel', 'local', options.parallel > 1),
+    # What a cluster has trained is scored here, so many at a time.
+    ('parallel', 'local', options.parallel > 1 and not options.collect),
   ):
     if is_given and options.launcher != launcher:
       raise UserError(

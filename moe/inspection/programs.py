@@ -101,14 +101,13 @@ def of_windows(
   forced: list[Forced] | None = None,
 ) -> Iterator[tuple[Place, Found]]:
   """Every window with the `Found` of those tokens that it scores, in order; a batch at a time."""
-  mesh, config = model.mesh, model.model.config
-  on_mesh = mesh is not None and mesh.size > 1
-  run = _compiled(model.model, wanted, mesh if on_mesh else None)
-  parts = batch_parts(mesh.shape) if on_mesh else 1
+  config = model.model.config
+  mesh = model.mesh if model.mesh is not None and model.mesh.size > 1 else None
+  run = _compiled(model.model, wanted, mesh)
+  parts = batch_parts(mesh.shape) if mesh else 1
   for held, batch in batches(places, batch_size, config, parts):
     given = forced and _forced(held, forced, batch)
-    if on_mesh:
-      batch, given = place_whole(batch, mesh), given and place_whole(given, mesh)
+    batch, given = place_whole(batch, mesh), given and place_whole(given, mesh)
     with model.context():
       results = jax.device_get(run(model.params, batch, given))
     for row, place in enumerate(held):

@@ -223,6 +223,14 @@ def test_dry_run_tells_what_is_finished(swept):
   assert '3 runs, 2 finished, 1 to do' in in_process.check('sweep', *flags, '--dry_run')
 
 
+def test_what_a_cluster_has_trained_may_be_scored_several_at_a_time(swept):
+  _, flags, *_ = swept
+  told = in_process.check(
+    'sweep', *flags, '--launcher=slurm', '--collect', '--parallel=2', '--dry_run'
+  )
+  assert '3 runs, 2 finished, 1 to do' in told
+
+
 _ONE = 'sweep = lambda scale: [scale.run("dense")]'
 
 
