@@ -112,6 +112,7 @@ class _Sweep:
       task for task in self._tasks if task.state == 'waiting' and not self._is_trained(task.job)
     ]
     self._train_origins()
+    self._check_starts()
     self._others = ledger.of_other_studies(options.results, study.name) if self._untrained else []
 
   def run(self, started: children.Children) -> int:
@@ -192,6 +193,14 @@ class _Sweep:
         origin.state = 'waiting'
         self._untrained.append(origin)
         waiting.append(origin)
+
+  def _check_starts(self):
+    """Of what is trained already the run itself tells, as soon as it is started."""
+    waiting = [task.job for task in self._untrained if not task.job.is_ready]
+    if waiting:
+      from experiments.sweeps import starts
+
+      starts.check(waiting)
 
   def _how_far(self, job):
     if self._options.retrain and not self._is_trained(job):

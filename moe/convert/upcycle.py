@@ -69,7 +69,7 @@ def upcycle(
   """
   target = new_folder('workdir', workdir)
   opened = checkpoints.open_checkpoint(source, options.step, '--upcycle')
-  _check(opened.config, config, opened.path)
+  check(opened.config, config, opened.path)
   generator = np.random.Generator(np.random.PCG64(options.seed))
   division = divide(config, opened.config.model.d_ff, generator)
   dense = Dense(opened)
@@ -89,8 +89,10 @@ def upcycle(
   return Upcycled(opened.step, count, size, tuple(_told(config, division, options, types)))
 
 
-def _check(dense: Config, config: Config, where) -> None:
-  """UserError unless the new config is the dense one's but for its FFNs."""
+def check(dense: Config, config: Config, where: object) -> None:
+  """UserError unless the new config is the dense one's but for its FFNs, and a token's experts can
+  hold one. `where`: what the dense run is called.
+  """
   model, moe = config.model, config.moe
   if dense.model.num_moe_layers:
     raise UserError(
@@ -130,6 +132,7 @@ def _check(dense: Config, config: Config, where) -> None:
   ]
   if different:
     raise UserError(f'{where} has other values: {", ".join(different)}; set those keys as there')
+  divide(config, dense.model.d_ff, np.random.Generator(np.random.PCG64(0)))
 
 
 class _Maker:

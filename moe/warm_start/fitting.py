@@ -49,16 +49,42 @@ def fitting(
     from_stored(small.config, f'{directory}/checkpoints/{step}/config'), ops=OpsConfig('auto')
   )
   stored = {name: x for name, x in stored.items() if name not in adapters_of(theirs)}
+  if config.train.init_data and 'data' not in small.checksums:
+    raise UserError(
+      f'train.init_data: {where} holds weights only, without a place in the data: leave it out'
+    )
+  if config.train.init_optimizer and not training:
+    raise UserError(
+      f'train.init_optimizer: {where} holds weights only, without optimizer state: leave it out'
+    )
+  new = _new(config, theirs, stored, where)
+  source = Source(directory, step, small, stored, theirs, new)
+  if config.train.init_optimizer:
+    _check_state(config, training, new, where)
+  _check_tokenizer(config, source, where)
+  return source
+
+
+def check(config: Config, theirs: Config, where: str) -> None:
+  """UserError unless what a run of `theirs` will leave fits a run of `config` that is to start from
+  it: parameters, and, where they are asked for, optimizer and place in the data.
+  `where`: what `theirs` is called. Starts no device.
+  """
+  own = adapters_of(theirs)
+  stored = {name: x for name, x in parameters(theirs).items() if name not in own}
+  _new(config, theirs, stored, where)
+
+
+def _new(config, theirs, stored, where) -> frozenset[Name]:
+  """The parameters that are initialised anew. UserError unless all else fits."""
   skipped = _skipped(config, stored)
   _check_shapes(config, theirs, stored, skipped, where)
   new = frozenset(skipped & parameters(config).keys() | adapters_of(config))
-  source = Source(directory, step, small, stored, theirs, new)
   if config.train.init_optimizer:
-    _check_optimizer(config, theirs, training, new, where)
+    _check_optimizer(config, theirs, where)
   if config.train.init_data:
-    _check_place(config, theirs, small, where)
-  _check_tokenizer(config, source, where)
-  return source
+    _check_place(config, theirs, where)
+  return new
 
 
 def _skipped(config, stored):
@@ -137,11 +163,7 @@ def _causes(theirs, ours):
   return causes
 
 
-def _check_optimizer(config, theirs, training, new, where):
-  if not training:
-    raise UserError(
-      f'train.init_optimizer: {where} holds weights only, without optimizer state: leave it out'
-    )
+def _check_optimizer(config, theirs, where):
   there, here = theirs.optimizer.name, config.optimizer.name
   if there != here:
     raise UserError(
@@ -155,7 +177,10 @@ def _check_optimizer(config, theirs, training, new, where):
     raise UserError(
       f'train.init_optimizer: {where} has the state of other parameters: {listed}: leave it out'
     )
-  state = jax.eval_shape(lambda: init_state(config))
+
+
+def _check_state(config, training, new, where):
+  here, state = config.optimizer.name, jax.eval_shape(lambda: init_state(config))
   for name, x in leaves_taken(state, new, True)['training'].items():
     if name not in training or training[name].shape != x.shape:
       found = training[name].shape if name in training else 'nothing'
@@ -165,11 +190,7 @@ def _check_optimizer(config, theirs, training, new, where):
       )
 
 
-def _check_place(config, theirs, small, where):
-  if 'data' not in small.checksums:
-    raise UserError(
-      f'train.init_data: {where} holds weights only, without a place in the data: leave it out'
-    )
+def _check_place(config, theirs, where):
   changed = moe_config.differences(theirs.to_dict(), config.to_dict())
   fixed = [key for key in _OF_THE_PLACE if key in changed]
   if not must_stay.same_weights(theirs.data.sources, config.data.sources):

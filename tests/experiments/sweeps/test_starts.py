@@ -1,13 +1,15 @@
 """Runs that start from other runs' weights: what they are called, what they wait for."""
 
 import dataclasses
+import subprocess
+import sys
 import types
 from pathlib import Path
 
 import pytest
 
 from experiments.studies.common import Run, Start
-from experiments.sweeps import local, plan, shares, sweep
+from experiments.sweeps import local, plan, shares, starts, sweep
 from experiments.sweeps.view import View
 from moe.errors import UserError
 from tests.experiments.sweeps.jobs import CONFIG, jobs_of
@@ -140,6 +142,70 @@ def test_a_text_is_named_by_the_tokenizer_it_has_wherever_that_lies(tmp_path):
 def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path):
   with pytest.raises(UserError, match=message):
     jobs_of(tmp_path, _RUNS[0], run)
+
+
+@pytest.mark.parametrize(
+  ('run', 'message'),
+  [
+    (
+      Run('b', CONFIG, _DENSE | {'model.d_model': 48}, start=Start('dense')),
+      r'^b, seed 0: the run dense, seed 0 has other parameters than this config: model.d_model',
+    ),
+    (
+      Run('b', CONFIG, start=Start('dense')),
+      '^b, seed 0: the run dense, seed 0 has other parameters .*train.init_skip',
+    ),
+    (
+      Run('b', CONFIG, start=Start('scratch', 'even')),
+      '^b, seed 0: the run scratch, seed 0 has experts already .*--upcycle takes a dense run',
+    ),
+    (
+      Run('b', CONFIG, {'moe.d_expert': 1}, start=Start('dense', 'even')),
+      '^b, seed 0: moe.num_shared_experts=.*cannot hold it: give it more or wider experts',
+    ),
+    (
+      Run('b', CONFIG, _DENSE | {'train.init_skip': ('*x',)}, start=Start('dense')),
+      "^b, seed 0: train.init_skip: '.x' matches no parameter",
+    ),
+    (
+      Run(
+        'b',
+        CONFIG,
+        {'train.init_optimizer': True, 'finetune.trainable': 'router_frozen'},
+        start=Start('scratch'),
+      ),
+      'train.init_optimizer: the run scratch, seed 0 has the state of other parameters: finetune',
+    ),
+    (
+      Run(
+        'b',
+        CONFIG,
+        _DENSE | {'train.init_data': True, 'data.batch_size': 2},
+        start=Start('dense'),
+      ),
+      'train.init_data: the run dense, seed 0 has its place in other batches: data.batch_size',
+    ),
+  ],
+)
+def test_a_start_that_will_not_fit_is_found_before_its_origin_is_trained(run, message, tmp_path):
+  *_, job = jobs_of(tmp_path, *_RUNS[:2], run)
+  with pytest.raises(UserError, match=message):
+    starts.check([job])
+
+
+def test_starts_that_fit_are_checked_without_a_device(tmp_path):
+  starts.check([job for job in jobs_of(tmp_path, *_RUNS) if job.origin])
+  program = (
+    'from experiments.sweeps import plan, starts\n'
+    'from pathlib import Path\n'
+    "study = plan.load('experiments/studies/esft.py')\n"
+    "jobs = plan.jobs(study, plan.common.LONG, [0], {}, Path('none'))\n"
+    'starts.check([job for job in jobs if job.origin])\n'
+    'from jax._src import xla_bridge\n'
+    'assert not xla_bridge.backends_are_initialized()\n'
+  )
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_a_start_goes_with_what_needs_one(tmp_path):
