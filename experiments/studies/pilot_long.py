@@ -2,29 +2,29 @@
 
   python -m launch.sweep --sweep=experiments/studies/pilot_long.py --seeds=1 --parallel=2
 
-Asked for, before the first run: a run sees at least 40 tokens an activated parameter of
-DeepSeekMoE, where the earlier scale (pilot.py) had 3; an expert gets hundreds of tokens
-a step, so that its load is far from noise; everything that the studies need takes at
-most 25 hours of two cores.
+Asked for before the first run: a run sees at least 40 tokens an activated parameter of DeepSeekMoE,
+where the earlier scale (pilot.py) had 3; an expert gets hundreds of tokens a step, so that its load
+is far from noise; everything that the studies need takes at most 25 hours of two cores.
 
 Stage 1 chooses width and vocabulary: GShard and DeepSeekMoE at three shapes, one seed, one learning
 rate, each for 40 tokens an activated parameter. Widths are multiples of 12, where a quarter of an
 FFN is a whole number of eights, so that experts of both sizes have exactly the same parameters. The
-shape with the largest difference between the two, beside what it costs, is taken: d 48 with 2048
-pieces, −0.033, where d 48 with 1024 has −0.022 and d 60 −0.013.
-Float32, whose speed and rounding depend less on the kind of machine than bfloat16's.
-Stage 2 chooses the learning rate at that shape, by the same rates for every architecture that is
-compared, Dense×4 and Dense×16 included: a quarter of the steps each, with a whole schedule. Later,
-before the study scaling was run, at its other widths too, for the best rate at d 48, a quarter of
-it, half of it and twice it. Stage 3 repeats the five models of Table 1 with three seeds (table1.py
---seeds=3): the spread of their paired differences sets the number of seeds of every study
-(intervals.seeds_for: power 0.9 for half of the paper's difference, 5 at least).
+shape taken has the largest difference between the two, set against its cost: d 48 with 2048 pieces,
+−0.033, where d 48 with 1024 has −0.022 and d 60 −0.013. Runs are in float32, whose speed and
+rounding depend less on the kind of machine than bfloat16's.
+Stage 2 chooses the learning rate at that shape. Every architecture that is compared, Dense×4 and
+Dense×16 included, is tried at the same rates: a quarter of the steps each, with a whole schedule.
+Later, before the study scaling was run, its other widths were tried too, at the best rate of d 48,
+a quarter of it, half of it and twice it. So were 2 and 4 shared experts at d 48, when Section 4.4
+had stayed undecided at the rate found for 1. Stage 3 repeats the five models of Table 1 with three
+seeds (table1.py --seeds=3): the spread of their paired differences sets the number of seeds of
+every study (intervals.seeds_for: power 0.9 for half of the paper's difference, 5 at least).
 
-Tokens a second on one core of a Xeon with AMX, float32, while the other core was busy, and what 40
-tokens an activated parameter take there: d 48 with 1024 pieces 18 thousand, 9 minutes; d 48 with
-2048 pieces 17 thousand, 13 minutes; d 60 with 1024 pieces 14 thousand, 17 minutes. The studies have
-about 25 configs; with 5 seeds each, and Dense×16, which takes three times as long as DeepSeekMoE,
-that is 12, 17 or 22 hours of two cores.
+Speed on one core of a Xeon with AMX, in float32, while the other core was busy, and the time that
+40 tokens an activated parameter take there: d 48 with 1024 pieces 18 thousand tokens a second, 9
+minutes; d 48 with 2048 pieces 17 thousand, 13 minutes; d 60 with 1024 pieces 14 thousand, 17
+minutes. The studies have about 25 configs; with 5 seeds each, and with Dense×16, which takes three
+times as long as DeepSeekMoE, they take 12, 17 or 22 hours of two cores.
 """
 
 from experiments.studies.analysis import NONE, Results
@@ -33,19 +33,21 @@ from experiments.studies.intervals import difference
 from experiments.studies.pilot import Table, text
 
 _RATE = 3e-3
-# The last was added when 6e-3 was best of the first three for all that had been tried; one more for
-# those that were best at the last.
-# The first was added when half was best for Dense of d 96.
+# Of the best rate at d 48. The first factor was added when half was best for Dense of d 96.
 FACTORS = (0.25, 0.5, 1, 2)
+# One more for those that were best at the last.
+_FURTHER_FACTOR = 4
+_WANT_MORE_FACTORS = (('deepseek_moe', 24),)
+# The last rate was added when 6e-3 was the best of the first three for all that had been tried.
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+# One more for those that were best at the last.
 _FURTHER = 2.4e-2
 _WANT_MORE = ('dense', 'hash', 'dense_x16')
 _COMPARED = (
   *('dense', 'hash', 'switch', 'gshard', 'deepseek_moe'),
   *('dense_x4', 'dense_x16'),
 )
-# Width, head width, vocabulary, steps of 4096 tokens:
-# 40 tokens an activated parameter of DeepSeekMoE.
+_SHARED = ('shared_2', 'shared_4')
 SCALE = 'long'
 TITLE = 'The pilot of the long scale'
 CHOICE = (
@@ -69,6 +71,8 @@ CHOICE = (
   'between GShard and DeepSeekMoE, which a step of Figure 3 may be, asks for 5, too. Over five '
   'seeds the first turned out to vary by 0.010, by which that step would take 13.',
 )
+# Width, head width, vocabulary, steps of 4096 tokens:
+# 40 tokens an activated parameter of DeepSeekMoE.
 SHAPES = {
   'd48_v1024': (48, 24, 1024, 2400),
   'd48_v2048': (48, 24, 2048, 3360),
@@ -84,7 +88,7 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 def _rates(scale):
   return [
     _quarter(scale, variant, f'{variant}_rate_{rate:g}', rate)
-    for variant in _COMPARED
+    for variant in (*_COMPARED, *_SHARED)
     for rate in _rates_of(variant)
   ]
 
@@ -93,7 +97,7 @@ def _widths(scale):
   return [
     _quarter(scale, variant, _of_width(variant, width, rate), rate, width)
     for variant, width in _other_widths(scale)
-    for rate in (_best(scale, variant) * factor for factor in FACTORS)
+    for rate in (_best(scale, variant) * factor for factor in _factors_of(variant, width))
   ]
 
 
@@ -103,7 +107,7 @@ def _quarter(scale, variant, name, rate, width=0):
 
 
 def _other_widths(scale):
-  """(variant, d_model) of the study scaling that stage 2 has not searched."""
+  """Every (variant, d_model) of the study scaling whose width is not that of stage 1."""
   return [
     (variant, width)
     for variant, widths in scale.widths.items()
@@ -120,7 +124,13 @@ def _of_width(variant, width, rate):
   return f'{variant}_d{width}_rate_{rate:g}'
 
 
+def _factors_of(variant, width):
+  return (*FACTORS, _FURTHER_FACTOR) if (variant, width) in _WANT_MORE_FACTORS else FACTORS
+
+
 def _rates_of(variant):
+  if variant in _SHARED:
+    return RATES[1:]
   return (*RATES, _FURTHER) if variant in _WANT_MORE else RATES
 
 
@@ -135,7 +145,7 @@ def _shapes():
 
 
 def tables(results: Results) -> tuple[Table, ...]:
-  """Seed 0's loss by shape, of both models; by architecture and learning rate; and by width and
+  """Seed 0's losses: of both models by shape; by architecture and learning rate; and by width and
   learning rate.
   """
   shapes = []
@@ -144,14 +154,14 @@ def tables(results: Results) -> tuple[Table, ...]:
     shapes.append((name, *(_text(loss) for loss in (gshard, moe, difference(moe, gshard)))))
   rates = tuple(
     (variant, *(_text(results.loss(f'{variant}_rate_{rate:g}')) for rate in (*RATES, _FURTHER)))
-    for variant in _COMPARED
+    for variant in (*_COMPARED, *_SHARED)
   )
   widths = tuple(
     (
       f'{variant}, d {width}',
       *(
         _text(results.loss(_of_width(variant, width, _best(LONG, variant) * factor)))
-        for factor in FACTORS
+        for factor in (*FACTORS, _FURTHER_FACTOR)
       ),
     )
     for variant, width in _other_widths(LONG)
@@ -159,7 +169,7 @@ def tables(results: Results) -> tuple[Table, ...]:
   return (
     (('shape', 'GShard', 'DeepSeekMoE', 'DeepSeekMoE − GShard'), tuple(shapes)),
     (('held-out loss at peak learning rate', *(f'{rate:g}' for rate in (*RATES, _FURTHER))), rates),
-    (('of the best rate at d 48', 'a quarter', 'half', 'as it is', 'twice'), widths),
+    (('of the best rate at d 48', 'a quarter', 'half', 'as it is', 'twice', 'four times'), widths),
   )
 
 
