@@ -35,9 +35,8 @@ from experiments.studies.pilot import Table, text
 _RATE = 3e-3
 # Of the best rate at d 48. The first factor was added when half was best for Dense of d 96.
 FACTORS = (0.25, 0.5, 1, 2)
-# One more for those that were best at the last.
-_FURTHER_FACTOR = 4
-_WANT_MORE_FACTORS = (('deepseek_moe', 24),)
+# One more for those that were best at the first or the last, by variant and width.
+_FURTHER_FACTORS = {('dense', 96): 0.125, ('deepseek_moe', 24): 4}
 # The last rate was added when 6e-3 was the best of the first three for all that had been tried.
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 # One more for those that were best at the last.
@@ -125,7 +124,8 @@ def _of_width(variant, width, rate):
 
 
 def _factors_of(variant, width):
-  return (*FACTORS, _FURTHER_FACTOR) if (variant, width) in _WANT_MORE_FACTORS else FACTORS
+  further = _FURTHER_FACTORS.get((variant, width))
+  return FACTORS if further is None else (*FACTORS, further)
 
 
 def _rates_of(variant):
@@ -161,7 +161,7 @@ def tables(results: Results) -> tuple[Table, ...]:
       f'{variant}, d {width}',
       *(
         _text(results.loss(_of_width(variant, width, _best(LONG, variant) * factor)))
-        for factor in (*FACTORS, _FURTHER_FACTOR)
+        for factor in (0.125, *FACTORS, 4)
       ),
     )
     for variant, width in _other_widths(LONG)
@@ -169,7 +169,7 @@ def tables(results: Results) -> tuple[Table, ...]:
   return (
     (('shape', 'GShard', 'DeepSeekMoE', 'DeepSeekMoE − GShard'), tuple(shapes)),
     (('held-out loss at peak learning rate', *(f'{rate:g}' for rate in (*RATES, _FURTHER))), rates),
-    (('of the best rate at d 48', 'a quarter', 'half', 'as it is', 'twice', 'four times'), widths),
+    (('times the best rate at d 48', '1/8', '1/4', '1/2', '1', '2', '4'), widths),
   )
 
 
