@@ -1,6 +1,7 @@
-"""What keys of a config may not say together; what one may be by itself is declared beside it.
+"""Finds keys of a config that contradict each other; a single key's range is declared beside it.
 
-`moe/config.py` asks. A check takes the whole Config (`c`) and yields a line for each contradiction.
+`moe/config.py` calls it. A check takes the whole Config (`c`) and yields a line for each
+contradiction.
 """
 
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from moe import expert_choice
 from moe.keys import ATTENTION_TARGETS, MESH_AXES
 
-# Matrices that `finetune.lora_targets` may name; attention is the four before it.
+# Matrices that `finetune.lora_targets` may name; attention stands for the four before it.
 LORA_TARGETS = (*ATTENTION_TARGETS, 'attention', 'experts')
 
 
@@ -148,8 +149,11 @@ def _of_the_warm_start(c) -> Iterator[str]:
 
 def _of_the_fine_tuning(c) -> Iterator[str]:
   f = c.finetune
-  if (f.trainable in ('router_frozen', 'experts') or f.experts) and not c.has_routed_experts:
-    yield f'finetune.trainable={f.trainable} needs routed experts: this model has none'
+  if not c.has_routed_experts:
+    if f.trainable in ('router_frozen', 'experts'):
+      yield f'finetune.trainable={f.trainable} needs routed experts: this model has none'
+    elif f.experts:
+      yield f'finetune.experts={f.experts} needs routed experts: this model has none'
   if wrong := [each for each in f.lora_targets if each not in LORA_TARGETS]:
     yield (
       f'finetune.lora_targets: {wrong[0]!r} has no adapters: there are {", ".join(LORA_TARGETS)}'

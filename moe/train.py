@@ -48,8 +48,8 @@ from moe.warm_start import find as warm_start
 from moe.warm_start.source import Source
 from moe.warm_start.start import in_words, start_from
 
-# What a shell says of a program that a signal has ended.
-# SIGTERM is how clusters ask for a place: 0.
+# The exit codes that shells give a program ended by a signal.
+# SIGTERM is how clusters ask a run to make room: 0.
 _EXIT_CODES = {'SIGINT': 130, 'SIGHUP': 129}
 
 
@@ -70,9 +70,9 @@ class Outcome(NamedTuple):
 def train(config: Config, workdir: str | Path) -> Outcome:
   """Trains to config.train.num_steps, resuming from the newest checkpoint in `workdir`.
 
-  Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError where
-  something the user can fix is in the way. With several processes (`processes.join`) all call this
-  with a workdir that all see; process 0 writes what is not an array, and prints.
+  Writes what moe/run.py lists. SIGTERM, SIGHUP or Ctrl-C saves and returns. UserError for anything
+  that the user can fix. With several processes (`processes.join`), all call this with a workdir
+  that all of them see; process 0 prints, and writes everything but arrays.
   """
   try:
     return _train(config, Path(folder(workdir)))
@@ -121,7 +121,7 @@ def _train(config: Config, workdir: Path) -> Outcome:
 
 
 def _resume_or_start(loop: '_Loop', tokenizer, source: Source | None) -> Outcome:
-  """Restores or starts, from another run's weights if `source` has any,
+  """Restores the run or starts it, from another run's weights if there is a `source`,
   and takes the steps that are left.
   """
   config, workdir = loop.config, loop.workdir
@@ -153,7 +153,7 @@ def _resume_or_start(loop: '_Loop', tokenizer, source: Source | None) -> Outcome
     _say(told)
   processes.together(lambda: _write_beginning(config, workdir, tokenizer, source))
   if source:
-    # On disk before anything says that the run has begun: from here on it does without the source.
+    # Saved before anything says that the run has begun: from here on it does not need the source.
     loop.checkpointer.save(0, state, loop.batches.get_state(), None)
     loop.checkpointer.wait(0)
   with processes.together(lambda: _open_writer(config, workdir, start)) as writer:
@@ -164,7 +164,7 @@ def _resume_or_start(loop: '_Loop', tokenizer, source: Source | None) -> Outcome
 
 
 class _Scorer(NamedTuple):
-  """What is measured at evaluations."""
+  """Scores held-out text and tasks at an evaluation."""
 
   config: Config
   mesh: Mesh
@@ -173,7 +173,7 @@ class _Scorer(NamedTuple):
   suite: Suite | None  # of evaluation.tasks
 
   def __call__(self, step: int, params: dict) -> tuple[dict[str, object], bool]:
-    """(what the log says of held-out text and tasks, whether the text is a sample)."""
+    """(values of held-out text and tasks for the log, whether the text is a sample)."""
     evaluation = self.evaluator(params, self.config.evaluation.max_batches)
     domains = evaluation.domains.items()
     values = {
@@ -223,9 +223,10 @@ def _steps(loop: _Loop, start: int, state: TrainState) -> Outcome:
     last = step == num_steps
     stopping = loop.stop.agreed(metrics)  # read once: a later signal counts for the next step
     saving = last or stopping or _due(config.checkpoint.every_steps, step)
-    # A process that is asked to stop has little time: `_score_owed` does it on resuming.
+    # A process that is asked to stop has little time: `_score_owed` evaluates on resuming.
     evaluating = _evaluates(config, step) and not stopping
-    if saving or evaluating or _due(config.train.log_every, step):
+    heatmap = last or _due(config.train.heatmap_every, step)
+    if saving or evaluating or heatmap or _due(config.train.log_every, step):
       logged = jax.device_get(metrics)
       logged |= loss_by_domain(logged, tuple(loop.epochs)) | progress.rates(step)
       if config.ops.force_balanced_routing:
@@ -235,7 +236,6 @@ def _steps(loop: _Loop, start: int, state: TrainState) -> Outcome:
       if evaluating:
         held_out, is_sample = loop.scorer(step, state.params)
         logged |= held_out
-      heatmap = last or _due(config.train.heatmap_every, step)
       processes.together(functools.partial(_write, loop, step, logged, heatmap))
       _say(progress.line(step, logged, is_sample))
       _stop_if_bad(logged, config, step, saved)
@@ -264,7 +264,7 @@ def _feed(loop):
 def _compile(config, mesh, state, *arguments):
   began = time.perf_counter()
   if config.train.profile_steps:
-    # A step read from moe/compiled.py's folder would have the scopes of whoever compiled it.
+    # Else a step read from moe/compiled.py's folder has the scopes of the code that compiled it.
     jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
   train_step = jit_step(processes.with_stop(make_train_step(config)), mesh, state)
   train_step = train_step.lower(state, *arguments).compile(compiler_options(mesh))
@@ -277,7 +277,7 @@ def _due(every: int, step: int) -> bool:
 
 
 def _evaluates(config: Config, step: int) -> bool:
-  """Whether an undisturbed run scores held-out text at a step."""
+  """Whether a run that is not being stopped scores held-out text at a step."""
   last = step == config.train.num_steps
   saves = last or _due(config.checkpoint.every_steps, step)
   return (
@@ -286,8 +286,8 @@ def _evaluates(config: Config, step: int) -> bool:
 
 
 def _is_owed(loop: _Loop, start: int) -> bool:
-  """Whether the step where a signal stopped the run was due for a held-out
-  loss that it had no time for.
+  """Whether a signal stopped the run at step `start`, which was due for a held-out loss
+  that there was no time for.
   """
   if start == 0 or not _evaluates(loop.config, start):
     return False
@@ -299,8 +299,8 @@ def _is_owed(loop: _Loop, start: int) -> bool:
 
 
 def _score_owed(loop: _Loop, start: int, state: TrainState) -> None:
-  """Scores the step that the run resumes from, adds that to its line,
-  and tells `checkpoint.keep_best`.
+  """Scores the step that the run resumes from, adds the scores to its line of metrics.jsonl,
+  and notes the loss for `checkpoint.keep_best`.
   """
   held_out, _ = loop.scorer(start, state.params)
   loss = held_out['held_out_loss']
@@ -320,7 +320,7 @@ def _say(line):
   try:
     print(line, flush=True)
   except OSError as error:
-    # Nobody reads any more (`| head`, a terminal that was closed): no reason to end a run of weeks.
+    # Nobody reads stdout any more (`| head`, a closed terminal): no reason to end a run of weeks.
     if error.errno not in (errno.EPIPE, errno.EIO):
       raise
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -336,12 +336,12 @@ def _lock(workdir):
 
 
 def _write_beginning(config, workdir, tokenizer, source):
-  """What is written once a start: a start that is refused has changed nothing."""
+  """Writes what is written once a start, after all checks: a refused start changes nothing."""
   if not processes.is_main():
     return
   for name, content in tokenizer.files().items():
     files.replace(workdir / name, content)
-  # Of another kind, which a start that took no step may have left.
+  # Files of another kind of tokenizer, which a start that took no step may have left.
   for name in set(FILES) - tokenizer.files().keys():
     (workdir / name).unlink(missing_ok=True)
   now, identity = provenance.describe(), source.identity if source else None

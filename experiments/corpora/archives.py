@@ -36,7 +36,7 @@ class Archive(NamedTuple):
   package: Package
   path: Path
   sha256: str
-  pinned: bool  # False: other bytes than the package's sha256 names, taken on request
+  pinned: bool  # False: its SHA-256 is not the package's, and `other_versions` allows that
 
 
 _SUFFIX = {'debian': 'deb', 'pypi': 'whl', 'npm': 'tgz'}
@@ -46,11 +46,11 @@ _MINUTES = 20  # for one download; the largest is 85 MB
 
 
 def fetch(package: Package, cache: Path, other_versions: bool = False) -> Archive:
-  """The package's archive, from `cache` or else from its registry;
-  an interrupted download leaves nothing behind.
+  """The package's archive, from `cache` or else from its registry.
+  An interrupted download leaves nothing behind.
 
-  UserError, one line that names package and version, if it cannot be had or its SHA-256 is another.
-  `other_versions`: then take what the registry has now instead.
+  UserError, one line that names package and version, if it cannot be fetched or its SHA-256 is
+  another. With `other_versions` it takes what the registry has now, or the other bytes, instead.
   """
   path, others = (
     place(package, cache),
@@ -103,8 +103,8 @@ def members(
     OSError,
     EOFError,
     ValueError,
-    # The libraries' own, for what an archive declares and they lack:
-    # encryption, a method, a member.
+    # The libraries raise these for what an archive declares and they do not support or find:
+    # encryption, a compression method, a member.
     RuntimeError,
     KeyError,
     tarfile.TarError,
@@ -120,12 +120,12 @@ def members(
 
 
 def _download(package, version, cache, place_of):
-  """Fetches into a directory of its own, so that `place_of(file)`, returned,
-  appears whole or not at all.
+  """Fetches into a temporary directory and moves the archive to `place_of(file)`, which it returns:
+  the file appears whole or not at all.
   """
   cache.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.fetching-', dir=cache) as room:
-    # apt drops its rights for a download, and then needs a directory that others may write to.
+    # apt drops its privileges for a download and needs a directory that others may write to.
     os.chmod(room, 0o777)
     command = _command(package, version)
     label = package.name if version is None else f'{package.name} {version}'
@@ -182,12 +182,12 @@ def _command(package, version):
 
 
 def _complaint(stderr):
-  """The line of a package client that tells what went wrong:
-  apt's E:, pip's ERROR:, npm's error, or the last one.
+  """The line of a package client's stderr that says what went wrong:
+  apt's E:, pip's ERROR:, npm's error, or else the last line.
   """
   lines = [line.strip() for line in stderr.splitlines() if line.strip()]
   told = [line for line in lines if re.match(r'E:|ERROR:|npm (error|ERR!) (?!code)', line)]
-  return (told or lines or ['no reason given'])[0][:300]
+  return (told or lines[-1:] or ['no reason given'])[0][:300]
 
 
 def _sha256(path):
@@ -211,7 +211,7 @@ def _tar_members(archive, wanted):
   with open(archive.path, 'rb') as raw:
     contents, mode = _deb_data(raw) if archive.package.ecosystem == 'debian' else (raw, 'r:*')
     with tarfile.open(fileobj=contents, mode=mode) as file:
-      for entry in file:  # links are left out: what they point to comes by itself
+      for entry in file:  # skips links: their targets are entries themselves
         path = entry.name.removeprefix('./')
         if entry.isfile() and wanted(path):
           _check_size(path, entry.size)
@@ -224,11 +224,11 @@ def _check_size(path, size):
 
 
 def _deb_data(raw):
-  """(The tar of a .deb's files, tarfile's mode). The container is `ar`:
-  a magic line, then members under headers.
+  """(The tar of a .deb's files, tarfile's mode for it). The container is `ar`:
+  a magic line, then members, each after a header of 60 bytes.
 
-  A header has 60 bytes. The file must lie on: `raw` is read where data.tar begins,
-  and it is the last member.
+  The tar is read from `raw`, at the place where data.tar, the last member, begins:
+  `raw` must stay open.
   """
   if raw.read(8) != b'!<arch>\n':
     raise ValueError('no .deb')

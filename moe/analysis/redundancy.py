@@ -1,8 +1,8 @@
-"""How well one routed expert stands in for another: the held-out loss with its weights in the
-other's place, beside the loss without the other.
+"""Measures how well one routed expert stands in for another: the held-out loss with its weights in
+the other's place, beside the loss without the other.
 
-N MoE layers, E routed experts, X experts of a layer that are looked at. For an expert that is wider
-than others one of its own width stands in.
+N MoE layers, E routed experts, X experts of a layer that are measured. An expert is only replaced
+by one of its own width.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,16 @@ from moe.parallel.sharding import replicated
 
 
 class Redundancy(NamedTuple):
-  """How far the mean loss of a token rises, nats, over a sample of held-out text.
+  """The rise of the mean loss of a token, in nats, over a sample of held-out text.
 
-  0 substituted: another expert does as well; as much as removed: it is no better than none.
+  Where `substituted_NX` is 0 the other expert does as well; where it equals `removed_NX` the other
+  is no better than none.
   """
 
-  experts_NX: np.ndarray  # int64: those that are replaced
-  others_NX: np.ndarray  # int64: whose weights they get
-  substituted_NX: np.ndarray  # float64
-  removed_NX: np.ndarray  # float64: with weights of zero
+  experts_NX: np.ndarray  # int64: the experts that are replaced
+  others_NX: np.ndarray  # int64: the experts whose weights they get
+  substituted_NX: np.ndarray  # float64: the rise with those weights
+  removed_NX: np.ndarray  # float64: the rise with weights of zero
 
 
 def measure(
@@ -42,10 +43,10 @@ def measure(
   mesh: Mesh | None = None,
   max_batches: int | None = 1,
 ) -> Redundancy:
-  """Of `pairs` (X) experts of every layer, each with another, drawn by `seed`: of all of them and
-  others where there are no more. Of all held-out text, or at most `max_batches` batches a domain.
+  """Measures `pairs` (X) experts of every layer, or all if there are no more, each with another;
+  `seed` draws both. Scores all held-out text, or at most `max_batches` batches a domain.
 
-  UserError for a model without two routed experts of one width. `mesh`: the one in use, where
+  UserError for a model without two routed experts of one width. `mesh`: the mesh in use, if
   params lie on one.
   """
   check_routed(config)
@@ -62,7 +63,7 @@ def measure(
     total, tokens = np.sum(np.asarray(sums, np.float64), axis=0)
     return total / tokens
 
-  plain = loss(0, 0, 0)  # in its own place
+  plain = loss(0, 0, 0)  # an expert in its own place
   substituted, removed = (
     np.array([[loss(*at) - plain for at in row] for row in rows])
     for rows in (_places(experts_NX, others_NX), _places(experts_NX, np.full_like(others_NX, -1)))
@@ -71,13 +72,15 @@ def measure(
 
 
 def _drawn(config, pairs, generator):
-  """(experts_NX, others_NX), of each pair both as wide. The first experts are the wide ones."""
+  """(experts_NX, others_NX), both of a pair equally wide. The first experts are the wide ones."""
   moe, layers = config.moe, config.model.num_moe_layers
   of_one_width = np.arange(moe.wide_experts), np.arange(moe.wide_experts, moe.num_experts)
   several = [experts for experts in of_one_width if len(experts) > 1]
   if not several:
+    widths = f' with moe.wide_experts={moe.wide_experts}' if moe.wide_experts else ''
     raise UserError(
-      f'moe.num_experts={moe.num_experts}: one expert has no other to stand in for it'
+      f'moe.num_experts={moe.num_experts}{widths}: no expert has another of its width to stand in '
+      'for it'
     )
   experts = np.concatenate(several)
   experts_NX = np.stack([generator.permutation(experts)[:pairs] for _ in range(layers)])
@@ -95,7 +98,9 @@ def _places(experts_NX, others_NX) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _replaced(config, params, layer, expert, other):
-  """Parameters with one expert's weights replaced by another's of its layer; −1: by zeros."""
+  """The parameters with one expert's weights replaced by those of `other` in its layer, −1: by
+  zeros.
+  """
   moe, blocks = config.moe, params['moe_blocks']
   first_E, units_E = jnp.asarray(moe.first_units), jnp.asarray(moe.units_of_experts)
 

@@ -7,7 +7,8 @@ Domains, and the share of sequences that each is drawn for:
   arithmetic  0.15  pages of worked problems from a seeded generator (arithmetic.py), 2 MB
 Natural text dominates; arithmetic is learnt soon and is there to show a domain that differs.
 
-What is held out is decided by origin: a source file's path, a topic's name, a page's number.
+A document's origin decides whether it is held out: a source file's path, a topic's name, a page's
+number.
 A file's docstrings go with its source, so nothing held out in one domain is trained on in another.
 The text is a function of the CPython version.
 """
@@ -36,8 +37,8 @@ _LEFT_OUT = {
   '__phello__',
 }
 _TABLES = {'html/entities.py', 'msilib/schema.py', 'msilib/sequence.py', 'lib2to3/pgen2/token.py'}
-# Goes before every origin. With this one the held-out 2% of files are close to 2% of bytes
-# too, CPython 3.11 to 3.13.
+# Prefixes every origin. With this value the held-out 2% of files are close to 2% of bytes
+# too, on CPython 3.11 to 3.13.
 _SALT = 20
 _FEWEST_BYTES = 200_000  # of source; a stripped-down Python has less
 
@@ -60,7 +61,7 @@ def documents() -> Iterator[BuiltinDocument]:
       continue
     if not text.strip():
       continue
-    size += len(text)
+    size += len(text.encode())
     yield BuiltinDocument(text, 'code', f'{_SALT} {name}')
     if page := docstring_page(text, name):
       yield BuiltinDocument(page, 'docs', f'{_SALT} {name}')
@@ -78,8 +79,8 @@ def documents() -> Iterator[BuiltinDocument]:
 
 
 def source_files(root: Path) -> list[Path]:
-  """The standard library's own .py files under `root`, sorted:
-  no tests, tables, or what a distribution put beside.
+  """The standard library's own .py files under `root`, sorted,
+  without tests, tables and files that a distribution has added.
   """
   files = []
   for path in root.rglob('*.py'):
@@ -125,7 +126,7 @@ def topics() -> Iterator[tuple[str, str]]:
   """
   try:
     from pydoc_data.topics import topics as texts
-  except ImportError:  # Debian's smallest layouts; there are docstrings still
+  except ImportError:  # Debian's smallest layouts lack it; the docstrings remain
     return
   seen = set()
   for name, text in sorted(texts.items(), key=lambda item: (-len(item[1]), item[0])):

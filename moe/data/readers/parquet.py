@@ -6,13 +6,13 @@ from pathlib import Path
 from moe.data.readers.base import BadRow, Rules, checked, some, too_long
 from moe.errors import UserError
 
-# Times a column's size in the file; text stays far below.
+# Largest ratio of a column's unpacked size to its size in the file; text stays far below.
 _MOST_EXPANSION = 200
 
 
 def read(path: Path, text_key: str, rules: Rules) -> Iterator[str]:
   """See `read_texts`."""
-  import pyarrow  # only for those who have such files: it takes 0.3 s
+  import pyarrow  # takes 0.3 s, so only those who have such files import it
   import pyarrow.parquet
 
   try:
@@ -35,14 +35,15 @@ def read(path: Path, text_key: str, rules: Rules) -> Iterator[str]:
 
 
 def _rows_at_once(path, group, number, text_key, rules):
-  """Rows of a group that are decoded together. UserError where they could only be
-  more than a document may be.
+  """How many rows of a group are decoded together. UserError if the mean row is longer than a
+  document may be, or the group unpacks to more than any text would.
   """
   columns = map(group.column, range(group.num_columns))
   sizes = [
     (column.total_uncompressed_size, column.total_compressed_size)
     for column in columns
-    if column.path_in_schema.split('.')[0] == text_key
+    # What is nested in the column, such as a list's elements, has a longer path.
+    if f'{column.path_in_schema}.'.startswith(f'{text_key}.')
   ]
   whole, packed = map(sum, zip(*sizes))
   mean = whole / max(group.num_rows, 1)
@@ -50,8 +51,8 @@ def _rows_at_once(path, group, number, text_key, rules):
     raise UserError(f'{path} row group {number}: {too_long("a document", rules)}')
   if whole > 4 * rules.max_bytes and whole > _MOST_EXPANSION * packed:
     raise UserError(
-      f'{path} row group {number}: {packed} bytes unpack to {whole}, no text does: '
-      f'raise data.max_document_mb={rules.max_bytes / 1e6:g} if it is one'
+      f'{path} row group {number}: {packed} bytes unpack to {whole}, which no text does: '
+      f'if it is text, raise data.max_document_mb={rules.max_bytes / 1e6:g}'
     )
   return max(1, min(256, int(rules.max_bytes / max(mean, 1))))
 

@@ -95,12 +95,15 @@ def test_steps_that_are_not_logged_do_not_wait_for_the_device(data_flags, tmp_pa
   device_get = jax.device_get
   monkeypatch.setattr(jax, 'device_get', lambda tree: fetched.append(tree) or device_get(tree))
   off = {'evaluation.every_steps': 0, 'checkpoint.keep_best': 0, 'checkpoint.every_steps': 100}
-  quiet = programs.config(data_flags, **off, **{'train.log_every': 7, 'train.num_steps': 15})
+  often = {'train.log_every': 7, 'train.heatmap_every': 10, 'train.num_steps': 15}
+  quiet = programs.config(data_flags, **off, **often)
   with one_device():
     train(quiet, tmp_path)
   of_steps = [tree for tree in fetched if isinstance(tree, dict) and 'gradient_norm' in tree]
-  assert [line['step'] for line in programs.lines(tmp_path)] == [7, 14, 15]
-  assert len(of_steps) == 3
+  logged = programs.lines(tmp_path)
+  assert [line['step'] for line in logged] == [7, 10, 14, 15]
+  assert [line['step'] for line in logged if 'expert_load_NE' in line] == [10, 15]
+  assert len(of_steps) == 4
 
 
 def test_forced_balance_is_said_at_the_start_and_in_every_line(data_flags, tmp_path, capsys):

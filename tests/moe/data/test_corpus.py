@@ -338,6 +338,12 @@ def test_of_few_documents_the_end_of_the_longest_is_held_out(tmp_path, count):
   )
 
 
+def test_a_parquet_column_may_have_a_dot_in_its_name(tmp_path):
+  pa.parquet.write_table(pa.table({'text': range(30), 'text.en': TEXTS}), tmp_path / 'x.parquet')
+  found = read(f'd={tmp_path}/x.parquet', text_key='text.en')
+  assert [document.text for document in found] == TEXTS
+
+
 @pytest.mark.parametrize(
   'table, message',
   [

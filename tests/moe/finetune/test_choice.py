@@ -91,6 +91,15 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, content, words):
       'finetune.trainable=experts needs routed experts: this model has none',
     ),
     (
+      {
+        'model.num_dense_layers': 2,
+        'model.d_ff': 8,
+        'finetune.trainable': 'all',
+        'finetune.experts': '1;2',
+      },
+      'finetune.experts=1;2 needs routed experts: this model has none',
+    ),
+    (
       {'model.num_dense_layers': 2, 'model.d_ff': 8},
       'finetune.trainable=experts needs routed experts: this model has none',
     ),
