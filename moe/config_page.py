@@ -18,18 +18,17 @@ python -m launch.describe --keys > docs/configuration.md      # this page
 ```
 
 A config is a Python file whose `get_config()` starts from `experiments/base.py` and changes values.
-`moe/config.py` declares each key once, this page is made from it, and a value that is wrong is one
-line of an error. On the command line `--config.SECTION.KEY=VALUE` changes one more.
+`moe/config.py` declares each key once, and this page is generated from it. A wrong value gives a
+one-line error. On the command line `--config.SECTION.KEY=VALUE` overrides one key.
 
-A resumed run must keep the keys that decide its results. It may change those marked ○, which
-change nothing that is learnt, and those marked ≈, which change only the order in which floats are
-added up.
+A resumed run must keep the keys that decide its results. It may change keys marked ○, which do not
+affect what is learnt, and keys marked ≈, which affect only the order in which floats are summed.
 """  # noqa: E501
 _MARKS = {NOTHING: ' ○', ROUNDING: ' ≈'}
 
 
 def page() -> str:
-  """The page as Markdown, a section of keys at a time."""
+  """The page as Markdown, with a table for each section of keys."""
   parts = [_HEAD]
   for field in dataclasses.fields(Config):
     names = [name for name in KEYS if name.partition('.')[0] == field.name]
