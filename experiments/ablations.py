@@ -3,16 +3,16 @@ at the 2B scale.
 
   python -m launch.train --config=experiments/ablations.py:granularity_1_3_31 --workdir=DIR
 
-Everything but the experts is `validation.py:deepseek_moe`; total and activated parameters are equal
-in all. On a CPU take the same names from `proxy.py`. Expected:
+Everything but the experts is as in `validation.py:deepseek_moe`. All variants have the same total
+and activated parameters. On a CPU take the same names from `proxy.py`. Expected:
 
-- granularity_S_K_E has S shared + E routed experts, K of them a token, of 2 / (S + K) of a
-  standard FFN each. Figure 3: 0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the
+- granularity_S_K_E has S shared and E routed experts, each 2 / (S + K) of a standard FFN, and sends
+  a token to K routed ones. Figure 3: 0+2/16 (the GShard model) < 1+1/15 < 1+3/31 < 1+7/63 on the
   downstream tasks, mostly monotone.
-- shared_S isolates S of 64 experts of a quarter size and activates 8 in all. Pile loss 1.808,
-  1.806, 1.811 for 1, 2, 4.
+- shared_S makes S of 64 quarter-size experts shared ones and activates 8 in all. Pile loss 1.808,
+  1.806, 1.811 for S = 1, 2, 4.
 
-Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
+Planned memory, step time and MFU on target machines: experiments/results/plans.md (`make plan`).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ from experiments.base import expert_width
 
 
 def _experts(shared: int, routed: int, active: int) -> dict:
-  """Two standard FFNs' worth of activated experts, so that their number sets their size."""
+  """Experts whose activated ones add up to two standard FFNs: their number sets their size."""
   return variants.experts(shared, routed, active, expert_width(1280, 2 / (shared + active)))
 
 

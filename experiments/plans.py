@@ -1,14 +1,14 @@
-"""Which configs `make plan` compiles for which machine;
-experiments/results/plans.md and decode_plans.md have what came of it.
+"""The configs that `make plan` compiles, by machine. The resulting plans are in
+experiments/results/plans.md and decode_plans.md.
 
-  python -m experiments.plans [decode]        # a CONFIG@MACHINE[,DTYPE] a line
+  python -m experiments.plans [decode]        # prints one CONFIG@MACHINE[,DTYPE] a line
 
-A config that stands nowhere here is planned by whoever asks for it: python -m launch.plan.
+To plan any other config, run python -m launch.plan.
 """
 
 import sys
 
-# Configs that are the same model under two names stand here once.
+# A model that has two config names is listed once.
 MACHINES = {
   'v5e:2x4': """
     validation:deepseek_moe validation:deepseek_moe_half validation:dense validation:hash
@@ -28,13 +28,13 @@ MACHINES = {
   """,
 }
 PLANS = [f'{name}@{machine}' for machine, names in MACHINES.items() for name in names.split()]
-# The paper's claim of 2.5 times the speed (5.2.1), and the machines that it is asked of.
+# For the paper's claim of 2.5 times the speed (Section 5.2.1): both models on each machine.
 DECODE_PLANS = [
   f'scaling:{name}@{machine}'
   for machine in ('a100-40:1', 'h100:1', 'v5e:1', 'v5e:4')
   for name in ('deepseek_moe_16b', 'deepseek_7b')
 ]
-# With weights of few bits, and what then fits on a chip of 16 GB.
+# With quantised weights; in int4 the 16B also fits on a chip of 16 GB.
 DECODE_PLANS += [
   f'scaling:deepseek_moe_16b@{machine}'
   for machine in ('a100-40:1,int8', 'a100-40:1,int4', 'v5e:1,int4')

@@ -3,15 +3,15 @@ at a size a CPU trains.
 
   python -m launch.train --config=experiments/proxy.py:deepseek_moe --workdir=DIR
 
-Kept from the original: how many experts there are, shared, routed and a token; the size of an
-expert and of a dense FFN relative to d_model; which layers are dense; router and balance losses
-with their device groups; the key/value heads' share where it divides the heads. Changed: 6 layers,
+Kept from the original: the numbers of shared, routed and activated experts; the size of an expert
+and of a dense FFN relative to d_model; which layers are dense; router and balance losses with their
+device groups; the ratio of key/value heads to heads, where 4 heads allow it. Changed: 6 layers,
 d 256, 4 heads of 64, vocabulary 4096, 256 tokens a sequence, 16 sequences a step, float32, and a
-schedule of 300 steps (1.2M tokens). It reproduces no table of the paper: the comparisons between
-variants are what carries over, not the losses.
+schedule of 300 steps (1.2M tokens). It reproduces no table of the paper: comparisons between
+variants carry over, losses do not.
 
-A variant of `sft.py` starts from a run of its base model's proxy, `train.init_from`, at a constant
-rate.
+A variant of `sft.py` starts from a run of its base model's proxy (`train.init_from`) and keeps a
+constant learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -37,10 +37,10 @@ _SCALE = {
   'data.seq_len': 256,
   'data.batch_size': 16,
   'optimizer.peak_lr': 2e-3,
-  # Also where the original is constant: short runs are compared at their end.
+  # Even where the original's rate is constant: short runs are compared at their end, after decay.
   'optimizer.schedule': 'step_decay',
   'optimizer.warmup_steps': 30,
-  'mesh.data': -1,  # every device one more copy of so small a model
+  'mesh.data': -1,  # so small a model fits on every device: one copy on each
   'mesh.fsdp': 1,
   'mesh.expert': 1,
   'mesh.transport': 'auto',

@@ -1,12 +1,12 @@
-"""A small DeepSeekMoE that learns the builtin corpus on two CPU cores within minutes: what
-`make quickstart` trains.
+"""A small DeepSeekMoE that learns the builtin corpus on two CPU cores within minutes. `make
+quickstart` trains it.
 
   python -m launch.quickstart --config=experiments/quickstart.py --workdir=DIR
 
-1 shared + 15 routed experts of a quarter FFN, 3 routed ones a token: a token activates as many
-parameters as a dense FFN has. It reproduces no table of the paper. Shallow, with a large vocabulary
-and small batches, since 0.8M tokens are all that the minutes allow: each of these choices was the
-best of a few tried for the same time.
+It has 1 shared and 15 routed experts, each a quarter of an FFN. A token activates the shared one
+and 3 routed ones, as many parameters as a dense FFN has. It reproduces no table of the paper. The
+model is shallow, its vocabulary large and its batches small because a few minutes allow only 0.8M
+tokens; each of these choices was the best of a few tried for the same time.
 """
 
 from ml_collections import ConfigDict

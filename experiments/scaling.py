@@ -3,10 +3,9 @@ Table 6 (145B and its siblings).
 
   python -m launch.train --config=experiments/scaling.py:deepseek_moe_16b --workdir=DIR
 
-Training settings are Table 7's; where the paper publishes none for a model,
-the comment beside it says whose it has.
-On a CPU take the same names from `proxy.py`. Expected (13B rows without
-embeddings; FLOPs a 4K sequence):
+Training settings are Table 7's. Where the paper publishes none for a model, a comment says whose
+it takes. On a CPU take the same names from `proxy.py`. Expected (13B rows without embeddings;
+FLOPs of one 4K sequence):
 
   variant                 total / active params   FLOPs     result
   deepseek_moe_13b        13.3B / 2.05B           –         –
@@ -20,7 +19,7 @@ embeddings; FLOPs a 4K sequence):
   gshard_137b             136.5B / 21.6B          572.7T    Pile loss 1.961
   deepseek_67b            67.4B                   2057.5T   Pile loss 1.905
 
-Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
+Planned memory, step time and MFU on target machines: experiments/results/plans.md (`make plan`).
 
 Two of the paper's figures disagree with its own settings: 142B-half activates 13.6B (as its FLOPs
 say), and 67B costs 1793T with its 8 key/value heads (2067T if all 64 heads had their own).
@@ -51,13 +50,13 @@ _TRAINING_145B = _TRAINING_16B | {
   'moe.device_balance_weight': 0.05,
   'moe.device_groups': 4,  # routed experts lie on 4 devices
 }
-# None published: the 16B's, for 100B tokens, the budget of the 2B study.
+# The paper publishes none: the 16B's, for 100B tokens as in the 2B study.
 _TRAINING_13B = _TRAINING_16B | {'train.num_steps': 5298}
 
-# 100K pieces, rows padded to a round number.
+# 100K pieces; the embedding's rows are padded to a round number.
 _VOCABULARY = {'model.vocab_size': 102_400, 'data.vocab_size': 100_000}
 
-# Devices that a token's experts lie on; further ones share their widths.
+# Devices that the routed experts are spread over; further devices split the experts' widths.
 _EXPERTS_ON_8 = {'mesh.expert': 8}
 _EXPERTS_ON_4 = {'mesh.expert': 4}  # the groups of the device-level balance loss
 
@@ -75,7 +74,7 @@ def _first_layer_dense(d_ff: int) -> dict:
   return {'model.num_dense_layers': 1, 'model.d_ff': d_ff}
 
 
-# The vocabulary is also the 16B's.
+# The 13B also takes the 16B's vocabulary.
 _BASE_13B = (
   _TRAINING_13B | _EXPERTS_ON_8 | _VOCABULARY | _shape(num_layers=24, d_model=2048, num_heads=16)
 )
@@ -98,7 +97,7 @@ VARIANTS = {
   'deepseek_moe_13b': _BASE_13B | variants.experts(1, 63, 7, expert_width(2048, 0.25)),
   'gshard_13b_x1_2': _BASE_13B | variants.experts(0, 16, 2, expert_width(2048, 1.2)),
   'gshard_13b_x1_5': _BASE_13B | variants.experts(0, 16, 2, expert_width(2048, 1.5)),
-  # Their training settings are not published here: the 16B's.
+  # The paper gives no training settings for these two dense models: the 16B's.
   'deepseek_7b': _TRAINING_16B | _VOCABULARY | _shape(30, 4096, 32) | variants.dense(30, 11_008),
   'llama2_7b': _TRAINING_16B
   | {'model.vocab_size': 32_000, 'model.norm_eps': 1e-5}
@@ -107,7 +106,7 @@ VARIANTS = {
   'deepseek_moe_145b': _BASE_145B
   | variants.experts(4, 128, 12, _width(4096, 0.125))
   | _first_layer_dense(21_888),
-  # Table 6 trains these beside the 145B; their settings are not published apart from it.
+  # Table 6 compares these with the 145B and gives them no settings of their own: the 145B's.
   'deepseek_moe_142b_half': _BASE_145B
   | variants.experts(2, 128, 6, _width(4096, 0.125))
   | _first_layer_dense(10_944),

@@ -1,6 +1,4 @@
-"""The config files that come with the package, and every variant of theirs
-by its name, FILE:VARIANT.
-"""
+"""The config files that come with the package, and all their variants by name, FILE:VARIANT."""
 
 from ml_collections import ConfigDict
 

@@ -1,5 +1,5 @@
 """The 2B validation models: Table 1 (comparison), Tables 2, 8 and 9 (upper bounds)
-and Figure 6 (half the experts).
+and Figure 6 (half the activated experts).
 
   python -m launch.train --config=experiments/validation.py:deepseek_moe --workdir=DIR
 
@@ -18,7 +18,7 @@ Section 4.1.3, Table 7). On a CPU take the same names from `proxy.py`. Expected:
   deepseek_moe       2.0B / 0.3B             4.3T                  1.808
   deepseek_moe_half  –                       –                     – (Figure 6: beats gshard)
 
-Memory, step time and MFU on machines that are not here: experiments/results/plans.md (`make plan`).
+Planned memory, step time and MFU on target machines: experiments/results/plans.md (`make plan`).
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ from experiments.base import expert_width
 
 _D = 1280
 
-# For v5e:2x4: 8 chips share the parameters, each takes 8 sequences a microbatch.
+# For v5e:2x4: 8 chips share the parameters, and each takes 8 sequences a microbatch.
 TRAINING = {'model.remat': 'full', 'train.microbatches': 32, 'mesh.data': 1, 'mesh.fsdp': -1}
 
 
@@ -38,7 +38,7 @@ def _experts(shared: int, routed: int, active: int, size: float) -> dict:
 
 VARIANTS = {
   'deepseek_moe': _experts(shared=1, routed=63, active=7, size=0.25),
-  # Trained so from scratch (Figure 6).
+  # Half the activated experts, trained so from scratch (Figure 6).
   'deepseek_moe_half': _experts(shared=1, routed=63, active=3, size=0.25),
   'dense': variants.dense(num_layers=9, d_ff=expert_width(_D, 1)),
   # A fixed table replaces the learned router, so there is nothing for a balance loss to teach.
@@ -48,9 +48,9 @@ VARIANTS = {
   'gshard': _experts(shared=0, routed=16, active=2, size=1),
   'gshard_x1_2': _experts(shared=0, routed=16, active=2, size=1.2),
   'gshard_x1_5': _experts(shared=0, routed=16, active=2, size=1.5),
-  # The upper bound of a MoE of n experts: all n, always, ungated, which is what shared experts are.
+  # The upper bound of a MoE of n experts: all n are always active, ungated, as shared experts are.
   'dense_x4': _experts(shared=4, routed=0, active=0, size=1),
-  # Every hidden unit of 16 FFNs, for every token: only half as many sequences have room.
+  # Every token activates all 16 FFNs: only half as many sequences fit into a microbatch.
   'dense_x16': _experts(shared=16, routed=0, active=0, size=1) | {'train.microbatches': 64},
 }
 

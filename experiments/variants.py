@@ -1,8 +1,8 @@
 """What the config files share: overrides of `base.py` by dotted key,
 and the choice of a variant by name.
 
-A file's VARIANTS maps a name to its overrides; nothing is computed until one is asked
-for by `get_config(name)`.
+A file's VARIANTS maps each name to its overrides. A config is built only when `get_config(name)`
+asks for it.
 """
 
 import difflib
@@ -16,9 +16,7 @@ from moe.errors import UserError
 
 
 def dense(num_layers: int, d_ff: int) -> dict:
-  """A plain Transformer: every layer has one dense FFN of hidden width `d_ff`,
-  and there is no expert at all.
-  """
+  """A plain Transformer: one dense FFN of hidden width `d_ff` in every layer, and no experts."""
   return {
     'model.num_layers': num_layers,
     'model.num_dense_layers': num_layers,
@@ -27,8 +25,8 @@ def dense(num_layers: int, d_ff: int) -> dict:
 
 
 def experts(shared: int, routed: int, active: int, width: int) -> dict:
-  """`shared` + `routed` (`active`) experts of hidden width `width`;
-  without routed ones there is nothing to balance.
+  """`shared` shared and `routed` routed experts of hidden width `width`; a token takes `active` of
+  the routed ones. Without routed experts the balance losses are off.
   """
   balance = (
     {}
@@ -51,12 +49,12 @@ def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) ->
   """Overrides that give `config` another depth and width, and keep its proportions.
 
   Kept: the size of an expert and of a dense FFN relative to d_model (widths of 0 stay 0), which
-  layers are dense, the key/value heads' share of the heads. `head_dim` divides `d_model`.
+  layers are dense, the ratio of key/value heads to heads. `head_dim` must divide `d_model`.
   """
   model, moe = config.model, config.moe
   heads = d_model // head_dim
-  # Without the up to 0.4% by which the old width was itself rounded up,
-  # what is a whole number stays one.
+  # 0.996 takes off the up to 0.4% by which the old width was itself rounded up, so that a width
+  # that comes out whole is not rounded up again.
   scaled = lambda old: (
     base.expert_width(d_model, 0.996 * old / (8 * model.d_model / 3)) if old else 0
   )
@@ -78,7 +76,7 @@ def resized(config: ConfigDict, num_layers: int, d_model: int, head_dim: int) ->
 def build(file: str, variants: Mapping[str, Mapping], name: str) -> ConfigDict:
   """The config of one variant: `base.py` with its overrides, named `FILE:NAME`, locked.
 
-  `file`: `__file__` of the config file. UserError on a name unknown.
+  `file`: `__file__` of the config file. UserError for an unknown name.
   """
   check(file, variants, name)
   config = base.get_config()
@@ -87,7 +85,7 @@ def build(file: str, variants: Mapping[str, Mapping], name: str) -> ConfigDict:
 
 
 def check(file: str, names: Iterable[str], name: str) -> None:
-  """UserError where `name` is no variant of a file; it lists those that are, the nearest first."""
+  """Raises UserError if the file has no variant `name`; it lists the variants, nearest first."""
   if name not in names:
     nearest = sorted(names, key=lambda valid: -difflib.SequenceMatcher(None, name, valid).ratio())
     path = Path(file)

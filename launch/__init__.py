@@ -1,10 +1,10 @@
-"""The programs, flags to one call each: `python -m launch.NAME`,
+"""The programs, each of which turns flags into one call: `python -m launch.NAME`,
 or `deepseek-moe NAME` once installed.
 
-`python -m` puts the folder it is started in before everything that is installed. One who keeps
-configs in a folder `experiments/` of his own would so hide ours, which programs and his configs
-import: ours is imported here, first, by its place beside this folder.
-Modules of the other one are found after ours.
+`python -m` looks for modules in the current folder before the installed packages. A user's own
+folder `experiments/` there would hide ours, which the programs and the user's configs import. So
+ours is imported here first, by its path beside this folder; a module that it lacks is then looked
+up in the user's folder. The same holds for `moe/`.
 """
 
 import importlib.util

@@ -10,7 +10,7 @@ PROGRAMS = (
 
 
 def main() -> None:
-  """Exits as the program does; 2 without a name, or for one that is none."""
+  """Runs the named program and exits as it does; exits with 2 for a missing or unknown name."""
   name, *flags = sys.argv[1:] or ['']
   if name not in PROGRAMS:
     sys.exit(_refused(name))
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _refused(name):
-  asked = f'there is no program {name!r}' if name else 'which program?'
+  asked = f'there is no program {name!r}' if name else 'no program is named'
   print(f'error: {asked}: deepseek-moe takes one of {", ".join(PROGRAMS)}', file=sys.stderr)
   return 2
 

@@ -1,14 +1,14 @@
-"""Compiles every kernel for machines that this one is not.
+"""Compiles every kernel for TPUs and GPUs that this machine does not have.
 
   python -m launch.aot --targets=v5e,v5p,v6e|h100,a100-40 [--out=FILE]
-  make aot-tpu; make aot-gpu       # the environments that this needs, and everything below
+  make aot-tpu; make aot-gpu       # sets up the environments that this needs, and does all below
 
-Forward and backward of every op at the shapes of the 2B, 16B, 145B and widest baseline's layers and
-at odd ones, and what decodes 1 and 64 rows of the 16B, in bfloat16 and float32. FILE gets a JSON
-object a line: a program's kernels with what they use of the chip (VMEM on TPU; registers, spills,
-shared memory and tensor-core instructions on GPU) and what is left to XLA; or the error of one that
-does not compile. Then FLOPs and bytes of the 2B and 16B layers against the least. Exits with 1
-where anything failed.
+Compiles forward and backward of every op, at the layer shapes of the 2B, 16B, 145B and the widest
+baseline and at odd shapes, and the decoding of 1 and 64 rows of the 16B, in bfloat16 and float32.
+FILE gets one JSON object a line, for one program: its kernels, what they use of the chip (VMEM on
+TPU; registers, spills, shared memory and tensor-core instructions on GPU), and what is left to XLA;
+or the error, if it does not compile. FLOPs and bytes of the 2B and 16B layers follow, beside the
+least possible. Exits with 1 if anything failed.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for without being there
+os.environ['JAX_PLATFORMS'] = 'cpu'  # JAX runs on the host; compiling needs no target device
 
 from absl import flags
 
@@ -24,14 +24,14 @@ from moe import cli
 from moe.errors import UserError
 
 TARGETS = flags.DEFINE_list(
-  'targets', None, 'Of v5e, v5p, v6e (TPU) or h100, a100-40 (GPU), all of one kind.'
+  'targets', None, 'Chips to compile for: some of v5e, v5p, v6e (TPU), or of h100, a100-40 (GPU).'
 )
 _SHAPES = '2b,16b,145b,gshard_137b,odd,one_token,no_token,proxy,16b_row,16b_rows'
-SHAPES = flags.DEFINE_list('shapes', _SHAPES.split(','), 'Layers.')
-DTYPES = flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Types.')
-OPS = flags.DEFINE_list('ops', [], 'Only these ops.')
-OUT = flags.DEFINE_string('out', '', 'JSON lines are written here too.')
-COSTS = flags.DEFINE_bool('costs', True, "Also FLOPs and bytes of the 2B and 16B layers' kernels.")
+SHAPES = flags.DEFINE_list('shapes', _SHAPES.split(','), 'Layer shapes to compile.')
+DTYPES = flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Types to compile for.')
+OPS = flags.DEFINE_list('ops', [], 'Compile only these ops; by default all.')
+OUT = flags.DEFINE_string('out', '', 'File to write the records to, as JSON lines.')
+COSTS = flags.DEFINE_bool('costs', True, 'Add FLOPs and bytes of the layers of the first 2 shapes.')
 
 
 def main(_):

@@ -1,13 +1,14 @@
-"""Weights of others into a run, a run's weights out, a dense run into a MoE run.
+"""Converts released weights to a run, a run to other formats, or a dense run to a MoE run.
 
   python -m launch.convert --from=HF_DIR --workdir=RUN [--dtype=bfloat16|float32]
   python -m launch.convert --to=hf|gguf --workdir=RUN --out=DIR [--step=N] [--dtype=…]
   python -m launch.convert --upcycle=DENSE_RUN --config=CONFIG --workdir=RUN [--step=N]
     [--router=even|random] [--seed=0] [--dtype=…]
 
-The first makes RUN, which launch.evaluate, launch.generate and notebooks open; the second DIR, for
-Hugging Face's tools, or with a file for llama.cpp; the third RUN, for train.init_from.
-None writes over anything; what cannot be converted is refused by name. docs/weights.md has more.
+The first makes RUN, which launch.evaluate, launch.generate and the notebooks open. The second makes
+DIR, for Hugging Face's tools or with a file for llama.cpp. The third makes RUN, for
+train.init_from. None overwrites anything; each refuses by name what it cannot convert.
+docs/weights.md has more.
 """
 
 from absl import flags
@@ -15,21 +16,21 @@ from absl import flags
 from moe import cli
 from moe.errors import UserError
 
-FROM = flags.DEFINE_string('from', None, 'Folder of a Hugging Face checkpoint, to be read.')
-TO = flags.DEFINE_enum('to', None, ['hf', 'gguf'], 'What to write the run as.')
-UPCYCLE = flags.DEFINE_string('upcycle', None, 'Folder of a dense run, to be read.')
+FROM = flags.DEFINE_string('from', None, 'Folder of the Hugging Face checkpoint to read.')
+TO = flags.DEFINE_enum('to', None, ['hf', 'gguf'], 'Format to write the run in.')
+UPCYCLE = flags.DEFINE_string('upcycle', None, 'Folder of the dense run to read.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to read of a run; the newest without it.')
-OUT = flags.DEFINE_string('out', None, 'Folder to write, which does not exist.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint of the run to read; by default the newest.')
+OUT = flags.DEFINE_string('out', None, 'Folder to write, which must not exist.')
 TYPES = ['bfloat16', 'float32', 'float16']
 DTYPE = flags.DEFINE_enum(
-  'dtype', None, TYPES, 'Of the numbers; as stored without it. float16 for --to=gguf.'
+  'dtype', None, TYPES, 'Type of the numbers; by default as stored. float16: --to=gguf only.'
 )
-ROUTER = flags.DEFINE_enum('router', 'even', ['even', 'random'], 'Its gates after --upcycle.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of what --upcycle draws.', lower_bound=0)
+ROUTER = flags.DEFINE_enum('router', 'even', ['even', 'random'], 'How --upcycle sets the gates.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed for what --upcycle draws.', lower_bound=0)
 CONFIG = cli.config_flag()
 _MODES = {'from': FROM, 'to': TO, 'upcycle': UPCYCLE}
-# What a flag goes with, where not with all.
+# The modes that a flag goes with, for flags that do not go with all.
 _GOES_WITH = {'out': 'to', 'step': 'to upcycle', **dict.fromkeys(('router', 'seed'), 'upcycle')}
 
 

@@ -24,7 +24,7 @@ from moe.errors import UserError
 
 CONFIG = cli.config_flag()
 FORMAT = cli.format_flag()
-ALL = flags.DEFINE_bool('all', False, 'Describe every variant of every file of experiments/.')
+ALL = flags.DEFINE_bool('all', False, 'Describe every variant of every config in experiments/.')
 KEYS = flags.DEFINE_bool('keys', False, 'Print what every key means, as Markdown.')
 
 

@@ -6,13 +6,13 @@
     [--num_fewshot=N --limit=ROWS --chat_template --allow_code --mesh=fsdp=8]
 
 Scores every held-out document, each token once, beside gzip -9 and xz -9 on the same bytes. JSON
-has the rows in 'domains', the last of which is over all of them; that one is in 'total', too.
---sources scores all documents of given files instead, as data.sources names them; 'trained_on'
-counts by domain those that the run was trained on, null where its data is not there.
---save_routing writes what every token that is scored chose in every MoE layer, and its loss.
+has the rows in 'domains'; the last row is over all domains and is in 'total', too.
+--sources scores all documents of the given files instead, written as data.sources; 'trained_on'
+counts by domain the documents that the run was trained on, and is null if its data is not there.
+--save_routing writes which experts every scored token chose in every MoE layer, and its loss.
 $DATA is the folder of the run's prepared data, if that is not where training read it.
 
---tasks asks EleutherAI's lm-evaluation-harness, see docs/evaluation.md.
+--tasks runs EleutherAI's lm-evaluation-harness; see docs/evaluation.md.
 """
 
 from absl import flags
@@ -21,18 +21,22 @@ from moe import cli, host_memory
 from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; the newest without it.')
-SOURCES = flags.DEFINE_string('sources', None, 'Text to score, as data.sources names it.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; by default the newest.')
+SOURCES = flags.DEFINE_string('sources', None, 'Text to score instead, written as data.sources.')
 SAVE_ROUTING = flags.DEFINE_string(
-  'save_routing', None, 'Parquet file to write: one row a held-out token and MoE layer.'
+  'save_routing', None, 'Parquet file to write: a row for each scored token and MoE layer.'
 )
-TASKS = flags.DEFINE_string('tasks', None, "Benchmarks, separated by commas, or 'paper'.")
-SHOTS = flags.DEFINE_integer('num_fewshot', None, "Examples in each prompt; the paper's without.")
-LIMIT = flags.DEFINE_integer('limit', None, 'Rows of each task; all without it.')
-TASK_DATA = flags.DEFINE_string('task_data', '', 'Folder with TASK/SPLIT.jsonl.')
-CHAT = flags.DEFINE_bool('chat_template', False, "Ask in the tokenizer's chat template.")
+TASKS = flags.DEFINE_string('tasks', None, "Benchmarks to run, separated by commas, or 'paper'.")
+SHOTS = flags.DEFINE_integer(
+  'num_fewshot', None, "Examples in each prompt; by default the paper's number, or else the task's."
+)
+LIMIT = flags.DEFINE_integer('limit', None, 'Rows of each task to score; by default all.')
+TASK_DATA = flags.DEFINE_string('task_data', '', 'Folder of the rows, as TASK/SPLIT.jsonl.')
+CHAT = flags.DEFINE_bool(
+  'chat_template', False, "Ask in the run's chat template, or else the tokenizer's."
+)
 ALLOW_CODE = flags.DEFINE_bool('allow_code', False, 'Run the code that HumanEval and MBPP ask for.')
-MESH = flags.DEFINE_string('mesh', '', 'Of --tasks: AXIS=DEVICES,…; one device without it.')
+MESH = flags.DEFINE_string('mesh', '', 'Mesh for --tasks: AXIS=DEVICES,…; by default one device.')
 DTYPE = cli.dtype_flag()
 FORMAT = cli.format_flag()
 

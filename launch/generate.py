@@ -1,7 +1,7 @@
 """Samples from a run.
 
 python -m launch.generate --workdir=DIR --prompt='def main(' [--prompt=… --temperature=0.8]
-python -m launch.generate --workdir=DIR --prompts=FILE [--batch=64 --stop='\n\n' --format=json]
+python -m launch.generate --workdir=DIR --prompts=FILE [--batch=64 --stop=$'\\n\\n' --format=json]
 python -m launch.generate --workdir=DIR --dtype=bfloat16|int8|int4 --mesh=tensor=4
 """
 
@@ -15,22 +15,24 @@ from moe.config import mesh_sizes
 from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest without it.')
-PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text to go on from; the empty one without any.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; by default the newest.')
+PROMPT = flags.DEFINE_multi_string('prompt', [], 'Text to continue; repeatable. By default empty.')
 PROMPTS = flags.DEFINE_string(
-  'prompts', None, 'File of more: one a line, or JSON, CSV or Parquet with a field `prompt`.'
+  'prompts', None, 'File of prompts: one a line, or JSON, CSV or Parquet with a field `prompt`.'
 )
-BATCH = flags.DEFINE_integer('batch', 16, 'Prompts at once; it changes no answer.')
-STOP = flags.DEFINE_multi_string('stop', [], 'Text before which a completion ends.')
-MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'At most so many new tokens a prompt.')
-TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 is greedy.')
-TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k most likely tokens; 0: all.')
+BATCH = flags.DEFINE_integer('batch', 16, 'Prompts at once; does not change the answers.')
+STOP = flags.DEFINE_multi_string('stop', [], 'Text before which a completion ends; repeatable.')
+MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Maximum number of new tokens.')
+TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'Sampling temperature; 0 is greedy.')
+TOP_K = flags.DEFINE_integer('top_k', 0, 'Sample from the k most likely tokens; 0: from all.')
 TOP_P = flags.DEFINE_float(
-  'top_p', 0.95, 'Only the fewest tokens that together have this probability.'
+  'top_p', 0.95, 'Sample from the fewest tokens that together have this probability.'
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed for sampling.')
 DTYPE = cli.dtype_flag()
-MESH = flags.DEFINE_string('mesh', '', 'Where they lie: AXIS=DEVICES,…; one device without it.')
+MESH = flags.DEFINE_string(
+  'mesh', '', 'Mesh for the parameters: AXIS=DEVICES,…; by default one device.'
+)
 FORMAT = cli.format_flag()
 
 

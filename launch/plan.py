@@ -2,18 +2,18 @@
 
   .venv-tpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=v5p:4x4x4
   .venv-gpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=h100:8
-  .venv-gpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=a100-40:1 \
+  .venv-gpu/bin/python -m launch.plan --config=scaling:deepseek_moe_16b --topology=a100-40:1 \\
     --program=decode --batch=1,8,64 --context=4096 --memory_fraction=0.97
 
-`make setup-aot` makes these environments. The config's own mesh is planned for, --config.mesh.…
-changes it; --search ranks others, at most 256 for one stage on 64 devices. --program=decode plans
-what `launch.generate` runs. docs/planning.md says more.
-Exits with 1 where nothing fits, with 2 where nothing was worth compiling.
+`make setup-aot` makes these environments. The plan is for the config's own mesh, which
+--config.mesh.… changes; --search ranks others, at most 256 for one stage on 64 devices.
+--program=decode plans what `launch.generate` runs. docs/planning.md says more.
+Exits with 1 if nothing fits, with 2 if nothing was worth compiling.
 """
 
 import os
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # the host's own; targets are compiled for without being there
+os.environ['JAX_PLATFORMS'] = 'cpu'  # JAX runs on the host; compiling needs no target device
 
 from absl import flags
 
@@ -23,30 +23,34 @@ from moe.config import STORED_TYPES
 CONFIG = cli.config_flag()
 FORMAT = cli.format_flag()
 TOPOLOGY = flags.DEFINE_string(
-  'topology', None, 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8, a100-40:1: chip and size of the machine.'
+  'topology', None, 'Chip and size of the machine: v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8, a100-40:1.'
 )
 MEMORY_FRACTION = flags.DEFINE_float(
-  'memory_fraction', None, "Of a GPU's memory for JAX (XLA_PYTHON_CLIENT_MEM_FRACTION); JAX's 0.75."
+  'memory_fraction',
+  None,
+  "Share of a GPU's memory that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION); by default 0.75.",
 )
-PROGRAM = flags.DEFINE_enum('program', 'train', ['train', 'decode'], 'Training step or decoding.')
+PROGRAM = flags.DEFINE_enum('program', 'train', ['train', 'decode'], 'What to plan.')
 SEARCH = flags.DEFINE_bool(
   'search',
   False,
-  'Compile and rank every data × fsdp × expert × tensor (up to 4) that could fit, with the '
-  'mesh.stage of the config and with 1, and every model.remat; nothing else is varied.',
+  'Compile and rank every mesh of data × fsdp × expert × tensor (up to 4) that could fit, with the '
+  'mesh.stage of the config and with 1, each with every model.remat; nothing else varies.',
 )
-LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only so many of them; 0: all.')
-BATCH = flags.DEFINE_list('batch', ['1'], 'With decode: rows at once, powers of 2; several.')
-CONTEXT = flags.DEFINE_integer('context', None, 'With decode: positions of a row; data.seq_len.')
+LIMIT = flags.DEFINE_integer('limit', 0, 'With --search: compile only the first so many; 0: all.')
+BATCH = flags.DEFINE_list('batch', ['1'], 'With decode: rows at once, powers of 2; one plan each.')
+CONTEXT = flags.DEFINE_integer(
+  'context', None, 'With decode: positions of a row; by default data.seq_len.'
+)
 DTYPE = flags.DEFINE_enum(
-  'dtype', None, STORED_TYPES, 'With decode: of the weights in memory; model.dtype.'
+  'dtype', None, STORED_TYPES, 'With decode: type of the weights in memory; by default model.dtype.'
 )
-MESH = flags.DEFINE_string('mesh', '', 'With decode: AXIS=DEVICES,…; without it all along tensor.')
+MESH = flags.DEFINE_string('mesh', '', 'With decode: AXIS=DEVICES,…; by default all along tensor.')
 RECORD = flags.DEFINE_string(
-  'record', '', 'FILE.jsonl that collects plans, one a config and machine; FILE.md shows it.'
+  'record', '', 'FILE.jsonl to add the plan to, one for each setting; FILE.md shows them all.'
 )
 BASELINE = flags.DEFINE_string(
-  'baseline', 'scaling:deepseek_7b', "With decode and --record: whose speed others' is divided by."
+  'baseline', 'scaling:deepseek_7b', 'With decode and --record: config to compare speeds with.'
 )
 
 

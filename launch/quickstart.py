@@ -17,7 +17,7 @@ from moe import cli, host_memory
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-PROMPT = flags.DEFINE_string('prompt', 'def read_', 'What the sample goes on from.')
+PROMPT = flags.DEFINE_string('prompt', 'def read_', 'Text that the sample continues.')
 
 _REPORT = """
 {scores}

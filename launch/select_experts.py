@@ -3,12 +3,12 @@
   python -m launch.select_experts --workdir=RUN --out=FILE.json [--by=gate|share|random]
     [--mass=0.2] [--sources='DOMAIN=FILES;…' --chat] [--step=N] [--max_batches=N]
 
-Reads the task's text, --sources written as data.sources is, of conversations with --chat the
-replies; without --sources what the run holds out. Of each layer it takes the fewest experts whose
-scores reach --mass of their sum: the sum of an expert's gates, or how many tokens chose it. With
---by=random it draws as many as by gates, from --seed: what a choice is to be compared with.
-FILE.json has a line a layer, to be read and edited;
---config.finetune.trainable=experts --config.finetune.experts=FILE.json trains them.
+Reads the task's text from --sources, written as data.sources; with --chat they are conversations,
+of which it reads the replies. Without --sources it reads the run's held-out text. In each layer it
+takes the fewest experts whose scores reach --mass of the layer's sum; a score is the sum of an
+expert's gates (gate), or how many tokens chose it (share). --by=random is the baseline: it draws as
+many experts as --by=gate takes, from --seed. FILE.json has one line a layer, to read and to edit;
+--config.finetune.trainable=experts --config.finetune.experts=FILE.json trains these experts alone.
 $DATA is the folder of the run's prepared data, if that is not where training read it.
 """
 
@@ -20,17 +20,17 @@ from moe import cli, host_memory
 from moe.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to ask; the newest without it.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint to read; by default the newest.')
 OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
-BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share', 'random'], 'What an expert is chosen by.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of --by=random.', lower_bound=0)
-MASS = flags.DEFINE_float('mass', 0.2, "Share of a layer's scores that the chosen ones reach.")
-SOURCES = flags.DEFINE_string('sources', None, "The task's text, as data.sources names it.")
+BY = flags.DEFINE_enum('by', 'gate', ['gate', 'share', 'random'], 'How experts are chosen.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed for --by=random.', lower_bound=0)
+MASS = flags.DEFINE_float('mass', 0.2, "Share of a layer's scores that the chosen experts reach.")
+SOURCES = flags.DEFINE_string('sources', None, "The task's text, written as data.sources.")
 CHAT = flags.DEFINE_bool(
-  'chat', None, 'Whether --sources are conversations; as the run without it.'
+  'chat', None, "Whether --sources are conversations; by default as the run's text."
 )
 MAX_BATCHES = flags.DEFINE_integer(
-  'max_batches', None, 'Read no more than so many batches a domain.', lower_bound=1
+  'max_batches', None, 'Read at most so many batches of each domain.', lower_bound=1
 )
 
 
@@ -41,7 +41,7 @@ def main(_):
 
   select.check_mass(MASS.value)
   if CHAT.value is not None and SOURCES.value is None:
-    raise UserError('--chat says what --sources are, which are not given')
+    raise UserError('--chat says what --sources are: give --sources too')
   path = select.check_target(OUT.value)
   run = load_run(WORKDIR.value, STEP.value)
   if SOURCES.value is None:

@@ -4,14 +4,13 @@
     [--launcher=local|slurm|gke] [--runs=NAME,NAME] [--scale=long|proxy|paper] [--parallel=1]
     [--retrain] [--workdir=runs/studies] [--results=experiments/results] [--config.KEY=VALUE …]
 
-The same command again skips what is finished, goes on with what was interrupted and tries again
-what failed; a run that has diverged is finished. Ctrl-C or SIGTERM lets the run at hand save.
-A config that several studies share is trained once: where a line of another study in --results is
-of the same settings, seed and text, that is taken.
-Results of other code are told; --retrain trains them anew.
---config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm a job
-array trains the runs, on GKE a JobSet each of --manifest; --collect then scores those that are
-trained and writes their lines; --watch --collect waits for the JobSets first.
+The same command again skips finished runs, resumes interrupted ones and retries failed ones; a run
+that has diverged is finished. Ctrl-C or SIGTERM lets the current run save. A config that several
+studies share is trained once: a line of another study in --results is reused if its settings, seed
+and text are the same. Results of other code are reported; --retrain trains them anew.
+--config.KEY=VALUE changes every run; --scale=paper needs --config.data.sources. Under Slurm one job
+array trains the runs, on GKE one JobSet a run, made from --manifest. --collect then scores the
+trained runs and writes their lines; --watch --collect waits for the JobSets first.
 """
 
 from pathlib import Path
@@ -30,25 +29,27 @@ SWEEP = flags.DEFINE_string(
 SEEDS = flags.DEFINE_integer(
   'seeds',
   _DEFAULT.seeds,
-  "How many: 0, 1, … Each sets train.seed and data.seed. The study's own number unless given.",
+  "How many seeds: 0, 1, … Each sets train.seed and data.seed. By default the study's own number.",
 )
-RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; all unless given.')
+RUNS = flags.DEFINE_list('runs', [], 'Only these runs of the study, by name; by default all.')
 LAUNCHER = flags.DEFINE_enum(
   'launcher', _DEFAULT.launcher, ['local', 'slurm', 'gke'], 'This machine, a job array, JobSets.'
 )
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and what is finished; start nothing.')
-COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score what is trained, write lines.')
-RETRAIN = flags.DEFINE_bool('retrain', False, 'Train anew what other code than this has trained.')
+COLLECT = flags.DEFINE_bool('collect', False, 'Train nothing: score trained runs, write lines.')
+RETRAIN = flags.DEFINE_bool('retrain', False, 'Train anew the runs that other code has trained.')
 SCALE = flags.DEFINE_enum(
-  'scale', None, list(common.SCALES), "The size of all runs; the study's own unless given."
+  'scale', None, list(common.SCALES), "Size of all runs; by default the study's own."
 )
 PARALLEL = flags.DEFINE_integer(
-  'parallel', 1, 'Runs at a time, with --launcher=local: each on cores and GPUs of its own.'
+  'parallel', 1, 'With --launcher=local: runs at a time, each on its own cores and GPUs.'
 )
 WORKDIR = flags.DEFINE_string('workdir', str(_DEFAULT.workdir), 'Folder of all runs.')
-RESULTS = flags.DEFINE_string('results', str(_DEFAULT.results), 'Where STUDY/runs.jsonl lies.')
-SBATCH = flags.DEFINE_multi_string('sbatch', [], 'An option for sbatch, as --time=1:00; several.')
-MANIFEST = flags.DEFINE_string('manifest', _DEFAULT.manifest, 'Of a JobSet, filled in, for gke.')
+RESULTS = flags.DEFINE_string('results', str(_DEFAULT.results), 'Folder of STUDY/runs.jsonl.')
+SBATCH = flags.DEFINE_multi_string('sbatch', [], 'Option for sbatch, as --time=1:00; repeatable.')
+MANIFEST = flags.DEFINE_string(
+  'manifest', _DEFAULT.manifest, 'For gke: the filled-in manifest of a JobSet.'
+)
 WATCH = flags.DEFINE_bool('watch', False, 'First wait until no JobSet of --workdir is at work.')
 CONFIG = cli.config_flag()
 

@@ -8,9 +8,9 @@ On several machines every process runs this command, with a workdir that all see
 --num_processes=N --process_id=I to each. launch/supervise.sh starts a process again after a crash.
 
 Exit code 0: trained to the end, or stopped by SIGTERM, as clusters do, and saved. 130: stopped by
-Ctrl-C, 129 by SIGHUP (a closed terminal), both saved: `train && evaluate` then scores no half run.
-2: bad input. 75: something that may go away by itself, such as another program at work in the same
-folder. The same command goes on after all of them.
+Ctrl-C and saved; 129: stopped by SIGHUP (a closed terminal) and saved. Neither is 0, so that
+`train && evaluate` scores no half-trained run. 2: bad input. 75: something that may go away by
+itself, such as another program at work in the same folder. The same command goes on after all.
 """
 
 from absl import flags
@@ -20,15 +20,17 @@ from moe.errors import UserError
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; the same command goes on with it.', required=True
+  'workdir', None, 'Folder of the run; the same command resumes it.', required=True
 )
 COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, where the processes find each other.'
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many there are. 1 alone: no cluster, even inside one.'
+  'num_processes',
+  None,
+  'Number of processes; just --num_processes=1 means no cluster, even inside one.',
 )
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 HEARTBEAT = flags.DEFINE_integer(
   'heartbeat_timeout', 60, 'Seconds of silence after which a process counts as dead.'
 )
@@ -38,7 +40,7 @@ START = flags.DEFINE_integer(
 
 
 def main(_):
-  config = cli.config(CONFIG, WORKDIR.value)  # before jax: a mistyped key answers at once
+  config = cli.config(CONFIG, WORKDIR.value)  # before importing jax: a mistyped key fails at once
   from moe.parallel import processes
   from moe.train import train
 

@@ -1,19 +1,19 @@
-"""What every program of `launch/` shares: flags, the config they make,
-and one line instead of a traceback.
+"""What every program of `launch/` shares: flags, the config made from them,
+and errors of one line instead of a traceback.
 
   # At the top: --config=FILE.py[:VARIANT] and --config.SECTION.KEY=VALUE.
   CONFIG = cli.config_flag()
 
   def main(argv):
-    # moe.config.Config, checked; a program that finds its configs by itself: cli.overrides(CONFIG).
+    # A checked moe.config.Config. A program that finds its own configs calls cli.overrides(CONFIG).
     config = cli.config(CONFIG)
     …
 
   if __name__ == '__main__':
     cli.run(main)
 
-Exit codes: 0, or what main returns; 2 after bad input and 75 after what may go away by itself, each
-told in one line `error: …` on stderr; 130 after Ctrl-C.
+Exit codes: 0, or what main returns; 2 after bad input and 75 after an error that may go away by
+itself, both with one line `error: …` on stderr; 130 after Ctrl-C.
 No jax import: programs that compute nothing start at once.
 """
 
@@ -35,12 +35,12 @@ from moe.errors import UserError, chain, one_line
 from moe.finetune import choice
 from moe.keys import wanted
 
-# --help of a program shows the flags that it defines through this module.
+# So that a program's --help shows the flags that it defines through this module.
 flags.disclaim_key_flags()
 
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _BAD_VALUE = re.compile(r'flag --config\.([\w.]+)=(.*?): ', re.DOTALL)
-_UNKNOWN_KEY = re.compile(r'Key "(\w+)" does not exist')  # ml_collections, of a locked ConfigDict
+_UNKNOWN_KEY = re.compile(r'Key "(\w+)" does not exist')  # raised by a locked ConfigDict
 # The config files that come with the package, beside this one wherever it is installed.
 _SHIPPED = Path(__file__).parents[1] / 'experiments'
 
@@ -60,14 +60,17 @@ def format_flag() -> flags.FlagHolder:
 
 
 def dtype_flag() -> flags.FlagHolder:
-  """Defines --dtype, of a run's parameters in memory."""
-  help_ = 'Of the parameters in memory: numbers, or few bits; as they are stored without it.'
+  """Defines --dtype, the type of a run's parameters in memory."""
+  help_ = (
+    'Type of the parameters in memory; int8 and int4 hold matrices in few bits. '
+    'By default as stored.'
+  )
   return flags.DEFINE_enum('dtype', None, moe_config.STORED_TYPES, help_)
 
 
 def config(flag: flags.FlagHolder, workdir: str | None = None) -> moe_config.Config:
-  """The checked config of a parsed `config_flag()`, of the run in `workdir` where it goes on.
-  UserError if the flag is absent or a value is wrong.
+  """The checked config of a parsed `config_flag()`. UserError if the flag is absent or a value is
+  wrong. `workdir`: a run to resume, whose own choice of experts serves if the file is gone.
   """
   if not flag.present:
     raise UserError(
@@ -82,10 +85,10 @@ def config(flag: flags.FlagHolder, workdir: str | None = None) -> moe_config.Con
 
 def config_path(path: str) -> str:
   """The file that --config=PATH means. PATH is a Python file,
-  or a config that comes with the package: `proxy`.
+  or the name of a config that comes with the package: `proxy`.
 
-  experiments/proxy.py is that too, from any folder that has no such file.
-  UserError where there is neither.
+  experiments/proxy.py means the packaged config, too, in any folder that has no such file.
+  UserError if PATH is neither.
   """
   if path.endswith('.py') and os.path.isfile(path):
     return path
@@ -100,7 +103,7 @@ def config_path(path: str) -> str:
 
 def overrides(flag: flags.FlagHolder) -> dict[str, object]:
   """The keys that --config.SECTION.KEY=VALUE changes, with their values.
-  For programs of `run(config_file=)`.
+  For programs that call `run(config_file=…)`.
   """
   return config_flags.get_override_values(flags.FLAGS[flag.name])
 
@@ -114,14 +117,14 @@ def run(
   """Parses the flags, calls `main([program])` and exits; see the top of this file.
   No program takes bare arguments.
 
-  `config_file`: of a program that takes no --config, the file that has the keys of its
-  --config.SECTION.KEY=VALUE.
-  `memory`: what a program that computes needs at least.
-  `keep_compiled`: whether such a one keeps what it compiles (moe/compiled.py); not where that is
-  what is measured, or read.
+  `config_file`: for a program that takes no --config, the file whose keys its
+  --config.SECTION.KEY=VALUE changes.
+  `memory`: the least memory that the program needs; None if it computes nothing.
+  `keep_compiled`: whether a program that computes keeps what it compiles (moe/compiled.py); False
+  where compilation itself is measured or read.
   """
   host_memory.keep_freed_memory()
-  # Names and text that a terminal's encoding lacks are shown escaped, as stderr does.
+  # Characters that the terminal's encoding lacks are shown escaped, as on stderr.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
   try:
@@ -134,7 +137,7 @@ def run(
   except KeyboardInterrupt:
     _stop(130, 'interrupted')
   except BrokenPipeError:
-    # `… | head` has read enough; what is still buffered would raise again at exit.
+    # `… | head` has read enough. Flushing the rest at exit would raise again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _stop(1)
   except Exception as error:
@@ -149,8 +152,8 @@ def run(
 
 
 def show_log(name: str) -> None:
-  """The logger's lines, from INFO on, go to stdout among the progress lines;
-  else only errors are shown.
+  """Sends a logger's lines, from INFO on, to stdout among the progress lines.
+  Other loggers show only errors.
   """
   log = std_logging.getLogger(name)
   log.addHandler(std_logging.StreamHandler(sys.stdout))
@@ -167,7 +170,9 @@ def _main(main, memory, keep_compiled, argv):
 
 
 def _is_out_of_memory(error):
-  """Of this machine or of a device: JAX's error is told by its words, as its class needs jax."""
+  """Whether the host or a device is out of memory. JAX's error is known by its message, since its
+  class needs jax.
+  """
   return isinstance(error, MemoryError) or (
     isinstance(error, RuntimeError) and str(error).startswith('RESOURCE_EXHAUSTED')
   )
@@ -176,7 +181,7 @@ def _is_out_of_memory(error):
 def _refuse(error):
   print(f'error: {" ".join(str(error).split())}', file=sys.stderr, flush=True)
   sys.stdout.flush()
-  # At once: library threads whose work has failed print tracebacks while Python shuts down.
+  # Exits at once: while Python shuts down, library threads whose work has failed print tracebacks.
   os._exit(error.exit_code)
 
 
@@ -187,7 +192,7 @@ def _stop(code, line=''):
 
 
 def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
-  """`app.run`'s flag parser: [program], or UserError for whatever is wrong with the
+  """The flag parser for `app.run`: returns [program]. UserError for anything wrong with the
   flags or the config file.
   """
   if config_file:
@@ -195,16 +200,16 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
       raise UserError('this program takes no --config, only --config.SECTION.KEY=VALUE')
     argv = [argv[0], f'--config={config_file}', *argv[1:]]
   try:
-    # ml_collections looks for overrides there.
+    # ml_collections looks for overrides in sys.argv.
     sys.argv = argv = [argv[0], *_resolved(argv[1:])]
-    # From the first line on, the config file's included.
+    # Set before the first log line, which may be the config file's.
     flags.FLAGS.set_default('verbosity', logging.ERROR)
     _check_overrides(argv)
     rest = flags.FLAGS(argv)
     _check_loaded(argv)
   except (UserError, KeyboardInterrupt):
     raise
-  except SystemExit:  # absl's --help leaves with 1
+  except SystemExit:  # absl exits with 1 after --help
     raise SystemExit(0) from None
   except Exception as error:  # a config file is Python that may raise anything
     raise _explained(error, _config_file(argv)) from error
@@ -213,14 +218,14 @@ def _parse(argv: Sequence[str], config_file: str = '') -> list[str]:
       f'unexpected argument {rest[1]!r}: every option is a flag, --NAME=VALUE (--help lists them)'
     )
   if flags.FLAGS['verbosity'].using_default_value:
-    # absl raises a default to INFO, where libraries tell of every file.
+    # absl turns an unset verbosity into INFO, at which libraries log every file.
     flags.FLAGS.verbosity = logging.ERROR
   return rest
 
 
 def _resolved(arguments: Sequence[str]) -> list[str]:
-  """The arguments with --flagfile expanded, --config=NAME as the file it means,
-  and keys by their names of today.
+  """The arguments with --flagfile expanded, --config=NAME replaced by the file it means,
+  and renamed keys by their present names.
   """
   resolved = []
   for argument in flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False):
@@ -267,7 +272,7 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _check_overrides(argv: Sequence[str]) -> None:
-  """Unknown keys, before ml_collections meets them:
+  """Raises UserError for unknown keys, before ml_collections meets them:
   it would raise a bare KeyError, or look up a dict's methods.
   """
   overrides = [match[1] for match in map(_OVERRIDE.match, _flags_given(argv)) if match]
@@ -288,18 +293,18 @@ def _check_overrides(argv: Sequence[str]) -> None:
 
 
 def _check_loaded(argv: Sequence[str]) -> None:
-  """An OSError, such as of a missing file, ml_collections keeps back until the config
-  is first used: use it here.
+  """Uses the config once: ml_collections holds back an OSError, such as that of a missing file,
+  until then.
   """
   if _config_file(argv) and 'config' in flags.FLAGS:
     getattr(flags.FLAGS['config'].value, 'name', None)
 
 
 def _explained(error: Exception, path: str) -> UserError:
-  """What went wrong while flags were parsed, as one line.
+  """The UserError, one line, for what went wrong while flags were parsed.
 
-  absl and ml_collections wrap what a config file raises, some of it with its whole traceback in the
-  message: the first exception of the chain is the cause.
+  absl and ml_collections wrap what a config file raises, sometimes with its whole traceback in the
+  message: the innermost exception of the chain is the cause.
   """
   causes = list(chain(error))
   for cause in causes:
@@ -315,7 +320,7 @@ def _explained(error: Exception, path: str) -> UserError:
 
 
 def _in_file(causes: Sequence[BaseException], path: str) -> str:
-  """What the config file raised, with the line if it is one of its own."""
+  """What the config file raised, with the line of the file that led to it, if any."""
   cause = causes[-1]
   if isinstance(cause, SyntaxError):
     return f'{cause.filename}, line {cause.lineno}: {cause.msg}'

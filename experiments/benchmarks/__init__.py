@@ -1,4 +1,4 @@
-"""Paired timings: what a MoE layer and a training step cost beside dense ones,
+"""Paired timings, such as of a MoE layer and a training step beside dense ones,
 and where the time goes.
 """
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from moe.errors import UserError
 
-# Where each suite is, and what it is called there.
+# {suite: (its module, its function there)}.
 SUITES = {
   'moe_layer': ('moe_layer', 'suite'),
   'train_step': ('train_step', 'suite'),
@@ -19,13 +19,14 @@ SUITES = {
 }
 
 
-# {--peer: (the suite that has it, where it is)}.
+# {--peer: (the suite that has it, (its module, its function there))}.
 PEERS = {'transformers': ('train_step', ('train_step', 'beside_transformers'))}
 
 
 def suite(name: str, peer: str | None = None) -> Callable[[int], list[dict]]:
-  """One of `SUITES`, or what it compares with a peer, imported alone: others need what is not
-  installed everywhere. UserError for a peer that the suite does not have.
+  """The function of one of `SUITES`, or the one that compares it with a peer. Imports that module
+  alone: others need packages that are not installed everywhere. UserError for a peer that the suite
+  does not have.
   """
   has_it, (module, function) = PEERS[peer] if peer else (name, SUITES[name])
   if has_it != name:

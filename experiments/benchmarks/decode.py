@@ -1,6 +1,7 @@
-"""Decoding by the DeepSeekMoE proxy beside a dense model of 2.45 times its activated parameters, as
-DeepSeek 7B has of the 16B's; beside itself through the stacks that training scans; and beside
-llama.cpp on the same weights, where `xllamacpp` is installed.
+"""Times decoding by the DeepSeekMoE proxy beside a dense model with 2.45 times its activated
+parameters, the ratio of DeepSeek 7B to the 16B; beside itself through the stacks that training
+scans, and with weights of few bits; and beside llama.cpp on the same weights, if `xllamacpp` is
+installed.
 """
 
 import contextlib
@@ -31,16 +32,16 @@ from moe.inspection import Run
 from moe.ops.routed_ffn import xla
 from moe.quantize import quantized
 
-# DeepSeek 7B's activated parameters beside those of DeepSeekMoE 16B.
+# DeepSeek 7B's activated parameters over those of DeepSeekMoE 16B.
 _DENSE = 2.45
 _TOKENS, _PROMPT, _CONTEXT = 64, 512, 1024
-# 2.3 times the dense model's speed (Section 5.2.1 has 2.5); half the time that it took before; a
-# quarter more than llama.cpp takes.
+# Bars of time ratios: 2.3 times the dense model's speed (Section 5.2.1 has 2.5); half the time
+# through the stacks; a quarter more time than llama.cpp.
 _OVER_DENSE, _OVER_STACKS, _OVER_LLAMA_CPP = 1 / 2.3, 0.5, 1.25
 
 
 def suite(rounds: int) -> list[dict]:
-  """Tokens one after another, of 1 and of 16 rows, and the reading of a prompt."""
+  """Times the decoding of 1 and of 16 rows, and the prefill of a prompt."""
   tokenizer = from_bytes(train_like_deepseek(evaluation.corpus(), 4096))
   moe = evaluation.random_run(_config(tokenizer), tokenizer)
   dense = evaluation.random_run(dense_of(moe.config, _DENSE), tokenizer)
@@ -60,7 +61,7 @@ def suite(rounds: int) -> list[dict]:
 
 
 def dense_of(config: Config, times: float) -> Config:
-  """A dense model with so many times the activated parameters, of the same width and depth."""
+  """A dense model of the same width and depth, with `times` times the activated parameters."""
   model = config.model
   wide = lambda d_ff: dataclasses.replace(
     config, model=dataclasses.replace(model, num_dense_layers=model.num_layers, d_ff=d_ff)
@@ -71,7 +72,7 @@ def dense_of(config: Config, times: float) -> Config:
 
 
 def decode(run: Run, rows: int) -> Callable[[], list[list[int]]]:
-  """Greedy tokens of so many rows, as `moe.generation.batch` chooses them."""
+  """A function that decodes greedy tokens of so many rows, as `moe.generation.batch` does."""
   drawing, params = _drawing(run), weights.by_layer(run.config, run.params)
   cache = programs.empty(run.model, rows, programs.room_for(run.config, 2 * _TOKENS))
   step = lambda inputs, cache: programs.step(run.model, params, drawing, inputs, cache)
@@ -79,7 +80,9 @@ def decode(run: Run, rows: int) -> Callable[[], list[list[int]]]:
 
 
 def through_stacks(run: Run) -> Callable[[], list[list[int]]]:
-  """`decode` of one row by the stacks that training scans, through its arrangement of experts."""
+  """As `decode` of one row, but through the stacks that training scans and with experts computed as
+  in training.
+  """
   drawing, positions = _drawing(run), programs.room_for(run.config, 2 * _TOKENS)
   cache = layers.stacked(layers.empty_cache(run.config.model, 1, positions))
 
@@ -98,7 +101,9 @@ def through_stacks(run: Run) -> Callable[[], list[list[int]]]:
 
 
 def _one_by_one(step, cache, rows):
-  """Each token is chosen before the next is begun; always from the same place in the cache."""
+  """A function that decodes token by token: each is chosen before the next begins. Every call
+  starts at the same place in the cache.
+  """
   numbers_B = np.arange(rows, dtype=np.int32)
 
   def generate():
@@ -115,7 +120,7 @@ def _one_by_one(step, cache, rows):
 
 
 def prefill(run: Run) -> Callable[[], None]:
-  """The first token after one prompt."""
+  """A function that computes the first token after one prompt."""
   drawing, prompt = _drawing(run), Prompt(0, _prompt_ids(run))
   return lambda: jax.block_until_ready(programs.prefill(run.model, run.params, drawing, [prompt]))
 

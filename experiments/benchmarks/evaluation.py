@@ -1,5 +1,5 @@
-"""Requests of the harness beside launch.evaluate on the same tokens, and beside the harness's own
-backend (Hugging Face) on the same weights, where torch and transformers are installed.
+"""Requests of the harness, timed beside launch.evaluate on the same tokens, and beside the
+harness's own backend (Hugging Face) on the same weights, if torch and transformers are installed.
 """
 
 import contextlib
@@ -27,14 +27,15 @@ from moe.tasks.suite import start_harness
 from moe.train_step import init_state
 
 _QUESTIONS, _CHOICES = 48, 4
-# Of the built-in corpus: text that the tokenizer is trained on.
+# How much of the built-in corpus is read; the tokenizer is trained on the same text.
 _CHARACTERS = 400_000
-# At least 0.8 of launch.evaluate's tokens a second, and as fast as the other backend.
+# Bars of time ratios: at least 0.8 of launch.evaluate's tokens a second; as fast as the other
+# backend.
 _BARS = 1 / 0.8, 1.0
 
 
 def suite(rounds: int) -> list[dict]:
-  """Documents scored whole, and questions with choices whose context is shared."""
+  """Times the scoring of whole documents, and of questions whose choices share a context."""
   start_harness()
   from moe.tasks.harness import Harness
 
@@ -61,7 +62,7 @@ def suite(rounds: int) -> list[dict]:
 
 
 def config_of(tokenizer: Tokenizer) -> Config:
-  """The proxy's, in float32, for this tokenizer."""
+  """The DeepSeekMoE proxy's config, in float32, for this tokenizer."""
   config = proxy.get_config('deepseek_moe')
   config.update_from_flattened_dict(
     {'model.dtype': 'float32', 'model.vocab_size': tokenizer.vocab_size, 'data.vocab_size': 0}
@@ -70,13 +71,13 @@ def config_of(tokenizer: Tokenizer) -> Config:
 
 
 def export(run: Run, folder: Path) -> Path:
-  """The run's weights as launch.convert writes them for others."""
+  """Writes the run for Hugging Face's tools, as launch.convert does, and returns that folder."""
   to_hf(write_run(run, folder / 'run'), folder / 'hf')
   return folder / 'hf'
 
 
 def write_run(run: Run, workdir: Path) -> Path:
-  """The folder of a run with these weights, at its step."""
+  """Writes a run's folder with a checkpoint of these weights at its step."""
   workdir.mkdir()
   (workdir / 'config.json').write_text(json.dumps(run.config.to_dict()))
   shapes = jax.eval_shape(lambda: init_state(run.config))
@@ -88,7 +89,7 @@ def write_run(run: Run, workdir: Path) -> Path:
 
 
 def corpus() -> list[str]:
-  """Of the built-in corpus."""
+  """Texts from the start of the built-in corpus, about `_CHARACTERS` together."""
   texts, size = [], 0
   for document in builtin.documents():
     texts.append(document.text)
@@ -99,19 +100,19 @@ def corpus() -> list[str]:
 
 
 def random_run(config: Config, tokenizer: Tokenizer) -> Run:
-  """Of initial parameters, the same each time."""
+  """A run with initial parameters, the same each time."""
   params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
   return Run(Transformer(config), params, tokenizer, config, 1)
 
 
 def _documents(run, texts):
-  """As many as questions, each of most of a context."""
+  """A third more documents than there are questions, each nearly as long as a context."""
   length = run.config.data.seq_len - 8
   return [(text,) for text in _stretches(run, texts, length)[: 4 * _QUESTIONS // 3]]
 
 
 def _questions(run, texts):
-  """(context, choice) of contexts of half of what the model reads, choices of a tenth."""
+  """(context, choice) pairs. A context is half as long as the model reads, a choice a tenth."""
   length = run.config.data.seq_len
   contexts = _stretches(run, texts, length // 2)[:_QUESTIONS]
   choices = _stretches(run, texts[::-1], length // 10)
@@ -123,7 +124,7 @@ def _questions(run, texts):
 
 
 def _stretches(run, texts, length):
-  """Texts of about so many tokens each, without white space at their ends."""
+  """Pieces of texts, of about `length` tokens each, without white space at their ends."""
   found = []
   for text in texts:
     ids = run.tokenizer.encode(text)
@@ -148,7 +149,7 @@ def _evaluator(run, texts):
 
 
 def _hugging_face(run, kind, requests):
-  """The other side, or None where it is not installed."""
+  """A function that asks the other backend, or None if that is not installed."""
   if not hugging_face.is_installed():
     return None
   with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """A checkpoint that launch.convert has exported, as the model of the harness's own backend.
 
-transformers' LLaMA, and for experts its DeepSeek-V2 layer, whose mathematics they share: the code
-that came with the released 16B is in no package.
+The model is transformers' LLaMA, with its DeepSeek-V2 layer for the experts, whose mathematics is
+the same: the code that came with the released 16B is in no package.
 """
 
 import json
@@ -22,7 +22,8 @@ def is_installed() -> bool:
 def backend(folder: Path, max_length: int, batch_size: int, add_bos: bool = True):
   """The harness's HFLM over a folder of config.json, safetensors and tokenizer.json, float32.
 
-  add_bos: contexts begin with BOS. Of rolling requests it would come twice.
+  add_bos: contexts begin with BOS. Rolling requests would get it twice.
+  UserError without torch and transformers.
   """
   if not is_installed():
     raise UserError('this needs torch and transformers: pip install torch transformers')
@@ -52,7 +53,7 @@ def _model(folder, config):
 
 
 def untrained(config: dict, experts: str = 'grouped_mm'):
-  """The model of a config.json that `launch.convert` writes, before its weights are there.
+  """The model for a config.json that `launch.convert` writes, without its weights.
 
   experts: how its experts are computed, one of transformers' `experts_implementation`.
   """
@@ -86,7 +87,7 @@ def untrained(config: dict, experts: str = 'grouped_mm'):
 
 
 def _tensors(folder):
-  """All of the folder's, a layer's experts stacked."""
+  """All tensors of the folder by name, with each layer's experts stacked."""
   import torch
   from safetensors.torch import load_file
 
@@ -107,13 +108,13 @@ def _tensors(folder):
 
 
 def _spelt(folder, number):
-  """The piece of a number in tokenizer.json."""
+  """The text of the added token with this id in tokenizer.json."""
   pieces = json.loads((folder / 'tokenizer.json').read_text())['added_tokens']
   return next(each['content'] for each in pieces if each['id'] == number)
 
 
 def _with_bos(tokenizer):
-  """The tokenizer adding BOS where it is asked for special tokens, as that of the 16B does."""
+  """The tokenizer, which now adds BOS when asked for special tokens, as the 16B's does."""
   from tokenizers.processors import TemplateProcessing
 
   bos = tokenizer.bos_token

@@ -1,5 +1,5 @@
-"""GGUF files run by llama.cpp, an implementation of the whole model that shares nothing with this
-one: PyPI's `xllamacpp`.
+"""GGUF files run by llama.cpp (PyPI's `xllamacpp`), an implementation of the whole model that
+shares nothing with this one.
 """
 
 import contextlib
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 class LlamaCpp:
-  """A file that is open. Its keys, values and scores are float32."""
+  """A GGUF file that llama.cpp serves. Keys, values and scores of attention are float32."""
 
   def __init__(self, address: str):
     self._address = address
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without BOS; what spells a control piece is text."""
+    """Ids of a text, without BOS; text that spells a control piece stays text."""
     asked = {'content': text, 'add_special': False, 'parse_special': False}
     return self._post('/tokenize', asked)['tokens']
 
@@ -25,14 +25,14 @@ class LlamaCpp:
     return self._post('/detokenize', {'tokens': list(ids)})['content']
 
   def greedy(self, prompt: str | Sequence[int], tokens: int, bos_id: int, eos_id: int) -> list[int]:
-    """What follows a text, which gets its BOS, or ids, as `moe.generate` has it:
-    without BOS, which llama.cpp would draw, and with the end's token.
+    """The greedy continuation of a text, which gets a BOS, or of ids, as `moe.generate` gives it:
+    without BOS, which llama.cpp alone might choose, and with a final EOS.
     """
     found = self._complete(prompt, tokens, logit_bias=[[bos_id, False]])
     return found['tokens'] + [eos_id] * (found['stop_type'] == 'eos')
 
   def time(self, ids: Sequence[int], tokens: int) -> None:
-    """Reads the prompt, and says so many tokens after it, whatever they are."""
+    """Reads the prompt and generates so many tokens after it, whatever they are."""
     self._complete(ids, tokens, ignore_eos=True)
 
   def _complete(self, prompt, tokens, **more):
@@ -54,7 +54,7 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def opened(file: Path, context: int = 512) -> Iterator[LlamaCpp]:
-  """The file, served within this process. ImportError without xllamacpp."""
+  """Serves the file within this process. ImportError without xllamacpp."""
   import xllamacpp
 
   params = xllamacpp.CommonParams()
@@ -66,7 +66,7 @@ def opened(file: Path, context: int = 512) -> Iterator[LlamaCpp]:
   params.port = 0
   params.warmup = params.fit_params = False
   params.verbosity = -1
-  # float16 otherwise.
+  # Keys and values are float16 by default.
   params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
   params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
   server = xllamacpp.Server(params)

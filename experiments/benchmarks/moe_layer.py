@@ -1,7 +1,7 @@
 """A MoE layer, forward and backward, beside the dense FFN with the same activated FLOPs.
 
-T tokens, D width, F expert width, E experts, K a token. The layer is router, plan and routed
-experts; no shared ones, which both sides would have. Both are the modules of moe/layers.
+T tokens, D width, F expert width, E experts, K a token. The layer has router, plan and routed
+experts but no shared ones, which both sides would have. Both sides are modules of moe/layers.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ def suite(rounds: int) -> list[dict]:
 
 
 def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], None]:
-  """Runs the layer and all its gradients once. Skewed:
-  expert 0 is among the chosen of 80% of the tokens.
+  """A function that runs the layer and all its gradients once. `skewed`: 80% of the tokens choose
+  expert 0, among others.
   """
   config, draw = _config(shape, dtype), Draw(dtype)
   layer = MoELayer(config)
@@ -90,7 +90,7 @@ def moe_layer(shape: Shape, dtype: str, skewed: bool = False) -> Callable[[], No
 
 
 def dense_ffn(shape: Shape, dtype: str) -> Callable[[], None]:
-  """Runs a SwiGLU FFN of width K · F and all its gradients once."""
+  """A function that runs a SwiGLU FFN of width K · F and all its gradients once."""
   width, d, draw = shape.experts_per_token * shape.d_expert, shape.d_model, Draw(dtype)
   layer = MLP(_config(shape, dtype), width)
   params = {'gate': draw(d, width), 'up': draw(d, width), 'down': draw(width, d)}
@@ -102,7 +102,7 @@ def dense_ffn(shape: Shape, dtype: str) -> Callable[[], None]:
 
 def parts(shape: Shape, tokens: int, dtype: str, times: int = 1) -> list[Part]:
   """The steps of a layer, each forward and backward. `matmuls` are the experts' products alone,
-  rows as dealt evenly; the routed FFN has dispatch, matmuls and combine in one loop on CPU.
+  with rows dealt evenly; the routed FFN does dispatch, matmuls and combine in one loop on CPU.
   """
   e, d, f, k, draw = (
     shape.num_experts,
@@ -139,19 +139,19 @@ def parts(shape: Shape, tokens: int, dtype: str, times: int = 1) -> list[Part]:
 
 
 def peak(dtype: str) -> Part:
-  """One big product, (2048, 1024) × (1024, 2048): what the matrix units give today."""
+  """One big product, (2048, 1024) × (1024, 2048): the speed of the matrix units in this run."""
   draw = Draw(dtype)
   a, b, run = draw.tokens(2048, 1024), draw.tokens(1024, 2048), jax.jit(matmul)
   return Part('big product', lambda: jax.block_until_ready(run(a, b)), 2 * 2048 * 1024 * 2048)
 
 
 def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
-  """Runs the products of the experts, forward and backward, and nothing between them,
-  some experts side by side.
+  """A function that runs the products of the experts, forward and backward, and nothing between
+  them, for `_LANES` experts at a time.
 
-  Rows dealt evenly, weights already in the compute type, no gather, no padding, no gradient kept.
-  One arrangement of the products, not a bound: as whole arrays of experts some go faster,
-  some slower.
+  Rows are dealt evenly, weights are already in the compute type; it gathers and pads nothing and
+  keeps no gradient. It is one arrangement of the products, not a bound: over whole arrays of
+  experts some run faster, some slower.
   """
   e, d, f, draw = shape.num_experts, shape.d_model, shape.d_expert, Draw(dtype)
   rows = tokens * shape.experts_per_token // e
@@ -164,7 +164,7 @@ def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
       gate_up_nDG, down_nFD = (
         lax.dynamic_slice_in_dim(w, index * _LANES, _LANES) for w in (gate_up_EDG, down_EFD)
       )
-      # Or the products would leave the loop.
+      # Makes the products depend on `total`, or the compiler would move them out of the loop.
       x, h = (a + (total * 0).astype(a.dtype) for a in (x_nrD, h_nrF))
       forward = batched(x, gate_up_nDG), batched(h, down_nFD)
       backward = batched_nt(x, down_nFD), batched_nt(gu_nrG, gate_up_nDG)
@@ -177,7 +177,7 @@ def products(shape: Shape, tokens: int, dtype: str) -> Callable[[], None]:
 
 
 class Draw:
-  """Random arrays: float32 parameters, or in the compute type."""
+  """Random arrays: parameters in float32, or `tokens` in the compute type."""
 
   def __init__(self, dtype: str):
     self.dtype, self.generator = dtype, np.random.default_rng(0)
@@ -211,7 +211,9 @@ def with_shape(config: Config, shape, dtype: str) -> Config:
 
 
 def with_gradients(function, arguments):
-  """Runs function(*arguments) and the gradients of every argument, for a cotangent of ones."""
+  """A function that runs function(*arguments) and the gradients of every argument, for a cotangent
+  of ones.
+  """
 
   @jax.jit
   def run(arguments):

@@ -1,4 +1,4 @@
-"""Timing two things in turn, and the shares of a whole."""
+"""Timing two functions in turn, and the shares of a whole."""
 
 import statistics
 import sys
@@ -10,7 +10,7 @@ from moe.metrics.profile import Row
 
 
 class Part(NamedTuple):
-  """A piece of a whole, as a function of its own that waits for its end."""
+  """A part of a whole. `run` runs it alone and waits for its end."""
 
   name: str
   run: Callable[[], None]
@@ -47,8 +47,8 @@ def breakdown(
   """Each part's share of the whole, timed in turn with it,
   and its FLOP/s beside those of a big product, `peak`.
 
-  Shares need not add up to one: a part on its own finds its operands
-  elsewhere than inside the whole.
+  Shares need not add up to one: alone, a part finds its operands
+  elsewhere in memory than inside the whole.
   """
   seconds = _rounds(name, [whole, peak.run, *(part.run for part in parts)], rounds)
   rate = lambda part, column: part.flops / statistics.median(row[column] for row in seconds) / 1e9
@@ -66,8 +66,8 @@ def breakdown(
 
 
 def by_scope(name: str, profiles: list[list[Row]]) -> list[dict]:
-  """Each named scope's share of the time that a step computes, forward and backward apart, over
-  several profiles of the step: nothing of it is left out.
+  """Each named scope's share of a step's compute time, forward and backward apart, over several
+  profiles. The scopes cover the whole step.
   """
   shares, milliseconds = {}, {}
   for rows in profiles:
@@ -89,12 +89,12 @@ def by_scope(name: str, profiles: list[list[Row]]) -> list[dict]:
 
 
 def is_over(row: dict) -> bool:
-  """Whether it misses its bar, or could not be measured for a fault."""
+  """Whether a row is over its bar, or failed."""
   return 'failed' in row or (row['bar'] is not None and row['ratio_median'] > row['bar'])
 
 
 def table(rows: list[dict]) -> str:
-  """The rows for people."""
+  """The rows as a table for people."""
   lines = [f'{"":<58}{"time ratio":>11}{"min–max":>14}{"bar":>6}{"tokens/s":>18}']
   for row in rows:
     spread = f'{row["ratio_min"]:.2f}–{row["ratio_max"]:.2f}'
@@ -110,8 +110,8 @@ def table(rows: list[dict]) -> str:
 
 
 def _rounds(name, functions, rounds):
-  """Seconds of every function, round by round, after a round of warm-up;
-  functions wait for their own end.
+  """Seconds of every function, round by round, after a round of warm-up.
+  Each function must wait for its own end.
   """
   seconds = []
   for number in range(rounds + 1):

@@ -1,4 +1,4 @@
-"""Encoding by a tokenizer.json beside the library that it is of, on the built-in corpus."""
+"""Encoding with a tokenizer.json, ours beside Hugging Face's library, on the built-in corpus."""
 
 import os
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _BAR = 1 / 0.8
 
 
 def suite(rounds: int) -> list[dict]:
-  """Ids of whole documents, by as many threads on both sides."""
+  """Times the encoding of whole documents, with as many threads on both sides."""
   texts, size = [], 0
   for document in builtin.documents():
     texts.append(document.text)
@@ -38,11 +38,11 @@ def suite(rounds: int) -> list[dict]:
 
 
 def train_like_deepseek(texts: Iterable[str], vocab_size: int) -> bytes:
-  """A tokenizer.json as deepseek-llm's: byte-level BPE, its pre-tokenizer, `vocab_size` pieces and
+  """A tokenizer.json like deepseek-llm's: byte-level BPE, its pre-tokenizer, `vocab_size` pieces,
   then its BOS and EOS.
 
-  After them one of its added tokens that are no control pieces: a letter that the byte-level
-  alphabet has for a byte of no text.
+  After them comes one of its added tokens that are not control pieces: a letter that the byte-level
+  alphabet has for a byte that no UTF-8 text contains. UserError without the library.
   """
   try:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, trainers
@@ -59,7 +59,7 @@ def train_like_deepseek(texts: Iterable[str], vocab_size: int) -> bytes:
     ]
   )
   library.decoder = decoders.ByteLevel()
-  # Bytes that UTF-8 has no use for have no piece there.
+  # In deepseek-llm's, too, this byte, which UTF-8 never uses, has no piece.
   alphabet = sorted(set(steps.ByteLevel.alphabet()) - {'ø'})
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
@@ -71,7 +71,7 @@ def train_like_deepseek(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def library_of(content: bytes):
-  """The library's own tokenizer, which takes what spells a special token for text, as ours."""
+  """The library's own tokenizer, set to take what spells a special token as text, as ours does."""
   import tokenizers
 
   library = tokenizers.Tokenizer.from_str(content.decode())

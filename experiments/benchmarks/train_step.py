@@ -32,8 +32,8 @@ from moe.parameters import decayed
 from moe.train_step import init_state, make_train_step
 
 _PROFILES = 3  # of the step: each takes a second
-# Time ratios: 1.15 times the tokens a second of its fastest experts, of dense models as many; in
-# bfloat16 1.3 times, where the CPU multiplies that.
+# Bars of time ratios: for the dense model as many tokens a second as transformers; for DeepSeekMoE
+# 1.15 times as many as with its fastest experts, in bfloat16 1.3 times, if the CPU multiplies that.
 _OVER_TRANSFORMERS = (
   ('dense', 'float32', 1.0),
   ('deepseek_moe', 'float32', 1 / 1.15),
@@ -42,13 +42,13 @@ _OVER_TRANSFORMERS = (
 
 
 def proxy_suite(rounds: int) -> list[dict]:
-  """DeepSeekMoE over dense of as many activated parameters, in both types."""
+  """DeepSeekMoE over a dense model with as many activated parameters, in both types."""
   return [_beside_dense(dtype, rounds, None) for dtype in ('float32', 'bfloat16')]
 
 
 def suite(rounds: int) -> list[dict]:
-  """The step beside dense in bfloat16, beside `ragged_dot` (2 of the 16 sequences), its parts by
-  themselves, and the time of all of it by named scope.
+  """Times the step beside dense in both types, and in bfloat16 beside `ragged_dot` (2 of the 16
+  sequences), its parts alone, and all of it by named scope.
   """
   config = _typed(from_config_dict(proxy.get_config('deepseek_moe')), 'bfloat16')
   few = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
@@ -63,7 +63,7 @@ def suite(rounds: int) -> list[dict]:
 
 
 def beside_transformers(rounds: int) -> list[dict]:
-  """The step and its dense twin's beside those of Hugging Face's transformers."""
+  """The steps of the model and of its dense twin beside those of Hugging Face's transformers."""
   config, rows = from_config_dict(proxy.get_config('deepseek_moe')), []
   for model, dtype, bar in _OVER_TRANSFORMERS:
     if dtype == 'bfloat16' and not transformers_step.has_bfloat16_units():
@@ -87,7 +87,7 @@ def dense_twin(config: Config) -> Config:
 
 
 def train_step(config: Config) -> Callable[[], None]:
-  """One training step after another on `words`."""
+  """A function that runs one training step after another on `words`."""
   program, state, rest = _compiled(config)
 
   def run():
@@ -99,7 +99,7 @@ def train_step(config: Config) -> Callable[[], None]:
 
 
 def profiles(config: Config, times: int) -> list[list[Row]]:
-  """The time of a step by named scope, traced so many times."""
+  """The time of a step by named scope, from so many traces."""
   program, state, rest = _compiled(config)
   traced = []
   for _ in range(times + 1):  # the first is a warm-up
@@ -112,7 +112,7 @@ def profiles(config: Config, times: int) -> list[list[Row]]:
 
 
 def _compiled(config):
-  """(the step as `moe.train` compiles it for one device, its state, what else it takes)."""
+  """(the step as `moe.train` compiles it for one device, its state, its other arguments)."""
   device = np.array(jax.devices()[:1])
   state, rest = jax.jit(lambda: init_state(config))(), (words(config), hyperparameters(config))
   step = jax.jit(make_train_step(config), donate_argnums=0)
@@ -147,7 +147,7 @@ def _beside_dense(dtype, rounds, bar):
 
 
 def _parts(config: Config) -> list[Part]:
-  """Forward and backward of every part, as often as the step has it."""
+  """Every part, forward and backward, with how often the step contains it."""
   model, moe, layers = config.model, config.moe, config.model.num_layers
   b, length, d, v = config.data.batch_size, config.data.seq_len, model.d_model, model.vocab_size
   h, c, tokens = model.num_heads, model.head_dim, b * length
@@ -192,7 +192,7 @@ def _optimizer(config):
 
 @contextlib.contextmanager
 def _through_ragged_dot() -> Iterator[None]:
-  """What the routed FFN would be without an arrangement for CPU:
+  """Computes the routed FFN as it would be without an implementation for CPU:
   dispatch, `lax.ragged_dot`, combine.
   """
   with mock.patch.object(tiled, 'routed_ffn', grouped.routed_ffn):

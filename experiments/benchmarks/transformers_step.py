@@ -1,5 +1,5 @@
-"""A training step of the same model by Hugging Face's transformers, where it and torch are
-installed: forward, backward, clipping, AdamW, on the same tokens.
+"""A training step of the same model by Hugging Face's transformers, if it and torch are
+installed: forward, backward, clipping and AdamW on the same tokens.
 """
 
 import sys
@@ -15,7 +15,7 @@ from moe.convert.layouts import LAYOUTS, name_for
 from moe.data.packing import Batch
 from moe.errors import UserError
 
-# batched_mm copies a matrix for every row: it takes more memory than there is.
+# Without batched_mm: it copies a matrix for every row, which takes more memory than there is.
 _EXPERTS = ('grouped_mm', 'eager')
 _UNITS = ('avx512_bf16', 'amx_bf16')
 
@@ -30,8 +30,8 @@ def has_bfloat16_units() -> bool:
 
 
 def train_step(config: Config, batch: Batch) -> tuple[Callable[[], None], str]:
-  """One step after another, and in words how: of what its experts may be computed by, the fastest
-  here. UserError where it is not installed, or can do none of them.
+  """A function that runs one step after another, and a note on how its experts are computed: in the
+  way that is fastest here. UserError if transformers is not installed or runs in none of the ways.
   """
   if not hugging_face.is_installed():
     raise UserError('--peer=transformers needs it: pip install torch transformers')

@@ -33,12 +33,12 @@ class Source:
   read: Callable[..., Iterable[str]]  # a file's bytes (nothing, without a package) → its documents
   files: tuple[str, ...] = ()  # fnmatch patterns of paths in the archive
   without: tuple[str, ...] = ()
-  # Paragraphs that many documents share are taken out; in code each stands where it must.
+  # Takes out paragraphs that many documents share; in code every paragraph is needed.
   prose: bool = False
   cap: int = 1 << 40  # bytes
   shortest: int = 200  # bytes of a document
   longest: int = 300_000
-  least_han: float = 0.0  # share of letters: untranslated pages stay out
+  least_han: float = 0.0  # Chinese share of the letters: keeps untranslated pages out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Built:
 def build(
   sources: Sequence[Source], directory: Path, cache: Path, other_versions: bool = False
 ) -> Built:
-  """Fetches what is missing, writes the domains that are missing.
+  """Fetches the missing archives and writes the missing domains.
   An interrupted build goes on where it was.
 
-  UserError for what cannot be fetched, read or written,
+  UserError if something cannot be fetched, read or written,
   and for a directory that holds another corpus.
   """
   files.try_folder(directory, 'the corpus')
@@ -100,8 +100,8 @@ def _fetch(package, cache, other_versions):
 
 
 def _recipe(sources, fetched):
-  """What decides the text, as a hash: the sources as declared, the archives,
-  and the code that reads them.
+  """A hash of what decides the text: the sources as declared, the archives,
+  and the code that reads them, comments included.
   """
   code = hashlib.sha256()
   here = Path(__file__).parent
@@ -122,13 +122,15 @@ def _versions():
 
 
 def _manifest(directory, recipe, fetched: dict[Package, Archive]):
-  """The manifest that is there, or one without domains."""
+  """The manifest that is there, or a new one without domains.
+  UserError if it is damaged or of another recipe.
+  """
   path = directory / 'manifest.json'
   if path.is_file():
     try:
       manifest = json.loads(path.read_bytes())
       known = manifest['recipe']
-      # They become paths.
+      # These names become paths.
       for domain, entry in manifest['domains'].items():
         if entry['file'] != f'{domain}.jsonl' or os.path.basename(entry['file']) != entry['file']:
           raise ValueError
@@ -159,7 +161,7 @@ def _is_complete(directory, entry):
 
 
 def _write_domain(domain, sources, fetched, directory):
-  """Writes DOMAIN.jsonl whole or not at all; returns its entry of the manifest."""
+  """Writes DOMAIN.jsonl whole or not at all; returns its entry for the manifest."""
   duplicates, rows, told = clean.Duplicates(), [], []
   with Progress(domain, None) as progress:
     for source in sources:
@@ -225,7 +227,7 @@ def _line(row):
 
 
 def _replace(path, chunks):
-  """Writes `path` whole or not at all; (SHA-256, bytes)."""
+  """Writes `path` whole or not at all; returns (SHA-256, number of bytes)."""
   partial, digest, size = path.with_name(f'.{path.name}.partial'), hashlib.sha256(), 0
   with open(partial, 'wb') as file:
     for chunk in chunks:

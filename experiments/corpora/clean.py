@@ -1,5 +1,5 @@
-"""What every text goes through: Unicode, boilerplate, duplicates, caps.
-Nothing here depends on machine or time.
+"""The cleaning that every text goes through: Unicode, boilerplate, duplicates, caps.
+The result depends on neither machine nor time.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 _LONG = 60  # bytes; shorter paragraphs (headings, one-line commands) recur by nature
 _BOILERPLATE = 3  # documents of one source that may share a paragraph
-_NEAR = 0.5  # share of a document's long paragraphs that, seen before, make it a near-duplicate
+_NEAR = 0.5  # with more than this share of long paragraphs seen before, a text is a near-duplicate
 # Control characters but tab and newline, soft hyphens; zero-width spaces, bidirectional marks,
 # byte-order marks, noncharacters; lone surrogates, which JSON and HTML can spell and UTF-8 cannot.
 _UNSEEN = re.compile(
@@ -21,8 +21,8 @@ _HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
 
 
 def normalise(text: str) -> str:
-  """NFC; newlines as \\n, at most one empty line at a time;
-  no control characters or space at lines' ends.
+  """The text in NFC, with newlines as \\n and at most one empty line at a time;
+  without control characters and spaces at line ends.
   """
   text = unicodedata.normalize(
     'NFC', text.replace('\r\n', '\n').replace('\r', '\n').replace('\x0c', '\n')
@@ -34,7 +34,7 @@ def normalise(text: str) -> str:
 
 
 def han_share(text: str) -> float:
-  """Chinese characters among all letters."""
+  """The share of Chinese characters among all letters."""
   letters = sum(character.isalpha() for character in text)
   return len(_HAN.findall(text)) / letters if letters else 0.0
 
@@ -50,17 +50,17 @@ def without_boilerplate(texts: Sequence[str]) -> list[str]:
 
 
 class Duplicates:
-  """Remembers what it has let through."""
+  """Remembers the texts that it has let through."""
 
   def __init__(self):
     self._texts: set[bytes] = set()
     self._paragraphs: set[bytes] = set()
 
   def is_new(self, text: str) -> bool:
-    """False for a text seen before, or whose long paragraphs are, by half of their bytes,
-    from texts seen before.
+    """False if the text was seen before, or if more than half of its long paragraphs,
+    by bytes, were.
 
-    Paragraphs are compared by their letters and digits alone, in lower case.
+    Texts and paragraphs are compared by their letters and digits alone, in lower case.
     """
     whole = _key(text)
     long_ones = {
@@ -75,8 +75,8 @@ class Duplicates:
 
 
 def capped(texts: Sequence[str], size: int) -> list[str]:
-  """Whole texts of at most `size` bytes together, drawn evenly by a hash of the text,
-  in their order.
+  """A sample of whole texts with at most `size` bytes together, chosen evenly by a hash of the
+  text, in their order.
   """
   by_hash = sorted(
     range(len(texts)), key=lambda i: hashlib.blake2b(texts[i].encode(), digest_size=16).digest()

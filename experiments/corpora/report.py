@@ -1,6 +1,4 @@
-"""Sizes, tokens and the xz rate of each domain, measured through the data
-path that training takes.
-"""
+"""Sizes, tokens and the xz rate of each domain, measured through the data path of training."""
 
 import lzma
 import tempfile
@@ -23,10 +21,10 @@ def data_sources(built: Built) -> str:
 
 
 def measure(built: Built, vocab_size: int) -> dict[str, dict]:
-  """Domain → its numbers. Tokens are of a tokenizer of `vocab_size` pieces,
+  """Domain → its numbers. Tokens are those of a tokenizer of `vocab_size` pieces,
   trained on all domains as training does.
 
-  UserError as of moe.data.prepare, such as for a domain without held-out documents.
+  UserError as from moe.data.prepare, such as for a domain without held-out documents.
   """
   config = base.get_config()
   config.model.vocab_size = vocab_size
@@ -50,7 +48,7 @@ def measure(built: Built, vocab_size: int) -> dict[str, dict]:
 
 
 def table(manifest: dict, measured: dict[str, dict]) -> str:
-  """A Markdown table, a row a domain and one for all."""
+  """A Markdown table with one row for each domain and one for all."""
   rows = []
   for domain, entry in manifest['domains'].items():
     numbers = measured[domain]
@@ -65,7 +63,7 @@ def table(manifest: dict, measured: dict[str, dict]) -> str:
 
 
 def by_source(manifest: dict) -> str:
-  """A Markdown table, a row a source."""
+  """A Markdown table with one row for each source."""
   lines = ['| domain | source | documents | bytes | left out |', '|---|---|---:|---:|---|']
   for domain, entry in manifest['domains'].items():
     for source in entry['sources']:
@@ -89,7 +87,7 @@ def _row(cells: Sequence) -> str:
 
 
 def _xz_rates(data, total):
-  """Domain → bits a byte that `xz -9` needs for all its documents, end to end."""
+  """Domain → bits a byte that `xz -9` needs for all its documents in one stream."""
   packers, sizes, packed = {}, {}, {}
   with Progress('compressing', total) as progress:
     for document in corpus.documents(data):

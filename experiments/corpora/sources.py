@@ -1,7 +1,7 @@
 """The sources of debian_mix: packages of Debian 12, PyPI and npm, pinned.
 
-Licences are those of the text taken, from the packages' copyright files. Caps keep what repeats
-itself (verse, help pages, formal proofs) from drowning the rest, and the domains at similar sizes.
+Licences are those of the text taken, from the packages' copyright files. Caps keep repetitive text
+(verse, help pages, formal proofs) from drowning the rest, and the domains at similar sizes.
 """
 
 import functools
@@ -47,8 +47,8 @@ AUSTEN = _deb(
   'df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95',
   'public domain (the package: MIT)',
 )
-# A wheel for one platform, wherever this runs: its test data are the same in all,
-# its SHA-256 is not.
+# The wheel for one platform, wherever this runs: the test data are the same in all wheels,
+# the SHA-256 is not.
 GENSIM = Package(
   'pypi',
   'gensim',
@@ -120,8 +120,8 @@ METAMATH = _deb(
   'c72523c221db6c1039fa909150f9c53fb9175809792f2e80e55e1baa965445a1',
   'CC0-1.0',
 )
-# Built for amd64. Its text is the same elsewhere, its SHA-256 is not:
-# there, --allow_other_versions.
+# Built for amd64. On other platforms the text is the same but the SHA-256 is not:
+# they need --allow_other_versions.
 HOL_LIGHT = _deb(
   'hol-light',
   '20230128-1+b1',
@@ -173,7 +173,7 @@ SOURCES = (
     _docbook,
     ('*/ch*.en.html', '*/ap*.en.html', '*/pr*.en.html'),
   ),
-  # Northanger Abbey is kept back: one whole novel of the same hand that no
+  # Northanger Abbey is left out: one whole novel by the same author that no
   # model of this corpus has read.
   _english(
     'janeaustenr',
@@ -187,7 +187,7 @@ SOURCES = (
     wiki.read,
     ('gensim/test/test_data/enwiki-latest-pages-articles1*.bz2',),
   ),
-  # zh_TW in the same package is zh_CN converted by a program.
+  # Without the package's zh_TW: a program converted it from zh_CN.
   _chinese('manpages-zh', MANPAGES_ZH, roff.read, ('usr/share/man/zh_CN/*',), least_han=0.2),
   _chinese(
     'libreoffice-help-zh-cn',

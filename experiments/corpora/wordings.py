@@ -1,4 +1,4 @@
-"""The words of `instructions.py`: what may be named, and how a skill's question may be put.
+"""The words of `instructions.py`: what a question may name, and each skill's wordings.
 
 The last two wordings of each skill and language are held out.
 """

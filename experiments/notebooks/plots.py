@@ -1,6 +1,6 @@
 """Figures and tables of the notebooks.
 
-N MoE layers, R rows of a panel, E routed experts, G groups of text or of tokens.
+N MoE layers, R rows of a panel, E routed experts.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,26 +13,26 @@ from matplotlib.colors import TwoSlopeNorm
 from moe.evaluate import Evaluation
 
 _LAYERS = 4  # panels of a figure: layers in between look much like their neighbours
-_COLOUR_ENDS = 4.0  # so that one extreme expert does not bleach all others
+_COLOUR_ENDS = 4.0  # top of the colour scale: one extreme expert must not bleach all others
 
 
 def heatmap(
   values_RE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None
 ) -> None:
-  """One panel, a column an expert. White is 1, what chance would give; grey is NaN."""
+  """One panel with a column for each expert. White is 1, what chance would give; grey is NaN."""
   _panels({'': values_RE}, ylabel, meaning, rows)
 
 
 def heatmap_by_layer(
   values_NRE: np.ndarray, ylabel: str, meaning: str, rows: Sequence[str] | None = None
 ) -> None:
-  """A panel a layer, for a few layers from first to last."""
+  """One panel a layer, for a few layers from first to last."""
   layers = np.unique(np.linspace(0, len(values_NRE) - 1, _LAYERS).astype(int))
   _panels({f'MoE layer {layer}': values_NRE[layer] for layer in layers}, ylabel, meaning, rows)
 
 
 def lines(x: Sequence, series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Axes:
-  """A line a name; the last one, of all together, in black."""
+  """One line for each name; the last one, which is over all of them, in black."""
   axes = plt.figure(figsize=(6.4, 4), layout='constrained').subplots()
   *_, last = series
   for name, values in series.items():
@@ -47,8 +47,8 @@ def lines(x: Sequence, series: Mapping[str, Sequence[float]], xlabel: str, ylabe
 def loss_lines(
   evaluations: Mapping[Hashable, Evaluation], trained: Evaluation, xlabel: str
 ) -> None:
-  """How far held-out loss is from the loss as trained, by domain,
-  under one intervention after the other.
+  """Plots by domain how far each intervention moves the held-out loss from that of the model as
+  trained.
   """
   by_domain = lambda evaluation: evaluation.domains | {'all': evaluation.total}
   above = lambda name, evaluation: by_domain(evaluation)[name].loss - by_domain(trained)[name].loss
@@ -80,7 +80,7 @@ def bars(groups: Mapping[str, np.ndarray], xlabel: str, ylabel: str) -> None:
 
 
 def loss_table(evaluations: Mapping[Hashable, Evaluation]) -> str:
-  """A row an intervention, a column a domain: held-out loss, nats a token."""
+  """Held-out loss, nats a token, with one row an intervention and one column a domain."""
   (first, *_), width = evaluations.values(), max(map(len, map(str, evaluations))) + 2
   lines = [' ' * width + ''.join(f'{name:>14}' for name in [*first.domains, 'all'])]
   for label, evaluation in evaluations.items():
@@ -90,7 +90,7 @@ def loss_table(evaluations: Mapping[Hashable, Evaluation]) -> str:
 
 
 def _panels(panels, ylabel, meaning, rows):
-  """Panels under one another on one colour scale: NAME → values_RE."""
+  """Draws panels, NAME → values_RE, under one another on one colour scale."""
   (values_RE, *_), largest = (
     panels.values(),
     np.nanmax([np.nanmax(values_RE) for values_RE in panels.values()]),

@@ -1,7 +1,8 @@
 """Checkpoints in the layouts that DeepSeekMoE 16B and LLaMA are released in, and an independent
 forward pass over them: NumPy, float64, tensors by name.
 
-Written from the published configuration and layout, not from moe/: what conversion is tested by.
+Written from the published configuration and layout, not from moe/, so that conversion can be
+tested against it.
 """
 
 import json
@@ -49,7 +50,7 @@ DEEPSEEK = {
 
 class Opened(Mapping):
   """The tensors of a folder's *.safetensors by name, each read when it is asked for.
-  KeyError where two files have one of the same name.
+  KeyError if two files have a tensor of the same name.
   """
 
   def __init__(self, folder: Path):
@@ -111,8 +112,8 @@ def tensors(hf: dict, seed: int = 0, dtype=np.float32, std: float = 0.2) -> dict
 
 
 def write(folder: Path, hf: dict, weights: Mapping[str, np.ndarray], shards: int = 2) -> Path:
-  """A checkpoint's folder, by the `safetensors` package. One shard: without an index.
-  No more than a shard's tensors are asked for at once.
+  """Writes a checkpoint with the `safetensors` package and returns its folder. A single shard gets
+  no index. At most one shard's tensors are asked for at a time.
   """
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps(hf))

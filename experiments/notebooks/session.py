@@ -1,4 +1,4 @@
-"""What notebooks of a trained run start with: where it lies, its held-out text,
+"""What notebooks on a trained run start with: its folder, its held-out text,
 and its loss under interventions.
 """
 
@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def workdir(default: str = 'runs/quickstart') -> str:
-  """The run to open: $WORKDIR, or `default`. A folder, counted from the repository's root,
+  """The run to open: $WORKDIR, or `default`. A folder, relative to the repository's root,
   or gs://BUCKET/DIR.
   """
   return _from_root(os.environ.get('WORKDIR') or default)
@@ -24,7 +24,7 @@ def workdir(default: str = 'runs/quickstart') -> str:
 
 def held_out(run: Run, workdir: str) -> PreparedData:
   """The run's held-out text: in $DATA, else where training read it,
-  which is WORKDIR/data unless data.dir says more.
+  which is WORKDIR/data unless data.dir says otherwise.
   """
   return open_held_out(
     _from_root(os.environ.get('DATA') or data_directory(run.config, workdir)), run.tokenizer
@@ -32,8 +32,8 @@ def held_out(run: Run, workdir: str) -> PreparedData:
 
 
 def survey_of(run: Run, data: PreparedData, max_batches: int | None = None) -> Survey | None:
-  """What the tokens of the held-out text choose; None, after a sentence,
-  for a model without routed experts.
+  """The experts that the tokens of the held-out text choose. Prints why and returns None for a
+  model without routed experts.
   """
   try:
     return survey(run.config, run.params, data, max_batches=max_batches)
@@ -47,8 +47,8 @@ def under(
   interventions: Mapping[Hashable, Intervention],
   max_batches: int | None = None,
 ) -> dict[Hashable, Evaluation]:
-  """Held-out loss under each intervention; ends, with a sentence,
-  at the first one that this model cannot do.
+  """Held-out loss under each intervention. Prints why and stops at the first one that this model
+  cannot do.
   """
   evaluations = {}
   for label, intervention in interventions.items():

@@ -1,3 +1,3 @@
-"""The parts of launch.report: study.py (what is said of one),
-blocks.py (as Markdown and HTML), svg.py, page.py.
+"""The parts of launch.report: study.py (the content for one study), blocks.py (Markdown and HTML),
+svg.py (figures), page.py (all files).
 """

@@ -1,4 +1,4 @@
-"""What panels of both kinds share (rows.py, lines.py): sizes, round numbers, and text in lines."""
+"""What both kinds of panel (rows.py, lines.py) share: sizes, round numbers, and wrapped text."""
 
 import math
 import re
@@ -8,13 +8,13 @@ from xml.sax.saxutils import escape
 from experiments.studies.analysis import Panel
 from experiments.studies.intervals import Interval
 
-RIGHT = 14  # room at the right of what is drawn
-LINE = 13  # between lines of text
-_CHARACTER = 7.0  # at most, on average, of the figures' text: DejaVu Sans is wide
+RIGHT = 14  # pixels of margin at the right
+LINE = 13  # pixels from one line of text to the next
+_CHARACTER = 7.0  # the most pixels a character takes on average: DejaVu Sans is wide
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-  """Round numbers from at most `low` to at least `high`."""
+  """Round numbers for ticks: the first is at most `low`, the last at least `high`."""
   span = (high - low) or abs(high) or 1.0
   power = 10.0 ** math.floor(math.log10(span / most))
   step = next(factor * power for factor in (1, 2, 5, 10, 20) if span / (factor * power) <= most)
@@ -23,8 +23,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def span(panel: Panel) -> tuple[float, float]:
-  """From the lowest to the highest value of a panel, intervals included. With `from_zero` from
-  there: the interval of what cannot be negative is cut off.
+  """The lowest and the highest value of a panel, intervals included. With `from_zero` the lowest is
+  0: an interval of a quantity that cannot be negative is cut off there.
   """
   found = [each for series in panel.series for _, each in series.points if each]
   found += [panel.level[1]] if panel.level and panel.level[1] else []
@@ -33,7 +33,7 @@ def span(panel: Panel) -> tuple[float, float]:
 
 
 def decimals(numbers: Iterable[float]) -> int:
-  """How many these round numbers need."""
+  """How many decimals these round numbers need."""
   return max(len(f'{number:.6f}'.rstrip('0').partition('.')[2]) for number in numbers)
 
 
@@ -46,7 +46,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def length(text: str) -> float:
-  """How wide a text is at most."""
+  """The largest width of a text, in pixels."""
   return _CHARACTER * len(text)
 
 
@@ -55,8 +55,8 @@ def title(panel: Panel, x: float) -> str:
 
 
 def wrapped(label: str, most: int) -> list[str]:
-  """Lines of at most `most` characters, but for single words.
-  Words end with a space, or behind an underscore of a run's name.
+  """Lines of at most `most` characters; only a single word may be longer.
+  Words end at a space, or after an underscore of a run's name.
   """
   lines = ['']
   for word in re.findall(r'[^\s_]*_|[^\s_]+', label):

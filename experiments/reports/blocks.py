@@ -1,4 +1,4 @@
-"""What a report says, as blocks, and the blocks as Markdown and as HTML."""
+"""The content of a report as blocks, and the blocks as Markdown and as HTML."""
 
 import dataclasses
 import html
@@ -40,12 +40,12 @@ class Code:
 class Table:
   columns: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
-  links: tuple[str, ...] = ()  # of the first cell of each row
+  links: tuple[str, ...] = ()  # one a row, for its first cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """`svg`: the figure itself, which HTML takes in; `file`: where Markdown finds it."""
+  """`svg`: the figure itself, inlined in HTML; `file`: the path that Markdown links to."""
 
   svg: str
   file: str
@@ -56,8 +56,8 @@ Block = Heading | Text | List | Link | Code | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-  """`<` is escaped, that nothing is taken for a tag;
-  other marks of Markdown are none in the midst of words.
+  """The blocks as Markdown. `<` is escaped, so that nothing is taken for a tag.
+  Other marks of Markdown need no escape: they have no meaning inside a word.
   """
   return '\n\n'.join(map(_markdown, blocks)).replace('<', '&lt;') + '\n'
 
@@ -122,11 +122,11 @@ def _html(block: Block) -> str:
 
 
 def _text(cell: str) -> str:
-  """A number below zero, or an interval, with a minus sign."""
+  """A cell with minus signs in place of the hyphens before its numbers."""
   return re.sub(r'(?<![\w.])-(?=\d)', '−', cell)
 
 
 def _is_number(column: int, rows: Sequence[Sequence[str]]) -> bool:
-  """Whether a column holds numbers, which stand to the right; the first never does."""
+  """Whether a column holds numbers, which are aligned right; the first column never counts."""
   cells = [row[column] for row in rows if row[column] not in ('', '–')]
   return column > 0 and bool(cells) and all(cell.lstrip('−-±')[:1].isdigit() for cell in cells)

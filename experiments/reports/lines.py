@@ -1,4 +1,4 @@
-"""A panel of lines: values over a number, with their intervals."""
+"""A panel of lines: values over a numeric x, with their intervals."""
 
 import math
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from experiments.studies.analysis import Panel, Series
 from experiments.studies.intervals import Interval
 
 _PLOT = 192  # pixels from the lowest tick to the highest
-_LEFT, _TOP, _BOTTOM = 62, 36, 56  # room around the axes; at the top a row of the legend more
-_LEGEND = 16  # of one row
+_LEFT, _TOP, _BOTTOM = 62, 36, 56  # margins around the axes; the legend's rows add to the top
+_LEGEND = 16  # height of one row
 _COLOURS = 7
-_FEW = 3  # points of a logarithmic axis, which are its ticks then
-MOST_MARKED = 20  # points of a line; of a longer one nothing but the line is drawn
+_FEW = 3  # a logarithmic axis with at most so many points has its ticks at them
+MOST_MARKED = 20  # a line of more points is drawn without dots and intervals
 _SUPERSCRIPT = str.maketrans('0123456789-', '⁰¹²³⁴⁵⁶⁷⁸⁹⁻')
 
 
 class Lines:
-  """Its parts as elements, in `width` pixels; `height` of them."""
+  """Draws the panel as SVG elements, `width` pixels wide and `height` high."""
 
   def __init__(self, panel: Panel, width: float):
     self._panel, self._width = panel, width
@@ -135,14 +135,14 @@ class Lines:
 
 
 def _round(factor: int, power: int) -> str:
-  """A round number, plain where that is short."""
+  """A round number as text: plain where that is short, else with a power of ten."""
   if -3 <= power <= 3:
     return f'{factor * 10.0**power:g}'
   return f'{factor}×10{str(power).translate(_SUPERSCRIPT)}'
 
 
 def _placed(names, width):
-  """(x, row) of each name in the legend."""
+  """(x, row) of each name in the legend, as many in a row as fit."""
   places, x, row = [], _LEFT, 0
   for name in names:
     needed = 13 + axes.length(name)

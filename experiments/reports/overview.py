@@ -1,4 +1,4 @@
-"""The one screen before the studies: what they say of the claims, as a figure and a table."""
+"""The overview before the studies: their verdicts on the claims, as a figure and a table."""
 
 import dataclasses
 import os
@@ -16,21 +16,21 @@ from moe.errors import UserError, of_file
 
 FIGURE = 'claims.svg'
 CAPTION = (
-  'Paired differences of held-out loss that the claims are about, with 95% intervals, and the '
-  "paper's as diamonds, at its scale. Shaded is where the claim expects them. An arrow is beyond "
-  'the axis, its number beside it.'
+  'Paired differences of held-out loss that the claims are about, with 95% intervals. Diamonds are '
+  "the paper's differences, at its scale. The range that a claim expects is shaded. An arrow "
+  'stands for a point beyond the axis, with its number beside it.'
 )
 _TITLE = "Differences of loss that decide the paper's claims"
 _WIDTH = 920
-# Nats; Dense − DeepSeekMoE of the paper is 0.25.
+# Nats; in the paper Dense − DeepSeekMoE is 0.25.
 _LIMITS = (-0.3, 0.3)
-# All studies of the paper, or those that are named.
+# The mark before the verdicts: on all studies of the paper, or on those that it names.
 _START = re.compile('<!-- verdicts(?: of ([a-z0-9_ ]+))?: make report -->')
 _END = '<!-- end of verdicts -->'
 
 
 def figure(studies: Sequence[Study]) -> str:
-  """SVG; '' where no comparison has a value yet."""
+  """The figure as SVG; '' if no comparison has a value yet."""
   rows = [
     dataclasses.replace(each, what=f'{study.source}: {each.what}')
     for study in studies
@@ -43,15 +43,15 @@ def figure(studies: Sequence[Study]) -> str:
 
 
 def table(studies: Sequence[Study]) -> Table:
-  """A line a study, which leads to its section of the page."""
+  """One row a study, linked to its section of the page."""
   rows = tuple((study.title, study.claim, study.in_words) for study in studies)
   links = tuple(f'#{svg.identifier(study.name)}' for study in studies)
   return Table(('study', 'claim', 'verdict'), rows, links)
 
 
 def with_verdicts(file: Path, studies: Sequence[Study], results: Path) -> str:
-  """The text of a file with verdicts between its marks: on the paper's claims, or those of the
-  studies that the first mark names. UserError where there are no marks, or no such study or file.
+  """The text of a file with a table of verdicts between its marks: on the paper's claims, or on the
+  studies that the first mark names. UserError if the file, its marks or a named study is missing.
   """
   try:
     text = file.read_text(encoding='utf-8')

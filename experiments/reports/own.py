@@ -1,4 +1,4 @@
-"""What the report says of a study of somebody's own: by its analyse(), or a table that fits any."""
+"""The report on a user's own study: by its analyse(), or else a table that fits any study."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,18 @@ from experiments.studies.verdicts import Comparison, verdict
 from experiments.sweeps import ledger, plan
 from moe.errors import UserError
 
-_MOST_ROWS = 40  # of a figure
+_MOST_ROWS = 40  # with more of them there is no figure
 
 
 def of_file(path: str, results: Path) -> Study:
-  """The study of a file, by its lines in RESULTS/STUDY/runs.jsonl. UserError without any."""
+  """The study that a file defines, with its lines in RESULTS/STUDY/runs.jsonl.
+  UserError if there are none.
+  """
   loaded = plan.load(path)
   file = ledger.path(results, loaded.name)
   scale = ledger.scale(file, common.SCALES[loaded.scale])
   runs = {run.name: run for run in plan.runs(loaded, scale)}
-  # As configured now; of a study that was run with --config the last.
+  # Lines of the configs as they are now; of the last ones if --config flags changed them.
   lines = ledger.current(path, results, scale) or of_last_configs(file)
   lines = studies.with_evaluations([line for line in lines if line['run'] in runs], runs)
   there = {(line['run'], line['seed']) for line in lines}
@@ -59,7 +61,7 @@ def of_file(path: str, results: Path) -> Study:
 
 
 def of_lines(file: Path, name: str) -> Study:
-  """The study that only its lines tell of. UserError without any."""
+  """A study of which only its lines are known. UserError if there are none."""
   lines = of_last_configs(file)
   runs = list(dict.fromkeys(line['run'] for line in lines))
   seeds = sorted({line['seed'] for line in lines})
@@ -68,12 +70,12 @@ def of_lines(file: Path, name: str) -> Study:
 
 
 def of_last_configs(file: Path) -> list[dict]:
-  """A file's lines but for those of a run's earlier configs,
-  which are compared with nothing. UserError without any.
+  """The lines of each run's last config in a file; lines of earlier configs are compared with
+  nothing. UserError if there are none.
   """
   every = list(ledger.read(file).values())
   if not every:
-    raise UserError(f'there is no line in {file}: launch.sweep writes one a finished run')
+    raise UserError(f'there is no line in {file}: launch.sweep writes one for each finished run')
   last = {line['run']: line['config_hash'] for line in every}
   lines = [line for line in every if line['config_hash'] == last[line['run']]]
   ledger.check_data(file, lines)
@@ -84,7 +86,9 @@ def of_last_configs(file: Path) -> list[dict]:
 
 
 def by_default(lines: Sequence[Mapping], runs: Sequence[str]) -> Analysis:
-  """Loss of every run and evaluation, beside the first run's seed by seed; MaxVio; parameters."""
+  """Loss of every run and evaluation, its difference from the first run within seeds, MaxVio and
+  parameters.
+  """
   results = Results(lines)
   entries = [
     (run, evaluation)

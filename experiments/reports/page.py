@@ -27,14 +27,17 @@ from moe.errors import of_file as of_system_file
 _TITLE = 'DeepSeekMoE in JAX: the studies'
 _INTRODUCTION = (
   'Each study tests a claim of the DeepSeekMoE paper (arXiv 2401.06066) on proxies of its models; '
-  'what is not of the paper comes last. '
-  'Everything below is drawn from the runs.jsonl beside it, a line a finished run.'
+  'studies beyond the paper come last. '
+  'Everything below is drawn from the runs.jsonl files beside it, which have a line for each '
+  'finished run.'
 )
-_OF_OTHERS = 'Drawn from the runs.jsonl of each study, a line a finished run.'
-# The paper's studies before the long scale, in a folder of their own, and out of the verdicts.
+_OF_OTHERS = "Drawn from each study's runs.jsonl, which has a line for each finished run."
+# The folder of the paper's studies at the scale before `long`, which are not in the verdicts.
 EARLIER = 'earlier'
-_OF_EARLIER = ' at the earlier scale, 3 tokens an activated parameter'
-_EARLIER_IN_WORDS = 'The same studies at an earlier scale: 3 tokens an activated parameter, 3 seeds'
+_OF_EARLIER = ' at the earlier scale, 3 tokens per activated parameter'
+_EARLIER_IN_WORDS = (
+  'The same studies at an earlier scale: 3 tokens per activated parameter, 3 seeds'
+)
 _LINES, METHOD = 'runs.jsonl', 'method.html'
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #656d76; --page: #ffffff; --rule: #d8dee4; --link: #0969da; }
@@ -57,9 +60,9 @@ pre { overflow-x: auto; border: 1px solid var(--rule); padding: 0.6rem; font-siz
 
 
 def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | None]:
-  """What the report of a folder consists of, by path: of what it has lines of, and of nothing else.
-  The page is first; None for a file that must not be there. `verdicts`: files to put
-  verdicts into. Writes nothing. UserError where there is nothing to report, or a damaged file.
+  """The files of a folder's report by path, on the studies that it has lines of and no others.
+  The page is first; None means that the file must not be there. `verdicts`: files to put
+  verdicts into. Writes nothing. UserError if there is nothing to report or a file is damaged.
   """
   if not results.is_dir():
     raise UserError(
@@ -77,7 +80,7 @@ def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | 
   if not names:
     raise UserError(
       f'there is no STUDY/{_LINES} in {results} (--results): '
-      'launch.sweep writes a line a finished run'
+      'launch.sweep writes a line for each finished run'
     )
   loaded = [studies.load(name, results) for name in shipped_here]
   loaded += [own.of_lines(results / name / _LINES, name) for name in others]
@@ -99,7 +102,7 @@ def of_folder(results: Path, verdicts: Sequence[Path] = ()) -> dict[Path, str | 
 
 
 def of_file(path: str, results: Path) -> dict[Path, str | None]:
-  """As `of_folder`, of one study, by its file: one of the paper's, or anybody's own."""
+  """As `of_folder`, for the one study that a file defines: one of ours, or a user's own."""
   name, file = Path(path).stem, Path(places.study(path))
   ours = Path(shipped.__file__).parent / f'{name}.py'
   if name in (*STUDIES, *BEYOND) and file.is_file() and ours.samefile(file):
@@ -109,7 +112,9 @@ def of_file(path: str, results: Path) -> dict[Path, str | None]:
 
 
 def write(made: Mapping[Path, str | None]) -> None:
-  """Writes, and removes, what `of_folder` or `of_file` has made. UserError where it cannot."""
+  """Writes the files that `of_folder` or `of_file` has made, and removes those whose content is
+  None. UserError if it cannot.
+  """
   for path, content in made.items():
     try:
       if content is None:

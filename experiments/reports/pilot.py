@@ -1,4 +1,4 @@
-"""What the report says of the pilots, which the studies' common settings come from."""
+"""The report on the pilots, which the studies' common settings come from."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def files(results: Path) -> list[str]:
 
 
 def blocks(name: str, results: Path, level: int) -> list[Block]:
-  """One's, from RESULTS/NAME/runs.jsonl, under a heading of this level.
+  """The report on one pilot, from RESULTS/NAME/runs.jsonl, under a heading of this level.
   UserError if the file is damaged.
   """
   pilot = importlib.import_module(f'experiments.studies.{name}')

@@ -1,8 +1,9 @@
-"""A panel of rows: a label, a dot with its interval, and the number, in each.
+"""A panel of rows, each with a label, a dot with its interval, and the number.
 
-No bars: a dot needs no axis that starts at zero, so losses that differ by hundredths can be told.
-The paper's values are diamonds, below ours. A point beyond the panel's limits is an arrow at its
-edge, with its number beside it as everywhere. Where a row is expected to be is shaded.
+Dots, not bars: a dot needs no axis that starts at zero, so losses that differ by hundredths can be
+told apart. The paper's values are diamonds, drawn under ours. A point beyond the panel's limits is
+an arrow at the edge, with its number beside it as everywhere. The range where a row is expected is
+shaded.
 """
 
 import itertools
@@ -14,14 +15,14 @@ from experiments.studies.analysis import Panel, Series
 from experiments.studies.intervals import Interval
 
 _LEFT, _TOP, _BOTTOM = 14, 36, 44
-_ROW, _PADDING = 22, 9  # of one line of text; what is added to more
-_LABELS = 24  # characters a line of a label, in a panel of half the width
+_ROW, _PADDING = 22, 9  # the least height of a row; what is added to its lines of text
+_LABELS = 24  # characters in a line of a label, in a panel of half the width
 _GAP = 10
 _NOT_GIVEN = 'not given'
 
 
 class Rows:
-  """Its parts as elements, in `width` pixels; `height` of them."""
+  """Draws the panel as SVG elements, `width` pixels wide and `height` high."""
 
   def __init__(self, panel: Panel, width: float):
     self._panel = panel

@@ -1,4 +1,4 @@
-"""What the report says of one study, from its finished runs."""
+"""The report on one study, from its finished runs."""
 
 import dataclasses
 import math
@@ -46,15 +46,15 @@ class Study:
   """
 
   name: str
-  source: str  # where in the paper, such as 'Table 1'; '' of a study of somebody's own
+  source: str  # where in the paper, such as 'Table 1'; '' for a user's own study
   claim: str  # '' where none is stated
   lines: tuple[Mapping, ...]
   analysis: Analysis
   verdict: Verdict | None  # None without comparisons to decide by
   missing: tuple[str, ...]
   diverged: tuple[str, ...]
-  figure: str  # SVG; '' until every run has a seed
-  commands: str  # that make its lines and this report
+  figure: str  # SVG; '' until every run has a seed whose loss is finite
+  commands: str  # those that make its lines and this report
 
   @property
   def of_the_paper(self) -> bool:
@@ -73,7 +73,7 @@ class Study:
 
 
 def load(name: str, results: Path) -> Study:
-  """One of this package, from RESULTS/NAME/runs.jsonl, if it is there.
+  """A study of this package, from RESULTS/NAME/runs.jsonl if that exists.
   UserError if it is damaged.
   """
   file = f'experiments/studies/{name}.py'
@@ -99,20 +99,20 @@ def load(name: str, results: Path) -> Study:
 
 
 def commands(file: str, loaded: plan.Study, scale: Scale, results: Path) -> str:
-  """Those that make a study's lines and its report, with the flags that are not as they stand."""
+  """The commands that make a study's lines and its report, with the flags that are not defaults."""
   into = '' if results == _RESULTS else ' ' + shlex.quote(f'--results={results}')
   report = f'python -m launch.report{into}' if into else 'make report'
   return f'python -m launch.sweep --sweep={file}{at(loaded, scale)}{into}\n{report}'
 
 
 def at(loaded: plan.Study, scale: Scale) -> str:
-  """The flag of a scale that is not a study's own."""
+  """The flag that sets a scale, with a space before it; '' for the study's own scale."""
   return '' if scale.name == loaded.scale else f' --scale={scale.name}'
 
 
 def with_evaluations(lines: Iterable[Mapping], runs: Mapping[str, Run]) -> list[Mapping]:
-  """The lines that have all that their runs are asked for now.
-  UserError for one without its loss.
+  """The lines that have all evaluations and measures that their runs ask for now.
+  UserError for a line without its loss.
   """
   kept = [line for line in lines if ledger.has_evaluations(line, runs[line['run']])]
   for line in kept:
@@ -140,10 +140,10 @@ def made(
   seeds: Collection[int],
   commands: str,
 ) -> Study:
-  """A study of these lines, which should have `runs`, in this order, for all `seeds`."""
+  """The study of these lines. It should have all `runs`, in this order, for all `seeds`."""
   there = {(line['run'], line['seed']) for line in lines}
   finite = [line for line in lines if _is_finite(line)]
-  # One whose runs have all diverged has nothing to draw.
+  # A panel whose runs have all diverged has nothing to draw.
   panels = [
     panel
     for panel in analysis.panels
@@ -166,8 +166,8 @@ def made(
 
 
 def blocks(study: Study, alone: bool = True) -> list[Block]:
-  """Everything about it. `alone`: with what holds of all studies,
-  under a heading of the highest level.
+  """The blocks that report a study. `alone`: on a page of its own, with a heading of the highest
+  level and with what holds for all studies.
   """
   analysis, level = study.analysis, 1 if alone else 2
   title = f'{study.source} ({study.name})' if study.source else study.name
@@ -200,11 +200,11 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
 
 
 def runs_in_words(lines: Sequence[Mapping]) -> str:
-  """How many, of which size, with which code, where and for how long.
+  """A sentence or two on the runs: their number, seeds, tokens, hours, commits and machines.
   A run that several studies share counts once.
   """
   distinct = {(line['config_hash'], line['seed']): line for line in lines}.values()
-  # A run that was not scored knows no device: it is of a machine that others name.
+  # A run that was not scored names no device; another run with the same CPU may name it.
   known = {line['machine']['cpu'] for line in distinct if line['machine']['device'] != 'unknown'}
   machines = sorted(
     {
@@ -214,7 +214,7 @@ def runs_in_words(lines: Sequence[Mapping]) -> str:
     }
   )
   several = (
-    ' These round differently, and a paired difference may be of two of them.'
+    ' These round differently, and the two runs of a paired difference may be from different ones.'
     if len(machines) > 1
     else ''
   )
@@ -265,7 +265,7 @@ def _seeds_differ(lines: Iterable[Mapping]) -> bool:
 
 
 def _is_finite(line: Mapping) -> bool:
-  """Whether nothing of what is compared has diverged."""
+  """Whether every loss that may be compared is finite: the final one and those of evaluations."""
   scores = [line['final'], *line['evaluations'].values()]
   return all(
     score['total']['loss'] is not None and math.isfinite(score['total']['loss']) for score in scores
@@ -273,7 +273,9 @@ def _is_finite(line: Mapping) -> bool:
 
 
 def _commits(lines: Iterable[Mapping]) -> str:
-  """A line has several where its run was interrupted and went on with other code."""
+  """The commits of all lines, in words.
+  A line has several if its run was interrupted and went on with other code.
+  """
   every = sorted({commit for line in lines for commit in line['commit'].split(', ')})
   dirty = lambda commit: '-dirty' if commit.endswith('-dirty') else ''
   return f'Commit {", ".join(commit[:12] + dirty(commit) for commit in every)}'

@@ -1,7 +1,7 @@
-"""A figure as SVG text, of the panels of an analysis, two a row.
+"""The panels of an analysis as one SVG figure, two in a row.
 
-Written out here, without a plotting library: the bytes then depend on the numbers alone, not on a
-library's version or on fonts, and one file serves light and dark, since its colours are CSS.
+It is written without a plotting library, so that the bytes depend on the numbers alone, not on a
+library's version or on fonts. Colours are CSS, so that one file serves light and dark mode.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from experiments.reports.lines import Lines
 from experiments.reports.rows import Rows
 from experiments.studies.analysis import Panel
 
-_WIDTH, _ALONE = 460, 760  # of a panel beside another, and of a single one
+_WIDTH, _ALONE = 460, 760  # pixels: of a panel beside another, and of a single one
 
 _STYLE = """
 .figure { font: 11px system-ui, 'DejaVu Sans', sans-serif; --ink: #1f2328; --soft: #656d76; --grid: #d8dee4;
@@ -44,8 +44,8 @@ _STYLE = """
 
 
 def figure(name: str, description: str, panels: Sequence[Panel], alone: float = _ALONE) -> str:
-  """The whole file. `name`: of its id; `description`: for those who cannot see it; `alone`: the
-  width of a single panel.
+  """The whole SVG file. `name`: becomes its id; `description`: for those who cannot see it;
+  `alone`: the width of a single panel.
   """
   width = _WIDTH if len(panels) > 1 else alone
   drawn = [(Rows if panel.categories else Lines)(panel, width) for panel in panels]
@@ -66,5 +66,5 @@ def figure(name: str, description: str, panels: Sequence[Panel], alone: float = 
 
 
 def identifier(name: str) -> str:
-  """A name as an id of HTML and SVG."""
+  """A name as an id for HTML and SVG."""
   return re.sub(r'[^\w-]', '_', name)

@@ -2,12 +2,13 @@
 
   python -m launch.sweep --sweep=experiments/studies/adaptive_k.py
 
-DeepSeekMoE with 7 routed experts for every token, and with up to 14 of which a token takes the
-fewest that hold a share of their affinities, `moe.gate_mass` (docs/routing.md), trained so. What is
-claimed (arXiv 2403.07652 does, of models of two experts a token): at the same mean number the loss
-is lower. Presupposed: the mean, over all held-out text, is within 0.5 of 7. Beside the claim:
-domains differ in how many they take. The share was chosen before the runs by that mean alone: 0.6
-takes 6.1 after all tokens (seed 0), and a quarter of the tokens 4.4 at 0.4 and 6.4 at 0.55.
+DeepSeekMoE trained with 7 routed experts for every token, and with up to 14: of its 14 best experts
+a token takes the fewest that hold a share of their affinities, `moe.gate_mass` (docs/routing.md).
+What is claimed (arXiv 2403.07652 claims it for models of two experts a token): at the same mean
+number of experts the loss is lower. Presupposed: the mean number, over all held-out text, is within
+0.5 of 7. Beside the claim: domains differ in how many experts they take. The share was chosen
+before the runs by that mean alone: at 0.6 it is 6.1 after all tokens (seed 0); after a quarter of
+the tokens it is 4.4 at 0.4, and 6.4 at 0.55.
 """
 
 from experiments.studies.analysis import (
@@ -40,7 +41,7 @@ _COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean
 
 
 def analyse(results: Results) -> Analysis:
-  """Losses, and how many experts the domains' tokens take."""
+  """Losses, and how many experts the tokens of each domain take."""
   rows, of_all, taken = beside_reading(
     results, _FIXED_K, _ADAPTIVE_K, 'experts_taken', _MEAN, DOMAINS, digits=2
   )
@@ -66,5 +67,5 @@ def analyse(results: Results) -> Analysis:
       dots('Experts that a token takes', 'mean over layers, held-out text', taken, digits=2),
       differences('Paired difference', comparisons),
     ),
-    'Other shares and limits; what time fewer experts save.',
+    'Other shares and limits; how much time fewer experts save.',
   )

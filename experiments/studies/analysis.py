@@ -1,4 +1,4 @@
-"""What a study's analysis gets, `Results`, and gives, `Analysis`:
+"""What a study's analysis gets, `Results`, and what it gives, `Analysis`:
 a table, comparisons and the panels of a figure.
 """
 
@@ -24,20 +24,20 @@ class Results:
     self.lines = list(lines)
 
   def values(self, run: str, measure: Callable[[Mapping], float | None]) -> dict[int, float]:
-    """`measure` of every line of a run, by seed; NaN where it is None,
-    of a run that has diverged.
+    """`measure` of every line of a run, by seed.
+    NaN where it is None, since the run has diverged.
     """
     found = {line['seed']: measure(line) for line in self.lines if line['run'] == run}
     return {seed: math.nan if value is None else float(value) for seed, value in found.items()}
 
   def loss(self, run: str, evaluation: str = '') -> dict[int, float]:
-    """On all held-out text, after the last step; of an evaluation of the trained model,
-    if one is named.
+    """The loss on all held-out text after the last step, by seed; with the name of an
+    `evaluation` of the trained model, the loss there.
     """
     return self.score(run, 'loss', evaluation)
 
   def score(self, run: str, what: str, evaluation: str = '') -> dict[int, float]:
-    """As `loss`; `what`: loss or bits_per_byte."""
+    """As `loss`, for the score `what`: loss or bits_per_byte."""
     return self.values(
       run,
       lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total'][
@@ -46,8 +46,8 @@ class Results:
     )
 
   def reading(self, run: str, name: str, domain: str = '') -> dict[int, float]:
-    """What layers measured over a domain's held-out text, or all of it; the mean over layers. Seeds
-    of which it was not measured are left out.
+    """What layers measured over a domain's held-out text, or over all of it: the mean over layers,
+    by seed. Leaves out seeds without this measurement.
     """
 
     def of_line(line):
@@ -57,29 +57,29 @@ class Results:
     return self._over_layers(run, of_line)
 
   def measure(self, run: str, measure: str, name: str) -> dict[int, float]:
-    """A number of a measure of the trained model: the mean over layers where it has several. Seeds
-    of which it was not measured are left out.
+    """The number `name` of a measure of the trained model, by seed: the mean over layers if it has
+    several. Leaves out seeds without this measurement.
     """
     return self._over_layers(
       run, lambda line: ((line['measures'] or {}).get(measure) or {}).get(name)
     )
 
   def domain_loss(self, run: str, domain: str) -> dict[int, float]:
-    """As `loss`, of one domain."""
+    """As `loss`, on one domain."""
     return self.values(run, lambda line: line['final']['domains'].get(domain, {}).get('loss'))
 
   def _over_layers(self, run, of_line):
-    """The mean of each line's list. One that has none lacks the measurement, unless it diverged."""
+    """The mean of each line's list, by seed. Leaves out lines without one unless they diverged."""
     has = Results([line for line in self.lines if of_line(line) or _has_diverged(line)])
     return has.values(run, lambda line: _mean(of_line(line)))
 
   def of(self, run: str, key: str) -> object:
-    """What is equal for all seeds, such as 'total_params'; None if the run has no line."""
+    """A field that is equal for all seeds, such as 'total_params'; None if the run has no line."""
     return next((line[key] for line in self.lines if line['run'] == run), None)
 
 
 def _mean(by_layer):
-  """None of nothing, and where one was not finite."""
+  """The mean; None without values, and if one was not finite."""
   return None if not by_layer or None in by_layer else mean(by_layer)
 
 
@@ -89,8 +89,8 @@ def _has_diverged(line):
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Points (x, interval) of one name; an interval is None where there is no value.
-  `paper`: drawn apart from ours.
+  """Points (x, interval) under one name; an interval is None where there is no value.
+  `paper`: these are the paper's values, drawn apart from ours.
   """
 
   name: str
@@ -100,11 +100,12 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes. A row for each of its `categories`, whose numbers are x then; else lines.
+  """One pair of axes: with `categories` a row for each, numbered by x; without them lines.
 
-  `y_axis`: what the values are. `from_zero`: its axis starts there. Of rows: `limits`, beyond which
-  a point is an arrow at the edge; `expected`, shaded, from where to where each is claimed to be;
-  and whether `intervals` are written out. Of lines: `x_axis`, `log_x`, and `level`, a dashed line.
+  `y_axis`: what the values are. `from_zero`: whether their axis starts at 0.
+  For rows: `limits`, beyond which a point is an arrow at the edge; `expected`, the range that is
+  claimed for each row, shaded; `intervals`, whether they are written out.
+  For lines: `x_axis`, `log_x`, and `level`, a dashed line.
   """
 
   title: str
@@ -180,9 +181,9 @@ def beside_reading(
   domains: Sequence[str],
   digits: int,
 ) -> tuple[tuple[tuple[str, ...], ...], dict[int, float], dict[str, dict[int, float]]]:
-  """Rows of two models, the second of which measures what is `usual` always in the first: label,
-  parameters, seeds, loss with its interval, and the reading `name` of all text and of each domain.
-  And that reading: of all text by seed, and so of each domain.
+  """The rows of two models, and the reading `name` of the second, which is always `usual` in the
+  first. A row: label, parameters, seeds, loss with its interval, and the reading over all text and
+  over each domain. The reading is returned by seed: over all text, and for each domain.
   """
   of_all = results.reading(changed.run, name)
   by_domain = {domain: results.reading(changed.run, name, domain) for domain in domains}
@@ -203,7 +204,7 @@ def against(
   below: float = math.inf,
   role: Role = Role.CLAIM,
 ) -> Comparison:
-  """The loss of an entry minus that of another, expected between `above` and `below`."""
+  """The loss of `entry` minus that of `other`, expected between `above` and `below`."""
   return Comparison(
     f'{entry.label} − {other.label}',
     difference(
@@ -218,25 +219,25 @@ def against(
 
 
 def beside(label: str, other: str) -> tuple[str, str]:
-  """Words of a comparison of two losses."""
+  """`Comparison.words` for two losses: 'LABEL is {} above OTHER', and the same with 'below'."""
   return sided(f'{label} is', ('above', 'below'), f' {other}')
 
 
 def sided(
   before: str, sides: tuple[str, str] = ('higher', 'lower'), after: str = ''
 ) -> tuple[str, str]:
-  """Words of a comparison: of a positive mean, and of a negative one."""
+  """`Comparison.words`: the clause for a positive mean, and the one for a negative mean."""
   return tuple(f'{before} {{}} {side}{after}' for side in sides)
 
 
 def sizes(results: Results, run: str) -> tuple[str, str]:
-  """Total and activated parameters."""
+  """Total and activated parameters, as text."""
   counts = (results.of(run, 'total_params'), results.of(run, 'active_params'))
   return tuple(NONE if count is None else f'{count / 1e6:.2f}M' for count in counts)
 
 
 def costs(results: Results, run: str) -> tuple[str, str, str]:
-  """Total and activated parameters, and training FLOPs."""
+  """Total and activated parameters, and training FLOPs, as text."""
   flops = results.of(run, 'train_flops')
   return *sizes(results, run), NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')
 
@@ -256,7 +257,7 @@ def of_losses(
   comparisons: Sequence[Comparison],
   cannot_show: str,
 ) -> Analysis:
-  """An analysis of nothing but held-out losses: a row an entry, and what is compared."""
+  """An analysis of held-out losses alone: one row per entry, and the comparisons."""
   losses_of = {entry.label: results.loss(entry.run, entry.evaluation) for entry in entries}
   panels = (
     dots('Held-out loss', LOSS_AXIS, losses_of),
@@ -266,16 +267,16 @@ def of_losses(
 
 
 def dots(title: str, y_axis: str, values: Mapping[str, Values], **options) -> Panel:
-  """A row of each name's values: their mean and interval. options: other fields of `Panel`."""
+  """One row per name: the mean and interval of its values. `options`: other fields of `Panel`."""
   found = tuple((x, interval(each)) for x, each in enumerate(values.values()))
   return Panel(title, y_axis, (Series('', found),), tuple(values), **options)
 
 
 def differences(title: str, comparisons: Sequence[Comparison], **options) -> Panel:
-  """A row of each comparison of losses, ours beside the paper's where it gives one.
-  options: other fields of `Panel`.
+  """One row per comparison of losses, with the paper's value beside ours where it gives one.
+  `options`: other fields of `Panel`.
   """
-  # One that has two roles is drawn once.
+  # A comparison that is listed in two roles is drawn once.
   rows = {each.what: each for each in comparisons if each.unit == LOSS}
   ours = tuple((x, each.interval) for x, each in enumerate(rows.values()))
   paper = tuple((x, given(each.paper)) for x, each in enumerate(rows.values()))
@@ -294,7 +295,7 @@ def differences(title: str, comparisons: Sequence[Comparison], **options) -> Pan
 
 
 def spread(values: Mapping[str, Values]) -> dict[int, float]:
-  """The largest minus the smallest of several, by seed; NaN where one is."""
+  """The largest value minus the smallest, by seed; NaN where one of them is not finite."""
 
   def of_seed(seed):
     found = [each[seed] for each in values.values()]
@@ -305,5 +306,5 @@ def spread(values: Mapping[str, Values]) -> dict[int, float]:
 
 
 def given(value: float | None) -> Interval | None:
-  """A value of the paper, which comes without an interval."""
+  """The paper's value, which comes without an interval; None where it gives none."""
   return None if value is None else Interval(value)

@@ -2,17 +2,18 @@
 
   python -m launch.sweep --sweep=experiments/studies/attention_share.py
 
-DeepSeekMoE with two heads, with one, and with three. What attention takes or leaves, the products
-of queries with keys and of these with values too, the experts' width makes up for, and their number
-keeps the total: 1 + 63 experts of width 32, 1 + 49 of 42, 1 + 95 of 21, 7 of them routed to.
-Training FLOPs and parameters are equal to within 1%, activated parameters, which attention's
-products have none of, to within 6%. Measured on held-out text, by domain, and on text of random
-pieces that only attention can predict (moe/analysis/probes.py): a stretch of 64 pieces and the same
-again, and a value to be looked up by its key among eight. Copying is how much lower the loss of the
-second stretch is than that of the first: the loss itself, above chance, says how wrongly sure a
-model is of random text. (So it is since the runs of two heads had been scored, before any other.)
-What is claimed: with three heads copying gains more than with two, with one less. Presupposed: with
-two it gains anything. Beside the claim: lookup, and held-out loss.
+DeepSeekMoE with two heads, with one, and with three. The experts' width makes up for the compute
+that attention takes or leaves, including its products of queries with keys and of these with
+values. The number of experts keeps the total: 1 + 63 experts of width 32, 1 + 49 of 42, 1 + 95 of
+21; a token is routed to 7. Training FLOPs and parameters are equal to within 1%; activated
+parameters, of which attention's products have none, to within 6%. Measured on held-out text, by
+domain, and on text of random pieces that only attention can predict (moe/analysis/probes.py): a
+stretch of 64 pieces and the same again (copying), and a value to be looked up by its key among
+eight (lookup). The gain of copying is how much lower the loss on the second stretch is than on the
+first. The loss itself is not the measure: above chance, it says how wrongly sure a model is of
+random text. (This was decided when the runs of two heads had been scored, before any other had.)
+What is claimed: copying gains more with three heads than with two, and less with one. Presupposed:
+with two heads copying gains anything. Beside the claim: lookup, and held-out loss.
 """
 
 from experiments.studies.analysis import (
@@ -68,7 +69,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Losses, by domain too, and both probes of each number of heads."""
+  """Losses, also by domain, and both probes for each number of heads."""
   probe = lambda entry, name: results.measure(entry.run, 'probes', name)
   gain = lambda entry: difference(probe(entry, 'copying_first'), probe(entry, 'copying'))
   probes = {
@@ -119,13 +120,14 @@ def analyse(results: Results) -> Analysis:
       *(dots(f'Probe: {probe}', 'nats a token', probes[probe]) for probe in _PROBES),
       differences('Paired differences of loss', comparisons),
     ),
-    'Whether it is the heads, the width of the experts or how many there are to choose from; more '
-    'layers in place of more heads; longer sequences, where there is more to look up; models that '
-    'copy well: a gain of 12 nats would be perfect, and a looked-up piece costs 7.6 by chance.',
+    'Whether a difference comes from the heads, from the width of the experts or from how many '
+    'there are to choose from; more layers in place of more heads; longer sequences, with more to '
+    'look up; models that copy well: a gain of 12 nats would be perfect, and by chance a looked-up '
+    'piece costs 7.6.',
   )
 
 
 def _flops(results: Results, run: str) -> str:
-  """Over those of two heads."""
+  """A run's training FLOPs over those with two heads, as text."""
   found, of_two = (results.of(name, 'train_flops') for name in (run, _ENTRIES[1].run))
   return NONE if not found or not of_two else f'{found / of_two:.2f}×'

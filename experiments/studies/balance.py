@@ -3,16 +3,16 @@
   python -m launch.sweep --sweep=experiments/studies/balance.py
 
 DeepSeekMoE with α1 (expert-level, Eq. 12) of 0, 0.001, 0.01, 0.1, and with α2 = 0.05 (device-level,
-Eq. 15) over 7 groups of 9 experts, alone and beside α1 = 0.001. The paper gives no numbers for
-this, but what it chose: α1 = 0.01 at 2B, 0.001 at 16B, and at 145B α1 = 0.003 with α2 = 0.05 over 4
-groups: small where only collapse is to be prevented, larger across devices, whose load is what
-compute waits for. Measured: MaxVio (the busiest expert's load ÷ mean − 1), experts without any
-token of a batch, both over the last tenth of training, the groups' load on held-out text, held-out
-loss. What has to hold: without the loss MaxVio is higher than with α1 = 0.001, which costs no more
-than 0.02 of loss; with α1 = 0.1 the loss is above that. Beside the claim: more experts are idle
-without it (of a batch of 4096 tokens hardly any is, at α1 = 0.01); α1 = 0.01, which all other
-studies take, evens the load and costs no more than 0.02 either; α2 evens the groups, and the
-experts less than α1 does.
+Eq. 15) over 7 groups of 9 experts, alone and beside α1 = 0.001. The paper gives no results for
+this, only what it chose: α1 = 0.01 at 2B, 0.001 at 16B, and at 145B α1 = 0.003 with α2 = 0.05 over
+4 groups. The weight is small where it only has to prevent collapse, and larger across devices,
+where compute waits for the busiest one. Measured: MaxVio (the busiest expert's load ÷ mean − 1) and
+idle experts (without any token of a batch), both over the last tenth of training; the groups' load
+and the loss on held-out text. What has to hold: without a balance loss MaxVio is higher than with
+α1 = 0.001, which costs no more than 0.02 of loss; with α1 = 0.1 the loss is above that of 0.001.
+Beside the claim: without a balance loss more experts are idle (with α1 = 0.01 hardly any is in a
+batch of 4096 tokens); α1 = 0.01, which all other studies take, evens the load and costs no more
+than 0.02 either; α2 evens the groups, and evens the experts less than α1 does.
 """
 
 import math
@@ -78,7 +78,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Loss, MaxVio, idle experts and the groups' load, of every setting."""
+  """Loss, MaxVio, idle experts and the groups' load for every setting."""
   loss = {
     run: _measured(results, run, lambda line: line['final']['total']['loss']) for run in _LABELS
   }
@@ -119,16 +119,16 @@ def analyse(results: Results) -> Analysis:
       panel('Loss', loss, LOSS_AXIS, from_zero=False),
       differences('Paired differences of loss', comparisons),
     ),
-    f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to set beside these. What imbalance costs '
-    'in time across devices is not measured, and a routing that has not collapsed after few '
-    'tokens may do so later; idle is an expert that no choice of a batch in a layer has met, where '
-    'evenly spread each would have hundreds. The loss balances each sequence, which here is of '
-    '128 tokens, 2048 in the paper: at the same α1 that is a tighter constraint than there.',
+    f'{BOUND_MAY_BE_WIDE} The paper gives no numbers to compare these with. The time that '
+    'imbalance costs across devices is not measured, and a routing that has not collapsed after '
+    'few tokens may do so later. An expert is idle if no token of a batch chooses it; evenly '
+    'spread, each would have hundreds. The loss balances each sequence, which has 128 tokens here '
+    'and 2048 in the paper: at the same α1 that is a tighter constraint here.',
   )
 
 
 def _comparisons(loss, max_vio, idle, group):
-  """Of every measure, {run: values by seed}."""
+  """The comparisons. Every argument is a measure, as {run: values by seed}."""
   without, small, usual, large = 'alpha1_0', 'alpha1_0.001', 'alpha1_0.01', 'alpha1_0.1'
   groups, both = 'alpha1_0_alpha2_0.05', 'alpha1_0.001_alpha2_0.05'
 
@@ -172,7 +172,7 @@ def _comparisons(loss, max_vio, idle, group):
 def _measured(
   results: Results, run: str, measure: Callable[[Mapping], float | None]
 ) -> dict[int, float]:
-  """By seed. A run that has diverged is an outcome here, worse than any number."""
+  """`measure` by seed. A diverged run is an outcome here, worse than any number: infinity."""
   diverged = {seed for seed, loss in results.loss(run).items() if math.isnan(loss)}
   return {
     seed: math.inf if seed in diverged else value
@@ -181,7 +181,7 @@ def _measured(
 
 
 def _group_load(line: Mapping) -> float | None:
-  """The busiest group's load over the mean, on held-out text, mean over layers."""
+  """The busiest group's load over the mean load on held-out text, averaged over layers."""
   layers = []
   for load in line['expert_load'] or ():
     if None in load:

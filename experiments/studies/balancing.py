@@ -2,14 +2,14 @@
 
   python -m launch.sweep --sweep=experiments/studies/balancing.py
 
-Nothing; the expert-level loss (Eq. 12) at 0.001 and 0.01; the device-level loss (Eq. 15) alone; the
-bias of loss-free balancing (arXiv 2408.15664), alone and with a small loss by sequence as in
-DeepSeek-V3 (arXiv 2412.19437); and the bias of quantile balancing (docs/routing.md). Loss-free
-balancing is claimed to be more even than the auxiliary loss at 0.001, at a loss no higher (a 1B
-model, 100B tokens: MaxVio over all text 0.04 beside 0.72, perplexity 9.50 beside 9.56). What has to
-carry over, for DeepSeekMoE: MaxVio over the last tenth of training, here of batches of 4096 tokens,
-is lower with the bias than with the loss of 0.001, and held-out loss no more than 0.02 higher.
-Beside the claim: the same of the quantile, and of GShard.
+Seven ways to balance: none; the expert-level loss (Eq. 12) at 0.001 and 0.01; the device-level loss
+(Eq. 15) alone; the bias of loss-free balancing (arXiv 2408.15664), alone and with a small loss by
+sequence as in DeepSeek-V3 (arXiv 2412.19437); and the bias of quantile balancing (docs/routing.md).
+Loss-free balancing is claimed to be more even than the auxiliary loss at 0.001, at a loss no higher
+(a 1B model, 100B tokens: MaxVio over all text 0.04 against 0.72, perplexity 9.50 against 9.56).
+What has to carry over, for DeepSeekMoE: with the bias MaxVio over the last tenth of training, here
+of batches of 4096 tokens, is lower than with the loss of 0.001, and held-out loss is no more than
+0.02 higher. Beside the claim: the same for the quantile, and for GShard.
 """
 
 from statistics import mean
@@ -71,7 +71,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Loss, MaxVio and idle experts of every way, of both models; MaxVio over training."""
+  """Loss, MaxVio and idle experts for both models and every way; MaxVio over training."""
   rows, panels, comparisons = [], [], []
   for variant, model in _MODELS.items():
     loss = {way: results.loss(_name(variant, way)) for way in _WAYS}
@@ -111,10 +111,10 @@ def analyse(results: Results) -> Analysis:
     tuple(rows),
     tuple(comparisons),
     tuple(panels),
-    'What imbalance costs across devices; how even all text is, where MaxVio is of a batch of '
-    '4096 tokens, in which an expert of DeepSeekMoE meets 455, so that chance alone makes it about '
-    '0.1; sigmoid affinities, which loss-free balancing was made for, are not tried; nor other '
-    'steps of the bias than 0.001.',
+    'What imbalance costs across devices; how even the load over all text is. MaxVio here is that '
+    'of a batch of 4096 tokens, of which an expert of DeepSeekMoE gets 455 on average, so that '
+    'chance alone makes it about 0.1. Sigmoid affinities, which loss-free balancing was made for, '
+    'are not tried, nor are steps of the bias other than 0.001.',
   )
 
 
@@ -152,8 +152,8 @@ def _curves(title: str, results: Results, variant: str) -> Panel:
 
 
 def _mean_curve(results: Results, run: str):
-  """MaxVio at each step, the mean of all seeds' (no interval: it would hide the others). Steps that
-  not every seed has, since one has diverged, are left out.
+  """MaxVio at each step, the mean over seeds (no interval: it would hide the other curves). Leaves
+  out steps that a seed lacks since it has diverged.
   """
   curves = [dict(line['max_vio_curve'] or ()) for line in results.lines if line['run'] == run]
   steps = set.intersection(*map(set, curves)) if curves else set()

@@ -1,13 +1,13 @@
-"""Beyond the paper: what keeps Figure 3's first step behind, one shared expert among coarse ones.
+"""Beyond the paper: why Figure 3's first step, one shared expert among coarse ones, is behind.
 
   python -m launch.sweep --sweep=experiments/studies/coarse_shared.py
 
 Figure 3 goes from 2 of 16 experts to 1 shared and 1 of 15, which is behind at this scale
-(granularity.py). Tried for it, at a quarter of the tokens: half of the learning rate and twice it,
+(granularity.py). Changes tried, at a quarter of the tokens: half the learning rate and twice it,
 sigmoid affinities, gates times four, less balance loss, and a bias in its place (docs/routing.md).
-What is claimed: a bias in place of the balance loss lowers the loss. The claim is of seeds 1 to 5,
-since seed 0, tried first with most of these, suggested it. Beside the claim: that it is no more
-than 0.02 above 2 of 16 then, and what each of the others does.
+What is claimed: a bias in place of the balance loss lowers the loss. The claim is on seeds 1 to 5,
+since seed 0, tried first with most of the changes, suggested it. Beside the claim: with the bias
+the loss is no more than 0.02 above that of 2 of 16; and what each of the other changes does.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ _OTHERS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Losses, each change against none, and against 2 of 16."""
+  """Losses; each change against none, and the bias also against 2 of 16."""
   claimed = against(results, _BIAS, _SHARED, below=0.0)
   unseen = {seed: value for seed, value in claimed.values.items() if seed}
   return of_losses(
@@ -64,5 +64,6 @@ def analyse(results: Results) -> Analysis:
       against(results, _BIAS, _COARSE, below=ABOUT, role=Role.BESIDE),
       *(against(results, each, _SHARED, below=0.0, role=Role.BESIDE) for each in _OTHERS),
     ),
-    'Whether it is so after all tokens of the other studies; several changes at once.',
+    'Whether the same holds after as many tokens as the other studies have; several changes at '
+    'once.',
   )

@@ -1,8 +1,8 @@
 """What the studies share: the settings of their runs, in one place, and the shape of a study.
 
 A study module has `sweep(scale) -> list[Run]` and `analyse(results) -> Analysis`; `--scale=paper`
-takes the same variants at their full size. Everything that is not an override of a run is equal in
-all runs of a study, tokens and their order for a seed included.
+takes the same variants at their full size. Everything that a run does not override is equal in all
+runs of a study, including a seed's tokens and their order.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from experiments import proxy, variants
 from moe.errors import UserError
 
-# Of every run, unless --seeds says otherwise: with as many the report calls a study finished.
+# How many seeds a run has if neither its study nor --seeds says otherwise.
 SEEDS = 3
-# Of the studies of the paper, before LONG.
+# How many seeds the paper's studies have at the scales that came before LONG.
 EARLIER_SEEDS = {'proxy': SEEDS, 'paper': SEEDS}
-# The bilingual corpus and the instructions of experiments/corpora; launch.sweep builds them where
-# they are missing. Paths relative to the repository, so that a config, and the hash that names it,
-# is the same on every machine.
+# The bilingual corpus and the instructions of experiments/corpora, which launch.sweep builds where
+# they are missing. Paths are relative to the repository, so that a config, and the hash that names
+# it, is the same on every machine.
 CORPUS, INSTRUCTIONS = 'runs/corpus', 'runs/instructions'
-# Learnt after the others, in the study esft: words by heart, and a rule.
+# Skills learnt after the others in the study esft: words by heart, and a rule.
 NEW_SKILLS = ('translation', 'reversing')
 _INSTRUCTIONS = 'experiments.corpora.instructions'
 # {folder: the module that makes it, and its flags}.
@@ -31,15 +31,15 @@ CORPORA = {
 }
 DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
-# What a start may be: the other run's weights as they are, or upcycled.
+# How a start takes the other run's weights: as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
 # What a run may be measured by besides losses (experiments/sweeps/measures.py).
 MEASURES = ('specialisation', 'probes')
-# How experts may be chosen of a start: not at all, or as --by of launch.select_experts.
+# How a start's experts to train are chosen: not at all, or as --by of launch.select_experts says.
 CHOICES = ('', 'gate', 'share', 'random')
 
 # Chosen by the pilot, before the studies (pilot.py). At multiples of 12 a quarter of an FFN is a
-# whole number, and experts of two sizes have exactly the same parameters.
+# whole number, so that experts of both sizes have exactly the same parameters.
 _LAYERS, _D, _HEAD_DIM = 3, 96, 48
 
 _PROXY_SETTINGS = {
@@ -66,12 +66,13 @@ _PROXY_SETTINGS = {
 @dataclasses.dataclass(frozen=True)
 class Start:
   """What a run's weights start from: the last checkpoint of another run of its study, listed before
-  it, of the same seed and vocabulary. On other text it has that run's tokenizer, and both
+  it, with the same seed and vocabulary. A run on other text takes that run's tokenizer, and both
   are scored on the text of both (experiments/sweeps/transfer.py).
 
-  `upcycle`: one of UPCYCLES; of a dense run, made a MoE run by launch.convert with this --router.
-  `experts`: one of CHOICES; those alone are trained that launch.select_experts chooses by it of the
-  other run, at its default --mass, on the training text of this one.
+  `upcycle`: one of UPCYCLES; if set, the other run is dense, and launch.convert makes it a MoE run
+  with this --router. `experts`: one of CHOICES; if set, only the experts are trained that
+  launch.select_experts chooses with this --by from the other run, at its default --mass, on the
+  training text of this one.
   """
 
   run: str
@@ -81,12 +82,12 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of a study, for every seed: `config` (FILE.py[:VARIANT]) with
+  """One run of a study, repeated for every seed: `config` (FILE.py[:VARIANT]) with
   `overrides` by dotted key.
 
   `evaluations`: what to measure on the trained model besides its held-out loss, by name, as the
   keyword arguments of moe.analysis.Intervention, such as {'masked 1/16': {'masked_share': 0.0625}}.
-  `measures`: what else, each one of MEASURES.
+  `measures`: what else to measure, each one of MEASURES.
   """
 
   name: str
@@ -99,9 +100,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """Where a study's variants come from, at which size. `widths`: of the scaling study, d_model by
-  variant. `rates`: the peak learning rate of a variant, or of one of another width (dense_d96), for
-  which that of `settings` is not best.
+  """The size of a study's runs. `widths`: each d_model of the scaling study, by variant.
+  `rates`: the peak learning rate where that of `settings` is not best, by variant, or by variant
+  and another width (dense_d96).
   """
 
   name: str
@@ -112,8 +113,8 @@ class Scale:
   rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def of_length(self, share: float) -> dict[str, int]:
-    """Overrides of a run with a share of this scale's steps, looked at as often. Of a scale whose
-    variants have their own, and of 1, nothing.
+    """Overrides for a share of this scale's steps, with ten evaluations and ten checkpoints. {} for
+    a share of 1, and at a scale whose variants have their own number of steps.
     """
     steps = round(share * self.settings.get('train.num_steps', 0))
     often = {f'{what}.every_steps': steps // 10 for what in ('evaluation', 'checkpoint')}
@@ -128,7 +129,7 @@ class Scale:
     d_model: int = 0,
     measures: tuple[str, ...] = (),
   ) -> Run:
-    """A variant of proxy.py, by its name, at this scale.
+    """A run of a variant of proxy.py, by its name, at this scale.
     `d_model`: another width, in the variant's proportions.
     """
     original = proxy.original(variant)
@@ -173,7 +174,7 @@ def long_scale(
   num_steps: int,
   rates: Mapping[str, float] | None = None,
 ) -> Scale:
-  """Smaller models than PROXY's and many more tokens an activated parameter:
+  """A scale of smaller models than PROXY's with many more tokens an activated parameter:
   3 layers, 2 heads, 4096 tokens a step.
   """
   settings = _PROXY_SETTINGS | {
@@ -186,7 +187,7 @@ def long_scale(
     'evaluation.every_steps': num_steps // 10,
     'checkpoint.every_steps': num_steps // 10,
   }
-  # Whole heads; Dense far enough that its best loss lies within DeepSeekMoE's curve.
+  # Whole heads. Dense has one width more, so that its best loss lies within DeepSeekMoE's curve.
   narrow, *wide = (head_dim * heads for heads in (1, 2, 3, 4))
   return Scale(
     'long',
@@ -199,12 +200,12 @@ def long_scale(
 
 
 def only_long(scale: Scale, study: str) -> None:
-  """UserError for another scale, at which what a study keeps equal would not be."""
+  """UserError at another scale, where what the study keeps equal would not be equal."""
   if scale.name != LONG.name:
-    raise UserError(f'--scale={scale.name}: the study {study} is of the scale {LONG.name} alone')
+    raise UserError(f'--scale={scale.name}: the study {study} has only the scale {LONG.name}')
 
 
-# The shape and the rates that pilot_long.py has chosen; variants that it did not compare have the
-# rate of DeepSeekMoE, GShard and Switch.
+# The shape and the rates that pilot_long.py chose. Variants that it did not compare have the rate
+# of DeepSeekMoE, GShard and Switch.
 LONG = long_scale(48, 24, 2048, 3360, rates=dict.fromkeys(('dense', 'hash', 'dense_x16'), 1.2e-2))
 SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}

@@ -2,15 +2,15 @@
 
   python -m launch.sweep --sweep=experiments/studies/disable_top.py
 
-On the trained models, for each token a share of the routed experts, those of the highest affinity,
-is masked, and the top k of the rest are taken. GShard×1.5 starts from the same loss. The paper's
-numbers (2B, Pile loss, read off the plot):
+In the trained models each token has a share of the routed experts masked, those of the highest
+affinity, and takes the top k of the rest. GShard×1.5 starts from the same loss. The paper's numbers
+(2B, Pile loss, read off the plot):
 
   share masked    0      1/16   2/16   3/16   4/16
   DeepSeekMoE     1.8    7.5    8.2    8.7    9.1
   GShard×1.5      1.8    5.6    7.5    7.6    7.7
 
-What has to carry over: the loss of DeepSeekMoE rises more at every share.
+What has to carry over: at every share the loss of DeepSeekMoE rises more.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ CLAIM = (
   'DeepSeekMoE depends more on its top routed experts than GShard×1.5: its experts are less '
   'redundant.'
 )
-# 0 is the run's own loss.
+# A share of 0 needs no evaluation: it is the run's own loss.
 _MASKED = {f'masked {share}/16': {'masked_share': share / 16} for share in range(1, 5)}
 
 
@@ -56,7 +56,7 @@ _ENTRIES = tuple(
 
 
 def analyse(results: Results) -> Analysis:
-  """How far the loss rises at each share, of one model against the other."""
+  """How far the loss rises at each share, one model against the other."""
   rise = {
     label: [difference(results.loss(run, evaluation), results.loss(run)) for evaluation in _MASKED]
     for label, run in _RUNS.items()
@@ -89,12 +89,12 @@ def analyse(results: Results) -> Analysis:
       ),
     ),
     'How irreplaceable experts become by the end of a long training: after few tokens they may be '
-    'less specialised, which would make the rise smaller: see the study longer.',
+    'less specialised, which would make the rise smaller (see the study longer).',
   )
 
 
 def _series(found: Sequence[Interval | None], paper: bool = False) -> tuple[Series, ...]:
-  """A line a model, of what is in the order of _ENTRIES."""
+  """One line per model. `found` is in the order of _ENTRIES."""
   shares = len(_EVALUATIONS)
   return tuple(
     Series(label, tuple((share, found[number * shares + share]) for share in range(shares)), paper)

@@ -1,18 +1,18 @@
-"""Beyond the paper: a new skill learnt by a few experts, by as many drawn ones, by all parameters.
+"""Beyond the paper: a new skill learnt by chosen experts, by as many drawn ones, by all parameters.
 
   python -m launch.sweep --sweep=experiments/studies/esft.py
 
-ESFT (arXiv 2407.01906) trains of each layer the experts that a task's text uses most. It finds them
+ESFT (arXiv 2407.01906) trains in each layer the experts that a task's text uses most. It finds them
 about as good as all parameters on the task, better at everything else, and better than experts
 drawn at random. Here DeepSeekMoE is trained on text (sft.py), tuned for 1600 steps on instructions
-of ten skills, and then for 400 on those of one new skill, by all parameters, by the experts that
-reach 0.2 of the gates' sum on its text, or by as many that are drawn. It is done for two skills:
-translation, which is words by heart, and reversing, a rule.
+of ten skills, and then for 400 on those of one new skill. This last step trains all parameters, the
+experts that reach 0.2 of the gates' sum on its text (chosen), or as many at random (drawn). There
+are two new skills: translation, which is words by heart, and reversing, a rule.
 
-What has to hold of both skills: the chosen experts forget less of the ten skills than all
-parameters do, and have a lower loss on replies to held-out wordings of the new one than drawn
-experts. Beside the claim: the chosen experts' loss and exact replies are as good as those of all
-parameters.
+What has to hold for both skills: the chosen experts forget less of the ten skills than all
+parameters do, and have a lower loss on replies to held-out wordings of the new skill than drawn
+experts. Beside the claim: the chosen experts' loss and exact replies are better than those of all
+parameters, which is more than ESFT says.
 """
 
 from experiments.studies.analysis import NONE, Analysis, Results, dots, shown
@@ -27,12 +27,12 @@ CLAIM = (
   'Training the experts that a new skill uses forgets less of the old skills than training all '
   'parameters, and learns more than training as many experts drawn at random.'
 )
-# What is trained, by how its experts are chosen.
+# What is trained, by `Start.experts`.
 _TRAINED = {'': 'all parameters', 'gate': 'chosen experts', 'random': 'drawn experts'}
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
-  """Of one size, whatever the scale."""
+  """The runs, of one size whatever the scale."""
   del scale
   text = on_text('deepseek_moe', 'deepseek_moe')
 
@@ -67,8 +67,9 @@ def analyse(results: Results) -> Analysis:
         ('rise of the old skills’ loss', forgotten),
       )
     ),
-    'Two skills of a generator and a model of a million parameters. One learning rate for all, not '
-    'searched: a lower one forgets less whatever is trained.',
+    'There are only two skills, from a generator, and a model of a million parameters. All runs '
+    'have the same learning rate, which was not searched: with a lower one a model forgets less, '
+    'whatever is trained.',
   )
 
 
@@ -106,7 +107,9 @@ def _exact(results, name):
 
 
 def _share(results, name):
-  """Mean over the seeds: each chooses its own experts."""
+  """The share of the parameters that is trained, as text: the mean over seeds, since each chooses
+  its own experts.
+  """
 
   def share(line):
     return line['transfer']['trained_params'] / line['total_params'] if line['transfer'] else None

@@ -2,14 +2,15 @@
 
   python -m launch.sweep --sweep=experiments/studies/fewer_active.py
 
-The trained DeepSeekMoE evaluated with 3 to 7 routed experts a token; GShard, as it was trained, is
-the line to compare with. The paper's numbers (2B, Pile loss, read off the plot but for the ends):
+The trained DeepSeekMoE is evaluated with 3 to 7 routed experts a token; GShard, as it was trained,
+is the line to compare with. The paper's numbers (2B, Pile loss, all but the ends read off the
+plot):
 
   routed experts   3       4       5       6       7        GShard
   loss             1.956   1.868   1.831   1.814   1.808    1.867
 
-4 routed and 1 shared expert of a quarter size are 1.25 FFNs a token, GShard's two are 2: 1.6 times
-that. What has to carry over: with 4 the loss is not above GShard's by more than 0.02. Beside the
+4 routed and 1 shared expert of a quarter size are 1.25 FFNs a token; GShard's two are 2, 1.6 times
+as much. What has to carry over: with 4 the loss is not above GShard's by more than 0.02. Beside the
 claim: with 6 it is below GShard's, and it falls with every expert, by less each time.
 """
 
@@ -37,7 +38,7 @@ CLAIM = (
   'With 4 of its 7 routed experts DeepSeekMoE is at least about as good as GShard, on 1.25 '
   'FFNs to its 2.'
 )
-# 7 is the run's own loss.
+# 7 needs no evaluation: it is the run's own loss.
 _FEWER = {f'{active} routed': {'experts_per_token': active} for active in range(3, 7)}
 
 
@@ -91,7 +92,7 @@ def analyse(results: Results) -> Analysis:
 
 
 def _comparisons(loss: Mapping[int, Values], gshard: Values) -> tuple[Comparison, ...]:
-  """Of `loss`, DeepSeekMoE's by activated experts."""
+  """The comparisons of `loss`, DeepSeekMoE's by number of routed experts, and GShard's."""
   fall = {active: difference(loss[active], loss[active - 1]) for active in range(4, 8)}
   paper_fall = {active: _PAPER[active] - _PAPER[active - 1] for active in range(4, 8)}
   against_gshard = lambda active, below, role: Comparison(

@@ -2,12 +2,12 @@
 
   python -m launch.sweep --sweep=experiments/studies/granularity.py
 
-From GShard (0 shared + 2 of 16) over one isolated shared expert (1 + 1 of 15) to experts split in
-two (1 + 3 of 31) and in four (1 + 7 of 63, DeepSeekMoE). The paper shows no losses but six
-downstream tasks, relative to the best of each: performance rises with every step, mostly
-monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63); of the Pile loss it gives the ends, GShard 1.867
-and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order, with every step, which
-is more than "mostly". Beside the claim: it falls from end to end.
+The steps lead from GShard (0 shared + 2 of 16) over one isolated shared expert (1 + 1 of 15) to
+experts split in two (1 + 3 of 31) and in four (1 + 7 of 63, DeepSeekMoE). The paper shows six
+downstream tasks instead of losses, relative to the best of each: performance rises with every step,
+mostly monotonously (0+2/16 < 1+1/15 < 1+3/31 < 1+7/63). It gives the Pile loss of the two ends,
+GShard 1.867 and DeepSeekMoE 1.808. What has to carry over: the loss falls in this order, with every
+step, which is more than "mostly". Beside the claim: it falls from end to end.
 
 What was tried for 1 + 1 of 15 is a study of its own, coarse_shared.py.
 """
@@ -48,10 +48,9 @@ def analyse(results: Results) -> Analysis:
     results,
     _ENTRIES,
     [*steps, ends],
-    'The six downstream tasks that Figure 3 draws, of which models of this size solve none above '
-    'chance: loss stands in for them. Small experts specialise on what there is to specialise in, '
-    'and few tokens hold less of it. Learned top-1 '
-    'routing, as 1+1/15 has it, is behind at this scale in Table 1, too: Switch. All four have the '
-    'learning rate found for 0+2/16 and 1+7/63. What was tried for 1+1/15 is the study '
-    'coarse_shared.',
+    'The six downstream tasks that Figure 3 draws: models of this size solve none of them above '
+    'chance, and loss stands in for them. Small experts can specialise only in what the text '
+    'holds, and few tokens hold less of it. Learned top-1 routing, as in 1+1/15, is behind at this '
+    'scale in Table 1, too (Switch). All four models have the learning rate found for 0+2/16 and '
+    '1+7/63. What was tried for 1+1/15 is in the study coarse_shared.',
   )

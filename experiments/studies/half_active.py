@@ -2,10 +2,10 @@
 
   python -m launch.sweep --sweep=experiments/studies/half_active.py
 
-1 + 3 of 63 experts of a quarter size, trained so from scratch: as much compute as one FFN, half of
-GShard's (2 of 16). The paper shows no losses but six downstream tasks, on all of which it is ahead
-of GShard, at the same total parameters. What has to carry over: its loss is below GShard's. Beside
-the claim: it is above that of the DeepSeekMoE with 1 + 7.
+1 + 3 of 63 experts of a quarter size, trained so from scratch, take as much compute as one FFN,
+half of GShard's (2 of 16). The paper shows six downstream tasks instead of losses: on all of them
+this model is ahead of GShard, at the same total parameters. What has to carry over: its loss is
+below GShard's. Beside the claim: its loss is above that of the DeepSeekMoE with 1 + 7.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, beside, of_losses
@@ -48,5 +48,5 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The six downstream tasks that Figure 6 draws; the paper gives no loss of the half-activated '
-    'model. It has the learning rate that was found for the whole one.',
+    'model. Here that model has the learning rate found for the whole one.',
   )

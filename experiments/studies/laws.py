@@ -11,9 +11,9 @@ Curve = Sequence[tuple[float, float]]  # (training FLOPs, loss), FLOPs rising
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """log(loss − floor) = at − exponent · log(C ÷ middle), C the training FLOPs: one floor for both
-  models, since they see the same text, and (at, exponent) each. `error`: root mean square of what
-  it leaves, in nats.
+  """log(loss − floor) = at − exponent · log(C ÷ middle), C the training FLOPs. Both models have one
+  floor, since they see the same text; each has its own (at, exponent). `error`: root mean square of
+  the residuals, in nats.
   """
 
   floor: float
@@ -33,14 +33,14 @@ class Law:
     return self.floor + math.exp(at - exponent * math.log(compute / self.middle))
 
   def share(self, compute: float) -> float:
-    """Of a dense model's compute, that of the MoE of the same loss."""
+    """The share of a dense model's compute at which the MoE has the same loss."""
     (at, exponent), (moe_at, moe_exponent) = self.dense, self.moe
     x = math.log(compute / self.middle)
     return math.exp((moe_at - at + exponent * x) / moe_exponent - x)
 
 
 def fit(dense: Curve, moe: Curve) -> Law:
-  """By least squares, through all runs of a seed; the floor is at least 0."""
+  """The law fitted by least squares to all runs of a seed; the floor is at least 0."""
   import numpy as np
   from scipy.optimize import least_squares
 

@@ -1,15 +1,15 @@
-"""Figure 4 and Section 4.5 over training: does it hold later?
+"""Figure 4 and Section 4.5 over training: do they hold later?
 
   python -m launch.sweep --sweep=experiments/studies/longer.py
 
 DeepSeekMoE and GShard×1.5, each trained for a quarter of the studies' tokens, for as many, and for
 two and a half times as many (10, 40 and 100 tokens an activated parameter of DeepSeekMoE), every
-run with a whole schedule. Of each: how far the loss rises with the top 1/16 of each token's routed
-experts masked (Figure 4), and of DeepSeekMoE without its shared expert (Section 4.5). The paper has
-them after 100B tokens, over 300 an activated parameter: +5.7 for DeepSeekMoE, +3.8 for GShard×1.5;
-+0.606 without the shared expert. What has to carry over, which the paper does not say: both grow
-with training: the rise of DeepSeekMoE minus that of GShard×1.5, and the rise without the shared
-expert, are larger at the end of the longest run than of the shortest.
+run with a whole schedule. Measured: how far the loss rises with the top 1/16 of each token's routed
+experts masked (Figure 4), and, for DeepSeekMoE, without its shared expert (Section 4.5). The paper
+measures both after 100B tokens, over 300 an activated parameter: +5.7 for DeepSeekMoE, +3.8 for
+GShard×1.5; +0.606 without the shared expert. What has to carry over, which the paper does not say:
+both grow with training. The rise of DeepSeekMoE minus that of GShard×1.5, and the rise without the
+shared expert, are larger at the end of the longest run than at the end of the shortest.
 """
 
 from experiments.studies.analysis import Analysis, Panel, Results, Series, shown, sizes
@@ -19,7 +19,7 @@ from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 5
 CLAIM = 'What Figure 4 and Section 4.5 measure grows with training.'
-# Of the scale's steps: tokens an activated parameter of DeepSeekMoE.
+# {share of the scale's steps: tokens an activated parameter of DeepSeekMoE}.
 _LENGTHS = {0.25: 10, 1.0: 40, 2.5: 100}
 _MASKED, _OFF = 'masked 1/16', 'shared off, 8 routed'
 _EVALUATIONS = {
@@ -53,7 +53,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Both rises by length; from the shortest run to the longest."""
+  """Both rises by length, and how far they grow from the shortest run to the longest."""
   rise = lambda variant, tokens, evaluation: difference(
     results.loss(_name(variant, tokens), evaluation), results.loss(_name(variant, tokens))
   )
@@ -110,8 +110,8 @@ def analyse(results: Results) -> Analysis:
       _panel('The same, DeepSeekMoE − GShard×1.5', {'difference of the rises': apart}, axis),
       _panel('Rise without the shared expert', {'DeepSeekMoE': off}, axis),
     ),
-    '300 tokens an activated parameter and more; widths other than d 48. The learning rate was '
-    'searched at the shortest length, and the warm-up is as long in all.',
+    '300 tokens per activated parameter and more; widths other than d 48. The learning rate was '
+    'searched at the shortest length, and the warm-up has the same length in all runs.',
   )
 
 

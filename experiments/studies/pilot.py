@@ -4,10 +4,10 @@
   python -m launch.sweep --sweep=experiments/studies/pilot.py \\
     --runs=dense_lr0.002,deepseek_moe_lr0.002
 
-Four learning rates, the same for five architectures; then more seeds at the rate chosen, whose runs
-table1 has, too. Hash Layer and Switch were searched when the other studies had been run at the rate
-chosen without them. Dense×4 and ×16 were tried last, at half of it alone.
-`make report` writes what it found, and chose, to experiments/results/earlier/pilot/README.md.
+It tries four learning rates, the same for five architectures, and then more seeds at the chosen
+rate, whose runs table1 has, too. Hash Layer and Switch were searched when the other studies had
+been run at the rate chosen without them. Dense×4 and ×16 were tried last, and only at half of it.
+`make report` writes what it found and chose to experiments/results/earlier/pilot/README.md.
 """
 
 import math
@@ -24,25 +24,26 @@ SCALE = 'proxy'
 TITLE = 'The pilot: what all runs share, and how it was chosen'
 CHOICE = (
   'Every run has 3 layers, d 96, 2 heads of 48, a vocabulary of 2048, sequences of 128 tokens, 16 '
-  'of them a step, bfloat16, and 1500 steps: 3.07M tokens. At multiples of 12 a quarter of an FFN '
-  'is a whole number, so that experts of both sizes have exactly the same parameters.',
-  'Tried before, one seed each: d 256 and 6 layers pass 2 to 3 thousand tokens a second on 2 '
-  'cores, which leaves 0.7M tokens a run if all studies are to take about 8 hours. With 4 layers, '
-  'd 96 and sequences of 256, after 500 steps (1.0M tokens, peak learning rate 0.002) GShard was '
-  'still behind Dense, by 0.02: experts need more tokens than that to pay. Sequences of 128, 2 '
-  'heads rather than 4 and 3 layers pass about 12 thousand tokens a second.',
-  'The learning rate is one for all: the lowest loss of Dense, GShard and DeepSeekMoE is at '
-  '0.002, and at half and at twice that rate all three are worse. The same holds of Switch; Hash '
-  'Layer is as good at 0.004 (3.3402, and 3.3418 at 0.002). These two were searched when the '
+  'of them a step, bfloat16, and 1500 steps: 3.07M tokens. If d is a multiple of 12, a quarter of '
+  'an FFN is a whole number, so that experts of both sizes have exactly the same parameters.',
+  'Other shapes were tried before, with one seed each. With d 256 and 6 layers, 2 cores train on 2 '
+  'to 3 thousand tokens a second, which leaves 0.7M tokens for a run if all studies are to take '
+  'about 8 hours. With 4 layers, d 96 and sequences of 256, GShard was still behind Dense after '
+  '500 steps (1.0M tokens, peak learning rate 0.002), by 0.02: experts need more tokens than that '
+  'to pay off. With 3 layers, 2 heads rather than 4 and sequences of 128, they train on about 12 '
+  'thousand tokens a second.',
+  'All models have the same learning rate. Dense, GShard and DeepSeekMoE have their lowest loss at '
+  '0.002; at half and at twice that rate all three are worse. The same holds for Switch; Hash '
+  'Layer is as good at 0.004 (3.3402, and 3.3418 at 0.002). These two were searched after the '
   'studies had been run. Dense×4 and Dense×16, which lower rates might have suited better, were '
-  'tried at half of it, one seed each: both are worse, Dense×4 by 0.032, Dense×16 by 0.011, which '
-  'is within what seeds differ by; higher rates were not tried. All other variants, and the other '
-  'widths of the scaling study, take the rate as it is. Seed 0 of Dense, GShard and DeepSeekMoE '
-  'at 0.002 is a run of the studies, too, and has helped to choose the rate; '
-  'the other seeds have not.',
-  'Seeds differ alike for all models, so that only paired differences count: DeepSeekMoE is ahead '
-  'of Dense by 0.135 in the mean of three seeds, '
-  'and that difference varies by 0.015 (standard deviation), a ninth of it.',
+  'tried at half of 0.002, one seed each: both are worse, Dense×4 by 0.032, Dense×16 by 0.011, '
+  'which is within the spread of seeds; higher rates were not tried. All other variants, and the '
+  'other widths of the scaling study, have this rate without a search. The runs of seed 0 of '
+  'Dense, GShard and DeepSeekMoE at 0.002 are runs of the studies, too, and have helped to choose '
+  'the rate; the other seeds have not.',
+  'A seed shifts all models alike, so only paired differences count: DeepSeekMoE is ahead of Dense '
+  'by 0.135 in the mean of three seeds, and that difference varies by 0.015 (standard deviation), '
+  'a ninth of it.',
 )
 
 
@@ -59,7 +60,7 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]  # columns, rows
 
 def tables(results: Results) -> tuple[Table, Table]:
   """Seed 0's loss by learning rate and architecture;
-  losses, and gaps to Dense, where there are several seeds.
+  and, where there are several seeds, losses and their gaps to Dense.
   """
   searched = _VARIANTS + _LARGER
   search = tuple(

@@ -51,24 +51,25 @@ SCALE = 'long'
 TITLE = 'The pilot of the long scale'
 CHOICE = (
   'Every run has 3 layers and 2 heads, sequences of 128 tokens, 32 of them a step, and float32, '
-  'whose speed and rounding depend less on the kind of machine. Asked for before the first run: at '
-  'least 40 tokens an activated parameter, hundreds of tokens a step for an expert, and no more '
-  'than 25 hours of two cores for everything.',
-  'First the shape: GShard and DeepSeekMoE, one seed, at a learning rate of 0.003. The largest '
-  'difference between the two, beside what it costs, is taken: d 48, a vocabulary of 2048, 3360 '
-  "steps, 13.8M tokens. So Table 1's difference may be larger here than at other shapes of this "
-  'size.',
-  'Then the learning rate at that shape: the same for every architecture, a quarter of the steps '
-  'each, with a whole schedule. 0.012 was added when 0.006 was the best of the first three, and '
-  '0.024 for the three that were best at 0.012. Each has the rate that is its best: 0.012 Dense, '
-  'Hash Layer and Dense×16, 0.006 Switch, GShard, DeepSeekMoE and Dense×4, and all that are like '
-  'them.',
-  'Then the spread: three seeds of the five models of Table 1, whole runs that are runs of that '
-  'study, too. DeepSeekMoE minus GShard varies by 0.004 (standard deviation), minus Switch by '
-  "0.009, minus Hash Layer by 0.027, minus Dense by 0.015: a power of 0.9 for half of the paper's "
-  'differences asks for 3, 3, 5 and 3 seeds. Every study has 5; half of a third of the difference '
-  'between GShard and DeepSeekMoE, which a step of Figure 3 may be, asks for 5, too. Over five '
-  'seeds the first turned out to vary by 0.010, by which that step would take 13.',
+  'whose speed and rounding depend less on the kind of machine. What was asked for before the '
+  'first run: at least 40 tokens per activated parameter, hundreds of tokens a step for an expert, '
+  'and no more than 25 hours of two cores for everything.',
+  'The first stage chose the shape, by GShard and DeepSeekMoE with one seed at a learning rate of '
+  '0.003. The shape taken has the largest difference between the two, set against its cost: d 48, '
+  "a vocabulary of 2048, 3360 steps, 13.8M tokens. So Table 1's difference may be larger here than "
+  'at other shapes of this size.',
+  'The second stage chose the learning rate at that shape. Every architecture was tried at the '
+  'same rates, for a quarter of the steps with a whole schedule. 0.012 was added when 0.006 was '
+  'the best of the first three, and 0.024 for the three architectures that were best at 0.012. '
+  'Each has its best rate: 0.012 for Dense, Hash Layer and Dense×16, 0.006 for Switch, GShard, '
+  'DeepSeekMoE, Dense×4 and all variants like these.',
+  'The third stage measured the spread, by three seeds of the five models of Table 1; these whole '
+  'runs are runs of that study, too. DeepSeekMoE minus GShard varies by 0.004 (standard '
+  'deviation), minus Switch by 0.009, minus Hash Layer by 0.027, minus Dense by 0.015: a power of '
+  "0.9 for half of the paper's differences asks for 3, 3, 5 and 3 seeds. Every study has 5. Half "
+  'of a third of the difference between GShard and DeepSeekMoE, which a step of Figure 3 may be, '
+  'asks for 5, too. Over five seeds the difference from GShard turned out to vary by 0.010, by '
+  'which that step would need 13.',
 )
 # Width, head width, vocabulary, steps of 4096 tokens:
 # 40 tokens an activated parameter of DeepSeekMoE.

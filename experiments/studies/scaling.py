@@ -2,20 +2,20 @@
 
   python -m launch.sweep --sweep=experiments/studies/scaling.py
 
-Dense and DeepSeekMoE at several widths, everything else equal: held-out loss against training
-FLOPs, two curves, and the share of Dense's compute at which DeepSeekMoE has the same loss. The
-paper's numbers, about 40% and less when larger:
+Dense and DeepSeekMoE at several widths, everything else equal, give two curves of held-out loss
+over training FLOPs, and the share of Dense's compute at which DeepSeekMoE has the same loss. The
+paper's numbers, about 40%, and less for larger models:
 
   DeepSeekMoE 16B beside DeepSeek 7B      40.5% of the FLOPs   Pile bits per byte 0.74 and 0.75
   DeepSeekMoE 145B beside DeepSeek 67B    28.5%                Pile loss 1.876 and 1.905
   142B, half activated, beside 67B        18.2%                Pile loss 1.888 and 1.905
 
 What has to carry over: the share is below one half at the best Dense, the one of the lowest loss,
-by a law fitted to all runs of a seed: each model's loss a power of its compute above one floor.
-Presupposed: the law leaves less than 0.02 of loss (root mean square).
-Beside the claim: the share, and the loss at equal compute, without a law: between two widths off a
-straight line over log FLOPs. Loss over compute bends: it lies below that line, so that what is read
-is an upper bound.
+by a law fitted to all runs of a seed: above one common floor, each model's loss is a power of its
+compute. Presupposed: the law leaves less than 0.02 of loss (root mean square).
+Beside the claim: the share, and the loss at equal compute, without a law: read off a straight line
+over log FLOPs between two widths. The curve of loss over compute bends and lies below that line, so
+that what is read off is an upper bound.
 """
 
 import itertools
@@ -73,7 +73,7 @@ _SHARE = 0.5  # "about 40%", rounded up to what few seeds can tell
 
 
 def analyse(results: Results) -> Analysis:
-  """Two curves of loss over compute, and how far apart they are at the best dense run."""
+  """The two curves of loss over compute, and how far apart they are at the best dense run."""
   widths = {label: _widths(results, variant) for label, variant in _VARIANTS.items()}
   dense, moe = (_curves(results, variant) for variant in _VARIANTS.values())
   pairs = {seed: (dense[seed], moe[seed]) for seed in sorted(dense.keys() & moe.keys())}
@@ -124,19 +124,22 @@ def analyse(results: Results) -> Analysis:
         log_x=True,
       ),
     ),
-    'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper; '
-    'every width is trained on the same few tokens, so that the compute here buys width alone; '
-    'attention and the output head, equal in both models, are a larger part of the compute of a '
-    'small model. Beside the claim the loss between runs is taken from a straight line over log '
-    'FLOPs, below which a curve lies that flattens from width to width; where the curves do not '
-    'overlap, from the nearest DeepSeekMoE run: the comparison says "at most" or "at least".',
+    'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper. '
+    'Every width is trained on the same few tokens, so that the compute here buys width alone. '
+    'Attention and the output head, equal in both models, take a larger part of the compute of a '
+    'small model. The comparisons that do not decide the claim read the loss between two runs off '
+    'a straight line over log FLOPs, which lies above a curve that flattens from width to width. '
+    'Where the curves do not overlap, they take the nearest DeepSeekMoE run. In both cases the '
+    'comparison says "at most" or "at least".',
   )
 
 
 def _comparisons(
   pairs: Mapping[int, tuple[Curve, Curve]], laws: Mapping[int, Law]
 ) -> tuple[Comparison, ...]:
-  """Of Dense's and DeepSeekMoE's curves by seed, and the laws of those that are finite."""
+  """The comparisons. `pairs`: the curves of Dense and DeepSeekMoE by seed; `laws`: the law of each
+  pair that is finite.
+  """
   whole = [pair for pair in pairs.values() if _is_finite(*pair)]
 
   def read_off(what, measure, is_bound, **expected):
@@ -187,25 +190,26 @@ def _comparisons(
 
 
 def _mean_law(series: Series, losses: Sequence[Callable[[float], float]]):
-  """Points between the first and the last of a series: the mean over seeds of their laws."""
+  """Points of the mean over seeds of their laws, from the first to the last of a series."""
   first, last = (math.log(series.points[end][0]) for end in (0, -1))
   computes = [math.exp(first + (last - first) * step / (_DRAWN - 1)) for step in range(_DRAWN)]
   return tuple((compute, given(mean(loss(compute) for loss in losses))) for compute in computes)
 
 
 def best(curve: Curve) -> tuple[float, float]:
-  """Its point of lowest loss, the cheaper of two: a wider model, or one for which the learning rate
-  is wrong, may have spent more on a higher loss, and nobody would have to be beaten at that price.
+  """The point of lowest loss, the cheaper one of equals. It need not be the last: a wider model, or
+  one with the wrong learning rate, may have spent more on a higher loss, and beating that would
+  show nothing.
   """
   return min(curve, key=lambda point: (point[1], point[0]))
 
 
 def compute_share(dense: Curve, moe: Curve) -> float:
-  """The compute at which `moe` has the loss of the best point of `dense`, over that point's.
+  """The compute at which `moe` has the loss of the best `dense` point, over that point's compute.
 
-  Between runs by a straight line over log FLOPs. Where `moe` is below that loss from its first run
-  on, that run's compute (the share is no more than that);
-  where it never gets there, its last run's (no less than that).
+  Between two runs a straight line over log FLOPs gives it. If `moe` is below that loss from its
+  first run on, it is that run's compute (the share is no more than that);
+  if `moe` never gets there, it is the last run's (the share is no less than that).
   """
   compute, loss = best(dense)
   if moe[0][1] <= loss:
@@ -220,11 +224,11 @@ def compute_share(dense: Curve, moe: Curve) -> float:
 
 
 def share_is_bound(dense: Curve, moe: Curve) -> str:
-  """AT_MOST or AT_LEAST, which `compute_share` is; '' where a run of `moe` has that very loss."""
+  """Which bound `compute_share` is, AT_MOST or AT_LEAST; '' if a `moe` run has that very loss."""
   loss, losses = best(dense)[1], [found for _, found in moe]
   if min(losses) > loss:
     return AT_LEAST
-  # The first run that is as good, and none before it.
+  # It is exact only if the first run that is as good has that very loss.
   return '' if next(found for found in losses if found <= loss) == loss else AT_MOST
 
 
@@ -235,8 +239,8 @@ def loss_beside_dense(dense: Curve, moe: Curve) -> float:
 
 
 def loss_is_bound(dense: Curve, moe: Curve) -> str:
-  """AT_MOST or AT_LEAST, which `loss_beside_dense` is;
-  '' where a run of `moe` has that very compute.
+  """Which bound `loss_beside_dense` is, AT_MOST or AT_LEAST;
+  '' if a `moe` run has that very compute.
   """
   compute = best(dense)[0]
   if compute < moe[0][0]:
@@ -245,8 +249,8 @@ def loss_is_bound(dense: Curve, moe: Curve) -> str:
 
 
 def loss_at(curve: Curve, compute: float) -> float:
-  """The loss at this compute, by a straight line over log FLOPs;
-  that of the nearest run outside of the curve.
+  """The loss at this compute, by a straight line over log FLOPs between runs;
+  outside the curve the loss of the nearest run.
   """
   if compute <= curve[0][0]:
     return curve[0][1]
@@ -257,7 +261,7 @@ def loss_at(curve: Curve, compute: float) -> float:
 
 
 def _curves(results: Results, variant: str) -> dict[int, Curve]:
-  """By seed, for those that have every width."""
+  """The curve of each seed that has every width."""
   runs = [f'{variant}_d{width}' for width in _widths(results, variant)]
   losses = [results.loss(run) for run in runs]
   seeds = set.intersection(*(set(loss) for loss in losses)) if losses else ()
@@ -268,7 +272,7 @@ def _curves(results: Results, variant: str) -> dict[int, Curve]:
 
 
 def _widths(results: Results, variant: str) -> list[int]:
-  """Of the runs that there are, whatever their scale."""
+  """The widths of a variant's runs, whatever their scale."""
   names = [line['run'].rpartition('_d') for line in results.lines]
   return sorted({int(width) for of, _, width in names if of == variant})
 

@@ -9,8 +9,8 @@ token's experts together, are trained on text for 1200 steps of 4096 tokens, and
 at a constant rate on generated English and Chinese instructions of twelve skills
 (experiments/corpora/instructions.py). Questions are held out by their wording.
 
-Fixed after a first look, whose runs are thrown away: with 400 steps and three seeds all models gave
-7% of the replies exactly, and losses still fell.
+This was fixed after a first look, whose runs are thrown away: with 400 steps and three seeds all
+models gave 7% of the replies exactly, and losses still fell.
 
 What has to hold: after tuning DeepSeekMoE's loss on replies to held-out wordings is below GShard's
 and the dense model's. Beside the claim: so is its share of replies that greedy generation gives
@@ -36,7 +36,7 @@ _MODELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard', 'dense_x2': 'Dense
 
 
 def on_text(variant: str, name: str) -> Run:
-  """What is tuned later, at the rate that was LONG's before its pilot had ended."""
+  """The run on text that is tuned later, at the rate that was LONG's before its pilot had ended."""
   changed = {'train.num_steps': 1200, 'evaluation.every_steps': 240, 'optimizer.peak_lr': 3e-3}
   return LONG.run(variant, name, changed)
 
@@ -59,7 +59,7 @@ def tuning(folder: str, num_steps: int) -> dict[str, object]:
 
 
 def sweep(scale: Scale = LONG) -> list[Run]:
-  """Of one size, whatever the scale."""
+  """The runs, of one size whatever the scale."""
   del scale
   before, after = [], []
   for name in _MODELS:
@@ -79,7 +79,7 @@ def tuned(name: str) -> str:
 
 
 def analyse(results: Results) -> Analysis:
-  """Losses, exact answers and what is forgotten, before and after."""
+  """Losses, exact replies and what is forgotten, before and after tuning."""
   return Analysis(
     (
       *('model', 'parameters', 'activated', 'seeds'),
@@ -104,9 +104,9 @@ def analyse(results: Results) -> Analysis:
       _panel(results, 'share of replies that are exactly right', 'answers', 3),
       _panel(results, 'loss of the text trained on before', 'start', 4),
     ),
-    'Instructions of twelve skills from a generator, and models of about a million parameters: '
-    'nothing is said of what people ask. The rate and the number of steps are the same for all '
-    'three and were not searched.',
+    'The instructions, of twelve skills, come from a generator, and the models have about a '
+    'million parameters: this says nothing about what people ask. The learning rate and the number '
+    'of steps are the same for all three models and were not searched.',
   )
 
 
@@ -128,7 +128,7 @@ def _comparisons(results):
 
 
 def forgotten(results: Results, run: str) -> dict[int, float]:
-  """By seed, of a tuned run: by how much the loss of what its start was trained on has risen."""
+  """How far tuning has raised a run's loss on the text that its start was trained on, by seed."""
   after, before = (transferred(results, run, when, 'start') for when in ('after', 'before'))
   return {seed: after[seed] - before[seed] for seed in after}
 
@@ -138,8 +138,8 @@ def _of(results, name, when, what):
 
 
 def transferred(results: Results, run: str, when: str, what: str) -> dict[int, float]:
-  """By seed, of a tuned run, as experiments/sweeps/transfer.py names it; of `answers` the mean over
-  the languages.
+  """A number of a tuned run by seed, named as in experiments/sweeps/transfer.py; for `answers` the
+  mean over the languages.
   """
 
   def value(line: Mapping) -> float | None:
@@ -150,7 +150,7 @@ def transferred(results: Results, run: str, when: str, what: str) -> dict[int, f
 
 
 def percent(values: Mapping[int, float]) -> str:
-  """The mean of shares, for a table."""
+  """The mean of shares as a percentage, for a table."""
   found = interval(values)
   return shown(values)[1] if found is None else f'{100 * found.mean:.1f}%'
 

@@ -3,10 +3,10 @@
   python -m launch.sweep --sweep=experiments/studies/shared_gate.py
 
 DeepSeekMoE, and the same with `moe.shared_gate`: the shared expert is weighted by σ(u · w) of each
-token (docs/routing.md). Were it of use to all text alike, the gate would be as open everywhere.
-What is claimed: it is not, the mean openness of the domains differs by more than 0.02 from the most
-to the least open; and it costs no loss, no more than 0.02. Beside the claim: which domain it is
-most open for, and the loss of each.
+token (docs/routing.md). If it were equally useful to all text, the gate would be equally open
+everywhere. What is claimed: it is not, and its mean openness differs by more than 0.02 between the
+most and the least open domain; and the gate costs no loss, no more than 0.02. Beside the claim:
+which domain it is most open for, and the loss of each.
 """
 
 from experiments.studies.analysis import (
@@ -75,6 +75,6 @@ def analyse(results: Results) -> Analysis:
       dots('How open the gate is, mean over layers', 'σ(u · w), held-out text', open_for),
       differences('Paired difference', comparisons),
     ),
-    'Several shared experts, each with a gate; which tokens of a domain close it; whether what it '
-    'closes for could be told from the text.',
+    'Several shared experts, each with a gate; which tokens of a domain close the gate; whether '
+    'the text alone would tell what it closes for.',
   )

@@ -2,12 +2,12 @@
 
   python -m launch.sweep --sweep=experiments/studies/shared_ratio.py
 
-1 + 7 of 63, 2 + 6 of 62 and 4 + 4 of 60, equal in total and activated parameters.
+1 + 7 of 63, 2 + 6 of 62 and 4 + 4 of 60 experts, equal in total and activated parameters.
 The paper's numbers (2B, Pile loss):
 
   1 shared 1.808   2 shared 1.806   4 shared 1.811
 
-What has to carry over: differences that are small beside that of GShard and DeepSeekMoE: all within
+What has to carry over: the differences are small beside that of GShard and DeepSeekMoE, all within
 0.02. (The 16B keeps shared : active routed at 1 : 3.)
 """
 
@@ -34,7 +34,7 @@ _ENTRIES = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Every pair of the three."""
+  """Every pair of the three against each other."""
   comparisons = tuple(
     against(results, second, first, above=-ABOUT, below=ABOUT)
     for first, second in itertools.combinations(_ENTRIES, 2)
@@ -45,6 +45,6 @@ def analyse(results: Results) -> Analysis:
     comparisons,
     'Differences of a few thousandths, as the paper has them: with the spread of these runs five '
     'seeds can hardly show that two models are within 0.02 of each other, even if they are '
-    f'(column detectable). {BOUND_MAY_BE_WIDE} 2 and 4 shared experts have the learning '
-    'rate found for 1.',
+    f'(column detectable). {BOUND_MAY_BE_WIDE} The models with 2 and 4 shared experts have the '
+    'learning rate found for 1.',
   )

@@ -1,17 +1,17 @@
-"""Beyond the paper: how specialised experts are, and become, DeepSeekMoE's and GShard's.
+"""Beyond the paper: how specialised the experts of DeepSeekMoE and GShard are, and become.
 
   python -m launch.sweep --sweep=experiments/studies/specialisation.py
 
-Both after 10 and after 40 tokens an activated parameter of DeepSeekMoE, each run with a whole
-schedule. Measured on held-out text, the mean over layers (experiments/sweeps/measures.py): what one
-choice of a token tells of the domain of its text, of the class of its piece, and of that of the
-next one, as a share of their entropy; and how far the loss rises with the weights of another expert
-of its layer in an expert's place, over how far it rises with none there: 0, another one does as
-well, 1 or more, it is no better than nothing. The paper argues by masking (Figure 4) that fine
-experts are less redundant. What has to carry over, at 40: that ratio is higher for DeepSeekMoE, and
-a choice tells more of the domain. Presupposed: GShard's is below 1, since above it the ratio says
-how much a wrong expert harms, and no longer whether one can stand in for another. Beside the claim:
-both grow with training, and so do the others.
+Both are trained for 10 and for 40 tokens an activated parameter of DeepSeekMoE, each run with a
+whole schedule. Measured on held-out text, as means over layers (experiments/sweeps/measures.py):
+what one choice of a token tells of the domain of its text, of the class of its piece, and of the
+class of the next piece, each as a share of its entropy; and a ratio: how far the loss rises with
+the weights of another expert of the layer in an expert's place, over how far it rises with none
+there. At 0 another expert does as well; at 1 or more it is no better than nothing. The paper argues
+by masking (Figure 4) that fine experts are less redundant. What has to carry over, at 40: the ratio
+is higher for DeepSeekMoE, and a choice tells more of the domain. Presupposed: GShard's ratio is
+below 1, since above it the ratio says how much a wrong expert harms, and no longer whether one can
+stand in for another. Beside the claim: both grow with training, and so do the other measures.
 """
 
 from experiments.studies.analysis import Analysis, Results, dots, shown
@@ -45,7 +45,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Every measure of both models at both lengths."""
+  """Every measure for both models at both lengths."""
   keys = [(variant, tokens) for variant in _LABELS for tokens in (_SHORT, _WHOLE)]
   of = lambda key, name: results.measure(f'{key[0]}_{key[1]}', 'specialisation', name)
   ratio = {key: _ratio(of(key, 'substituted'), of(key, 'removed')) for key in keys}
@@ -100,15 +100,15 @@ def analyse(results: Results) -> Analysis:
       dots('Rise with another expert ÷ with none', 'ratio', named(ratio), digits=2),
       dots('What a choice tells of the domain', 'share of its entropy', named(shares['domain'])),
     ),
-    'Whether several experts together replace one; what experts know beyond domain and class of '
-    'piece. Twelve experts a layer were replaced, on one batch of each domain. A choice is one of '
-    '63 in DeepSeekMoE and one of 16 in GShard, and so can tell more.',
+    'Whether several experts together can replace one; what experts know beyond domain and class '
+    'of piece. Twelve experts of each layer were replaced, on one batch of each domain. A choice '
+    'is one of 63 in DeepSeekMoE and one of 16 in GShard, so in DeepSeekMoE it can tell more.',
   )
 
 
 def _ratio(first: Values, second: Values) -> dict[int, float]:
-  """Of the seeds where the loss rises without an expert: of a model that has hardly been trained
-  it may not. NaN of one that has diverged.
+  """first ÷ second, for the seeds where the loss rises without an expert: in a model that has
+  hardly been trained it may not. NaN for a seed that has diverged.
   """
   return {
     seed: first[seed] / second[seed]

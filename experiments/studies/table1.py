@@ -9,8 +9,8 @@ FFNs' worth of experts. The paper's numbers (2B, 100B tokens):
   Pile loss   Dense 2.060   Hash 1.932   Switch 1.881   GShard 1.867   DeepSeekMoE 1.808
 
 What has to carry over: DeepSeekMoE's loss is below that of each of the others. Beside the claim:
-theirs are in the order Dense > Hash > Switch > GShard. GShard activates a little less than
-DeepSeekMoE, as its router is smaller, by less than 3% of the compute.
+their losses are in the order Dense > Hash > Switch > GShard. GShard's router is smaller, so that it
+activates a little less than DeepSeekMoE, by less than 3% of the compute.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def analyse(results: Results) -> Analysis:
     _ENTRIES,
     comparisons,
     'The ten downstream tasks of Table 1, and whether the order stays the same after 100B tokens: '
-    'routing that is learned may need more tokens to pay than a fixed hash does. Learned top-1 '
+    'learned routing may need more tokens to pay off than a fixed hash does. Learned top-1 '
     'routing is behind at this scale, here and in the first step of Figure 3. DeepSeekMoE takes '
-    'more compute than GShard by less than 3%, as its router is larger (column training FLOPs).',
+    'less than 3% more compute than GShard, since its router is larger (column training FLOPs).',
   )

@@ -2,12 +2,13 @@
 
   python -m launch.sweep --sweep=experiments/studies/unequal_experts.py
 
-DeepSeekMoE with 63 routed experts of width 32, and with 42 of width 16 and 21 of width 64, as many
-parameters (`moe.wide_experts`, docs/routing.md); 7 of them a token in both, the shared expert as
-wide. What is claimed (arXiv 2408.10681 does, of 8 experts of eight widths): the loss is lower with
-two widths. Presupposed: tokens go through no more, by a twentieth of the width of 7 equal experts
-(what GShard×1.2 gains over GShard, larger.py, makes that worth about 0.005 of loss).
-Beside the claim: domains differ in how much they go through.
+DeepSeekMoE with 63 routed experts of width 32, and with 42 of width 16 and 21 of width 64
+(`moe.wide_experts`, docs/routing.md). Both have the same parameters, 7 routed experts a token, and
+a shared expert of the same width. What is claimed (arXiv 2408.10681 claims it for 8 experts of
+eight widths): the loss is lower with two widths. Presupposed: the width that tokens go through is
+larger by no more than a twentieth of that of 7 equal experts (what GShard×1.2 gains over GShard,
+larger.py, makes that worth about 0.005 of loss). Beside the claim: domains differ in the width that
+they go through.
 """
 
 from experiments.studies.analysis import (
@@ -30,7 +31,7 @@ CLAIM = (
   'nearly the same compute.'
 )
 _WIDTH, _CHOSEN = 32, 7
-# The shared expert, of d_expert each, too, is two side by side.
+# Shared experts have width d_expert, too: two side by side make one of _WIDTH.
 _UNEQUAL = {
   'moe.d_expert': _WIDTH // 2,
   'moe.num_shared_experts': 2,
@@ -52,7 +53,7 @@ _COLUMNS = (
 
 
 def analyse(results: Results) -> Analysis:
-  """Losses, and the routed width that the domains' tokens go through."""
+  """Losses, and the routed width that the tokens of each domain go through."""
   equal = _WIDTH * _CHOSEN
   rows, of_all, through = beside_reading(
     results, _EQUAL, _TWO_WIDTHS, 'routed_width', equal, DOMAINS, digits=0
@@ -85,6 +86,6 @@ def analyse(results: Results) -> Analysis:
       ),
       differences('Paired difference', comparisons),
     ),
-    'Other widths, and a loss that prefers narrow experts, as the source has one. Wide experts are '
+    'Other widths, and a loss that prefers narrow experts, which the source has. Wide experts are '
     'balanced by how often they are chosen, like narrow ones.',
   )

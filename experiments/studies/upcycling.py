@@ -3,14 +3,14 @@
   python -m launch.sweep --sweep=experiments/studies/upcycling.py
 
 A dense model is trained for 0.6M tokens. `launch.convert --upcycle` makes it a DeepSeekMoE of 1 +
-63 (7) experts of a quarter FFN, which trains 0.3M tokens more, beside the same MoE from scratch and
-the dense run gone on with: on the same batches and by the same schedule, warm-up included. None
-takes over the optimizer's state. The paper has no upcycling: arXiv 2212.05055 starts MoEs of whole
-FFNs so, and finds them ahead of MoEs from scratch until these have had about as many tokens as the
-dense run cost, and ahead of the dense run gone on with. What has to hold: after 0.3M further tokens
-the upcycled MoE has a lower loss than the one from scratch, and than the dense run gone on with.
-Beside the claim: the dense run gone on with is better than where it was. The sizes are those of two
-slow cores that much else shares: 3 layers, d 48, 2048 tokens a step.
+63 (7) experts of a quarter FFN, which trains for 0.3M further tokens. So do the same MoE from
+scratch and the dense run itself, continued: on the same batches and by the same schedule, warm-up
+included. None takes over the optimizer's state. The paper has no upcycling: arXiv 2212.05055 starts
+MoEs of whole FFNs this way, and finds them ahead of MoEs from scratch until these have had about as
+many tokens as the dense run cost, and ahead of the continued dense run. What has to hold: after
+0.3M further tokens the upcycled MoE has a lower loss than the one from scratch, and than the
+continued dense run. Beside the claim: the continued dense run is better than it was before. The
+sizes suit two slow cores that much else shares: 3 layers, d 48, 2048 tokens a step.
 """
 
 from experiments.studies.analysis import Analysis, Entry, Results, against, of_losses
@@ -22,7 +22,7 @@ CLAIM = (
   'At equal further tokens a MoE upcycled from a dense run has a lower loss than one from scratch, '
   'and than the dense run gone on with.'
 )
-# Of the dense run, and of what follows it.
+# Steps of the dense run, and of each run that follows it.
 _BEFORE, _FURTHER = 300, 150
 _SETTINGS = {
   'model.vocab_size': 1024,
@@ -46,7 +46,7 @@ _SMALL = Scale('proxy', _SETTINGS, shape=(3, 48), head_dim=24, widths={})
 
 
 def sweep(scale: Scale = PROXY) -> list[Run]:
-  """Of one size, whatever the scale."""
+  """The runs, of one size whatever the scale."""
   del scale
 
   def run(variant, name, start=None, steps=_FURTHER):
@@ -77,10 +77,10 @@ def analyse(results: Results) -> Analysis:
       against(results, _UPCYCLED, _ON, below=0.0),
       against(results, _ON, _DENSE, below=0.0, role=Role.BESIDE),
     ],
-    'Models of about a million parameters and 0.9M tokens in all: the dense run is far from where '
-    'more tokens no longer help it, and the further tokens are half of its own, where upcycling is '
-    'meant for long dense runs. The learning rate is that of a start from scratch, warm-up '
-    'included, for all. The further tokens begin the text anew, so that what has started from the '
-    'dense run sees some of it again, and the MoE from scratch for the first time. Where '
-    'the MoE from scratch overtakes the upcycled one is not measured.',
+    'The models have about a million parameters and see 0.9M tokens in all. The dense run is far '
+    'from the point where more tokens no longer help it, and the further tokens are half of its '
+    'own; upcycling is meant for long dense runs. All runs have the learning rate and the warm-up '
+    'of a start from scratch. The further tokens begin the text anew: the runs that start from the '
+    'dense run see some of it again, the MoE from scratch sees it for the first time. Where the '
+    'MoE from scratch overtakes the upcycled one is not measured.',
   )

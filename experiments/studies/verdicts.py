@@ -1,5 +1,5 @@
-"""What a claim is tested by, and the one rule by which it holds, does not hold, is level or
-undecided.
+"""The comparisons that test a claim, and the one rule by which it holds, does not hold, is level or
+is undecided.
 
 experiments/reports/texts.py has the rule in words.
 """
@@ -14,14 +14,14 @@ from experiments.studies.intervals import Interval, Values, half_width, interval
 HOLDS = 'holds'
 FAILS = 'does not hold at this scale'
 UNDECIDED = 'undecided'
-# What "about the same loss" means, in nats: a third of what is between GShard and
+# What "about the same loss" means, in nats: a third of the gap between GShard and
 # DeepSeekMoE in the paper (0.059).
 ABOUT = 0.02
 LEVEL = f'level within {ABOUT:g} at this scale'
 BOUND_MAY_BE_WIDE = (
-  '"About" allows 0.02 of loss, a third of what is between GShard and DeepSeekMoE in the paper. '
-  'Where they are no further apart than that here, which table1 measures, '
-  'being about as good as another says little.'
+  '"About" allows 0.02 of loss, a third of the gap between GShard and DeepSeekMoE in the paper. '
+  'If the two are no further apart than that here, which table1 measures, '
+  'being about as good as another model says little.'
 )
 _MOST_SEEDS = 1000
 LOSS = 'loss'  # in nats a token
@@ -29,25 +29,25 @@ _LEVEL = 0.05
 
 
 class Role(enum.Enum):
-  """What a comparison is to the claim as it is worded; the value:
-  whether it decides the claim, as a table says it.
+  """What a comparison is to the claim as it is worded.
+  The value is a table's entry for whether it decides the claim.
   """
 
   CLAIM = 'yes'
-  PREMISE = 'presupposed'  # that the claim holds says nothing unless this does
+  PREMISE = 'presupposed'  # unless it holds, a claim that holds says nothing
   BESIDE = 'no'  # what else the paper leads one to expect
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """A difference, by seed, expected between `above` and `below`.
-  `paper`: the paper's, where it has one.
+  `paper`: the paper's difference, where it has one.
 
-  A value may be infinite, where a study takes divergence for an outcome: there is no interval then,
-  and what holds must hold for every seed.
+  A value may be infinite, where a study takes divergence for an outcome. Then there is no interval,
+  and the seeds must all agree.
   `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
-  `unit`: what the difference is of. `words`: the finding in a clause, of a positive and of a
-  negative mean, with {} where its size goes.
+  `unit`: what the difference is of. `words`: the finding as a clause, one for a positive mean and
+  one for a negative mean, with {} where its size goes.
   """
 
   what: str
@@ -64,12 +64,12 @@ class Comparison:
 
   @property
   def interval(self) -> Interval | None:
-    """None also where a seed has diverged: the mean of the others would hide it."""
+    """The interval of the mean. None also if a seed has diverged: the others would hide it."""
     return interval(self.values) if all(map(math.isfinite, self.values.values())) else None
 
   @property
   def diverged(self) -> list[int]:
-    """The seeds of which it lacks a run that has diverged."""
+    """The seeds without a difference, since one of their runs has diverged."""
     return [seed for seed in sorted(self.values) if math.isnan(self.values[seed])]
 
   @property
@@ -91,8 +91,8 @@ class Comparison:
 
   @property
   def p_value(self) -> float:
-    """Of the nearest bound; 0 where divergence decides, without an interval, or where all seeds say
-    the same, and 1 where nothing is decided for want of runs.
+    """The p-value against the nearest bound. Where there is no interval, or all seeds say the same:
+    0 if the outcome is decided, as by divergence, and 1 if it is not, as for want of runs.
     """
     found = self.interval
     if found is None or not found.half:
@@ -101,7 +101,7 @@ class Comparison:
 
   @property
   def outcome(self) -> str:
-    """By its 95% interval alone, whatever it is compared beside (`outcomes`)."""
+    """The outcome by its own 95% interval alone; `outcomes` corrects for the others beside it."""
     if self.diverged or len(self.values) < 2:
       return UNDECIDED
     found = self.interval
@@ -126,22 +126,22 @@ class Comparison:
     )
 
   def _between(self, low: float, high: float) -> str:
-    """The outcome if the value is from `low` to `high`, or what bounds it is."""
+    """The outcome if the value, or the bound on it, is from `low` to `high`."""
     low, high = -math.inf if self.at_most else low, math.inf if self.at_least else high
     if self._is_inside(low) and self._is_inside(high):
       return HOLDS
     return FAILS if high <= self.above or low >= self.below else UNDECIDED
 
   def _is_inside(self, value: float) -> bool:
-    """A bound that is infinite is none, also for an infinite value."""
+    """Whether a value is within the bounds. An infinite bound excludes no value, even infinity."""
     return (value > self.above or self.above == -math.inf) and (
       value < self.below or self.below == math.inf
     )
 
   @property
   def seeds_needed(self) -> int | None:
-    """How many seeds would decide if mean and spread stayed as they are;
-    None if more than anyone runs.
+    """How many seeds would decide it if mean and spread stayed as they are;
+    None without an interval, and if they are more than anyone runs.
     """
     found = self.interval
     if found is None or found.half is None:
@@ -157,7 +157,7 @@ class Comparison:
     if self.diverged:
       return f'a run of seed {", ".join(map(str, self.diverged))} has diverged'
     if len(self.values) < 2:
-      return 'at least 2 seeds give an interval'
+      return 'an interval needs at least 2 seeds'
     if self.interval is None:
       return 'seeds differ in whether they diverge'
     if self.is_level:
@@ -183,16 +183,16 @@ class Verdict:
 
 
 def outcomes(comparisons: Sequence[Comparison]) -> list[str]:
-  """The outcome of each, those that decide a claim corrected for their number by Holm's method: of
-  m the one with the smallest p-value has to be below 0.05 ÷ m, the next below 0.05 ÷ (m − 1), and
-  so on; from the first that is not, all are undecided. What is beside the claim is as it is.
+  """The outcome of each comparison. Holm's method corrects those that decide a claim for their
+  number m: the smallest p-value has to be below 0.05 ÷ m, the next below 0.05 ÷ (m − 1), and so on;
+  from the first that is not, all are undecided. Those beside the claim keep their own outcome.
   """
   family = [number for number, each in enumerate(comparisons) if each.role is not Role.BESIDE]
   found, rejected = [each.outcome for each in comparisons], True
   for left, number in zip(
     range(len(family), 0, -1), sorted(family, key=lambda number: comparisons[number].p_value)
   ):
-    # The last is judged as it is alone, by its interval.
+    # The last needs no correction: its own interval decides.
     rejected = rejected and (left == 1 or comparisons[number].p_value < _LEVEL / left)
     if not rejected:
       found[number] = UNDECIDED
@@ -200,14 +200,16 @@ def outcomes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def why_open(comparison: Comparison) -> str:
-  """What would decide one that is undecided."""
+  """What would decide a comparison that is undecided, in words."""
   if comparison.outcome == UNDECIDED:
     return comparison.would_decide
-  return "decided by its own interval, not after Holm's correction: more seeds may"
+  return "decided by its own interval, but not after Holm's correction: more seeds may decide it"
 
 
 def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
-  """By the rule, once all runs are there. Of comparisons beside a claim alone nothing follows."""
+  """The verdict by the rule, undecided until all runs have finished. Comparisons that are only
+  beside the claim decide nothing.
+  """
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
   claimed, premises = (
@@ -229,7 +231,7 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
 
 
 def _in_words(comparisons: Sequence[Comparison]) -> str:
-  """What several have found; how one begins as the one before it is not said again."""
+  """What several comparisons found, in words; a beginning that repeats the last is left out."""
   begins = [each.words[0].partition('{}')[0] if each.words else '' for each in comparisons]
   before, said = '', ''
   for each, begin in zip(comparisons, begins, strict=True):
@@ -244,7 +246,7 @@ def _why_open(comparison: Comparison, outcome: str) -> str:
     return why_open(comparison)
   if outcome == FAILS:
     return (
-      f'presupposed, and not {comparison.needs} here: '
-      'only models of which it is could show the claim'
+      f'presupposed, but not {comparison.needs} here: '
+      'only models that meet this could show the claim'
     )
   return f'presupposed: {why_open(comparison)}'

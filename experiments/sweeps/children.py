@@ -1,4 +1,4 @@
-"""The programs a sweep starts: one log each, signals passed on,
+"""The programs that a sweep starts: one log each, signals passed on,
 and a lock that outlives a killed sweep.
 """
 
@@ -24,7 +24,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def sole_sweep(runs_folder: Path) -> Iterator[IO]:
   """Holds the lock of a folder of runs. UserError if another process does.
 
-  The lock belongs to the open file, which every child inherits: should the sweep be killed, a run
+  The lock belongs to the open file, which every child inherits. If the sweep is killed, a run that
   it has started keeps the next sweep out until it ends, since two processes must not train in one
   folder. Nothing is ever left to remove.
   """
@@ -41,7 +41,7 @@ def sole_sweep(runs_folder: Path) -> Iterator[IO]:
       holders = lock.read().split()
       alive = [number for number in holders if number.isdigit() and _alive(int(number))]
       raise UserError(
-        f'another sweep, or a run that a killed one has left, is at work in {runs_folder} (process '
+        f'another sweep, or a run left by a killed one, is using {runs_folder} (process '
         f'{", ".join(alive) or "unknown"}): let it end, stop it with `kill`, '
         'or use another --workdir'
       ) from None
@@ -49,7 +49,7 @@ def sole_sweep(runs_folder: Path) -> Iterator[IO]:
 
 
 class Children:
-  """Starts programs of this project. In a `with`: signals then go to them;
+  """Starts programs of this project. Within its `with` signals go to them;
   whatever still runs at the end is killed.
 
   The first Ctrl-C, SIGTERM or SIGHUP lets them save and end (SIGTERM to each);
@@ -74,12 +74,12 @@ class Children:
       signal.signal(number, handler)
 
   def start(self, arguments: Sequence[str], log: Path, share: Share = WHOLE) -> subprocess.Popen:
-    """`python ARGUMENTS` on a share of the machine, its output at the end of `log`; in a session of
-    its own, so that Ctrl-C reaches only us.
+    """Starts `python ARGUMENTS` on a share of the machine and appends its output to `log`. It has a
+    session of its own, so that Ctrl-C reaches only us.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # -P, with this package first on the path: not what may lie in the folder at hand under the same
-    # name. That folder last, where it is on ours: a config of the user's may import what is beside.
+    # -P, with this package first on the path, so that nothing of its name in the current folder is
+    # taken. That folder comes last, if our path has it: a user's config may import from it.
     at_hand = [os.getcwd()] if {'', os.getcwd()} & {*sys.path} else []
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', ''), *at_hand]))
     with log.open('a', encoding='utf-8') as output, share.to_children() as environment:
@@ -101,7 +101,7 @@ class Children:
     return process
 
   def _note(self):
-    """Who holds the lock, for the message of a sweep that is refused."""
+    """Writes who holds the lock, for the message of a sweep that is refused."""
     self._lock.seek(0)
     self._lock.truncate()
     self._lock.write(' '.join(map(str, [os.getpid(), *(process.pid for process in self._living)])))
@@ -116,8 +116,8 @@ class Children:
 
 
 def last_words(log: Path) -> str:
-  """The last line of a log that says something; the error itself where a
-  program of this project told it.
+  """The last line of a log that is not empty; the error itself if a
+  program of this project has told one.
   """
   lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []
   lines = [line.strip() for line in lines if line.strip()]

@@ -1,8 +1,8 @@
-"""A JobSet a run, on GKE, each of a manifest as launch/cluster/jobset.yaml, filled in.
+"""One JobSet per run, on GKE, each made from a manifest like launch/cluster/jobset.yaml, filled in.
 
 The folder of the runs is on the volume that the manifest mounts, at the same place here as in the
-pods: data is prepared here, and what is trained is scored here. The image holds this code: lines
-name the commit of the checkout that they were submitted from.
+pods: data is prepared here, and trained runs are scored here. The image must hold this code: lines
+name the commit of the checkout that their runs were submitted from.
 """
 
 import copy
@@ -20,16 +20,16 @@ from experiments.sweeps import clusters, machine, places, plan
 from moe.errors import UserError, of_file
 
 MANIFEST = 'launch/cluster/jobset.yaml'
-_LABEL = 'deepseek-moe/sweep'  # of every JobSet that was submitted for a folder
+_LABEL = 'deepseek-moe/sweep'  # on every JobSet of a folder; its value names the folder
 _CONFIG = '--config='
-_LONGEST = 40  # of a name: a pod's has the slice's and its own numbers behind it, 63 in all
-_POLL, _PATIENCE = 30.0, 20  # seconds; failures of kubectl, one after another
+_LONGEST = 40  # characters of a name: a pod's appends the slice's and its own numbers, 63 in all
+_POLL, _PATIENCE = 30.0, 20  # seconds; failures of kubectl in a row
 _ENDED = {'Completed': 'completed', 'Failed': 'failed'}
 
 
 def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: str) -> str:
-  """A JobSet for each job; one of its name that has ended makes room. Returns, in words, what was
-  submitted. UserError for a manifest that is not of one, or whose pods do not see the folder.
+  """Submits a JobSet for each job and replaces ended ones of the same name. Returns what was
+  submitted, in words. UserError if the manifest is no JobSet, or its pods do not see the folder.
   """
   template = _template(manifest, runs_folder)
   for job in jobs:
@@ -38,19 +38,19 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, manifest: st
   names = [each['metadata']['name'] for each in made]
   _kubectl('delete', 'jobset', '--ignore-not-found', *names)
   _kubectl('apply', '-f', '-', input=yaml.safe_dump_all(made, sort_keys=False, allow_unicode=True))
-  commit = machine.commit()  # the image's, too
+  commit = machine.commit()  # the image's is the same
   for job in jobs:
     machine.note_commit(job.workdir, commit)
   return f'JobSets of {_LABEL}={_folder(runs_folder)} train'
 
 
 def check(runs_folder: Path, manifest: str) -> None:
-  """UserError for a manifest or a folder that `submit` would refuse."""
+  """UserError if `submit` would refuse the manifest or the folder."""
   _template(manifest, runs_folder)
 
 
 def states(runs_folder: Path) -> dict[str, str]:
-  """running, completed or failed, of every JobSet of a folder that the cluster knows of."""
+  """The state of every JobSet of a folder, by name: running, completed or failed."""
   asked = _kubectl('get', 'jobsets', '-l', f'{_LABEL}={_folder(runs_folder)}', '-o', 'json')
   found = {}
   for each in json.loads(asked)['items']:
@@ -71,14 +71,14 @@ def refuse_while_queued(runs_folder: Path) -> None:
 
 
 def watch(runs_folder: Path, say: Callable[[str], None]) -> None:
-  """Returns when no JobSet of the folder is at work; tells how many are whenever that changes."""
+  """Waits until no JobSet of the folder is at work; says how many are whenever that changes."""
   told, failures = None, 0
   while True:
     try:
       by_state, failures = states(runs_folder), 0
     except UserError as error:
       failures += 1
-      if failures > _PATIENCE or told is None:  # what never worked will not
+      if failures > _PATIENCE or told is None:  # what has never worked will not start to
         raise
       say(f'{error}; asked again')
       time.sleep(_POLL)
@@ -131,7 +131,7 @@ def _template(manifest, runs_folder):
 
 
 def _check_config(job, template):
-  """UserError for a config that the pods have neither in the image nor on the volume."""
+  """UserError if the pods have a run's config neither in the image nor on the volume."""
   [file] = [flag for flag in map(_in_full, job.flags) if flag.startswith(_CONFIG)]
   path, mounts = PurePosixPath(file.removeprefix(_CONFIG).partition(':')[0]), _mounts(template)
   if not any(map(path.is_relative_to, (places.ROOT, *mounts))):
@@ -142,7 +142,7 @@ def _check_config(job, template):
 
 
 def _in_full(flag):
-  """A flag of a run, its config by its whole path: pods work in another folder."""
+  """A flag of a run, with the config's path in full: pods work in another folder."""
   if not flag.startswith(_CONFIG):
     return flag
   return f'{_CONFIG}{Path(flag.removeprefix(_CONFIG)).absolute()}'
@@ -153,7 +153,7 @@ def _mounts(template):
 
 
 def _job_set(template, study, job, runs_folder):
-  """The template with a name, a label, and the flags of the run in the place of its own."""
+  """The template with a name, a label, and the run's flags in place of its own."""
   made, old = copy.deepcopy(template), template['metadata']['name']
   name = _name(study, job)
   made['metadata'] |= {
@@ -162,7 +162,7 @@ def _job_set(template, study, job, runs_folder):
   }
   container = _container(made)
   script, script_name, *_ = container['args']
-  # A coordinator is named by the JobSet: NAME-slice-0-0.NAME.
+  # The coordinator's address has the JobSet's name: NAME-slice-0-0.NAME.
   script = re.sub(rf'\b{re.escape(old)}(?=-slice-|:)', name, script)
   _, _, *flags = job.arguments('train')  # after -m launch.train
   flags = [_in_full(flag).replace(f'{_CONFIG}{places.ROOT}/', _CONFIG) for flag in flags]
@@ -177,14 +177,14 @@ def _container(manifest):
 
 
 def _name(study, job):
-  """A DNS label, the same for the same run."""
+  """The name of a job's JobSet: a DNS label, always the same for the same run."""
   end = f'-{job.config_hash}-{job.seed}'
   plain = re.sub('[^a-z0-9]+', '-', study.lower()).strip('-') or 'run'
   return f'{plain[: _LONGEST - len(end)].rstrip("-")}{end}'
 
 
 def _folder(runs_folder):
-  """A label's value for a folder, whatever its path holds."""
+  """A folder as a label's value, whatever characters its path has."""
   return hashlib.sha256(str(runs_folder.absolute()).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""A job: one config and seed, what it starts from, where it is trained, how far it has come."""
+"""A job: one config and seed, what it starts from, where it is trained, how far it has got."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,8 @@ _LOGGED: jsonl.Shape = {
 @dataclasses.dataclass(frozen=True)
 class Origin:
   """The job whose last checkpoint another job's weights start from.
-  `upcycle`: as what; '' as it is. `experts`: by what those are chosen which are trained; '' all.
+  `upcycle`: how the weights are upcycled, '' to take them unchanged. `experts`: how the experts to
+  train are chosen, '' to train all parameters.
   """
 
   job: 'Job'
@@ -40,21 +41,23 @@ class Origin:
 
   @property
   def name(self) -> str:
-    """By its settings: the same in every folder of runs, and for every seed."""
+    """Names the origin by its settings: the same in every folder of runs and for every seed."""
     return f'{self.upcycle or "weights"} of {self.job.config_hash}'
 
   @property
   def tokenizer(self) -> Path:
-    """Of the origin's text."""
+    """The tokenizer of the origin's text."""
     return self.job.data_dir / 'tokenizer.model'
 
   def has_other_text(self, config: Config) -> bool:
-    """Whether the origin was trained on other text than a run of this config is."""
+    """Whether the origin was trained on other text than a run of this config."""
     theirs, ours = texts.settings(flat(self.job.config)), texts.settings(flat(config))
     return {**theirs, 'tokenizer': ''} != {**ours, 'tokenizer': ''}
 
   def named(self, config: Config) -> dict[str, object]:
-    """The keys of a run of this config that name places of the origin, by its settings."""
+    """The keys by which a run of this config names files of the origin, with the origin's settings
+    in place of the paths.
+    """
     named = {INIT_FROM: self.name}
     if self.experts:
       named[EXPERTS] = f'by {self.experts} of {self.job.config_hash}'
@@ -65,13 +68,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One config and seed, to be trained once, for all `runs` of the study that are this config."""
+  """One config and seed, trained once for all `runs` of the study that have this config."""
 
   runs: tuple[Run, ...]
   seed: int
   config: Config
   config_hash: str
-  flags: tuple[str, ...]  # of every program that takes a config
+  flags: tuple[str, ...]  # for every program that takes a config
   workdir: Path
   origin: Origin | None = None  # what has to be trained before it
 
@@ -85,15 +88,15 @@ class Job:
 
   @property
   def values(self) -> dict[str, object]:
-    """Every key with its value; where the weights start from another run's, that by its settings,
-    not its place.
+    """Every key with its value. A run that the weights start from is named by its settings, not by
+    its path.
     """
     values = flat(self.config)
     return values | self.origin.named(self.config) if self.origin else values
 
   @property
   def is_transfer(self) -> bool:
-    """Whether it goes on with another run's weights on other text."""
+    """Whether it trains another run's weights on other text."""
     return self.origin is not None and self.origin.has_other_text(self.config)
 
   @property
@@ -108,7 +111,7 @@ class Job:
 
   @property
   def preparations(self) -> list[str]:
-    """The programs that are still to make, of the run that it starts from, what training needs."""
+    """The programs that must still make what training needs from the run that it starts from."""
     if self.origin is None or self.begun:
       return []
     converts = self.origin.upcycle and not Path(self.config.train.init_from).is_dir()
@@ -121,7 +124,7 @@ class Job:
 
   @property
   def trained(self) -> bool:
-    """Whether its last checkpoint is there, which appears by one rename."""
+    """Whether its last checkpoint is there: one rename makes it appear, so it is whole."""
     return (self.workdir / 'checkpoints' / str(self.num_steps)).is_dir()
 
   @property
@@ -129,7 +132,7 @@ class Job:
     """Whether training has given up: more steps in a row than train.max_bad_steps were
     not finite (moe/train.py).
 
-    False of damaged metrics: started again, training tells what is wrong with them,
+    False if metrics.jsonl is damaged: training, started again, then tells what is wrong with it,
     and the other runs go on.
     """
     try:
@@ -144,7 +147,7 @@ class Job:
     return self.trained or self.diverged
 
   def arguments(self, program: str) -> list[str]:
-    """What follows `python`."""
+    """What follows `python` to start a program of launch for this job."""
     flags = {
       'train': self._train,
       'prepare_data': self._prepare_data,
@@ -179,7 +182,7 @@ class Job:
     ]
 
   def _flags_of_text(self):
-    """Without what needs the run that it starts from, which may not be there yet."""
+    """The flags without those that name the run it starts from, which may not be there yet."""
     of_the_start = tuple(f'--config.{key}=' for key in (INIT_FROM, TRAINABLE, EXPERTS))
     return [flag for flag in self.flags if not (self.origin and flag.startswith(of_the_start))]
 

@@ -1,5 +1,5 @@
-"""Files of a JSON object a line, read as what others may have left:
-a kill, an editor, a newer version.
+"""Reads files of one JSON object per line, whatever a kill, an editor
+or a newer version may have left in them.
 """
 
 import json
@@ -17,10 +17,10 @@ def read(file: Path, shape: Shape, required: tuple[str, ...], growing: bool = Fa
   """The objects, in order; [] without a file. UserError, one line,
   names the file and the line at fault.
 
-  `shape`: of the values that an object may have, by key: a type, a tuple of types, or a shape
-  again; '*' stands for every other key, and a key without a shape may hold anything. `required`:
-  the keys that none may lack.
-  `growing`: another process is writing it, so that an end without its line break is not there yet.
+  `shape`: what each key of an object may hold: a type, a tuple of types, or a shape again; '*'
+  stands for every other key, and a key without a shape may hold anything. `required`: the keys
+  that every object must have.
+  `growing`: another process is writing the file, so a last line without its line break is left out.
   """
   try:
     *texts, end = file.read_bytes().split(b'\n')
@@ -46,7 +46,7 @@ def _object(file, number, text, shape, required):
 
 
 def _check(value, shape, where):
-  """ValueError unless a value has its shape."""
+  """ValueError unless `value` has the shape."""
   kinds = dict if isinstance(shape, Mapping) else shape
   # bool is an int to Python, and no number here.
   if not isinstance(value, kinds) or isinstance(value, bool):

@@ -1,12 +1,12 @@
-"""RESULTS/STUDY/runs.jsonl: a line a finished run, the only source of a study's figures.
+"""RESULTS/STUDY/runs.jsonl: one line per finished run, the only source of a study's figures.
 
-A line's key is (run, seed, config_hash): put again, it replaces the old one. Lines of a run whose
-config has changed stay in the file and out of the figures: `current` gives those alone whose hash
-is that of the study as it is now.
+A line's key is (run, seed, config_hash): a new line replaces the old one of its key. Lines of a run
+whose config has changed stay in the file and out of the figures: `current` gives only those whose
+hash is that of the study as it is now.
 
 `format` tells what a line's fields mean. FORMAT is what is written now; whoever changes the
-meaning of a field raises it by one. A line without it is of format 1. A line of an older format
-is read as one of today's:
+meaning of a field raises it by one. A line without it is of format 1. Lines of an older format are
+converted to today's when they are read:
 2: max_vio is max load ÷ mean load − 1, 0 at balance; before it was max ÷ mean, 1 at balance.
 """
 
@@ -87,7 +87,7 @@ def path(results: Path, study: str) -> Path:
 
 
 def read(file: Path) -> dict[Key, dict]:
-  """The lines by key. UserError for a damaged one, and for one that a newer version has written."""
+  """The lines by key. UserError if one is damaged, or if a newer version has written it."""
   lines = {}
   for number, line in enumerate(jsonl.read(file, _SHAPE, _KEY), start=1):
     if line.get('format', 1) > FORMAT:
@@ -108,8 +108,8 @@ def _of_today(line):
 
 
 def put(file: Path, line: Mapping[str, object]) -> None:
-  """Adds a line, or replaces the one of its key; the file changes whole or not at all,
-  for one sweep at a time.
+  """Adds a line, or replaces the one of its key. The file changes as a whole or not at all,
+  and by one sweep at a time.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   with _locked(file.parent):
@@ -125,7 +125,7 @@ def put(file: Path, line: Mapping[str, object]) -> None:
 
 
 def try_writing(file: Path) -> None:
-  """UserError if `put` could not write here: told before the training, not after.
+  """UserError if `put` could not write here, so that it is told before the training, not after.
   Leaves nothing behind.
   """
   made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
@@ -137,14 +137,14 @@ def try_writing(file: Path) -> None:
     raise of_file(error, file.parent) from error
   finally:
     for folder in made:
-      with contextlib.suppress(OSError):  # it was not made, or another sweep has begun to use it
+      with contextlib.suppress(OSError):  # it was not made, or another sweep uses it by now
         folder.rmdir()
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-  """Waits until no other process of this machine has the folder locked: two sweeps, each with its
-  own --workdir, may have one --results.
+  """Locks the folder once no other process of this machine has it locked: two sweeps with different
+  --workdir may have the same --results.
   """
   descriptor = os.open(folder, os.O_RDONLY)
   try:
@@ -155,7 +155,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _plain(value: object) -> object:
-  """A number that JSON lacks, of a run that has diverged, becomes null, as in metrics.jsonl."""
+  """`value` with null for numbers that JSON lacks, as in metrics.jsonl; diverged runs have some."""
   if isinstance(value, Mapping):
     return {key: _plain(each) for key, each in value.items()}
   if isinstance(value, (list, tuple)):
@@ -164,21 +164,21 @@ def _plain(value: object) -> object:
 
 
 def missing(job: plan.Job, lines: Mapping[Key, dict]) -> list[plan.Run]:
-  """The runs of a job that have no line yet, or one without all their evaluations."""
+  """The runs of a job that have no line yet, or one that lacks evaluations or measures."""
   made = lambda run: lines.get((run.name, job.seed, job.config_hash))
   return [run for run in job.runs if not made(run) or not has_evaluations(made(run), run)]
 
 
 def of_other_studies(results: Path, study: str) -> list[dict]:
-  """The lines of all studies but this one. UserError for a damaged file of any,
-  which would have its runs repeated.
+  """The lines of all studies but this one. UserError if a file of theirs is damaged,
+  since its runs would be repeated.
   """
   files = sorted(file for file in results.glob('*/runs.jsonl') if file.parent.name != study)
   return [line for file in files for line in read(file).values()]
 
 
 def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
-  """Whether a line has all evaluations that its run asks for now, and no others; and all its
+  """Whether a line has exactly the evaluations that its run asks for now, and at least the
   measures.
   """
   wanted = {name: dict(intervention) for name, intervention in run.evaluations.items()}
@@ -187,8 +187,8 @@ def has_evaluations(line: Mapping[str, object], run: plan.Run) -> bool:
 
 
 def scale(file: Path, own: Scale) -> Scale:
-  """What a study's figures are of: its own scale where a line is of it, or there is none; else that
-  of the last line. Lines from before they named one are of PROXY.
+  """The scale of a study's figures: its own if any line is of it, or if there are no lines; else
+  that of the last line. Lines from before they named a scale are of PROXY.
   """
   names = [line.get('scale', PROXY.name) for line in read(file).values()]
   return own if not names or own.name in names else SCALES.get(names[-1], PROXY)
@@ -200,10 +200,10 @@ def current(
   scale: Scale = PROXY,
 ) -> list[dict]:
   """The lines of a study's runs as they are configured now, for its figures:
-  in the order of `sweep()`, then seeds.
+  in the order of `sweep()`, then of seeds.
 
-  A field that was not measured yet when a line was written is None. UserError if they are of
-  different data: nothing could be compared.
+  A field that was not measured yet when its line was written is None. UserError if the lines are of
+  different data, since nothing could be compared.
   """
   study = plan.load(study_file)
   file = path(Path(results), study.name)
@@ -221,14 +221,14 @@ def current(
 
 
 def check_data(file: Path, lines: Sequence[Mapping]) -> None:
-  """UserError for lines of different texts, whose losses do not compare.
+  """UserError for lines of different text, whose losses do not compare.
 
-  A line's data are named with their tokenizer: only lines of one vocabulary can be told apart. Of
-  runs that a study itself gives several sources, each source's are told apart.
+  The name of a line's data includes the tokenizer, so only lines of one vocabulary are compared. If
+  a study itself gives its runs several sources, only lines of the same source are.
   """
   of_texts: dict[object, dict[str, list[str]]] = {}
   for line in lines:
-    # The first runs of the pilot, from before lines named their data, have none.
+    # The first runs of the pilot are from before lines named their data.
     if line.get('data'):
       settings = line.get('settings') or {}
       text = settings.get('model.vocab_size'), (line.get('differs') or {}).get('data.sources')

@@ -1,4 +1,4 @@
-"""A finished run as one line of runs.jsonl, from what its folder holds."""
+"""Makes one line of runs.jsonl of a finished run, from what its folder holds."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from moe.errors import UserError
 from moe.storage import provenance
 
 SCORES = 'scores.json'  # in a run's folder
-_POINTS, _FEW_POINTS = 200, 50  # of a loss curve; of one of balance
+_POINTS, _FEW_POINTS = 200, 50  # at most, of a loss curve and of a MaxVio curve
 
 
 def make(
@@ -23,8 +23,8 @@ def make(
   """The line, with all of ledger.FIELDS. `differs`:
   the keys that are not the same in all runs of the study.
 
-  UserError if the run was not logged or scored to its end, nor has diverged:
-  its losses are NaN then.
+  The losses of a run that has diverged are NaN. UserError for any other run that was not logged
+  or scored to its end.
   """
   metrics = job.metrics()
   scores = _scores_of_diverged(job) if not job.trained and job.diverged else _scores(job)
@@ -46,7 +46,7 @@ def make(
     'init_from': provenance.source(job.workdir),
     'commit': ', '.join(machine.commits(job.workdir)) or 'unknown',
     'data': _data(job),
-    # The machine that scored it: with --launcher=local also the one that trained it.
+    # The machine that scored it; with --launcher=local it also trained it.
     'machine': scores['machine'],
     'steps': job.num_steps,
     'tokens': tokens,
@@ -64,13 +64,13 @@ def make(
       }
       for name, intervention in run.evaluations.items()
     },
-    # Of a run that goes on with another's weights on other text (transfer.py), else None.
+    # For a run that trains another's weights on other text (transfer.py), else None.
     'transfer': scores.get('transfer'),
     'max_vio': _max_vio(metrics, job.num_steps),
     'max_vio_curve': _max_vio_curve(metrics),
     'dead_experts': _dead_experts(metrics[-1]),
     'idle_experts': _over_last_tenth(_dead_experts, metrics, job.num_steps),
-    # On held-out text, over the layer's mean: a row a MoE layer.
+    # On held-out text, over the layer's mean: one row per MoE layer.
     'expert_load': final['expert_load'],
     # On held-out text, by domain, name and layer.
     'readings': final.get('readings'),
@@ -90,17 +90,17 @@ def taken(
   job: plan.Job,
   differs: Sequence[str],
 ) -> dict[str, object] | None:
-  """This run's line, made of one in `found`, lines of other studies, that is of the very same run:
-  the same settings, seed and text, with every evaluation asked for. None if there is none, or the
-  text is not prepared to tell.
+  """This run's line, made from a line in `found`, those of other studies, that is of the very same
+  run: the same settings, seed and text, with all evaluations and measures asked for. None if there
+  is none, or if the text is not prepared, so that it cannot be compared.
 
-  Nor of a run from another's weights, which the settings name by their place alone.
+  None also for a run from another's weights: its settings do not tell what these contain.
   """
   data, flat = _data(job), job.values
   if job.config.train.init_from:
     return None
   wanted = {name: _key(intervention) for name, intervention in run.evaluations.items()}
-  # Those from before a field was measured, which lack it, come last.
+  # Older lines, which lack fields that were not measured yet, come last.
   for other in sorted(found, key=len, reverse=True):
     same = (other['config_hash'], other['seed'], other.get('data')) == (
       job.config_hash,
@@ -129,8 +129,8 @@ def _key(intervention):
 
 
 def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
-  """Time of the steps themselves: not of compiling, evaluating and saving,
-  nor of what a kill had done again.
+  """The time of the steps themselves: without compiling, evaluating and saving,
+  and without steps that were repeated after a kill.
   """
   tokens, total, before = job.config.data.batch_size * job.config.data.seq_len, 0.0, 0
   for line in metrics:
@@ -142,8 +142,8 @@ def seconds(metrics: Sequence[dict], job: plan.Job) -> float:
 def thinned(
   points: Sequence[tuple[int, float | None]], most: int = _POINTS
 ) -> list[tuple[int, float | None]]:
-  """At most so many points, each the last step and the mean of as many neighbours;
-  None where one was not finite.
+  """At most `most` points, each the last step and the mean of a group of neighbours.
+  The mean is None if one of them was not finite.
   """
   groups = np.array_split(np.arange(len(points)), min(len(points), most))
   mean = lambda values: None if None in values else round(float(np.mean(values)), 5)
@@ -151,15 +151,16 @@ def thinned(
 
 
 def _data(job):
-  """Names the contents of the prepared text, which the config knows by path alone;
-  None if it is no longer there.
+  """A name of the contents of the prepared text, which the config knows only by path;
+  None if the text is no longer there.
 
-  Of contents only: the same text, prepared elsewhere from files of other names, is the same data.
+  It depends on contents alone: the same text, prepared elsewhere from files of other names, is the
+  same data.
   """
   if not plan.prepared(job):
     return None
   path = job.data_dir / 'metadata.json'
-  # Only held-out text has the last.
+  # Only held-out text has a text_sha256.
   contents = ('documents', 'bytes', 'tokens', 'text_sha256')
   try:
     metadata = json.loads(path.read_text(encoding='utf-8'))
@@ -176,7 +177,7 @@ def _data(job):
 
 
 def _max_vio(metrics, num_steps):
-  """Mean over layers, at the end and over the last tenth of the steps.
+  """MaxVio as the mean over layers, at the end and over the last tenth of the steps.
   None for a model that routes nothing.
   """
   routed = _routed(metrics)
@@ -189,7 +190,7 @@ def _max_vio(metrics, num_steps):
 
 
 def _max_vio_curve(metrics):
-  """(step, mean over layers), thinned. None for a model that routes nothing."""
+  """MaxVio as (step, mean over layers), thinned. None for a model that routes nothing."""
   points = [(line['step'], _max_vio_of(line)) for line in _routed(metrics)]
   return thinned(points, _FEW_POINTS) if points else None
 
@@ -199,13 +200,13 @@ def _routed(metrics):
 
 
 def _max_vio_of(line):
-  # Steps logged before terms were named loss/NAME have max ÷ mean, without − 1.
+  # Lines logged before terms were named loss/NAME have max ÷ mean, without − 1.
   mean = _mean(line['max_vio_N'])
   return mean - 1 if mean is not None and 'balance_expert' in line else mean
 
 
 def _dead_experts(line):
-  """Experts of all layers that no token of the logged batch chose.
+  """The number of experts, of all layers, that no token of the logged batch chose.
   None for a model that routes nothing.
   """
   return sum(line['dead_experts_N']) if 'dead_experts_N' in line else None
@@ -216,12 +217,12 @@ def _over_last_tenth(of, metrics, num_steps):
 
 
 def _mean(values):
-  """None of nothing, and where one was not finite."""
+  """The mean; None without values, and if one was not finite."""
   return None if not values or None in values else float(np.mean(values))
 
 
 def _scores_of_diverged(job):
-  """What experiments.sweeps.score would have written, had there been anything to score."""
+  """What experiments.sweeps.score would have written if there were anything to score."""
   step, lost = job.metrics()[-1]['step'], {'loss': math.nan, 'bits_per_byte': math.nan}
   interventions = [
     {},
@@ -241,7 +242,7 @@ def _scores_of_diverged(job):
 
 
 def read_scores(workdir: Path) -> dict:
-  """What experiments.sweeps.score has written of a run. UserError if it is damaged."""
+  """What experiments.sweeps.score has written for a run. UserError if it is damaged."""
   path = workdir / SCORES
   try:
     content = json.loads(path.read_bytes().decode('utf-8'))
@@ -256,8 +257,8 @@ def read_scores(workdir: Path) -> dict:
 
 
 def best_step(workdir: Path, steps: list[int]) -> int:
-  """The checkpoint with the lowest held-out loss logged in training;
-  the last one where none was logged.
+  """The step of the checkpoint with the lowest held-out loss logged in training;
+  the last of `steps` if none was logged.
   """
   losses = {
     each['step']: each['held_out_loss']

@@ -1,5 +1,5 @@
-"""Runs jobs on this machine: trains, scores, writes the line, goes on with the next,
-whatever becomes of one.
+"""Runs jobs on this machine: trains each, scores it, writes its line,
+and goes on with the next if one fails.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _AT_WORK = ('preparing', 'training', 'scoring')  # the states in which a task ha
 @dataclasses.dataclass(eq=False)
 class Task:
   """A job on its way: waiting → (preparing →) training → scoring → finished, or failed, or
-  stopped. Prepared is what it needs of the run that it starts from.
+  stopped. Preparing makes what it needs of the run that it starts from.
   """
 
   job: plan.Job
@@ -44,7 +44,7 @@ class Task:
 def prepare(
   jobs: Sequence[plan.Job], runs_folder: Path, children: Children, say: Callable[[str], None]
 ) -> None:
-  """Builds what data the jobs lack, each once. UserError if it cannot be built."""
+  """Builds the data that jobs lack, each once. UserError if it cannot be built."""
   for corpus in plan.corpora_needed(jobs):
     command = ('-m', *common.CORPORA[corpus], f'--out={corpus}')
     hint = f'; `python {" ".join(command)}` builds it'
@@ -60,7 +60,7 @@ def prepare(
 
 
 def prepare_starts(jobs: Sequence[plan.Job], children: Children) -> None:
-  """Makes what jobs need of trained runs that they start from. UserError if it cannot be made."""
+  """Makes what jobs need of the trained runs that they start from. UserError if that fails."""
   for job in jobs:
     for program in job.preparations:
       if not children.stopped_by:
@@ -74,8 +74,8 @@ def run(
   finish: Callable[[plan.Job], str],
   view: View,
 ) -> None:
-  """Brings every waiting task to its end, one on each share of the machine at a time. `finish`
-  writes a job's lines and tells the loss.
+  """Brings every waiting task to its end, one at a time on each share of the machine. `finish`
+  writes a job's lines and returns its loss in words.
   """
   waiting, running, free = (
     deque(task for task in tasks if task.state == 'waiting'),
@@ -120,21 +120,21 @@ def score_arguments(job: plan.Job) -> list[str]:
 
 
 def _give_up(task, view):
-  """Of a task whose origin has not been trained, and is not going to be."""
+  """Fails a task whose origin has not been trained, and is not going to be."""
   task.state, task.new = 'failed', True
   task.note = f'it starts from {task.job.origin.job.label}, which has not been trained'
   view.changed(task)
 
 
 def _advance(task, children, finish, view):
-  """The next state of a task whose process, if it had one, has ended."""
+  """Takes a task, whose process, if it had one, has ended, to its next state."""
   job, process = task.job, task.process
   task.new = True
   try:
     if process and children.stopped_by:
       task.state = 'stopped'
     elif not job.trained and job.diverged:
-      # A result like any other, which no second try would change.
+      # Divergence is a result like any other, which no second try would change.
       task.state, task.note = 'finished', finish(job)
     elif process and process.returncode:
       task.state, task.note = 'failed', f'exit code {process.returncode}: {last_words(task.log)}'
@@ -150,7 +150,7 @@ def _advance(task, children, finish, view):
     elif preparations := job.preparations:
       program = preparations[0]
       if program == task.prepared_by:
-        raise UserError(f'launch.{program} has ended well, but not made what it is for: {task.log}')
+        raise UserError(f'launch.{program} succeeded but did not write its output: {task.log}')
       task.state, task.prepared_by = 'preparing', program
       task.process = children.start(job.arguments(program), task.log, task.share)
     else:
@@ -159,7 +159,7 @@ def _advance(task, children, finish, view):
       task.process = children.start(job.arguments('train'), task.log, task.share)
   except (OSError, UserError) as error:
     task.state, task.note = 'failed', str(error)
-  except Exception as error:  # whatever files of this one run hold: the others go on
+  except Exception as error:  # whatever this run's files hold, the others go on
     task.state, task.note = 'failed', f'{type(error).__name__}: {error}'
   view.changed(task)
 

@@ -1,4 +1,4 @@
-"""Where and with which code a run was made."""
+"""On which machine and with which code a run was made."""
 
 import functools
 import importlib.metadata
@@ -14,23 +14,23 @@ _ROOT = ROOT
 
 
 def commit() -> str:
-  """The repository's commit, '-dirty' if files that a run could depend on differ from it;
-  'unknown' outside of one.
+  """The repository's commit, with '-dirty' if files that a run could depend on differ from it;
+  'unknown' outside a repository.
   """
   revision, dirty = provenance.commit(_ROOT)
   return 'unknown' if revision is None else revision + '-dirty' * dirty
 
 
 def is_certain(commit: str) -> bool:
-  """Whether it tells the code exactly: neither changed since nor unknown,
-  and nothing that git takes for an option.
+  """Whether `commit` tells the code exactly: it is neither dirty nor unknown,
+  nor anything that git would take for an option.
   """
   return re.fullmatch(r'[0-9a-f]{7,64}', commit) is not None
 
 
 def is_of(found: Iterable[str], now: str) -> bool:
-  """Whether results of the commits `found` are of the code at `now`: of that commit, or of one that
-  differs from it in nothing a run could depend on. False where it cannot be told.
+  """Whether results of the commits `found` are of the code at `now`: each is that commit, or
+  differs from it in nothing that a run could depend on. False if that cannot be told.
   """
   found = set(found)
   return bool(found) and is_certain(now) and all(map(_same_code, found, [now] * len(found)))
@@ -56,8 +56,8 @@ def _git(*arguments: str) -> str:
 
 
 def note_commit(workdir: Path, commit: str) -> None:
-  """Leaves in a run's folder which code is about to train or score it,
-  below that which has done so before.
+  """Notes in a run's folder the commit that is about to train or score it,
+  below those that have done so before.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   if commit not in (known := commits(workdir)):
@@ -65,15 +65,15 @@ def note_commit(workdir: Path, commit: str) -> None:
 
 
 def commits(workdir: Path) -> list[str]:
-  """Which code has trained and scored a run, each once:
-  several where it was interrupted and went on with another.
+  """The commits that have trained and scored a run, each once:
+  several if it was interrupted and went on with another.
   """
   path = workdir / 'commit'
   return path.read_text(encoding='utf-8', errors='replace').split() if path.exists() else []
 
 
 def describe() -> dict[str, str]:
-  """Model of the CPU, kind of the device, version of jax. Starts the device."""
+  """The model of the CPU, the kind of the device, the version of jax. Starts the device."""
   import jax
 
   device = jax.devices()[0]
@@ -86,5 +86,5 @@ def describe() -> dict[str, str]:
 
 
 def describe_without_device() -> dict[str, str]:
-  """The same where nothing has been computed."""
+  """As `describe`, for a run of which nothing is computed here: starts no device."""
   return {'cpu': provenance.cpu(), 'device': 'unknown', 'jax': importlib.metadata.version('jax')}

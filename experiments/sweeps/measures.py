@@ -1,4 +1,4 @@
-"""What a trained run may be measured by besides its losses, as plain JSON: `Run.measures` names
+"""The measures of a trained run besides its losses, as plain JSON: `Run.measures` names
 them, and a line of runs.jsonl has what they found.
 """
 
@@ -13,10 +13,10 @@ from moe.inspection import Run
 
 
 def specialisation(run: Run, data: PreparedData) -> dict[str, list[float]]:
-  """By MoE layer, over held-out text. What one choice of a token tells of three things, as a share
-  of their entropy: the domain of its text (less what chance shows), the class of its piece, and
-  that of the next one. And how far the loss rises in the mean with another expert's weights in an
-  expert's place, and with none (moe/analysis/redundancy.py).
+  """How specialised experts are, by MoE layer, over held-out text. What one choice of a token tells
+  of three things, as a share of their entropy: the domain of its text (less what chance shows), the
+  class of its piece, and the class of the next piece. And how far the loss rises, in the mean, with
+  another expert's weights in an expert's place, and with none (moe/analysis/redundancy.py).
   """
   counted = analysis.survey(run.config, run.params, data)
   domain = analysis.information(counted.sequences_NXE, counted.domain_X, len(counted.domains))
@@ -33,13 +33,13 @@ def specialisation(run: Run, data: PreparedData) -> dict[str, list[float]]:
 
 
 def losses_of_probes(run: Run, data: PreparedData) -> dict[str, list[float]]:
-  """Copying and lookup (moe/analysis/probes.py), nats; each a list of one."""
+  """The losses of copying and lookup (moe/analysis/probes.py), in nats, each a list of one."""
   del data
   found = probes.losses(run.config, run.params, run.tokenizer)
   return _rounded({name: np.array([value]) for name, value in found._asdict().items()})
 
 
-# The names are those of experiments.studies.common.MEASURES, which imports nothing of jax.
+# The names are those of experiments.studies.common.MEASURES, a module that does not import jax.
 MEASURE: dict[str, Callable[[Run, PreparedData], dict[str, list[float]]]] = {
   'specialisation': specialisation,
   'probes': losses_of_probes,

@@ -1,4 +1,4 @@
-"""Where what a study names lies: in the folder at hand, or in this package,
+"""Finds the files that a study names: in the current folder, or in this package,
 wherever it is installed.
 """
 
@@ -11,7 +11,7 @@ _STUDIES = 'experiments/studies'
 
 
 def located(path: str) -> str:
-  """`path`, or where there is no such file here, the one that this package has.
+  """`path`, or this package's file of that path if there is none in the current folder.
   UserError if both have one.
   """
   here, shipped = Path(path), ROOT / path
@@ -26,6 +26,6 @@ def located(path: str) -> str:
 
 
 def study(path: str) -> str:
-  """The file of a study, which may be given as the bare name of one of this package: table1."""
+  """The file of a study. `path` may be the bare name of one of this package, such as table1."""
   shipped = f'{_STUDIES}/{path}.py'
   return located(shipped if path.isidentifier() and (ROOT / shipped).is_file() else path)

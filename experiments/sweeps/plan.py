@@ -1,7 +1,7 @@
-"""A study's runs as jobs: what each trains, where, and how far it has come.
+"""A study's runs as jobs: what each trains, where, and how far it has got.
 
 RUNS/VARIANT-HASH/seedK is the folder of a config and a seed. The hash leaves out names, seeds and
-all that changes no step, so that several studies, and several runs of one study,
+all keys that change no step, so that several studies, and several runs of one study,
 share what they have in common.
 """
 
@@ -34,8 +34,8 @@ SEEDS = ('train.seed', 'data.seed')
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A study module, loaded: its name is the file's.
-  What reports it may be absent: analyse(), SOURCE and CLAIM; so may SEEDS and SCALE.
+  """A study module, loaded; its name is the file's.
+  A module need not have analyse(), SOURCE and CLAIM, which report it, nor SEEDS and SCALE.
   """
 
   path: str
@@ -43,14 +43,14 @@ class Study:
   analyse: Callable | None = None
   source: str = ''
   claim: str = ''
-  # That all its runs have, fixed in its file before they are started, by the scale's name; '': any.
-  # Empty where the file does not say.
+  # How many seeds every run has, by scale ('' is any scale), fixed in the file before any run
+  # starts. Empty if the file does not say.
   seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  # The one it is run at unless another is asked for, by name.
+  # The name of the scale that it is run at unless another is asked for.
   scale: str = common.PROXY.name
 
   def seeds_at(self, scale: Scale) -> range:
-    """The seeds of all its runs at a scale."""
+    """The seeds of every run of the study at a scale."""
     return range(self.seeds.get(scale.name, self.seeds.get('', common.SEEDS)))
 
   @property
@@ -59,7 +59,7 @@ class Study:
 
 
 def load(path: str) -> Study:
-  """The study in a file, or of this package by its name. UserError if there is none."""
+  """The study in a file, or one of this package by its name. UserError if there is none."""
   path = places.study(path)
   sweep = getattr(_module(path, '--sweep'), 'sweep', None)
   if not callable(sweep):
@@ -83,7 +83,7 @@ def load(path: str) -> Study:
 
 
 def runs(study: Study, scale: Scale) -> Sequence[Run]:
-  """What sweep() of a study gives. UserError unless these are runs that can be told apart."""
+  """The runs that a study's sweep() returns. UserError unless they are runs with distinct names."""
   made = asked(study.path, lambda: study.sweep(scale))
   if not isinstance(made, Sequence) or not made or not all(isinstance(run, Run) for run in made):
     raise UserError(
@@ -98,8 +98,8 @@ def runs(study: Study, scale: Scale) -> Sequence[Run]:
 
 
 def asked(path: str, function: Callable[[], object]) -> object:
-  """What code of a study's file returns. UserError, one line with the file,
-  for whatever it raises.
+  """What a function of a study's file returns. Whatever it raises becomes a UserError,
+  one line with the file.
   """
   with _faults_of(path):
     return function()
@@ -112,9 +112,9 @@ def jobs(
   overrides: Mapping[str, object],
   runs_folder: Path,
 ) -> list[Job]:
-  """Every run of a study for every seed, configs built and checked. Writes nothing.
+  """Every run of a study for every seed as a job, its config built and checked. Writes nothing.
 
-  `overrides` change every run. UserError for a run that cannot be, and for two of one name.
+  `overrides` change every run. UserError if a run is not possible, or if two have the same name.
   """
   if given := [key for key in SEEDS if key in overrides]:
     raise UserError(f'config.{given[0]} is set for every run by --seeds')
@@ -132,7 +132,7 @@ def jobs(
 
 
 def named(study: Study, planned: Sequence[Job], names: Collection[str]) -> list[Job]:
-  """Of a study's jobs those of the runs with these names. UserError for a name unknown."""
+  """The jobs of a study's runs with these names. UserError for an unknown name."""
   known = list(dict.fromkeys(run.name for job in planned for run in job.runs))
   if unknown := [name for name in names if name not in known]:
     raise UserError(f'the study {study.name} has no run {unknown[0]!r}: it has {", ".join(known)}')
@@ -144,21 +144,21 @@ def named(study: Study, planned: Sequence[Job], names: Collection[str]) -> list[
 
 
 def affects_result(key: str) -> bool:
-  """Whether a dotted key has a part in a run's final loss."""
+  """Whether a dotted key has a part in a run's final held-out loss."""
   return moe_config.affects_training(key) or key == 'evaluation.context'
 
 
 def config_hash(config: Config, origin: Origin | None = None) -> str:
-  """Names what decides a run's final loss, but for its seed: 8 hexadecimal digits."""
+  """8 hexadecimal digits that name everything that decides a run's final loss except its seed."""
   return digest(settings(config, origin))
 
 
 def settings(config: Config, origin: Origin | None = None) -> dict[str, object]:
-  """The keys that decide a run's final loss, seeds apart,
-  where they are not what runs did before there were keys.
+  """The keys that decide a run's final loss, except seeds, with values that differ from
+  what runs did before there were keys.
 
-  By their first names, and relative to that, so that neither a new key nor a new name
-  renames a run that came before.
+  Keys have their first names, and only differences count, so that neither a new key nor a new
+  name of one changes the hash of an earlier run.
   """
   changed = moe_config.differences(_before(), config.to_dict())
   found = {
@@ -180,7 +180,7 @@ def _job(run, seed, overrides, runs_folder, earlier):
       raise UserError(
         f'{EXPERTS}={config_dict.finetune.experts} is set for a run whose start chooses them'
       )
-    # The file's place is known when the folder is.
+    # A placeholder: the file's path is known only when the run's folder is.
     chosen = {TRAINABLE: 'experts', EXPERTS: 'experts.json'}
     config_dict = _changed(config_dict, chosen)
   checked = _checked(run, config_dict)
@@ -197,14 +197,14 @@ def _job(run, seed, overrides, runs_folder, earlier):
   name = config_hash(checked, origin)
   variant = re.sub(r'[^\w.-]', '_', named or Path(file).stem)
   folders = [job.workdir.parent for job in earlier if job.config_hash == name]
-  folders += sorted(runs_folder.glob(f'*-{name}'))  # another study's, under its variant's name
+  folders += sorted(runs_folder.glob(f'*-{name}'))  # of other studies, under their variant's name
   workdir = (folders[0] if folders else runs_folder / f'{variant}-{name}') / f'seed{seed}'
   if origin:
     named = {INIT_FROM: str(workdir / 'start' if origin.upcycle else origin.workdir)}
     if origin.experts:
       named[EXPERTS] = str(workdir / 'experts.json')
     checked = moe_config.from_config_dict(_changed(config_dict, named))
-  # Values as moe.config has made them: 3 for a float is 3.0.
+  # The values as moe.config has made them: 3 given for a float is 3.0.
   now = flat(checked)
   flags = [
     f'--config={config_file}',
@@ -214,19 +214,19 @@ def _job(run, seed, overrides, runs_folder, earlier):
 
 
 def _checked(run, config_dict):
-  """The Config; of a run with a start before that has a place: train.init_from is empty."""
+  """The checked Config; with a start its train.init_from is empty until its path is known."""
   if run.start is None:
     return moe_config.from_config_dict(config_dict)
   if config_dict.train.init_from:
     raise UserError(f'{INIT_FROM}={config_dict.train.init_from} is set for a run that has a start')
-  # Other keys may need one.
+  # Other keys may need train.init_from to be set.
   made = moe_config.from_config_dict(_changed(config_dict, {INIT_FROM: run.start.run}))
   return dataclasses.replace(made, train=dataclasses.replace(made.train, init_from=''))
 
 
 def _origin(run, seed, config, earlier):
-  """What a run starts from. UserError unless that is an earlier run of the same vocabulary, and, to
-  be upcycled, of the same text.
+  """What a run starts from; None without a start. UserError unless that is an earlier run with the
+  same vocabulary and, if it is upcycled, on the same text.
   """
   if run.start is None:
     return None
@@ -251,7 +251,7 @@ def _origin(run, seed, config, earlier):
 
 
 def _check_run(run, study):
-  """UserError, before anything is trained, for what a run cannot have."""
+  """UserError, before anything is trained, if a run's fields are wrong."""
   if not isinstance(run.name, str) or not run.name.strip() or not run.name.isprintable():
     raise UserError(
       f'a run of the study {study} is named {run.name!r}: a name is one line of printable text'
@@ -277,7 +277,7 @@ def _check_run(run, study):
 
 
 def _check_evaluations(evaluations, where):
-  """Now: a misspelt keyword would else be found when the run is scored, after its training."""
+  """UserError now: a misspelt keyword would otherwise be found only after training, in scoring."""
   if not isinstance(evaluations, Mapping):
     raise UserError(f'{where}: evaluations must be interventions by name, not {evaluations!r}')
   for name, changes in evaluations.items():
@@ -296,7 +296,7 @@ def _check_evaluations(evaluations, where):
 
 
 def _check_can_be_measured(run, config):
-  """Now, and not when the run has been trained and is scored."""
+  """UserError now, rather than after training, if the run cannot be scored as it asks."""
   for name, changes in run.evaluations.items():
     try:
       intervention.check(config, intervention.Intervention(**changes))
@@ -313,11 +313,11 @@ def _changed(config_dict, values):
   if unknown := values.keys() - set(moe_config.keys()):
     raise moe_config.unknown_key(min(unknown))
   for key, value in values.items():
-    # ConfigDict makes 1.0 of True.
+    # ConfigDict would turn True into 1.0.
     if isinstance(value, bool):
       keys.checked(key, moe_config.KEYS[key], value)
   changed = config_dict.copy_and_resolve_references()
-  # A TypeError of its own would name no key; moe.config checks the types, and does.
+  # ConfigDict's TypeError would name no key; moe.config checks the types later, and names it.
   with changed.ignore_type():
     changed.update_from_flattened_dict(values)
   return changed
@@ -325,8 +325,8 @@ def _changed(config_dict, values):
 
 @functools.cache
 def _before() -> dict:
-  """What runs did before there were keys; of what only rounds differently, what they do by default
-  now: a run is the same one with another rounding, as it is on another kind of machine.
+  """The config of what runs did before there were keys. Keys that only change rounding have today's
+  default: a run with another rounding is the same run, as it is on another kind of machine.
   """
   before = moe_config.flatten(moe_config.from_stored({}, 'a config of no keys').to_dict())
   now = moe_config.flatten(moe_config.defaults().to_dict())
@@ -347,12 +347,12 @@ def _config_dict(spec: str) -> ConfigDict:
 
 @functools.cache
 def _module(path: str, what: str) -> ModuleType:
-  """A Python file as a module. UserError, one line, for whatever is wrong with it."""
+  """A Python file as a module. UserError, one line, whatever is wrong with it."""
   if not Path(path).is_file() or not path.endswith('.py'):
     raise UserError(f'there is no Python file {path!r} ({what})')
   spec = importlib.util.spec_from_file_location(f'loaded_{Path(path).stem}', path)
   module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses of the module look it up
+  sys.modules[spec.name] = module  # the module's dataclasses look it up
   with _faults_of(path):
     spec.loader.exec_module(module)
   return module
@@ -360,7 +360,9 @@ def _module(path: str, what: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _faults_of(path: str) -> Iterator[None]:
-  """Whatever the code of a study or config file raises, as one line that names the file."""
+  """Turns whatever the code of a study or config file raises into a UserError, one line that names
+  the file.
+  """
   try:
     yield
   except UserError:
@@ -372,7 +374,7 @@ def _faults_of(path: str) -> Iterator[None]:
 
 
 def corpora_needed(planned: Sequence[Job]) -> list[str]:
-  """Folders of common.CORPORA that lack a file which a job's data is still to be prepared from."""
+  """The folders of common.CORPORA that lack a file needed to prepare a job's data."""
   files = [
     source.partition('=')[2]
     for job in planned

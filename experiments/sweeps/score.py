@@ -3,11 +3,12 @@
   python -m experiments.sweeps.score --workdir=DIR [--interventions=JSON] [--measures=NAME,NAME]
     [--start=DIR]
 
-Writes DIR/scores.json: the last checkpoint, the best by the held-out loss logged in training, and
-the last one with each intervention, a list of keyword arguments of moe.analysis.Intervention.
---measures: what else of the last one (measures.py).
---start: the run, of other text, that its weights started from; both are scored on the text of both
-(transfer.py). What is there is not scored again.
+Writes DIR/scores.json: the scores of the last checkpoint, of the best by the held-out loss logged
+in training, and of the last with each intervention. --interventions: a list of keyword arguments of
+moe.analysis.Intervention.
+--measures: what else to measure on the last checkpoint (measures.py).
+--start: the run on other text that its weights started from; both are scored on the text of both
+(transfer.py). Scores that are there already are kept.
 """
 
 import json
@@ -46,7 +47,7 @@ def main(_):
     *((run.step, intervention) for intervention in json.loads(INTERVENTIONS.value)),
   ]
   scored = [(score['step'], score['intervention']) for score in scores]
-  # The best may be the last: once.
+  # The best may be the last, and is then scored once.
   missing = [one for i, one in enumerate(wanted) if one not in scored and one not in wanted[:i]]
   if missing or set(MEASURES.value) - measured.keys():
     machine.note_commit(workdir, machine.commit())
@@ -87,9 +88,9 @@ def _write(path, content):
 
 
 def evaluate(run, data, intervention: dict) -> dict:
-  """'total' and, by domain, 'domains': loss and bits per byte; 'expert_load' by layer and expert,
-  or None; 'readings': the means that layers measured, by domain, name and layer, and
-  'mean_readings' over all tokens.
+  """A run's scores on held-out text. 'total' and, by domain, 'domains': loss and bits per byte;
+  'expert_load': by layer and expert, or None; 'readings': the means that layers measured, by
+  domain, name and layer; 'mean_readings': the same over all tokens.
   """
   evaluation = run.intervene(**intervention).evaluate(data)
   numbers = lambda score: {'loss': score.loss, 'bits_per_byte': score.bits_per_byte}

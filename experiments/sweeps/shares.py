@@ -1,11 +1,11 @@
-"""What of this machine each of several runs at a time gets: cores of its own, and GPUs or a TPU
-chip of its own; of a GPU that several share, a part of its memory.
+"""The share of this machine that each of several runs at a time gets: cores of its own, and GPUs or
+a TPU chip of its own; or, of a GPU that several runs share, a part of its memory.
 
-At proxy scale two runs on a core each train 1.5 times as many tokens a second as one on both, where
-the cores have no bfloat16 units, and 1.1 times as many where they have. Several seeds in one
-program were tried instead, by `vmap` of the training step: on one core five seeds of the long
-scale's DeepSeekMoE take 2.3 times as long as one after another, since an expert's tiles then run as
-often as the seed needs that needs most, and Dense 1.1 times.
+At proxy scale two runs on one core each train 1.5 times as many tokens a second as one run on both,
+if the cores have no bfloat16 units, and 1.1 times as many if they have. Several seeds in one
+program, by `vmap` of the training step, were tried instead: on one core five seeds of the long
+scale's DeepSeekMoE take 2.3 times as long as one after another, and of Dense 1.1 times. Under
+`vmap` an expert's tiles run as often as the seed with the most tiles needs.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from moe.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """Of one run. No cores: all of them."""
+  """The share of one run. Empty `cores` are all of them."""
 
   cores: frozenset[int] = frozenset()
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @contextlib.contextmanager
   def to_children(self) -> Iterator[dict[str, str]]:
-    """What is started inside runs on these cores alone. Yields the environment to start it with."""
+    """Pins what is started inside to these cores. Yields the environment to start it with."""
     before = os.sched_getaffinity(0) if self.cores else None
     try:
       if self.cores:
-        os.sched_setaffinity(0, self.cores)  # of this thread, which a child inherits
+        os.sched_setaffinity(0, self.cores)  # of this thread; children inherit it
       yield {**os.environ, **self.environment}
     finally:
       if before:
@@ -42,14 +42,14 @@ class Share:
 
 
 WHOLE = Share()
-# Of a GPU's memory, what the runs that share it may take together; CUDA itself takes some each.
+# The part of a GPU's memory for all runs that share it; CUDA itself takes some for each.
 _MEMORY = 0.9
 
 
 def deal(parallel: int) -> list[Share]:
-  """As many shares, as equal as can be. UserError if there are TPU chips, but fewer.
+  """`parallel` shares, as equal as possible. UserError if there are TPU chips, but fewer.
 
-  One share is the whole machine. More shares than cores have all cores each;
+  One share is the whole machine. If there are more shares than cores, each has all cores;
   macOS pins no process to a core.
   """
   if parallel == 1:
@@ -64,7 +64,7 @@ def deal(parallel: int) -> list[Share]:
 
 
 def _of_accelerators(parallel) -> list[dict[str, str]]:
-  """What each process is told of them."""
+  """The environment that gives each process its accelerators."""
   if chips := _tpu_chips():
     if parallel > chips:
       raise UserError(
@@ -87,7 +87,7 @@ def _of_accelerators(parallel) -> list[dict[str, str]]:
 
 
 def _of_chip(number: int) -> dict[str, str]:
-  """A process by itself on one chip of this host."""
+  """The environment of a process by itself on one chip of this host."""
   port = str(8476 + number)
   return {
     'TPU_VISIBLE_CHIPS': str(number),
@@ -100,14 +100,14 @@ def _of_chip(number: int) -> dict[str, str]:
 
 
 def _parts(things: Sequence, count: int) -> list[Sequence]:
-  """Neighbours together: they share a cache, or a link."""
+  """`count` parts of neighbours, which share a cache or a link."""
   bounds = [round(len(things) * i / count) for i in range(count + 1)]
   return [things[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _cores() -> list[int]:
-  """In the order of sockets and cores: the two threads of a core, often numbered apart,
-  are neighbours.
+  """This process's cores, in the order of sockets and cores: the two threads of a core,
+  often numbered apart, are neighbours.
   """
   numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   return sorted(
@@ -121,12 +121,12 @@ def _topology(core: int, what: str) -> int:
     return int(
       Path(f'/sys/devices/system/cpu/cpu{core}/topology/{what}').read_text(encoding='utf-8')
     )
-  except (OSError, ValueError):  # not told: by number
+  except (OSError, ValueError):  # unknown: the order is by number
     return 0
 
 
 def _tpu_chips() -> int:
-  """This host's, that jax would take; found without starting it, which would take them all."""
+  """How many TPU chips jax would take; starting jax to ask would take them all."""
   if os.environ.get('JAX_PLATFORMS') == 'cpu' or not importlib.util.find_spec('libtpu'):
     return 0
   numbered = lambda folder, name: [
@@ -136,12 +136,12 @@ def _tpu_chips() -> int:
 
 
 def _gpus() -> list[str]:
-  """NVIDIA's, that jax would take; found without starting it, which would take them all."""
+  """The NVIDIA GPUs that jax would take; starting jax to ask would take them all."""
   plugins = [plugin.name for plugin in importlib.metadata.entry_points(group='jax_plugins')]
   if os.environ.get('JAX_PLATFORMS') == 'cpu' or not any('cuda' in name for name in plugins):
     return []
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if visible is not None:  # CUDA takes those before the first that it does not know
+  if visible is not None:  # CUDA takes the names before the first that it does not know
     return list(
       itertools.takewhile(lambda name: re.fullmatch(r'\d+|(GPU|MIG)-.+', name), visible.split(','))
     )

@@ -1,4 +1,4 @@
-"""A job array: one task a job that is not trained yet, through launch/cluster/slurm.sbatch."""
+"""Submits a job array: one task per job not yet trained, through launch/cluster/slurm.sbatch."""
 
 import shlex
 import shutil
@@ -14,7 +14,7 @@ _UNKNOWN_JOB = 'Invalid job id'  # what squeue says of a job that has ended some
 
 
 def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Sequence[str]) -> str:
-  """Writes the commands, a line a task, and submits them as one array. Returns its job id."""
+  """Writes the commands, one line per task, and submits them as one array. Returns its job id."""
   commands = runs_folder / f'slurm-{study}.txt'
   commit = machine.commit()
   for job in jobs:
@@ -39,14 +39,14 @@ def submit(study: str, jobs: Sequence[plan.Job], runs_folder: Path, options: Seq
 
 
 def check() -> None:
-  """UserError where nothing can be submitted."""
+  """UserError if nothing can be submitted from here."""
   if not shutil.which('sbatch'):
     raise UserError(f'there is no sbatch here: {_ELSEWHERE}')
 
 
 def quoted(arguments: Sequence[str]) -> str:
-  """The arguments for bash, on one line whatever they hold:
-  the batch file takes its command by the line's number.
+  """The arguments quoted for bash, on one line whatever they hold:
+  the batch file finds its command by the line's number.
   """
   return ' '.join(map(_quoted, arguments))
 
@@ -59,7 +59,7 @@ def _quoted(argument):
 
 
 def _plain(char):
-  """Its bytes by number, for what would end the line or not be seen in it."""
+  """A character, as its bytes' numbers if it would end the line or be invisible in it."""
   return char if char.isprintable() else ''.join(f'\\x{byte:02x}' for byte in char.encode())
 
 
@@ -77,8 +77,8 @@ def refuse_while_queued(runs_folder: Path) -> None:
 
 
 def _is_queued(number, file):
-  """UserError where Slurm does not say: of all its failures,
-  only that of a job unknown means that it has ended.
+  """Whether the array is in the queue. UserError if Slurm cannot say: of its failures,
+  only an unknown job means that the array has ended.
   """
   untold = (
     f'is job array {number} still in the queue? Try again where squeue works, '

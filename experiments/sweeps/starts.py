@@ -1,6 +1,6 @@
-"""Whether runs can start from what they name, told before that is trained.
+"""Checks that runs can start from the runs that they name, before these are trained.
 
-Imports jax, which knows the shapes of parameters; starts no device.
+Imports jax for the shapes of parameters; starts no device.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from moe.warm_start import fitting
 
 
 def check(jobs: Iterable[Job]) -> None:
-  """UserError, one line that names the run, for the first that its start will not fit."""
+  """UserError, one line that names the run, for the first job that its start will not fit."""
   for job in jobs:
     try:
       _check(job)
@@ -24,7 +24,7 @@ def check(jobs: Iterable[Job]) -> None:
 
 
 def _check(job):
-  # Shapes are the same on every platform, and this one is asked for no device.
+  # Shapes are the same on every platform; with one named, jax is not asked for a device.
   ours, theirs = (
     dataclasses.replace(config, ops=OpsConfig('auto'))
     for config in (job.config, job.origin.job.config)
@@ -39,7 +39,7 @@ def _check(job):
 
 
 def _plain(config: Config) -> Config:
-  """As launch.convert makes it: without what only the run that starts from it has."""
+  """The config that launch.convert makes: without what only the run that starts from it has."""
   train = dataclasses.replace(config.train, init_from='')
   finetune = dataclasses.replace(config.finetune, trainable='all', experts='')
   return dataclasses.replace(config, train=train, finetune=finetune)

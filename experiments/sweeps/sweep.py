@@ -1,5 +1,5 @@
-"""A study from its jobs to its lines: what is finished is skipped,
-what others have recorded taken, the rest run.
+"""Takes a study from its jobs to its lines: skips what is finished,
+takes what other studies have recorded, runs the rest.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from moe.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Options:
   """The flags of launch.sweep, which explains them.
-  `overrides`: what every run's config changes, by dotted key.
+  `overrides`: changes to every run's config, by dotted key.
   """
 
   study: str
-  seeds: int | None = None  # the study's own
+  seeds: int | None = None  # None: the study's own
   runs: Sequence[str] = ()
-  scale: str = ''  # the study's own
+  scale: str = ''  # '': the study's own
   launcher: str = 'local'
   parallel: int = 1
   dry_run: bool = False
@@ -47,9 +47,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-  """Runs the study, or tells what would run. Returns the exit code: 0 if all runs are finished or
-  submitted, 1 if one is not, 128 + a signal. UserError for what could not be run,
-  before anything is.
+  """Runs the study, or says what would run. Returns the exit code: 0 if all runs are finished or
+  submitted, 1 if one is not, 128 + a signal. UserError before anything runs if a run could not.
   """
   study = plan.load(options.study)
   options = dataclasses.replace(options, scale=options.scale or study.scale)
@@ -63,7 +62,7 @@ def run(options: Options) -> int:
 
 
 def _jobs(options, study):
-  """(jobs to run, keys that differ in the whole study),
+  """(jobs to run, keys that differ between runs). The keys are those of the whole study,
   so that a line does not depend on --runs.
   """
   for flag in ('seeds', 'parallel'):
@@ -74,7 +73,7 @@ def _jobs(options, study):
     ('watch', 'gke', options.watch),
     ('manifest', 'gke', options.manifest != gke.MANIFEST),
     ('sbatch', 'slurm', options.sbatch),
-    # What a cluster has trained is scored here, so many at a time.
+    # With --collect, how many of the runs that a cluster has trained are scored here at a time.
     ('parallel', 'local', options.parallel > 1 and not options.collect),
   ):
     if is_given and options.launcher != launcher:
@@ -91,7 +90,7 @@ def _jobs(options, study):
 
 
 class _Sweep:
-  """The jobs of a study as tasks, with the lines that they have already."""
+  """The jobs of a study as tasks, and the lines that they have already."""
 
   def __init__(self, options: Options, study: plan.Study, jobs: Sequence[plan.Job], differs):
     self._options, self._study, self._differs = options, study, differs
@@ -158,7 +157,7 @@ class _Sweep:
     return f'job array {slurm.submit(study, jobs, options.workdir, options.sbatch)} trains'
 
   def tell_plan(self) -> None:
-    """The commands, and what is finished; starts and writes nothing."""
+    """Prints the commands, and what is finished; starts and writes nothing."""
     self._tell_other_code(lambda text: _say(f'# {text}'))
     taken = 0
     for task in self._tasks:
@@ -175,7 +174,7 @@ class _Sweep:
     _say(f'# {count} runs, {finished} finished{of_others}, {count - finished - taken} to do')
 
   def _train_origins(self):
-    """What untrained runs start from is trained too, though its lines may be there already."""
+    """Trains what untrained runs start from, too, even if its lines are there already."""
     by_workdir = {task.job.workdir: task for task in self._tasks}
     waiting = list(self._untrained)
     while waiting:
@@ -195,7 +194,9 @@ class _Sweep:
         waiting.append(origin)
 
   def _check_starts(self):
-    """Of what is trained already the run itself tells, as soon as it is started."""
+    """UserError if a run does not fit a start that is not trained yet. If its start is trained, the
+    run itself tells as soon as it begins.
+    """
     waiting = [task.job for task in self._untrained if not task.job.is_ready]
     if waiting:
       from experiments.sweeps import starts
@@ -221,12 +222,12 @@ class _Sweep:
     return self._options.retrain and not machine.is_of(self._commits(job), self._commit)
 
   def _is_trained(self, job):
-    """Whether there is nothing more to train; with --retrain, by this code."""
+    """Whether there is nothing more to train; with --retrain, whether this code has trained it."""
     of_this_code = machine.is_of(machine.commits(job.workdir), self._commit)
     return job.ended and (of_this_code or not self._options.retrain)
 
   def _commits(self, job):
-    """Of the lines that a job has."""
+    """The commits of the lines that a job has."""
     keys = [(each.name, job.seed, job.config_hash) for each in job.runs]
     return _commits_of([self._lines[key] for key in keys if key in self._lines])
 
@@ -238,11 +239,11 @@ class _Sweep:
       names = ', '.join(map(_short, sorted(set().union(*others))))
       say(
         f'{len(others)} of {len(finished)} finished runs are of other code ({names}) than this '
-        f'({_short(self._commit)}), or it cannot be told: --retrain trains these anew'
+        f'({_short(self._commit)}), or of unknown code: --retrain trains these anew'
       )
 
   def _recorded(self, job):
-    """The lines that a job lacks, from other studies, if these have all of them; [] otherwise."""
+    """The lines that a job lacks, made from other studies' if these have them all; else []."""
     if job.workdir in self._needed:
       return []
     lacking = job.runs if self._options.retrain else ledger.missing(job, self._lines)
@@ -266,7 +267,7 @@ class _Sweep:
         )
 
   def _set_aside(self, job):
-    """What other code has left of a run makes room, under another name: nothing of it is lost."""
+    """Renames the folder that other code has left of a run, so that nothing of it is lost."""
     commits = machine.commits(job.workdir)
     if job.workdir.exists() and not machine.is_of(commits, self._commit):
       name = f'{job.workdir.name}-{(commits or ["unknown"])[-1][:12]}'
@@ -300,7 +301,7 @@ def _short(commit):
 
 
 def _require_text(scale, jobs, overrides):
-  """100 billion tokens of the small built-in corpus are nothing to train on unasked."""
+  """UserError for 100 billion tokens of the small built-in corpus, unless they are asked for."""
   builtin = any(job.config.data.sources == 'builtin' for job in jobs)
   if scale is common.PAPER and builtin and 'data.sources' not in overrides:
     raise UserError(
@@ -311,7 +312,7 @@ def _require_text(scale, jobs, overrides):
 
 
 def _differs(jobs):
-  """The keys that decide a run and are not the same in all."""
+  """The keys that decide a run's result and are not the same in all jobs, seeds apart."""
   flat = [job.values for job in jobs]
   return [
     key
@@ -323,7 +324,7 @@ def _differs(jobs):
 
 
 def _summary(tasks, results, stopped_by):
-  """Tells how each ended. Returns the exit code: 0 if all are finished, 1 if one is not,
+  """Prints how the tasks ended. Returns the exit code: 0 if all are finished, 1 if one is not,
   128 + a signal.
   """
   finished = [task for task in tasks if task.state == 'finished']

@@ -1,4 +1,4 @@
-"""What names the prepared text of a config: the keys that decide its contents."""
+"""Names the prepared text of a config by the keys that decide its contents."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from moe.config import DataConfig
 
-# data.dir names where it lies; weights and packing decide what is made of it.
+# Not data.dir, which is where it lies, nor weights and packing, which decide what is made of it.
 _KEYS = (
   'sources',
   'validation_sources',
@@ -15,13 +15,13 @@ _KEYS = (
   'tokenizer',
   'tokenizer_sample_mb',
 )
-# Younger ones: only where they are set, so that folders of before keep their names.
+# Newer keys, which count only if they are set, so that earlier folders keep their names.
 _SINCE = ('separator', 'bad_rows', 'format', 'chat_template')
 
 
 def settings(values: Mapping) -> dict[str, object]:
-  """Of a config's `values` by dotted key, those of `data` by name.
-  Where train.init_from names a run, the tokenizer is that run's.
+  """The keys of `data` that decide the text, by name, from a config's `values` by dotted key.
+  If train.init_from names a run, the tokenizer is that run's.
   """
   made = {key: values[f'data.{key}'] for key in _KEYS}
   younger = {key: values[f'data.{key}'] for key in _SINCE}
@@ -32,7 +32,7 @@ def settings(values: Mapping) -> dict[str, object]:
 
 
 def digest(values: Mapping) -> str:
-  """8 hexadecimal digits that name some JSON."""
+  """8 hexadecimal digits that name `values`, which are plain JSON."""
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -1,4 +1,5 @@
-"""What training on other text has made of a run's weights: both runs on the held-out text of both.
+"""What training on other text has done to a run's weights: scores both runs on the held-out text of
+both.
 
 N tokens of a conversation.
 """
@@ -17,19 +18,19 @@ from moe.generate import Sampling, generate_tokens
 from moe.inspection import Run
 from moe.run import data_directory, load_run
 
-# Conversations of a domain that are asked, and at once.
+# How many conversations of a domain are asked, in all and at once.
 _ASKED, _TOGETHER = 256, 64
 
 
 def measure(run: Run, data: PreparedData, start: str | os.PathLike) -> dict[str, object]:
-  """`before` and `after`, of the last checkpoint of the run in `start` and of `run`:
+  """`before`, the scores of the last checkpoint of the run in `start`, and `after`, those of `run`:
 
-  `own`: held-out loss, nats a token, on the text of `run`; of conversations that of the replies;
+  `own`: held-out loss, nats a token, on the text of `run`; for conversations that of the replies;
   `start`: the same on the text of `start`;
-  `answers`: where the own text is conversations, the share of first replies that greedy generation
+  `answers`: if the own text is conversations, the share of first replies that greedy generation
   gives exactly, by domain; else None.
 
-  And `trained_params`, how many of its parameters the run trains.
+  And `trained_params`, how many of its parameters `run` trains.
   """
   origin = load_run(start)
   theirs = open_held_out(data_directory(origin.config, start), origin.tokenizer)
@@ -56,20 +57,24 @@ def _answers(run, data):
 
 
 def _share_exact(run, data, domain):
-  """Replies are compared as text: the same text may be other pieces."""
+  """The share of a domain's first replies that are generated exactly. They are compared as text,
+  since other pieces may make the same text.
+  """
   asked = list(_first_turns(data, domain, run.config.data.seq_len))
   longest = max((len(reply) for _, reply in asked), default=1)
   prompts, right = [prompt for prompt, _ in asked], 0
   answers = generate_tokens(run, prompts, longest, Sampling(), 0, _TOGETHER)
   for (_, reply), said in zip(asked, answers, strict=True):
-    # The end of the turn is part of it: what goes on is not the reply.
+    # The end of the turn is part of the reply: an answer that goes on is wrong.
     is_ended = said[-1:] == reply[-1:]
     right += is_ended and run.tokenizer.decode(said) == run.tokenizer.decode(reply)
   return right / max(len(asked), 1)
 
 
 def _first_turns(data, domain, context) -> Iterator[tuple[list[int], list[int]]]:
-  """(tokens before the first reply, its tokens and end) of the first conversations that fit."""
+  """(tokens before the first reply, its tokens with the end of the turn), for the first
+  conversations of a domain that fit.
+  """
   documents = data.documents(HELD_OUT, domain)
   for number in range(min(len(documents), _ASKED)):
     tokens_N, learnt_N = documents.conversation(number)

@@ -1,4 +1,4 @@
-"""What a sweep shows: a live table on a terminal, a line now and then in a log."""
+"""Shows a sweep: a live table on a terminal, a line now and then in a log."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 _BETWEEN_LINES = 30.0  # seconds, in a log
-_FRAME = 6  # lines of the table that are no run, and the line below it
+_FRAME = 6  # lines of the table that show no run, and the line below it
 _TAIL = 1 << 16  # bytes: more than a line of metrics.jsonl
 # What experiments.sweeps.children writes into a log before a program's own lines.
 _STARTED = b'$ python '
@@ -27,7 +27,7 @@ _STYLES = {
 
 
 class View:
-  """Shows tasks (experiments.sweeps.local.Task). In a `with`."""
+  """Shows tasks (experiments.sweeps.local.Task) within its `with`."""
 
   def __init__(self, tasks):
     self._tasks, self._console = tasks, Console()
@@ -51,13 +51,13 @@ class View:
       print(line, flush=True)
 
   def changed(self, task) -> None:
-    """Called when a task has come to another state."""
+    """Says that a task's state has changed. In a log only: the table shows it by itself."""
     if not self._live:
       log = f' (log: {task.log})' if task.state == 'training' else ''
       self.say(f'{task.job.label}: {task.state}{f", {task.note}" if task.note else ""}{log}')
 
   def show(self) -> None:
-    """Called often."""
+    """Updates the table, or writes the lines of a log when they are due; to be called often."""
     if self._live:
       self._live.update(self._table(), refresh=True)
     elif time.monotonic() >= self._next_line:
@@ -73,14 +73,14 @@ class View:
 
   def _table(self):
     table = Table('run', 'seed', 'state', 'step', 'loss', 'time left')
-    # What happens first; of the rest, as much as the terminal has lines.
+    # What is happening comes first; of the rest, as much as the terminal has lines for.
     order = ('training', 'preparing', 'scoring', 'failed', 'stopped', 'waiting', 'finished')
     room = max(self._console.height - _FRAME, 3)
     shown = sorted(self._tasks, key=lambda task: order.index(task.state))[:room]
     for task in (task for task in self._tasks if task in shown):
       step, loss, left = _progress(task)
       step = f'compiling, {_so_far(task)}' if _is_compiling(task) else step
-      # Text, not str: a name may hold brackets, which are no markup of ours.
+      # Text, not str: rich would take brackets in a name for markup.
       names = Text(' = '.join(run.name for run in task.job.runs))
       state = Text(task.state, style=_STYLES.get(task.state, 'dim'))
       table.add_row(names, str(task.job.seed), state, step, loss, left)
@@ -89,7 +89,7 @@ class View:
 
 
 def _is_compiling(task) -> bool:
-  """Whether a run that trains has not come to its first step since it was started."""
+  """Whether a training run has not compiled its step since it was started."""
   if task.state != 'training':
     return False
   _, started, since = _tail(task.log).rpartition(_STARTED)
@@ -101,7 +101,7 @@ def _so_far(task) -> str:
 
 
 def _progress(task) -> tuple[str, str, str]:
-  """(step, loss, time left), as far as they are known."""
+  """(step, loss, time left) of a task, as far as they are known."""
   job, logged = task.job, _last_line(task.job.workdir / 'metrics.jsonl')
   if not logged:
     return f'0/{job.num_steps}', '', ''
@@ -114,7 +114,7 @@ def _progress(task) -> tuple[str, str, str]:
 
 
 def _last_line(path: Path) -> dict:
-  """The last complete line of a file that may be long and just being written;
+  """The last complete line of a metrics.jsonl, which may be long and still being written;
   {} if there is none.
   """
   whole, _, _ = _tail(path).rpartition(b'\n')
@@ -126,7 +126,7 @@ def _last_line(path: Path) -> dict:
 
 
 def _tail(path: Path) -> bytes:
-  """The end of a file, all of it if it is short; b'' if it cannot be read."""
+  """The end of a file, or all of it if it is short; b'' if it cannot be read."""
   try:
     with path.open('rb') as file:
       file.seek(max(0, path.stat().st_size - _TAIL))

@@ -1,4 +1,4 @@
-"""What is measured, in order of worth: parts with the seconds that each may take, their cases."""
+"""What is measured, in order of importance: parts, each with its cases and its seconds."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from moe.ops.implementation import Implementation, Unsupported, check
 from moe.ops.matmul import matmul
 from moe.planner.kernels.programs import Shape
 
-# Neither the choice among the others nor what they are compared with.
+# Without AUTO, which chooses among the others, and REFERENCE, which they are compared with.
 _COMPARED = [
   which.value
   for which in Implementation
@@ -26,7 +26,7 @@ _COMPARED = [
 class Part(NamedTuple):
   name: str
   seconds: float  # of all its cases together, compiling included
-  cases: dict[str, Callable[[int], list[dict]]]  # name → records, of a number of rounds
+  cases: dict[str, Callable[[int], list[dict]]]  # name → (number of rounds → records)
 
 
 def parts(sizes: Sizes) -> list[Part]:
@@ -54,7 +54,7 @@ def _machine(sizes: Sizes) -> dict:
 
 
 def _implementations() -> list[dict]:
-  """Those that are not for this platform."""
+  """Records of the implementations that are not for this platform."""
   return [record(which, cannot_run=reason) for which, reason in _refusals().items()]
 
 
@@ -72,7 +72,7 @@ def _refusals() -> dict[str, str]:
 def _ops(shape: Shape, dtype: str) -> dict:
   cases = {}
   for name in drawn.OPS:
-    # A router is float32 whatever the others are: once.
+    # A router is float32 whatever the others are: it is measured once.
     if name == 'router' and dtype == 'float32':
       continue
     of = 'float32' if name == 'router' else dtype
@@ -91,7 +91,7 @@ def _layer(shape: Shape) -> dict:
 
 
 def _product(size: int, rounds: int) -> list[dict]:
-  """What the device makes of one product of bfloat16 matrices."""
+  """The speed of one product of bfloat16 matrices."""
   square = lambda: jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
   given = kept('product', square)
   run, _ = clock.compiled(lambda a: matmul(a, a).astype(a.dtype), given)
@@ -101,7 +101,7 @@ def _product(size: int, rounds: int) -> list[dict]:
 
 
 def _copy(moved: int, rounds: int) -> list[dict]:
-  """Half of the bytes read, negated and written."""
+  """The speed of a copy that moves `moved` bytes: half are read, and half written, negated."""
   given = kept('copy', lambda: jnp.ones(moved // 2 // 4, jnp.float32))
   run, _ = clock.compiled(jax.lax.neg, given)
   spent = times(clock.measure(lambda: run(given), rounds))

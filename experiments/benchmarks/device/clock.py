@@ -10,7 +10,7 @@ import jax
 
 from experiments.benchmarks import timing
 
-# Of calls in flight at once: the host's own share of each then hides behind the device's.
+# Time and number of the calls in flight at once: the host's work then hides behind the device's.
 _SECONDS = 0.02
 _MOST = 100
 
@@ -36,7 +36,7 @@ def measure(run: Callable[[], Any], rounds: int) -> list[float]:
 def compare(
   name: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, tokens: int
 ) -> dict:
-  """`timing.compare` of calls in flight, as many on both sides; `ms` is one of ours."""
+  """`timing.compare` of calls in flight, as many on both sides; `ms` is the time of one of ours."""
   calls = min(_in_flight(run)[1] for run in (ours, theirs))
   sides = (_times(run, calls) for run in (ours, theirs))
   row = timing.compare(name, *sides, rounds, calls * tokens)

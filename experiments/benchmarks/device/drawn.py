@@ -1,6 +1,6 @@
 """The ops at a layer's shape, and random arrays for them, drawn on the device.
 
-Floats are what bfloat16 holds exactly, so that both types have one truth. Experts are chosen
+Floats are exact in bfloat16, so that both types have the same true results. Experts are chosen
 unevenly, as routers do.
 """
 
@@ -25,13 +25,13 @@ class Op(NamedTuple):
   """An op and what it is given."""
 
   call: Callable  # (type, implementation, *floats, *others)
-  floats: tuple  # in which it is differentiable
+  floats: tuple  # the differentiable arguments
   others: tuple
   flops: int = 0  # of its products, forward
 
 
 class Draw:
-  """Random arrays of a layer's shape; each call gives others."""
+  """Random arrays of a layer's shape; each call draws new ones."""
 
   def __init__(self, shape: Shape, dtype: str):
     self.shape, self.dtype, self._key = shape, dtype, jax.random.key(0)
@@ -41,12 +41,12 @@ class Draw:
     return key
 
   def normal(self, *dims: int, scale: float = 1.0, of: str | None = None) -> jax.Array:
-    """N(0, scale²); a scale that is a power of two keeps it exact."""
+    """Numbers from N(0, scale²), exact in bfloat16 if `scale` is a power of two."""
     drawn = jax.random.normal(self.key(), dims, jnp.bfloat16) * scale
     return drawn.astype(of or self.dtype)
 
   def matrices(self, rows: int, columns: int, of: str) -> jax.Array:
-    """One for each expert, which keep about the size of what they multiply."""
+    """One matrix for each expert, scaled to about keep the size of what it multiplies."""
     scale = 2.0 ** -(rows.bit_length() // 2)
     return self.normal(self.shape.num_experts, rows, columns, scale=scale, of=of)
 
@@ -117,7 +117,7 @@ def _attention(draw: Draw) -> Op:
 
   s = draw.shape
   heads = (draw.normal(s.sequences, s.length, s.num_heads, s.head_dim) for _ in range(3))
-  # Two products, of the pairs that the causal mask leaves.
+  # Two products, over the pairs that the causal mask leaves.
   flops = 4 * s.sequences * s.num_heads * s.head_dim * (s.length * (s.length + 1) // 2)
   return Op(call, tuple(heads), (jnp.ones((s.sequences, s.length), jnp.int32),), flops)
 
@@ -137,5 +137,5 @@ def op(name: str, shape: Shape, dtype: str) -> Op:
 
 
 def num_bytes(tree: Any) -> int:
-  """Of arrays, or of their shapes."""
+  """Bytes of a tree of arrays, or of their shapes."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

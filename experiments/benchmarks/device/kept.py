@@ -1,5 +1,5 @@
-"""What cases of the same kind share: arrays on the device, compiled programs. One thing at a time,
-for the memory.
+"""Keeps what neighbouring cases share: arrays on the device, compiled programs. It keeps one thing
+at a time, to save memory.
 """
 
 from collections.abc import Callable, Hashable
@@ -10,7 +10,7 @@ _kept = {}
 
 
 def kept(key: Hashable, make: Callable[[], Made]) -> Made:
-  """What `make` made for this key, if it is the last one's; else anew, after the last is let go."""
+  """What `make` made for this key if it was the last one; else frees the last and makes it anew."""
   if key not in _kept:
     _kept.clear()
     _kept[key] = make()

@@ -1,7 +1,7 @@
 """The MoE layer, forward and backward, timed in turn with a dense FFN of the same activated FLOPs,
-with itself through `lax.ragged_dot`, and with itself where routing is even by decree.
+with itself through `lax.ragged_dot`, and with itself under forced balanced routing.
 
-Router, plan and routed experts in bfloat16; no shared ones, which both sides would have.
+It has router, plan and routed experts in bfloat16, but no shared ones, which both sides would have.
 """
 
 import dataclasses
@@ -34,14 +34,15 @@ class _Layer(NamedTuple):
 
 
 def records(shape: Shape, other: str, rounds: int) -> list[dict]:
-  """Of the layer over one of OTHERS."""
+  """The record of the layer over one of OTHERS."""
   layer = kept(('layer', shape), lambda: _moe(shape))
   ours, theirs = (lambda: layer.run(*layer.given)), _other(shape, other, layer)
   name = f'layer {shape.name} bfloat16 ÷ {other}'
   row = clock.compare(name, ours, theirs, rounds, shape.tokens)
   t, d, e = shape.tokens, shape.d_model, shape.num_experts
   flops = 18 * t * shape.experts_per_token * d * shape.d_expert + 6 * t * d * e
-  # Tokens and weights once each way and their gradients; what comes out, and its cotangents.
+  # Tokens and weights are read once each way and their gradients written; outputs are written and
+  # their cotangents read.
   moved = 3 * num_bytes(layer.given) + 2 * num_bytes(layer.given[0])
   return [record(**row, max_vio=layer.max_vio, **rates(row['ms'], flops, moved))]
 
@@ -59,7 +60,7 @@ def _other(shape: Shape, other: str, layer: _Layer) -> Callable:
   if other == 'balanced routing':
     run = _compiled(_config(shape, balanced=True), layer.given)
   else:
-    # Whatever runs otherwise: dispatch, lax.ragged_dot and combine in plain XLA.
+    # Replaces whatever would run: dispatch, lax.ragged_dot and combine in plain XLA.
     through = dict.fromkeys(api.IMPLEMENTATIONS, grouped.routed_ffn)
     with mock.patch.dict(api.IMPLEMENTATIONS, through):
       run = _compiled(_config(shape), layer.given)
@@ -89,7 +90,9 @@ def _compiled(config: Config, given: tuple) -> Callable:
 
 
 def _with_gradients(apply):
-  """y, the gradients of everything for y as cotangent, and what stands beside y."""
+  """A function that gives y, the gradients of everything for y as cotangent, and what `apply` gives
+  beside y.
+  """
 
   def run(*given):
     y, pull, beside = jax.vjp(apply, *given, has_aux=True)

@@ -23,7 +23,7 @@ from moe.model import Transformer, init_params
 from moe.optimizer import hyperparameters
 from moe.train_step import init_state, make_train_step
 
-# Of one parameter: itself, its gradient and two moments in float32, and a copy of it on its way.
+# Bytes a parameter takes. Trained: itself, its gradient, two moments and a temporary copy, float32.
 _TRAINED, _DECODED = 20, 6
 
 
@@ -37,12 +37,14 @@ class Decoder(NamedTuple):
 
 
 def train_records(sizes: Sizes, rounds: int) -> list[dict]:
-  """One step after another, by turns with real and with balanced routing."""
+  """The record of training steps, with real and with balanced routing by turns."""
   return kept('train', lambda: _first_that_fits(sizes.train, _TRAINED, _train, rounds))
 
 
 def decode_records(sizes: Sizes, batch: int, rounds: int) -> list[dict]:
-  """Of one more token for each of `batch` prompts: what `sizes.new` tokens take longer than one."""
+  """The record of one more token for each of `batch` prompts: the time that `sizes.new` tokens take
+  longer than one, divided by the tokens in between.
+  """
   run = kept('decode', lambda: _first_that_fits(sizes.decode, _DECODED, _decoder, sizes))
   config, prompts = run.config, _prompts(run.config, batch, sizes.prompt)
 
@@ -51,7 +53,7 @@ def decode_records(sizes: Sizes, batch: int, rounds: int) -> list[dict]:
     said = generate_tokens(run, prompts, new, Sampling(), 0, batch)
     return time.perf_counter() - began, max(map(len, said))
 
-  seconds(1), seconds(sizes.new)  # compiled inside
+  seconds(1), seconds(sizes.new)  # compiles, untimed
   spent = []
   for _ in range(rounds):
     (one, first), (many, last) = seconds(1), seconds(sizes.new)
@@ -71,7 +73,7 @@ def decode_records(sizes: Sizes, batch: int, rounds: int) -> list[dict]:
 
 
 def _first_that_fits(config, bytes_each, make, *arguments):
-  """make(config, …) of the most layers that the device takes."""
+  """make(config, …) with the most layers that fit on the device."""
   candidates = _cut(config, bytes_each)
   for fewer in candidates:
     try:
@@ -82,8 +84,8 @@ def _first_that_fits(config, bytes_each, make, *arguments):
 
 
 def _cut(config: Config, bytes_each: int) -> list[Config]:
-  """The config with the most layers that seem to fit, then with two thirds of them, and so on to
-  the dense ones and one more.
+  """The config with the most layers that seem to fit, then with two thirds of them, and so on down
+  to the dense layers and one more.
   """
 
   def of(layers):
@@ -135,7 +137,7 @@ def _decoder(config, sizes):
   vocab_size = config.model.vocab_size
   tokenizer = SimpleNamespace(eos_id=0, vocab_size=vocab_size, is_text=np.ones(vocab_size, bool))
   run = Decoder(Transformer(config), params, tokenizer, config)
-  # Whether it fits shows here.
+  # Fails here if it does not fit.
   prompts = _prompts(config, max(sizes.batches), sizes.prompt)
   generate_tokens(run, prompts, sizes.new, Sampling(), 0, len(prompts))
   return run
@@ -147,8 +149,8 @@ def _prompts(config, batch, length):
 
 
 def _read(config, params, batch):
-  """Bytes of the parameters that one step needs: all but the embedding, and of the experts those
-  that so many tokens choose if they choose evenly.
+  """Bytes of the parameters that one step reads: all but the embedding, and of the experts only
+  those that `batch` tokens choose under even routing.
   """
   counted, moe = count_params(config), config.moe
   e, k = moe.num_experts, moe.experts_per_token

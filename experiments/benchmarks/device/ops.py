@@ -1,5 +1,5 @@
-"""An op in one implementation beside the reference, which computes the same inputs in float32:
-values, and gradients for the values as cotangents.
+"""An op in one implementation beside the reference, which gets the same inputs in float32. Compared
+are values, and gradients for the values as cotangents.
 
 An array's error is its largest difference over its largest magnitude; integers must be equal.
 """
@@ -18,8 +18,8 @@ from experiments.benchmarks.device.records import failed, rates, record, times
 from moe.ops.implementation import Unsupported
 from moe.planner.kernels.programs import Shape, with_gradients
 
-# bfloat16: operands, activations and results are rounded to 2⁻⁹ of themselves. float32: sums of
-# some thousand products, none of whose factors is rounded to TF32 or bfloat16.
+# bfloat16: operands, activations and results are rounded to 2⁻⁹ of themselves. float32: sums have
+# some thousand products, with no factor rounded to TF32 or bfloat16.
 TOLERANCES = {'bfloat16': 2e-2, 'float32': 2e-5}
 
 
@@ -28,13 +28,13 @@ class _Direction(NamedTuple):
   function: Callable
   true: Any
   flops: int
-  # Bytes, each read or written once: inputs and values; backward again, cotangents in the values'
-  # place, and the gradients.
+  # Bytes, each read or written once. Forward: inputs and values. Backward adds the inputs again,
+  # the cotangents and the gradients.
   moved: int
 
 
 def records(name: str, shape: Shape, dtype: str, implementation: str, rounds: int) -> list[dict]:
-  """Of forward, and of forward and backward together."""
+  """The records of forward, and of forward and backward together."""
   op, true = kept((name, shape, dtype), lambda: _with_truth(name, shape, dtype))
   given, title = (*op.floats, *op.others), f'{name} {shape.name} {dtype} {implementation}'
   forward = functools.partial(op.call, dtype, implementation)
@@ -51,7 +51,7 @@ def records(name: str, shape: Shape, dtype: str, implementation: str, rounds: in
     titled = f'{title} {direction.name}'
     try:
       made.append(record(titled, **_measured(direction, given, dtype, rounds)))
-    except Exception as error:  # of a compiler or a device: whatever it is, the next is measured
+    except Exception as error:  # any error of a compiler or device: measure the next all the same
       made.append(failed(titled, error))
   return made
 
@@ -69,7 +69,7 @@ def _measured(direction, given, dtype, rounds):
 
 
 def worst_of(values: Any, true: Any) -> tuple[str, float]:
-  """(the array with the largest error, that error). ValueError where it is no number, or where
+  """(the array with the largest error, that error). ValueError if an error is not finite or
   integers differ.
   """
   found = jax.device_get(_errors(values, true))
@@ -99,11 +99,11 @@ def _errors(values, true):
 
 
 def _with_truth(name, shape, dtype):
-  """The op, on the device, and what the reference makes of it in float32: (values, gradients)."""
+  """(the op with its inputs, (values, gradients) of the reference in float32), on the device."""
   op = drawn.op(name, shape, dtype)
   given = *jax.tree.map(lambda x: x.astype(jnp.float32), op.floats), *op.others
   reference = functools.partial(op.call, 'float32', 'reference')
-  # What names no precision would be rounded to TF32 on GPU, to bfloat16 on TPU.
+  # Products without a given precision would be rounded to TF32 on GPU and to bfloat16 on TPU.
   with jax.default_matmul_precision('highest'):
     run, _ = clock.compiled(with_gradients(reference, len(op.floats)), *given)
   return op, run(*given)

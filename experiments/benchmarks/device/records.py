@@ -1,9 +1,9 @@
 """One measurement: the keys of every suite (name, ratio_median, ratio_min, ratio_max, rounds, bar),
-and those of a device.
+and those of the device suite.
 
-An op's ratio is its error over its tolerance, and its bar is 1. Of two things timed in turn it is
-the ratio of their times. Where there is neither it is null. `failed`, `cannot_run` and `left_out`
-say in one line why nothing was measured.
+An op's ratio is its error over its tolerance, and its bar is 1. For two things timed in turn it is
+the ratio of their times. Otherwise it is null. `failed`, `cannot_run` and `left_out` say in one
+line why nothing was measured.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from moe import chips
 from moe.errors import one_line
 
-# Why nothing was measured, and how a report entitles such records.
+# {key that says why nothing was measured: the report's title of such records}.
 NOT_MEASURED = {
   'failed': 'Failed',
   'cannot_run': 'Does not run there',
@@ -31,7 +31,7 @@ _WITHOUT_RATIO = {
 
 
 def record(name: str, **more) -> dict:
-  """`more` may have the keys of the suites, too."""
+  """A record, without a ratio unless `more` has one: it may override the keys of every suite."""
   return {'name': name, **_WITHOUT_RATIO, **more}
 
 
@@ -40,7 +40,7 @@ def failed(name: str, error: Exception) -> dict:
 
 
 def times(seconds: Sequence[float]) -> dict:
-  """Of one call, round by round."""
+  """The keys of a record on the times of one call, from its seconds round by round."""
   return {
     'ms': 1e3 * statistics.median(seconds),
     'ms_min': 1e3 * min(seconds),
@@ -50,10 +50,11 @@ def times(seconds: Sequence[float]) -> dict:
 
 
 def rates(ms: float, flops: float, moved: float, dtype: str = 'bfloat16') -> dict:
-  """What is achieved of the least FLOPs and bytes that a result needs, and its share of the chip's.
+  """The rates at which the least FLOPs and bytes that a result needs are done, and their shares of
+  the chip's peaks.
 
-  Shares are null where the chip is not known, and of FLOPs in float32, whose peak is not told.
-  0 FLOPs or bytes: not counted.
+  Shares are null for an unknown chip, and for FLOPs in float32, whose peak is not known.
+  0 FLOPs or bytes are not counted: their rate is null.
   """
   peaks = chips.peaks(jax.devices()[0].device_kind)
   second = lambda amount: amount / ms * 1e3 if amount else None

@@ -9,7 +9,7 @@ from moe.errors import UserError, of_file
 
 
 def read(path: str) -> list[dict]:
-  """The records of such a file. UserError where it is none."""
+  """The records of a file that --suite=device --format=json wrote. UserError if it is not one."""
   try:
     rows = json.loads(Path(path).read_text(encoding='utf-8'))
     table(rows)
@@ -23,7 +23,7 @@ def read(path: str) -> list[dict]:
 
 
 def table(rows: Sequence[dict]) -> str:
-  """What was measured, and in lists what was not."""
+  """Tables of what was measured, and lists of what was not."""
   lines = [
     f'{rows[0]["device"]}, jax {rows[0]["jax"]}, commit {rows[0]["commit"]}. Beside a rate its '
     "share of the chip's peak.",

@@ -1,5 +1,5 @@
-"""What is measured: layers, a training step and a model that decodes, of the 2B and the 16B;
-or small ones.
+"""The sizes of what is measured: layers, a training step and a model that decodes, of the 2B and
+the 16B; or small ones.
 """
 
 from typing import NamedTuple
@@ -15,22 +15,22 @@ class Sizes(NamedTuple):
   layers: tuple[Shape, Shape]  # of the 2B and of the 16B
   product: int  # rows, columns and depth of the big product
   copied: int  # bytes of the big copy
-  train: Config  # as many layers of it as fit into the memory
+  train: Config  # run with as many of its layers as fit into memory
   decode: Config  # likewise
-  batches: tuple[int, int]  # sequences that are decoded at once
+  batches: tuple[int, int]  # numbers of sequences decoded at once
   prompt: int
   new: int  # tokens
 
 
 def of_platform(platform: str) -> Sizes:
-  """Small ones for a CPU: the same code, no speed that says anything."""
+  """The sizes for a platform. A CPU gets small ones: the same code, but its speed says nothing."""
   return _small() if platform == 'cpu' else _full()
 
 
 def _full():
-  # 8 sequences, the microbatch of one chip of 8.
+  # 8 sequences, the microbatch of one of 8 chips.
   train = {'name': '2b', 'data.batch_size': 8, 'train.microbatches': 1}
-  # The dense layer and three more.
+  # The dense layer and three MoE layers.
   decode = {'name': '16b', 'model.num_layers': 4}
   return Sizes(
     PAPER[:2],

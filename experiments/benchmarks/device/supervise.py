@@ -1,7 +1,7 @@
 """Asks a worker for one case after another and keeps the time.
 
-The device is the worker's alone, which is ended where a compiler or a kernel hangs, and started
-anew where it crashed.
+Only the worker uses the device. It is killed if a compiler or a kernel hangs, and a new one starts
+after that or after a crash.
 """
 
 import multiprocessing
@@ -15,22 +15,22 @@ from experiments.benchmarks.device import worker
 from experiments.benchmarks.device.records import NOT_MEASURED, record
 from moe.errors import UserError
 
-# Of the whole suite: 8 minutes less what starting and ending take.
+# For the whole suite: 8 minutes, less the time to start and end.
 _SECONDS = 465.0
-# Of one case: longer than this, it hangs. And the least with which one is begun.
+# For one case: after _MOST it counts as hanging, and none begins with less than _LEAST left.
 _MOST, _LEAST = 90.0, 5.0
 
 
 def suite(rounds: int) -> list[dict]:
-  """Records of everything that there was time for, and of what there was none for."""
+  """Records of all cases: measured, or left out for lack of time."""
   return list(records(worker.serve, rounds, _SECONDS))
 
 
 def records(serve: Callable, rounds: int, seconds: float) -> Iterator[dict]:
-  """Part by part. A part begins no case after its time; those come again at the end, if there is
-  time then. `serve`: as `worker.serve`.
+  """Yields records part by part. A part begins no case after its time is over; such cases are tried
+  again at the end if there is time. `serve`: as `worker.serve`.
 
-  UserError where no worker starts.
+  UserError if no worker starts.
   """
   ends, crew, put_off = time.monotonic() + seconds, _Crew(serve, rounds), []
   try:
@@ -73,7 +73,7 @@ class _Crew:
     self._process = self._connection = self._log = None
 
   def start(self, seconds: float) -> tuple:
-    """Its offer."""
+    """Starts a worker and returns its offer."""
     context = multiprocessing.get_context('spawn')
     self._connection, theirs = context.Pipe()
     self._log = Path(self._folder.name) / 'log'
@@ -85,7 +85,7 @@ class _Crew:
     return self._receive(seconds)
 
   def records(self, case: str, ends: float) -> list[dict]:
-    """The case's, or one that says what became of the worker."""
+    """The records of a case, or one that says what became of the worker."""
     try:
       if self._process is None:
         self.start(min(_MOST, ends - time.monotonic()))

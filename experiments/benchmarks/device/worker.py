@@ -1,4 +1,4 @@
-"""The process that has the device: computes one case after another, as it is asked."""
+"""The process that has the device. It computes one case after another, as it is asked."""
 
 import os
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from experiments.benchmarks.device.records import failed
 
 
 class Offer(NamedTuple):
-  """What a worker says first."""
+  """What a worker sends first."""
 
-  where: dict  # of every record: device, jax, commit
+  where: dict  # keys of every record: device, jax, commit
   parts: list[tuple[str, float, list[str]]]  # name, seconds, cases
 
 
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 def serve(connection: Connection, rounds: int, log: str) -> None:
-  """An `Offer`, then an `Answer` for every name of a case, until the other side is gone.
+  """Sends an `Offer`, then an `Answer` for every case asked for, until the other side is gone.
 
   What compilers and the device's driver print goes to the file `log`.
   """
@@ -43,7 +43,7 @@ def serve(connection: Connection, rounds: int, log: str) -> None:
 
 
 def answer(name: str, run: Callable, rounds: int) -> Answer:
-  """The case's records; where it fails, one that says so."""
+  """The case's records; one that says so if it fails."""
   try:
     made = run(rounds)
   except Exception as error:
@@ -52,8 +52,8 @@ def answer(name: str, run: Callable, rounds: int) -> Answer:
 
 
 def _is_well():
-  """Whether the device still computes: after a kernel's illegal access none of a process's later
-  calls succeeds.
+  """Whether the device still computes: after an illegal access by a kernel all later calls of the
+  process fail.
   """
   import jax
   import jax.numpy as jnp

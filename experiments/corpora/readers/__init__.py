@@ -1,3 +1,3 @@
-"""One file's bytes → its documents. A reader raises ValueError for bytes that are no such file;
-it never guesses.
+"""Readers: one file's bytes → its documents. A reader raises ValueError for bytes of another
+format; it never guesses.
 """

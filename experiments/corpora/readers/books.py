@@ -24,7 +24,7 @@ def read_strings(raw: bytes) -> Iterator[str]:
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise ValueError('no JSON list of strings')
   for text in texts:
-    # One line a paragraph, which white space of the web page surrounds.
+    # Each line is a paragraph, with white space of its web page around it.
     yield re.sub(r'\s*\n\s*', '\n\n', text)
 
 
@@ -50,10 +50,10 @@ def _poems(value):
 
 def read_r_novels(raw: bytes, without: str = '') -> Iterator[str]:
   """Novels in an R package's lazy-load data (.rdb), chapter by chapter under the title.
-  `without`: a title left out.
+  `without`: a title to leave out.
 
-  The file is a row of blocks, each its length (4 bytes), then a zlib stream, of one R object in XDR
-  format. PyPI's rdata reads such objects, but not a row of them, and brings pandas and xarray.
+  The file is a sequence of blocks: a length (4 bytes), then a zlib stream of one R object in XDR
+  format. PyPI's rdata reads one such object, but no sequence, and depends on pandas and xarray.
   """
   while raw:
     inflate = zlib.decompressobj()

@@ -1,4 +1,6 @@
-"""HTML pages → text: blocks become paragraphs, lists and rows lines, `pre` stays as it is."""
+"""HTML pages → text: blocks become paragraphs, list items and table rows become lines, and `pre`
+stays as it is.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -44,15 +46,15 @@ _NEVER = '//script|//style|//noscript|//head|//comment()|//processing-instructio
 def reader(
   content: str = '//body', without: Sequence[str] = ()
 ) -> Callable[[bytes], Iterator[str]]:
-  """A reader of UTF-8 pages. XPaths: `content` is where the text is (first match),
-  `without` what to leave out of it.
+  """A reader of UTF-8 pages. `content` and `without` are XPaths: where the text is (the first
+  match), and what to leave out of it.
 
   A page without `content` gives no document.
   """
   left_out = '|'.join([_NEVER, *without])
 
   def read(raw: bytes) -> Iterator[str]:
-    raw.decode()  # lxml would take another encoding in silence
+    raw.decode()  # raises for another encoding, which lxml would accept silently
     try:
       page = lxml.html.fromstring(raw, parser=lxml.html.HTMLParser(encoding='utf-8'))
     except lxml.etree.LxmlError as error:
@@ -77,7 +79,7 @@ def text(root: lxml.html.HtmlElement) -> str:
   return '\n'.join(lines).strip('\n') + '\n'
 
 
-# Marks that no text of HTML can hold: a line of `pre` begins; a line, a paragraph ends; <br>.
+# Marks that no HTML text can hold: start of a line of `pre`; end of a line, of a paragraph; <br>.
 _VERBATIM, _LINE, _PARAGRAPH, _BR = '\0', '\1', '\2', '\3'
 _BREAKS = re.compile(r'\s*[\1-\3][\s\1-\3]*')
 

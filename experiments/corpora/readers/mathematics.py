@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from moe.data import arithmetic
 
-# A heading is a comment whose text stands between two lines of one of these,
+# A heading is a comment whose text stands between two rules of one of these kinds,
 # from parts down to subsections.
 _HEADING = re.compile(r'^\$\(\s*\n(#\*#\*|=-=-|-\.-\.|####)[^\n]*\n', re.MULTILINE)
 _PROOF = re.compile(r'\$=\s*\(([^)]*)\)[A-Z\s?]*\$\.')
@@ -19,8 +19,8 @@ _BLOCK = re.compile(r'^\{\n(.*?)^\}\n', re.MULTILINE | re.DOTALL)
 def read_metamath(raw: bytes) -> Iterator[str]:
   """A database, section by section.
 
-  Of a compressed proof only the theorems that it uses stay: its letters are indices into a list,
-  which no one reads. Credits, the same few names and dates under each theorem, go.
+  A compressed proof keeps only the theorems that it uses: its letters are indices into a list,
+  which no one reads. Credits, the same few names and dates under each theorem, are left out.
   """
   text = raw.decode()
   starts = [match.start() for match in _HEADING.finditer(text)]
@@ -36,7 +36,7 @@ def read_hol_help(raw: bytes) -> Iterator[str]:
   text = re.sub(r'\{([^{}]*)\}', r'\1', text)
   text = re.sub(r'^\\DOC +(.*)', r'\1', text, flags=re.MULTILINE)
   text = re.sub(r'^\\noindent ', '', text, flags=re.MULTILINE)
-  # \TYPE goes on in its line.
+  # What follows \TYPE stays in its line.
   heading = lambda match: match[1].capitalize() + ('\n' if match[2] else '')
   yield re.sub(r'^\\([A-Z]+)( +)?', heading, text, flags=re.MULTILINE)
 

@@ -1,8 +1,8 @@
 """Manual pages: man(7) source → text.
 
 Only what changes the text is interpreted: headings, paragraphs, tags, fonts, characters, tbl's
-rows, `.if`. Layout requests are dropped. groff would depend on the machine,
-and pads and hyphenates lines for a terminal.
+rows, `.if`. Layout requests are dropped. It does not run groff, whose output depends on the
+machine and is padded and hyphenated for a terminal.
 """
 
 import re
@@ -46,8 +46,8 @@ _SKIPPED = {'ig': '..', 'de': '..', 'de1': '..', 'am': '..', 'EQ': '.EN', 'PS': 
 
 
 def read(raw: bytes) -> Iterator[str]:
-  """The page, or nothing for a link (.so) and for mdoc(7), another language.
-  ValueError (of Unicode) for Latin-1.
+  """The page; nothing for a link (.so) and for mdoc(7), another macro language.
+  UnicodeDecodeError, a ValueError, for Latin-1.
   """
   source = raw.decode()
   if re.search(r'^\.Dd\b', source, re.MULTILINE) or re.match(r'(\s|[.\']\\".*\n)*\.so\s', source):

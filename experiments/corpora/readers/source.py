@@ -1,4 +1,4 @@
-"""Source code, plain, without the licence in front; files made by programs give nothing."""
+"""Source code as it is, without the licence at its top; generated files give nothing."""
 
 import re
 from collections.abc import Iterator

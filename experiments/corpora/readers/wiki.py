@@ -9,7 +9,7 @@ from mwparserfromhell.nodes import Tag, Wikilink
 
 _NO_TEXT = {'ref', 'references', 'table', 'gallery', 'timeline', 'imagemap', 'math', 'score'}
 _NO_ARTICLE = re.compile(r'(file|image|category|[a-z]{2,3}(-[a-z]+)?)\s*:', re.IGNORECASE)
-# What follows is lists of links and sources.
+# Only lists of links and sources follow these headings.
 _APPENDIX = re.compile(
   r'^=+ *(see also|references|notes|footnotes|external links|further reading'
   r'|bibliography|sources|citations) *=+ *$',
@@ -37,7 +37,7 @@ def _article(source):
   for node in code.filter(recursive=True, matches=_is_no_text, forcetype=(Tag, Wikilink)):
     try:
       code.remove(node)
-    except ValueError:  # went with a node around it
+    except ValueError:  # already removed with a node around it
       continue
   text = code.strip_code(normalize=True, collapse=True)
   text = re.sub(r"'{2,}|__[A-Z]+__", '', text)

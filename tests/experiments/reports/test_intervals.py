@@ -178,7 +178,7 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
   first, second = void.reason.split('; ')
   assert (
     first
-    == 'c − d is 1.0000 (presupposed, and not below 0 here: only models of which it is could show '
+    == 'c − d is 1.0000 (presupposed, but not below 0 here: only models that meet this could show '
     'the claim)'
   )
   assert second.startswith('e − f is −0.2500 (presupposed: about ')

@@ -161,7 +161,7 @@ def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path)
     ),
     (
       Run('b', CONFIG, {'moe.d_expert': 1}, start=Start('dense', 'even')),
-      '^b, seed 0: moe.num_shared_experts=.*cannot hold it: give it more or wider experts',
+      '^b, seed 0: moe.num_shared_experts=.*cannot hold the FFN: give it more or wider experts',
     ),
     (
       Run('b', CONFIG, _DENSE | {'train.init_skip': ('*x',)}, start=Start('dense')),
@@ -278,7 +278,7 @@ def test_a_preparation_that_makes_nothing_is_not_started_again(tmp_path):
   at_hand = types.SimpleNamespace(stopped_by=None, start=start)
   local.run([task], shares.deal(1), at_hand, lambda job: '', View([task]))
   assert started == ['launch.convert'] and task.state == 'failed'
-  assert 'launch.convert has ended well, but not made what it is for' in task.note
+  assert 'launch.convert succeeded but did not write its output' in task.note
 
 
 def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monkeypatch, capsys):

@@ -259,7 +259,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
   from_hf(write(tmp_path / 'hf', LLAMA, weights), tmp_path / 'run')
   flags = f'--workdir={tmp_path}/run', f'--out={tmp_path}/out'
   error_line = lambda *more: in_process.error_line('convert', *flags, *more)
-  assert 'output.weight has numbers that float16' in error_line('--to=gguf', '--dtype=float16')
+  assert "output.weight has numbers outside float16's" in error_line('--to=gguf', '--dtype=float16')
   assert '--dtype=float16 goes with --to=gguf' in error_line('--to=hf', '--dtype=float16')
   usage = outputs.shutil._ntuple_diskusage(9, 9, 0)
   monkeypatch.setattr(outputs.shutil, 'disk_usage', lambda path: usage)

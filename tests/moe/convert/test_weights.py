@@ -202,5 +202,5 @@ def test_a_tokenizer_goes_in_and_out(tmp_path):
   (write(tmp_path / 'small', small, tensors(small)) / 'tokenizer.model').write_bytes(
     tokenizer.to_bytes()
   )
-  with pytest.raises(UserError, match='it is of another model'):
+  with pytest.raises(UserError, match='it belongs to another model'):
     from_hf(tmp_path / 'small', tmp_path / 'other')

@@ -277,7 +277,7 @@ def test_unigram_makes_no_control_piece_either_and_unknown_letters_are_lost():
     ),
     (edited(model={'dropout': 0.1}), b'', r'has a dropout of 0\.1'),
     (edited(model={'end_of_word_suffix': '</w>'}), b'', r"marks words by '</w>'"),
-    (edited(decoder=None), b'', r'has the decoder none, of which the bytes'),
+    (edited(decoder=None), b'', r'has the decoder none, which does not say which bytes'),
     (
       edited(
         model={

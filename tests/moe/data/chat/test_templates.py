@@ -175,7 +175,7 @@ def test_jinja_tokens_are_those_of_the_library():
     ('{{ x ', 'it is no Jinja'),
     ("{% for m in messages %}{{ m.content + '|' }}{% endfor %}", 'ends no reply with a control'),
     ('{{ bos_token }}', 'renders nothing of a reply'),
-    ("{{ messages | length }}{{ messages[-1].content + '<|im_end|>' }}", 'in another way than'),
+    ("{{ messages | length }}{{ messages[-1].content + '<|im_end|>' }}", 'differently from'),
     ("{{ raise_exception('roles must alternate') }}", 'roles must alternate'),
     ('{{ messages[0].content.__class__.__mro__ }}', 'unsafe'),
     ('', r'no chat_template in a tokenizer_config\.json: choose deepseek or plain'),
