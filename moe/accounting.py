@@ -1,9 +1,8 @@
-"""Parameters, activated parameters and FLOPs of a Config:
-layers and routers are asked for their own. No device.
+"""Counts the parameters, activated parameters and FLOPs of a Config. Starts no device.
 
-The tables of the paper follow from these counts: Tables 1–3, 6, 9 and 10 (see
-tests/moe/test_accounting.py). A matrix is counted whole, with its widths as the config
-has them, rounding included.
+Layers and routers count their own parameters. Tables 1–3, 6, 9 and 10 of the paper follow from
+these counts (see tests/moe/test_accounting.py). Every matrix counts in full, at the widths in the
+config, rounding included.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ class Accounting:
   """Counts of parameters, and floating-point operations (a multiply-add is 2). All exact integers.
 
   'Active' is what one token uses: the routed experts it is sent to and everything else. 'Experts'
-  are all FFNs, as the paper's 'expert params' (Table 9): routed, shared and dense ones, without
+  are all FFNs, like the paper's 'expert params' (Table 9): routed, shared and dense ones, without
   routers. 'Non-embedding' leaves out both the embedding and the output head (Table 10).
   """
 
@@ -29,7 +28,7 @@ class Accounting:
   active_expert_params: int
   non_embedding_params: int
   active_non_embedding_params: int
-  seq_len: int  # tokens of the sequence that the FLOPs below are for; attention costs grow with it
+  seq_len: int  # sequence length that the FLOPs below assume; the cost of attention grows with it
   train_flops_per_sequence: int  # forward and backward, without recomputation
   train_flops_per_token: int
   forward_flops_per_token: int
@@ -41,12 +40,12 @@ def account(config: Config) -> Accounting:
   Training FLOPs of one sequence of T tokens, forward + backward,
   follow the formula that reproduces the paper's tables:
 
-    6 · (matmul parameters a token activates, output head in, embedding look-up out) · T
+    6 · (matmul parameters a token activates, with the output head, without the embedding) · T
     + 12 · layers · T² · (heads · head_dim)
 
   6 = 2 for a multiply-add × 3 for the forward and two backward products. The second term
   is the attention scores and the weighted sum of values, counted over all T² pairs
-  although the mask leaves half.
+  although the causal mask leaves only half of them.
   """
   model, seq_len = config.model, config.data.seq_len
   embedding = model.vocab_size * model.d_model  # the output head is as large
@@ -75,10 +74,10 @@ def account(config: Config) -> Accounting:
 
 
 def count_params(config: Config) -> dict[str, int]:
-  """Parameters by what they belong to, as the layers themselves count them;
-  'idle experts' is a part of 'experts'.
+  """The number of parameters by component, as the layers count them themselves;
+  'experts' includes the 'idle experts'.
   """
-  # Asked here, not when this module is imported: layers load jax. No device is started.
+  # Imported here, not with this module: layers load jax. No device is started.
   from moe.layers.attention import Attention
   from moe.layers.mlp import MLP
   from moe.layers.moe_layer import MoELayer
@@ -100,8 +99,8 @@ def count_params(config: Config) -> dict[str, int]:
 
 
 def check(config: Config, params: Mapping) -> None:
-  """UserError unless a tree of parameters, or of their shapes,
-  is as large as it is counted here.
+  """Raises UserError unless each component of a tree of parameters, or of their shapes,
+  has the size that is counted here.
   """
   counted = count_params(config)
   sizes = dict.fromkeys(counted, 0)

@@ -36,7 +36,7 @@ def quantity(number: float) -> str:
 
 
 def table(accounts: Mapping[str, Accounting]) -> str:
-  """One aligned line a config."""
+  """A table with one aligned line for each config."""
   rows = [['config', 'total', 'active', 'experts', 'active', 'FLOPs/sequence', 'seq_len']]
   for name, a in accounts.items():
     sizes = (a.total_params, a.active_params, a.expert_params, a.active_expert_params)
@@ -50,7 +50,7 @@ def table(accounts: Mapping[str, Accounting]) -> str:
 
 
 def card(name: str, account: Accounting, training: 'Cost') -> str:
-  """One config, a line a number."""
+  """The numbers of one config, one a line."""
   width = max(map(len, _ROWS.values()))
   lines = [name]
   for field, label in _ROWS.items():

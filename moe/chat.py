@@ -1,4 +1,4 @@
-"""A conversation with a trained model: turns, their history, and what a terminal or a pipe says."""
+"""A conversation with a trained model: its turns, their history, and the loop that reads lines."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,12 @@ from moe.data.tokenizers import Tokenizer, must_have
 from moe.errors import UserError
 from moe.generate import Sampling, Trained, check_unicode, stream_tokens
 
-_UNFINISHED = '\ufffd'  # what decoding shows for bytes that are no character yet
+_UNFINISHED = '\ufffd'  # decoding shows this for bytes that do not form a character yet
 _HELP = '/reset forgets the conversation, /system TEXT sets the system message'
 
 
 class Options(NamedTuple):
-  """How replies are drawn."""
+  """How replies are sampled."""
 
   sampling: Sampling
   max_new_tokens: int = 512  # of a reply
@@ -22,11 +22,13 @@ class Options(NamedTuple):
 
 
 class Conversation:
-  """Turns, of which as many of the latest as the context holds are read again for each reply."""
+  """A conversation: for each reply the model reads as many of the latest turns as the context
+  holds.
+  """
 
   def __init__(self, run: Trained, options: Options, template: str = ''):
-    """`template`: as data.chat_template; '': `template_of` the run, else deepseek.
-    UserError if it has none.
+    """`template`: a value of data.chat_template; '' takes `template_of` the run, or else deepseek.
+    UserError if the run has no tokenizer, or its tokenizer lacks the template asked for.
     """
     options.sampling.check()
     if options.max_new_tokens < 1:
@@ -45,9 +47,10 @@ class Conversation:
     self.turns = []
 
   def ask(self, question: str) -> Iterator[str]:
-    """The reply, in pieces as they come; all of it stands in the history then.
+    """Yields the reply in pieces as they come, and adds question and reply to the history after
+    the last.
 
-    UserError, and nothing in the history, for a question that the context cannot hold.
+    UserError for a question that the context cannot hold; the history then stays as it was.
     """
     check_unicode(question, 'the question')
     turns, ids = self._read([*self.turns, Message('user', question)])
@@ -63,7 +66,7 @@ class Conversation:
     self.turns = [*turns, Message('assistant', ''.join(said))]
 
   def _read(self, turns):
-    """(the latest turns that leave room for a reply, a question first; their tokens)."""
+    """(the latest turns that leave room for a reply, from a question on; the prompt's ids)."""
     context = self._run.config.data.seq_len
     room = context - min(self._options.max_new_tokens, context // 4)
     system = [Message('system', self.system)] if self.system else []
@@ -81,7 +84,9 @@ class Conversation:
 
 
 def texts_of(tokens: Iterable[int], tokenizer: Tokenizer, end_id: int) -> Iterator[str]:
-  """Text as it grows, without the space before it; bytes wait until they are a character."""
+  """Yields the decoded text as it grows, without leading space; bytes wait until they form a
+  character.
+  """
   ids, shown = [], ''
   for token in tokens:
     if token == end_id:
@@ -97,9 +102,9 @@ def texts_of(tokens: Iterable[int], tokenizer: Tokenizer, end_id: int) -> Iterat
 
 
 def talk(conversation: Conversation, lines: TextIO, out: TextIO) -> None:
-  """Answers every line, until there is none: a question, or a command.
+  """Answers every line, a question or a command, until the input ends.
 
-  On a terminal a fault is told and the conversation goes on; over a pipe it is a UserError.
+  On a terminal an error is printed and the conversation goes on; over a pipe UserError is raised.
   """
   is_terminal = lines.isatty()
   if is_terminal:
@@ -114,7 +119,7 @@ def talk(conversation: Conversation, lines: TextIO, out: TextIO) -> None:
 
 
 def tell(note: str) -> None:
-  """For people: stdout has replies alone."""
+  """Prints a note for people to stderr: stdout holds replies alone."""
   print(note, file=sys.stderr, flush=True)
 
 
@@ -140,8 +145,8 @@ def _answer(conversation, line, out):
 
 
 def _typed(lines: TextIO) -> Iterator[str]:
-  """Lines as they are typed, with the keys that edit them."""
-  import readline  # noqa: F401  it is input's own from then on
+  """Yields lines as they are typed, with line editing."""
+  import readline  # noqa: F401  importing it gives input() line editing
 
   while True:
     try:

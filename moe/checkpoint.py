@@ -1,12 +1,12 @@
-"""Checkpoints: Orbax step folders that hold all a run needs to go on, or a notebook to open it.
+"""Checkpoints: Orbax step folders with all that a run needs to resume, or a notebook to open it.
 
 DIR/checkpoints/STEP/ has the items params, training (every other field of the state), data
 (iterator state), config, tokenizer, text (what identifies the prepared data) and checksums of them
 all. A folder appears by one rename, when it is complete.
 
-With several processes all call the same methods in the same order: each writes and reads the parts
-of arrays that its devices hold, process 0 the rest.
-Nothing in a checkpoint depends on their number or on the mesh.
+With several processes, all call the same methods in the same order. Each writes and reads the
+parts of arrays that its devices hold; process 0 writes the rest.
+A checkpoint depends neither on their number nor on the mesh.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _PIECE = 32 << 20  # bytes
 
 
 class Restored(NamedTuple):
-  """A run as it was after `step` steps. `state` has the shardings that were asked for."""
+  """A run as it was after `step` steps. `state` has the requested shardings."""
 
   step: int
   state: TrainState
@@ -50,11 +50,11 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-  """Writes a run's checkpoints in the background, and finds the newest that is whole."""
+  """Writes a run's checkpoints in the background, and restores the newest readable one."""
 
   def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer, text: dict | None = None):
     """`text`: `must_stay.text_of` the prepared data;
-    None where the run's text is not to be compared.
+    None to leave the text of checkpoints uncompared.
     """
     self._directory = workdir / 'checkpoints'
     self._config, self._tokenizer, self._text = config, tokenizer, text
@@ -86,23 +86,23 @@ class Checkpointer:
     self._guarded(step, lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
 
   def note_held_out_loss(self, step: int, loss: float | None) -> None:
-    """What `checkpoint.keep_best` judges a checkpoint by, saved or about to be."""
+    """Records the loss that `checkpoint.keep_best` judges a checkpoint by, saved or about to be."""
     self._losses.note(step, loss, {*self._manager.all_steps(), step})
 
   def wait(self, step: int) -> None:
-    """Returns when everything started is on disk. UserError if it could not be written."""
+    """Returns once every write that was started is on disk. UserError if one failed."""
     self._guarded(step, self._manager.wait_until_finished)
 
   def restore_newest(self, shardings: Callable | None = None) -> Restored | None:
-    """The newest readable checkpoint; None if the run has none yet.
+    """Restores the newest readable checkpoint; None if the run has none yet.
 
-    `shardings`: TrainState of shapes → TrainState of shardings, whatever mesh wrote it;
-    without it, the default device.
+    `shardings`: TrainState of shapes → TrainState of shardings, on any mesh;
+    without it, arrays go to the default device.
 
-    Unreadable ones are named in the log and moved to DIR/unreadable/, so that training can reach
-    their step again. UserError if there are checkpoints but none can be read (never silently from
-    scratch), and if the newest readable one is of another config, tokenizer or text. Those that
-    `checkpoint` does not keep are deleted.
+    Logs unreadable checkpoints and moves them to DIR/unreadable/, so that training can reach their
+    step again. Deletes those that the keys of `checkpoint` do not keep. UserError if there are
+    checkpoints but none can be read (a run never silently starts from scratch), and if the newest
+    readable one has another config, tokenizer or text.
     """
     bad = []
     while (
@@ -143,7 +143,7 @@ class Checkpointer:
     small, fault = processes.together(lambda: attempt(lambda: small_items.read(path)))
     if fault := processes.first_told(fault):
       return None, fault
-    # Before the arrays, which those of another config would seem to be damaged.
+    # Compared before arrays are read: those of another config would look damaged.
     processes.together(lambda: self._compare(step, small))
     shapes = jax.eval_shape(lambda: init_state(self._config))
     if shardings:
@@ -158,7 +158,7 @@ class Checkpointer:
     read, fault = processes.together(lambda: attempt(lambda: _read(path, small, items)))
     if fault := processes.first_told(fault):
       return None, fault
-    # All have read their parts: checksums, which need every process, can be taken.
+    # Every process has read its parts by now: checksums need all processes.
     fault = checksums.difference(read['params'], small.checksums['params'])
     fault = fault or checksums.difference(read['training'], small.checksums['training'])
     if fault := processes.first_told(fault):
@@ -167,8 +167,8 @@ class Checkpointer:
     return Restored(step, state, read['data']), ''
 
   def _compare(self, step, small):
-    """UserError if a checkpoint is of another config,
-    tokenizer or text than the run that is to go on.
+    """Raises UserError if the run cannot resume from a checkpoint:
+    it holds weights only, or has another config, tokenizer or text.
     """
     where = f'checkpoint step {step} in {self._directory}'
     must_stay.check_can_go_on(small.has_training, where)
@@ -195,13 +195,13 @@ class Checkpointer:
     """Whether a checkpoint's tokenizer gives every text the same ids."""
     if small.tokenizer != self._tokenizer.to_bytes():
       return False
-    # What else tokenizer_config.json says, a chat template for one, may differ.
+    # Other parts of tokenizer_config.json, such as a chat template, may differ.
     return small.tokenizer_config == self._tokenizer.tokenizer_config or (
       small.open_tokenizer().sha256 == self._tokenizer.sha256
     )
 
   def _delete_others(self):
-    """Checkpoints that only a kill between a save and its tidying up has left."""
+    """Deletes checkpoints that were left over by a kill between a save and its clean-up."""
     steps = self._manager.all_steps()
     for step in sorted(set(steps) - self._kept.of(steps)):
       self._guarded(step, lambda step=step: self._manager.delete(step))
@@ -220,8 +220,8 @@ class Checkpointer:
       (self._directory / str(step)).rename(target)
 
   def _check_space(self, step, state):
-    """Asks before writing: a disk that fills up half-way makes other
-    libraries print pages of errors.
+    """Raises UserError before writing if the disk lacks space:
+    when it fills up half-way, other libraries print pages of errors.
     """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self._directory).free
@@ -236,10 +236,10 @@ class Checkpointer:
     try:
       action()
     except Exception as error:
-      # A full disk reaches us as OSError, or as what tensorstore makes of it.
+      # A full disk raises OSError, or an error of TensorStore's that quotes it.
       if jax.process_count() > 1 and not _of_the_disk(error):
-        # Another process has ended: no fault of what the user gave, and nothing that this one can
-        # tell.
+        # Another process has ended. The user's input is not at fault, and this process knows no
+        # more.
         raise
       kept = _kept(self._manager.all_steps(read=True))
       message = (
@@ -248,7 +248,7 @@ class Checkpointer:
       raise of_system(error, message) from error
 
 
-# The names of before moe/run.py was: notebooks and scripts that people have written use them.
+# Names from before moe/run.py existed: people's notebooks and scripts use them.
 load_for_notebook = run.load_run
 available_steps = reading.available_steps
 
@@ -260,8 +260,8 @@ def _kept(steps):
 
 
 def _split(state):
-  """(params, every other field that holds an array, as a dict):
-  to open a run reads a third of the bytes.
+  """(params, every other field that holds an array, as a dict).
+  They are stored apart so that opening a run reads only a third of the bytes.
   """
   fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
   params = fields.pop('params')
@@ -269,8 +269,8 @@ def _split(state):
 
 
 def _in_pieces(x):
-  """How a parameter is stored. On one device it would be a single piece of up to 2 GB, and what
-  writes weights out reads a piece at a time. Large ones have layers and experts apart.
+  """How a parameter is stored: a large one in pieces, with layers and experts apart. Otherwise one
+  device would store a single piece of up to 2 GB, and exports read a piece at a time.
   """
   if x.nbytes <= _PIECE:
     return ocp.SaveArgs()
@@ -278,7 +278,7 @@ def _in_pieces(x):
 
 
 def _of_the_disk(error: BaseException | None) -> bool:
-  """Whether a write failed for itself; what other processes do to it comes from JAX's runtime."""
+  """Whether the disk made a write fail; failures by other processes come from JAX's runtime."""
   numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, *OF_A_SHARED_FOLDER)
   return any(
     names(cause, numbers) or (isinstance(cause, OSError) and not isinstance(cause, PEER_LOST))
@@ -287,7 +287,7 @@ def _of_the_disk(error: BaseException | None) -> bool:
 
 
 def _read(path, small, items):
-  """What this process can tell of a checkpoint by itself."""
+  """Reads a checkpoint and checks what one process can check alone. ValueError if it is damaged."""
   found = read_items(path, **items)
   if checksums.of_json(found['data']) != small.checksums['data']:
     raise ValueError('the state of the data iterator is not the one that was saved')

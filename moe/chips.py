@@ -1,6 +1,6 @@
-"""Public figures of chips: what a plan reckons with, and what MFU is a share of.
+"""Public figures of chips, for plans and for MFU (model FLOPs utilisation).
 
-Bytes, bytes a second, FLOPs a second; 1 GB is 10⁹ bytes.
+Units are bytes, bytes a second and FLOPs a second; 1 GB is 10⁹ bytes.
 
 Sources, read in 2026:
   v5e   cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s,
@@ -12,11 +12,11 @@ Sources, read in 2026:
         adapter a GPU between them
   a100-40  nvidia.com/data-center/a100, SXM: 312 TFLOP/s dense, 40 GB at 1,555 GB/s, 600 GB/s NVLink
         both ways together; docs.nvidia.com/dgx/dgxa100-user-guide: servers of 8, 200 Gb/s a GPU
-  Peaks alone: cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 1,228 GB/s; nvidia.com/data-center/a100:
+  Peaks only: cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 1,228 GB/s; nvidia.com/data-center/a100:
         312 TFLOP/s, 1,555 GB/s with 40 GB, with 80 GB 2,039 (SXM) and 1,935 (PCIe); h200: 989
         TFLOP/s, 4.8 TB/s
-A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (the JAX scaling
-book measures 45 and 90 of them); NVLink gives each GPU 450 GB/s each way through a switch.
+A link's one-way figure is half of its share: 50 GB/s on v5e, 100 on v5p and v6e (of which the JAX
+scaling book measures 45 and 90); NVLink gives each GPU 450 GB/s each way through a switch.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device of a mesh. Peak rates of bfloat16 products, which is what a step mostly does."""
+  """One device of a mesh. Peak rates are of bfloat16 products, which dominate a training step."""
 
   name: str
   platform: str  # 'tpu' or 'gpu'
-  capacity: int  # bytes a program may use, which is less than what is soldered on
+  capacity: int  # bytes a program may use, which is less than the chip's memory
   flops: float  # bfloat16, dense
   hbm: float  # bytes a second
-  link: float  # bytes a second and direction of one link (GPU: all NVLinks together)
+  link: float  # bytes a second each way over one link (GPU: all NVLinks together)
   torus: int  # dimensions of the torus that the links form; 0: all-to-all switch
   server: int = 0  # devices that one switch joins; 0: all of them
-  network: float = 0.0  # bytes a second and direction of a device to another server
-  memory: int = 0  # bytes that CUDA reports, of which a program may be given more than `capacity`
+  network: float = 0.0  # bytes a second each way between a device and another server
+  memory: int = 0  # bytes that CUDA reports; a program may be allowed more of them than `capacity`
 
 
-# TPU capacities are those that its compiler refuses to go over. JAX takes 75% of a GPU's memory
-# unless told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# A TPU's capacity is the limit that its compiler enforces. JAX takes 75% of a GPU's memory unless
+# told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_SHARE = 0.75
 
 
@@ -60,15 +60,15 @@ CHIPS = {
 
 
 class Peaks(NamedTuple):
-  """Of one device, a second."""
+  """Peak rates of one device, a second."""
 
   flops: float  # bfloat16, dense
   hbm: float  # bytes
 
 
 _OF_CHIPS = {name: Peaks(chip.flops, chip.hbm) for name, chip in CHIPS.items()}
-# By what `jax.Device.device_kind` says, which names a product, not a chip:
-# the first that it begins with.
+# By the beginning of `jax.Device.device_kind`, which names a product, not a chip.
+# The first entry that fits counts.
 _PEAKS = {
   'TPU v4': Peaks(275e12, 1228e9),
   'TPU v5 lite': _OF_CHIPS['v5e'],
@@ -81,20 +81,20 @@ _PEAKS = {
   'NVIDIA H100': _OF_CHIPS['h100'],
   'NVIDIA H200': Peaks(989e12, 4800e9),
 }
-# Sold under the same name with less: no share is told of these.
+# Slower chips sold under the same name: their peaks are not known, and no MFU is shown for them.
 _SLOWER = ('NVIDIA H100 PCIe', 'NVIDIA H100 NVL')
 
 
 def peaks(device_kind: str) -> Peaks | None:
-  """None where the table does not know the device."""
+  """The peak rates of a device; None if they are not known."""
   if device_kind.startswith(_SLOWER):
     return None
   return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """FLOPs a second of dense bfloat16 products of one device;
-  None where the table does not know it.
+  """FLOPs a second of dense bfloat16 products on one device;
+  None if they are not known.
   """
   found = peaks(device_kind)
   return found.flops if found else None

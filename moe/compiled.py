@@ -1,7 +1,8 @@
-"""Compiled programs kept on disk: the second start of a program reads what the first has compiled.
+"""Keeps compiled programs on disk: the second start of a program reads what the first compiled.
 
-JAX's own compilation cache, where it reads back what it wrote: a process of its own tries that
-once, so that not even a crash harms the program that asks. No jax import but in that process.
+This is JAX's own compilation cache, used only where it reads back what it wrote. A separate process
+tries that once, so that not even a crash harms the program that asks. Only that process imports
+jax.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 _FOLDER, _MOST_BYTES = 'JAX_COMPILATION_CACHE_DIR', 'JAX_COMPILATION_CACHE_MAX_SIZE'
-# Whoever sets one of these has chosen.
+# A user who sets one of these has chosen.
 _CHOSEN = (_FOLDER, 'JAX_ENABLE_COMPILATION_CACHE')
 _DEFAULT_BYTES = 2 << 30
 _SECONDS = 120
@@ -22,11 +23,11 @@ _VERDICT, _RIGHT = 'reads-back', 'yes'
 
 
 def keep() -> None:
-  """Has JAX, which is not imported yet, keep what it compiles in the user's cache folder: at most
-  2 GB, the least used programs go first.
+  """Makes JAX keep what it compiles in the user's cache folder: at most 2 GiB, the least used
+  programs go first. Call it before jax is imported.
 
-  Not where JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE is set, nor where what is read
-  back is not what was compiled, which is told.
+  Does nothing if JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE is set. Prints the
+  reason and does nothing where what is read back is not what was compiled.
   """
   if any(name in os.environ for name in _CHOSEN):
     return
@@ -48,7 +49,7 @@ def keep() -> None:
 
 
 def _folder() -> Path:
-  """Of this jax and this kind of CPU: another one's programs may not run here."""
+  """The cache folder for this jaxlib and this kind of CPU: programs of others may not run here."""
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   flags = Path('/proc/cpuinfo')
   known = flags.read_text(encoding='utf-8').split('\n\n')[0] if flags.is_file() else ''
@@ -58,7 +59,7 @@ def _folder() -> Path:
 
 
 def _tried(folder: Path) -> str:
-  """'yes', or why not."""
+  """'yes' if compiled programs can be kept, else why not."""
   scratch = folder / f'trial-{os.getpid()}'
   environment = os.environ | {_FOLDER: str(scratch), 'JAX_PLATFORMS': 'cpu'}
   command = [sys.executable, '-P', '-m', 'moe.compiled']
@@ -76,8 +77,9 @@ def _tried(folder: Path) -> str:
 
 
 def _main() -> None:
-  """Compiles, keeps, forgets and reads back a program with what steps are made of: loops, products,
-  sorting, writes by index. Exits with an error unless it is read back, and computes the same bits.
+  """The trial: compiles, stores, forgets and reads back a program with what steps are made of:
+  loops, products, sorting, writes by index. Exits with an error unless the program is read back and
+  computes the same bits.
   """
   import jax
   import jax.numpy as jnp

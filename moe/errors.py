@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Collection, Iterator
 
-# OSErrors, but of waiting for another process or machine, which has ended or cannot be reached.
+# OSErrors, but no fault of a file: another process or machine has ended or cannot be reached.
 PEER_LOST = (TimeoutError, ConnectionError)
 OF_A_SHARED_FOLDER = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO})
 
@@ -16,13 +16,13 @@ class UserError(ValueError):
   file or value at fault and what would be right.
   """
 
-  # What starts runs again (launch/supervise.sh, launch/cluster) leaves these alone:
-  # it helps nobody.
+  # Supervisors (launch/supervise.sh, launch/cluster) do not restart a run that ends with this code:
+  # it would fail again.
   exit_code = 2
 
 
 class TryAgain(UserError):
-  """What may go away by itself, such as another process that is not there yet,
+  """An error that may go away by itself, such as another process that is not there yet,
   or a file system that hangs.
   """
 
@@ -32,11 +32,11 @@ class TryAgain(UserError):
 def is_transient(
   error: BaseException | None, numbers: Collection[int] = OF_A_SHARED_FOLDER
 ) -> bool:
-  """Whether a fresh start may get past an error: another process's end,
-  or a fault of the network or of a shared folder.
+  """Whether a fresh start may get past an error: another process has ended,
+  or the network or a shared folder has failed.
 
-  `numbers`: which errnos count as the latter. The first of the chain of causes that has
-  an errno or a name decides.
+  `numbers`: the errnos that count as a failed shared folder. In the chain of causes, the first
+  exception that is recognised or has an errno decides.
   """
   for cause in chain(error):
     if isinstance(cause, PEER_LOST) or names(cause, numbers):
@@ -47,33 +47,33 @@ def is_transient(
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-  """The exception and those it was raised from or while handling, outermost first."""
+  """Yields the exception and those it was raised from or while handling, outermost first."""
   while error:
     yield error
     error = error.__cause__ or error.__context__
 
 
 def names(error: BaseException, numbers: Collection[int]) -> bool:
-  """Whether an error's words are the system's for one of these errnos:
-  some libraries keep nothing else of it.
+  """Whether an error's message has the system's words for one of these errnos:
+  some libraries keep only the words.
   """
   return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def of_system(error: Exception, message: str) -> UserError:
-  """An error with this message: TryAgain if what the system said is transient."""
+  """A UserError with this message: TryAgain if the system's error is transient."""
   return TryAgain(message) if is_transient(error) else UserError(message)
 
 
 def of_file(error: OSError, path: str | os.PathLike = '') -> UserError:
-  """A file that cannot be written, read or made, which the error names,
-  or `path` where it names none.
+  """The UserError for a file that cannot be written, read or made. It names the error's file,
+  or `path` where the error has none.
   """
   return of_system(error, f'{error.filename or path or "a file"}: {error.strerror or error}')
 
 
 def one_line(error: BaseException) -> str:
-  """An exception's first words, without line breaks and TensorStore's appendix."""
+  """An exception's message as one line of at most 300 characters, no TensorStore appendix."""
   text = (
     ' '.join(str(error).partition('See full TensorStore details')[0].split())
     or type(error).__name__

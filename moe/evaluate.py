@@ -1,5 +1,5 @@
-"""Held-out text: loss and bits per byte by domain,
-and what general-purpose compressors make of the same bytes.
+"""Scores held-out text: loss and bits per byte by domain,
+beside general-purpose compressors on the same bytes.
 
 B sequences, L tokens a sequence, N MoE layers, E routed experts.
 """
@@ -30,7 +30,7 @@ from moe.train_step import forward
 
 
 class Score(NamedTuple):
-  """Of some held-out text. Every token of it is scored once, the end of each document included."""
+  """The score of some held-out text. Every token is scored once, ends of documents included."""
 
   loss: float  # nats a token
   # Over the UTF-8 bytes of the original text; None if it was scored only in part.
@@ -40,8 +40,8 @@ class Score(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Scores by domain and over all of them together, and meanwhile the load of the routed experts
-  and what layers measured: the readings that are means over tokens, {domain: {NAME: by layer}}.
+  """Scores by domain and over all domains, with the load of the routed experts and those readings
+  of the layers that are means over tokens, {domain: {NAME: by layer}}.
   """
 
   domains: dict[str, Score]
@@ -49,15 +49,15 @@ class Evaluation(NamedTuple):
   expert_load_NE: np.ndarray | None  # load over the layer's mean
   is_sample: bool = False  # not all held-out text was scored
   readings: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({})
-  mean_readings: Mapping[str, np.ndarray] = MappingProxyType({})  # over the tokens that were scored
+  mean_readings: Mapping[str, np.ndarray] = MappingProxyType({})  # over all real tokens
 
 
 def held_out_batches(
   data: PreparedData, config: Config, mesh: Mesh | None = None, max_batches: int | None = None
 ) -> Iterator[tuple[str, Batch]]:
-  """(domain, batch) of all held-out documents, or of at most `max_batches` batches a domain.
+  """Yields (domain, batch) of all held-out documents, or of at most `max_batches` batches a domain.
 
-  `mesh`: the one that they are spread over, where there is one.
+  `mesh`: the mesh to spread batches over, if there is one.
   """
   for domain in data.held_out_domains:
     for batch in data_batches.evaluation_batches(data, domain, config, max_batches):
@@ -70,18 +70,17 @@ class Evaluator:
   def __init__(
     self, config: Config, data: PreparedData, mesh: Mesh | None = None, forward: Callable = forward
   ):
-    """`forward`: as `train_step.forward`, which it is unless the model is
-    to be run in another way.
+    """`forward`: a function like `train_step.forward`, the default, to run the model in another
+    way.
     """
     self._config, self._data, self._mesh = config, data, mesh
     score = lambda params, batch: _score_batch(config, forward, params, batch)
     self._score = jax.jit(score, out_shardings=replicated(mesh))
 
   def __call__(self, params: dict, max_batches: int | None = None) -> Evaluation:
-    """Scores all held-out documents, or at most `max_batches` batches a domain:
-    then a sample of each.
+    """Scores all held-out documents, or a sample of at most `max_batches` batches a domain.
 
-    The total weighs the domains by all their held-out tokens, however many of each were scored.
+    The total weighs domains by all their held-out tokens, however many of them were scored.
     """
     scored, counts_NE = dict.fromkeys(self._data.held_out_domains, (0.0, 0)), 0
     sums_of, weights = defaultdict(lambda: defaultdict(float)), defaultdict(int)
@@ -99,7 +98,7 @@ class Evaluator:
     sums = {}
     for domain, found in scored.items():
       size = data_batches.held_out_bytes(self._data, domain) if max_batches is None else None
-      # No model predicts what its tokens do not say: 8 bits a byte, as without a model.
+      # Bytes that the tokens do not represent cost 8 bits each, as without a model.
       sums[domain] = *found, size, 8 * data_batches.lost_bytes(self._data, domain)
     load_NE = np.asarray(load_over_mean(counts_NE)) if np.ndim(counts_NE) else None
     domains = {domain: _make_score(*values) for domain, values in sums.items()}
@@ -117,12 +116,12 @@ class Evaluator:
     return Evaluation(domains, total, load_NE, is_sample, readings, mean_readings)
 
   def _total(self, sums):
-    """(Score over domains of {domain: arguments of _make_score}, whether it is one of a sample)."""
+    """(Score over all domains of {domain: arguments of _make_score}, whether it is of a sample)."""
     loss, scored, whole = 0.0, 0, 0
     for domain, (domain_loss, tokens, size, _) in sums.items():
       sampled = size is None
       held_out = data_batches.held_out_targets(self._data, domain) if sampled else tokens
-      # Exactly 1 where all of them were scored.
+      # The factor is exactly 1 where all of them were scored.
       loss += domain_loss * (held_out / max(tokens, 1))
       scored, whole = scored + tokens, whole + held_out
     _, _, sizes, lost = zip(*sums.values(), strict=True)
@@ -131,7 +130,7 @@ class Evaluator:
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
-  """What gzip -9 and xz -9 need for the same bytes, in bits a byte. Empty text: zero."""
+  """Bits a byte that gzip -9 and xz -9 need for a text. Empty text counts as one byte."""
   compressors = {
     'gzip -9': lambda data: gzip.compress(data, compresslevel=9, mtime=0),
     'xz -9': lambda data: lzma.compress(data, preset=9),
@@ -142,10 +141,10 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
 
 
 def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, object]]:
-  """JSON-able rows by domain and, last, of all: the score beside gzip and xz on the same
-  bytes, each domain on its own.
+  """JSON-able rows by domain, the total last: the score beside gzip and xz on the same
+  bytes. Each domain is compressed on its own.
 
-  The last one is called 'total', or '(total)' beside a domain of that name:
+  The last row is called 'total', or '(total)' beside a domain of that name:
   no domain's name has brackets.
   """
   texts = {domain: data_batches.held_out_text(data, domain) for domain in data.held_out_domains}
@@ -164,7 +163,7 @@ def report(evaluation: Evaluation, data: PreparedData) -> dict[str, dict[str, ob
 
 def experts_in_words(evaluation: Evaluation, config: Config) -> str:
   """A paragraph on the load of the routed experts, to stand under `table`;
-  '' of a model without any.
+  '' for a model without any.
   """
   load_NE = evaluation.expert_load_NE
   if load_NE is None:
@@ -181,7 +180,7 @@ def experts_in_words(evaluation: Evaluation, config: Config) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, object]], text: str = 'held-out text') -> str:
-  """The rows of `report` for people; `text`: what they are of."""
+  """The rows of `report` as a table for people. `text`: what was scored, for the head."""
   lines = [
     f'{text:<16}{"tokens":>10}{"bytes":>12}{"loss":>9}{"bits/byte":>11}{"gzip -9":>9}{"xz -9":>8}'
   ]
@@ -195,8 +194,8 @@ def table(rows: Mapping[str, Mapping[str, object]], text: str = 'held-out text')
 
 
 def _make_score(loss, tokens, size, lost_bits):
-  """Of Σ loss over `tokens`, for `size` bytes (None: part of them) of which some
-  took `lost_bits` beside it.
+  """The Score of Σ loss over `tokens`. `size`: bytes of the text, None if only a part was scored;
+  `lost_bits`: the cost of bytes that the tokens do not represent.
   """
   bits_per_byte = (loss / math.log(2) + lost_bits) / size if size else None
   return Score(loss / max(tokens, 1), bits_per_byte, tokens, size)
@@ -208,7 +207,7 @@ def summed_loss(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, 
 
 
 def _summed(config: Config, forward: Callable, params: dict, batch: Batch):
-  """As `summed_loss`, of a model run by `forward`; and what its layers gave beside."""
+  """As `summed_loss`, for a model run by `forward`; and its layers' `Aside`."""
   hidden_BLD, aside = forward(config, params, batch)
   losses_BL = token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
   return (losses_BL * batch.weights_BL).sum(), batch.weights_BL.sum(), aside
@@ -216,7 +215,7 @@ def _summed(config: Config, forward: Callable, params: dict, batch: Batch):
 
 def _score_batch(config: Config, forward: Callable, params: dict, batch: Batch):
   """Σ loss and Σ weight over a batch, the expert counts of its real tokens (0 where nothing is
-  routed), and the means that layers measured over these, with how many they are.
+  routed), and (the layers' mean readings over its real tokens, the number of these tokens).
   """
   loss, weight, aside = _summed(config, forward, params, batch)
   counts = aside.telemetry.get('expert_counts')

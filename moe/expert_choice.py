@@ -1,5 +1,5 @@
-"""The choice of experts that are tuned, as text: '3,17;2;;40,41', the experts of each MoE layer,
-layers separated by ';'. A config has it so, and a run keeps that text in its config.json. No jax
+"""The choice of experts to tune, as text: '3,17;2;;40,41' lists the experts of each MoE layer,
+layers separated by ';'. Configs have this text, and a run keeps it in its config.json. No jax
 import.
 """
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 KEY = 'finetune.experts'
-# By layer, ascending.
+# The experts of each layer, ascending.
 Choice = tuple[tuple[int, ...], ...]
 _TEXT = re.compile('[0-9,;]*')
 
@@ -22,19 +22,19 @@ def parse(text: str) -> Choice:
 
 
 def written(choice: Sequence[Sequence[int]]) -> str:
-  """What `parse` reads."""
+  """The text of a choice, as `parse` reads it."""
   return ';'.join(','.join(map(str, sorted(layer))) for layer in choice)
 
 
 def is_file(spec: str) -> bool:
-  """Whether `finetune.experts` names a file; a name of digits, commas and semicolons is written
-  ./NAME.
+  """Whether `finetune.experts` names a file. A file's name of only digits, commas and semicolons
+  must be written ./NAME.
   """
   return not _TEXT.fullmatch(spec)
 
 
 def faults(c, choice: Choice) -> Iterator[str]:
-  """What is wrong with a choice for the model of a `moe.config.Config` (`c`), a line each."""
+  """Yields a line for each fault of a choice, given the model of a `moe.config.Config` (`c`)."""
   experts = c.moe.num_experts
   layers = c.model.num_moe_layers
   if not c.has_routed_experts:

@@ -1,4 +1,4 @@
-"""Small files: replaced whole or not at all, locked, tried before work,
+"""Small files: replaced atomically, locked, tried before work begins,
 and JSON that every program can read.
 """
 
@@ -14,8 +14,8 @@ from moe.errors import UserError, of_file
 
 
 def replace(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file beside its place and renames it:
-  whoever reads it finds the old content or the new one, whole.
+  """Replaces a file atomically, by writing it beside its place and renaming it:
+  a reader finds the old content or the new one, whole.
   """
   path = Path(path)
   beside = path.with_name(f'.{path.name}.tmp')
@@ -27,7 +27,9 @@ def replace(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def plain(value: object) -> object:
-  """JSON types; a float keeps every bit. A number that JSON lacks becomes None, an array a list."""
+  """A value as JSON types. A number that JSON lacks becomes None, an array a list; a float keeps
+  every bit.
+  """
   if isinstance(value, Mapping):
     return {key: plain(item) for key, item in value.items()}
   if hasattr(value, 'tolist'):
@@ -43,19 +45,19 @@ def to_json(value: object, indent: int | None = None, ensure_ascii: bool = True)
 
 
 def read_json(path: str | os.PathLike) -> dict:
-  """A JSON object from a file. ValueError says what else it holds;
-  OSError where it cannot be read.
+  """A JSON object from a file. ValueError if the file holds anything else,
+  OSError if it cannot be read.
   """
   return _of_type(_parsed(path), dict)
 
 
 def read_json_list(path: str | os.PathLike) -> list[dict]:
-  """A list of JSON objects from a file. ValueError and OSError as of `read_json`."""
+  """A list of JSON objects from a file. ValueError and OSError as in `read_json`."""
   return [_of_type(item, dict) for item in _of_type(_parsed(path), list)]
 
 
 def stored_key(workdir: str | os.PathLike, section: str, key: str) -> str:
-  """A key of a run's config.json, as text; '' where none can be read."""
+  """A key of a run's config.json, as text; '' if it cannot be read."""
   try:
     return str(read_json(Path(workdir) / 'config.json')[section][key])
   except (OSError, ValueError, LookupError, TypeError):
@@ -66,12 +68,12 @@ def stored_key(workdir: str | os.PathLike, section: str, key: str) -> str:
 def locked(
   path: str | os.PathLike, when_held: Callable[[str], None] = lambda content: None
 ) -> Iterator[int]:
-  """Holds the lock of a file, made if need be, or of a folder;
-  yields its descriptor, which children may inherit.
+  """Holds the lock of a folder, or of a file, which it makes if need be;
+  yields its descriptor, which child processes may inherit.
 
-  Where another process holds it, `when_held` is called with the file's content,
-  to raise or to tell; then it waits.
-  The lock goes with the last process that has the descriptor, however that ends.
+  If another process holds the lock, calls `when_held` with the file's content,
+  to raise or to print something, and then waits.
+  The lock ends with the last process that has the descriptor, however that process ends.
   """
   is_folder = os.path.isdir(path)
   descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT, 0o666)
@@ -87,8 +89,8 @@ def locked(
 
 
 def try_folder(folder: str | os.PathLike, what: str) -> None:
-  """Makes a folder and writes a file in it, to be gone again.
-  UserError that names it, and `what` it is for.
+  """Makes a folder, and writes and deletes a file in it.
+  If that fails, UserError names the folder and `what` it is for.
   """
   folder = Path(folder)
   trial = folder / f'.trial-{os.getpid()}'
@@ -105,13 +107,13 @@ def try_folder(folder: str | os.PathLike, what: str) -> None:
 
 
 def must_be_file(path: Path) -> None:
-  """UserError unless a path is a file or nothing."""
+  """Raises UserError if a path exists and is not a file."""
   if path.exists() and not path.is_file():
     raise UserError(f'{path} must be a file: it is a folder or something else; move it away')
 
 
 def must_be_folder(path: Path) -> None:
-  """UserError unless a path is a folder or nothing."""
+  """Raises UserError if a path is a broken link, or exists and is not a folder."""
   if (path.exists() or path.is_symlink()) and not path.is_dir():
     raise UserError(f'{path} must be a folder: it is a file or a broken link; move it away')
 

@@ -1,4 +1,4 @@
-"""What follows prompts: of many, in a batch that is kept full; of one, token by token."""
+"""Generates what follows prompts: many in a batch that is kept full, or one token by token."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ __all__ = [
   'stream_tokens',
 ]
 
-# Prompts at once, where nothing else is asked for.
+# The default number of prompts at once.
 ROWS = 16
-# JAX's generator takes 32 bits of a seed: those beyond would repeat the draws of lower ones.
+# JAX's generator takes 32 bits of a seed: larger seeds would repeat the draws of smaller ones.
 _SEEDS = 2**32
 
 
@@ -41,8 +41,8 @@ class Completion(NamedTuple):
 
 
 def only_generating(run: Trained) -> Trained:
-  """A run for nothing but generation, in whose mesh this is called. On an accelerator its weights
-  are laid out for that in the place of what was loaded, instead of beside it.
+  """The run, to be used for generation alone. On an accelerator, weights laid out for generation
+  replace the loaded ones instead of lying beside them. Call it inside the run's mesh.
   """
   if not weights.on_accelerator():
     return run
@@ -58,11 +58,12 @@ def generate(
   stop: Sequence[str] = (),
   rows: int = ROWS,
 ) -> list[Completion]:
-  """A completion of every prompt, at most `max_new_tokens` long; a document's end, one of the
-  strings `stop` or a full context ends it earlier.
+  """Completes every prompt by at most `max_new_tokens` tokens. The end of the document, one of the
+  strings `stop` or a full context ends a completion earlier.
 
-  The context is data.seq_len, the longest the model was trained on. rows: prompts at once; they
-  change time and memory, not the answer. UserError for a prompt that leaves no room in the context.
+  The context is data.seq_len, the longest the model was trained on. rows: prompts at once; it
+  changes time and memory, not the answer. UserError for arguments out of range, and for a prompt
+  that is not Unicode or does not fit into the context.
   """
   sampling.check()
   if not prompts:
@@ -106,8 +107,8 @@ def _completion(tokenizer, prompt, prompt_ids, new_ids, max_new_tokens, stops):
 
 
 def check_unicode(text: str, what: str) -> None:
-  """UserError for a text with lone surrogates, which no tokenizer takes: so a command line's bytes
-  that are no UTF-8 reach Python.
+  """Raises UserError for a text with lone surrogates, which no tokenizer takes. Python makes them
+  from bytes of a command line that are not UTF-8.
   """
   try:
     text.encode()
@@ -125,7 +126,7 @@ def generate_tokens(
   seed: int,
   rows: int = ROWS,
 ) -> list[list[int]]:
-  """The new tokens of every prompt, up to and including the end's; see `new_tokens`."""
+  """The new tokens of every prompt, up to and including the end token; see `new_tokens`."""
   request = Request(max_new_tokens, sampling, seed, rows)
   return _until(run, prompt_ids, request, Stops(run.tokenizer, ()))
 
@@ -133,7 +134,7 @@ def generate_tokens(
 def generate_until(
   run: Trained, prompt_ids: Sequence[Sequence[int]], request: Request, stop: Sequence[str]
 ) -> list[str]:
-  """The text after each prompt, up to the first of the strings `stop` in it, or its end."""
+  """The text after each prompt, up to the first of the strings `stop` in it, or to its end."""
   tokenizer, stops = run.tokenizer, Stops(run.tokenizer, stop)
   new = _until(run, prompt_ids, request, stops)
   return [
@@ -150,9 +151,9 @@ def stream_tokens(
   seed: int,
   end_id: int | None = None,
 ) -> Iterator[int]:
-  """The tokens that `generate_tokens` has for one prompt, each as soon as it is chosen.
+  """Yields the tokens that `generate_tokens` returns for one prompt, each as soon as it is chosen.
 
-  `end_id`: of the token to stop after, EOS unless it is given; no other control piece is drawn.
+  `end_id`: the token to stop after, EOS by default; no other control piece is drawn.
   """
   request = Request(max_new_tokens, sampling, seed, 1, end_id)
   for _, token in new_tokens(run, [prompt_ids], request):

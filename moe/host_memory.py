@@ -1,4 +1,4 @@
-"""The memory of this process: whether it may have enough; what a step has freed stays with it."""
+"""The memory of this process: checks that it may have enough, and keeps what a step has freed."""
 
 import ctypes
 import importlib.metadata
@@ -11,33 +11,33 @@ from typing import NamedTuple
 
 from moe.errors import UserError
 
-# From malloc.h; not exported by the C library under any other name.
+# Macros of malloc.h, which the C library does not export.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 class Need(NamedTuple):
   """Bytes that a program takes with the smallest model on two cores; a larger one takes more."""
 
-  # What `ulimit -v` bounds: stacks of threads are most of it, though little of them is in use.
+  # Virtual memory, which `ulimit -v` limits. Most of it is thread stacks, little of them in use.
   addresses: int
-  # What a container's limit bounds.
+  # Resident memory, which a container limits.
   resident: int
 
 
-# VmPeak and VmHWM of /proc/self/status at the end of 2 steps of tests/launch/runs/config.py, and of
-# launch.generate on that run: 1,998 and 723 MiB, 1,039 and 516. 200 MiB of the latter are files of
-# libraries, which the kernel can drop.
+# VmPeak and VmHWM of /proc/self/status are 1,998 and 723 MiB after 2 steps of
+# tests/launch/runs/config.py, and 1,039 and 516 MiB after launch.generate on that run. 200 MiB of
+# VmHWM are files of libraries, which the kernel can drop.
 TRAINING = Need(2100 << 20, 520 << 20)
 SAMPLING = Need(1100 << 20, 320 << 20)
-# Threads of one core more, likewise with PJRT_NPROC=64: 2,983 MiB.
+# Threads of each further core, measured likewise with PJRT_NPROC=64: 2,983 MiB.
 _A_CORE = 16 << 20
 _CGROUPS = Path('/sys/fs/cgroup')
 
 
 def require(need: Need) -> None:
-  """UserError where this process may not have that much. To be asked before jax starts.
+  """Raises UserError if this process may not have that much memory. Call it before jax starts.
 
-  Without it a thread that gets no stack or no buffer leaves the others waiting for ever, or the
+  Otherwise a thread that gets no stack or no buffer leaves the others waiting for ever, or the
   kernel ends the process without a word.
   """
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
@@ -59,7 +59,7 @@ def require(need: Need) -> None:
 
 
 def _limits_of_container():
-  """The files that bound this process's memory, of version 2 and 1 of control groups."""
+  """The files that limit this process's memory, for versions 2 and 1 of control groups."""
   try:
     groups = Path('/proc/self/cgroup').read_text(encoding='utf-8').splitlines()
   except OSError:
@@ -78,15 +78,15 @@ def _mib(size):
 
 
 def keep_freed_memory() -> None:
-  """From now on freed memory stays with the process, so that the next step need not have the kernel
-  zero it again.
+  """Makes freed memory stay with the process, so that the kernel need not zero it again for the
+  next step. Call it before threads start.
 
-  XLA:CPU takes its temporary buffers, hundreds of MiB, from malloc at every step, and packs
-  operands into more; at proxy scale a step met 30,000 page faults, a fifth of its time. Call it
-  before threads start. Elsewhere than on glibc it does nothing; nor where jax computes on something
-  else: a host that feeds accelerators would hold for good what one checkpoint took; nor for several
-  simulated devices, whose buffers come and go at once: the process would grow to twice its size
-  (docs/parallelism.md).
+  At every step XLA:CPU takes hundreds of MiB of temporary buffers from malloc, and packs operands
+  into more; at proxy scale a step met 30,000 page faults, a fifth of its time.
+
+  It does nothing without glibc. It does nothing where accelerators compute: their host would hold
+  for good what one checkpoint took. It does nothing for several simulated devices: their buffers
+  come and go at once, and the process would grow to twice its size (docs/parallelism.md).
   """
   if not _computes_on_cpu() or _simulates_devices():
     return
@@ -94,17 +94,17 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
     return
-  # One arena, the only one that can hold a block of more than 64 MiB: a thread's own has the kernel
-  # map each anew, whatever _MMAP_MAX says. What one thread has freed then serves all others, too.
+  # Only the main arena can hold a block of more than 64 MiB: in a thread's own the kernel maps each
+  # anew, whatever _MMAP_MAX says. With one arena, what one thread frees also serves all others.
   mallopt(_ARENA_MAX, 1)
-  mallopt(_MMAP_MAX, 0)  # no mapping of its own for a large block, which would go back when freed
-  mallopt(_TRIM_THRESHOLD, -1)  # never
+  mallopt(_MMAP_MAX, 0)  # a large block in a mapping of its own would go back when freed
+  mallopt(_TRIM_THRESHOLD, -1)  # never trim
   mallopt(_TOP_PAD, 128 << 20)
 
 
 def _computes_on_cpu() -> bool:
-  """Whether jax will: it is told to, or has nothing else.
-  Importing it to ask would start threads.
+  """Whether jax will compute on the CPU: it is told to, or has nothing else.
+  Importing jax to ask would start threads.
   """
   if platforms := os.environ.get('JAX_PLATFORMS'):
     return platforms == 'cpu'
@@ -115,7 +115,7 @@ def _computes_on_cpu() -> bool:
 
 
 def _simulates_devices() -> bool:
-  """Whether jax is told to make several devices of this machine's CPU."""
+  """Whether jax is told to simulate several devices on this machine's CPU."""
   told = re.findall(
     r'--xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', '')
   )

@@ -1,5 +1,5 @@
-"""What may be changed of a trained model's routing when it is evaluated, and of which configs. No
-jax import: studies are checked by it before anything is trained. `moe.analysis` applies it.
+"""Changes to a trained model's routing at evaluation, and which configs allow them. `moe.analysis`
+applies them. No jax import: studies are checked here before anything is trained.
 """
 
 import dataclasses
@@ -11,27 +11,27 @@ from moe.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-  """What to change; as it stands, nothing. The changes combine.
+  """What to change; by default nothing. The changes combine.
 
   Figure 4 is masked_share = 0, 1/16, … 4/16; Section 4.5 is without_shared with one expert a token
   more than trained; Figure 5 is fewer experts_per_token.
   """
 
-  # Of the routed experts, so many are masked for each token: its most probable ones.
-  # It takes the K best of the rest.
+  # The share of the routed experts that is masked for each token: its most probable ones.
+  # The token takes the K best of the rest.
   masked_share: float = 0.0
   experts_per_token: int | None = None  # K; None: as trained
-  # Shared experts add nothing; none takes their place unless K says so.
+  # Drops the shared experts; nothing takes their place unless K is raised.
   without_shared: bool = False
 
   def masked(self, num_experts: int) -> int:
-    """M: masked_share · E to the nearest whole number, halves up:
+    """M, the number of masked experts: masked_share · E to the nearest whole number, halves up:
     4, 8, 12, 16 of 63 at 1/16 … 4/16.
     """
     return math.floor(self.masked_share * num_experts + 0.5)
 
   def chosen(self, moe: MoEConfig) -> int:
-    """K."""
+    """K, the number of routed experts a token."""
     return moe.experts_per_token if self.experts_per_token is None else self.experts_per_token
 
 
@@ -39,7 +39,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Intervention))
 
 
 def check(config: Config, intervention: Intervention) -> None:
-  """UserError for what no model of this config can do, whatever its router."""
+  """Raises UserError for what no model of this config can do, whatever its router."""
   moe, share, asked = config.moe, intervention.masked_share, intervention.experts_per_token
 
   def require(condition, message):
@@ -87,8 +87,8 @@ def check(config: Config, intervention: Intervention) -> None:
 
 
 def check_room(moe: MoEConfig, chosen: int, masked: int) -> None:
-  """UserError where masking M experts leaves fewer than K to choose from, or a limit to device
-  groups does.
+  """Raises UserError if masking M experts leaves fewer than K to choose from, in total or within
+  the device groups that moe.device_limit allows.
   """
   experts = moe.num_experts
   if chosen + masked > experts:

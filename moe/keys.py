@@ -3,8 +3,8 @@ declared once beside its field.
 
   peak_lr: float = key(1.08e-3, 'peak learning rate', above=0, at_most=1000)
 
-`moe/config.py` has the keys. Here is what follows from a declaration: the check of a value, the
-words of its error, and the page that lists them.
+`moe/config.py` has the keys. This module has what follows from a declaration: the check of a value,
+and the words for its error and for the page that lists the keys.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from typing import Literal
 
 from moe.errors import UserError
 
-# What a key has a part in. A run that goes on may change all but RESULTS.
+# What a key affects. A resumed run may change all keys but those that affect RESULTS.
 RESULTS = 'results'
-# Only the order in which floats are added up: another machine may need another value.
+# Affects only the order in which floats are added up: another machine may need another value.
 ROUNDING = 'rounding'
 NOTHING = 'nothing'
 
@@ -27,7 +27,7 @@ LARGEST_INT = 2**31 - 1
 MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'stage')  # of the section mesh
 ATTENTION_TARGETS = ('query', 'key', 'value', 'out')  # of finetune.lora_targets
 LARGEST_SEED = 2**32 - 1
-# Floats are used as float32: what it rounds to 0 or to infinity is another number there.
+# Floats are used as float32, so a number that it rounds to 0 or to infinity is refused.
 _SMALLEST_FLOAT, _LARGEST_FLOAT = 2.0**-126, 2.0**127
 
 _SAME = object()
@@ -36,7 +36,7 @@ _WANTED = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """A declared key. `type` and `effect` are known once its dataclass has been read."""
+  """A declared key. `declared` fills in its `type` and, where it has none, its `effect`."""
 
   default: object
   meaning: str
@@ -45,10 +45,10 @@ class Key:
   above: float | None = None
   at_most: float | None = None
   below: float | None = None
-  # One more value that is allowed, outside of the range.
+  # One more allowed value, outside the range.
   fill: int | None = None
   effect: str | None = None
-  # What a config means that was stored before the key existed.
+  # The value that configs stored before the key existed imply, if not the default.
   before: object = _SAME
   type: object = None
 
@@ -68,12 +68,12 @@ class Key:
 
 
 def key(default: object, meaning: str, **declared) -> typing.Any:
-  """The field of a key; see `Key` for what else can be declared."""
+  """The dataclass field of a key; see `Key` for what else can be declared."""
   return dataclasses.field(default=default, metadata={'key': Key(default, meaning, **declared)})
 
 
 def section(kind: type, meaning: str, effect: str = RESULTS) -> typing.Any:
-  """The field of a section of keys. `effect`: of those that declare none themselves."""
+  """The dataclass field of a section of keys. `effect`: that of keys that declare none."""
   metadata = {'section': kind, 'meaning': meaning, 'effect': effect}
   return dataclasses.field(default_factory=kind, metadata=metadata)
 
@@ -102,10 +102,10 @@ def wanted(hint: object) -> str:
 
 
 def checked(name: str, declaration: Key, value: object) -> object:
-  """`value` as the key's type. UserError that names the key for another
+  """`value` as the key's type. UserError, naming the key, for another
   type or a value out of range.
 
-  An int is a float; a bool is never a number.
+  An int passes as a float; a bool is never a number.
   """
   hint = declaration.type
   if not _is_of(hint, value):
@@ -127,7 +127,7 @@ def checked(name: str, declaration: Key, value: object) -> object:
 
 
 def flatten(config: Mapping, prefix: str = '', leaves: Container[str] = ()) -> dict[str, object]:
-  """{'model': {'d_model': 8}} → {'model.d_model': 8}. What is named by `leaves` stays as it is."""
+  """{'model': {'d_model': 8}} → {'model.d_model': 8}. The values of keys in `leaves` stay whole."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, Mapping) and f'{prefix}{name}' not in leaves:
@@ -150,14 +150,14 @@ def unflatten(flat: Mapping[str, object]) -> dict:
 
 
 def listed(changed: Mapping[str, tuple[object, object]], keys: Iterable[str], here: str) -> str:
-  """These keys of `differences` in words, with both values; `here`: what the second is called."""
+  """These keys of `differences` in words, with both values; `here`: what to call the second."""
   return ', '.join(f'{key} ({changed[key][0]!r} there, {changed[key][1]!r} {here})' for key in keys)
 
 
 def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
   """Dotted keys whose values differ between two nested dicts, with both values.
 
-  None stands where a key is absent. A list is the tuple of its items: JSON has no tuples.
+  None stands for an absent key. A list equals a tuple of its items, since JSON has no tuples.
   """
   old, new = _comparable(old), _comparable(new)
   return {
@@ -189,15 +189,17 @@ def _item(hint):
 
 
 def _check_text(name, value):
-  """A line break or another control character would break the commands and
-  lines that a value goes into.
+  """Raises UserError for line breaks and other control characters, which would break the commands
+  and lines that a value goes into.
   """
   if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in value):
     raise _wrong(name, 'text without line breaks and control characters', value)
 
 
 def _check_number(name, declaration, kind, number, value):
-  """Whether `number` is in range; `value` is what the error shows, the whole tuple of an item."""
+  """Raises UserError unless `number` is in range. `value`: what the error shows, for an item the
+  whole tuple.
+  """
   d = declaration
   if number == d.fill and d.fill is not None:
     return

@@ -1,5 +1,5 @@
-"""The language model: embed → N blocks (scanned, rematerialised) → final norm;
-the head is applied by the loss.
+"""The language model: embed → N blocks (scanned, rematerialised) → final norm.
+The loss applies the head.
 
 B batch, L sequence, D model width, V vocabulary, N MoE layers.
 """
@@ -25,7 +25,7 @@ from moe.parallel import mesh, sharding
 from moe.parallel.feeding import batch_parts
 from moe.routers import ROUTERS, Forced, Probe
 
-# What a block keeps for backward besides its plan, by the name in model.remat;
+# What a block keeps for backward besides its dispatch plan, by the value of model.remat;
 # 'moe' acts inside the block.
 _REMAT_POLICIES = {
   'full': SAVE_PLAN,
@@ -33,7 +33,7 @@ _REMAT_POLICIES = {
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, SAVE_PLAN
   ),
 }
-_FEW_LAYERS = 4  # written out where that is faster
+_FEW_LAYERS = 4  # stacks of at most so many are unrolled where that is faster
 
 
 class Transformer(nn.Module):
@@ -68,14 +68,14 @@ class Transformer(nn.Module):
       positions_BL: int32, 0 at the start of each document.
       segment_ids_BL: int32, documents of a row numbered from 1; 0 is padding, which no document
         sees, and which is left out of the statistics.
-      cache: None, or of every stack a `KVCache` with a leading axis of its layers and then what the
+      cache: None, or for every stack a `KVCache` with a leading axis of its layers, later what the
         last call returned, or `shared_context`; see `Attention`.
-      forced: choices in the place of the routers', with a leading axis N.
+      forced: choices that replace the routers', with a leading axis N.
 
     Returns:
       hidden_BLD in the compute type; `logits` turns it into logits.
-      Aside: its statistics and choices those of the MoE layers, with a leading axis N,
-      or None where nothing is routed.
+      The `Aside`, with the statistics and choices of the MoE layers, which have a leading axis N
+      or are None where nothing is routed.
       The updated cache, or None; with `probe.keys_values` what `shared_context` takes.
     """
     x_BLD, asides, new_cache = self.embed(tokens_BL), [], {}
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
     return self.finish(x_BLD), aside, new_cache if kept else None
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
-    """x_BLD in the compute type."""
+    """The embedded tokens x_BLD, in the compute type."""
     with jax.named_scope('embed'):
       return _embed(self.config, self.embedding_VD, tokens_BL)
 
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
     return x_BLD, aside, cache
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:
-    """hidden_BLD, in the compute type."""
+    """The final hidden_BLD, in the compute type."""
     return self.final_norm(x_BLD)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -155,9 +155,9 @@ class Transformer(nn.Module):
 
 
 def shared_context(kept: dict[str, KVCache], is_token_BS: jax.Array) -> dict[str, SharedContext]:
-  """Of the keys and values of a row's only segment, a cache that segments of later rows go on from.
+  """A cache of the keys and values of each row's only segment, which later rows' segments continue.
 
-  kept: what a call with `probe.keys_values` returned. is_token_BS: False where it was padding.
+  kept: what a call with `probe.keys_values` returned. is_token_BS: False for padding.
   """
 
   def of_stack(cache):
@@ -175,8 +175,8 @@ def init_params(config: Config, key: jax.Array) -> dict:
 
 
 def init_declared(config: Config, key: jax.Array) -> dict:
-  """As `init_params`, every parameter in a box that says what was declared
-  of it: `sharding.Declared`.
+  """As `init_params`, with every parameter in a `sharding.Declared` box,
+  which holds its declaration.
   """
   dummy = jnp.zeros((batch_parts(), 1), jnp.int32)
   return Transformer(config).init(key, dummy, dummy, dummy)['params']
@@ -185,9 +185,9 @@ def init_declared(config: Config, key: jax.Array) -> dict:
 def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
   """Rows of the embedding, in the compute type.
 
-  On a mesh rows travel, not the table: a device looks up its own vocabulary and columns for all
-  tokens of those that share the table with it, and each gets its tokens' columns from all of them.
-  The gradient takes the same way back.
+  On a mesh, rows travel instead of the table. A device looks up its own part of the vocabulary and
+  columns, for the tokens of all devices that share the table with it. Then each device gathers all
+  columns of its own tokens. The gradient takes the same way back.
   """
   split = mesh.zero_stage() == 3 and mesh.size('fsdp') * mesh.size('expert') > 1
   sharers = 'fsdp', 'expert'
@@ -211,23 +211,23 @@ def _embed(config: Config, embedding_VD: jax.Array, tokens_BL: jax.Array) -> jax
 
 
 def _unroll(model: ModelConfig, length: int) -> int:
-  """How many of a stack's layers a turn of its loop computes."""
+  """How many of a stack's layers one iteration of its scan computes."""
   if model.unroll:
     return min(model.unroll, length)
-  # A turn copies its layer's weights out of the stack, and what backward needs into it: 11% of a
-  # step at d 48, 2% at d 128. Compiling takes as long for three layers as for a loop.
+  # An iteration copies its layer's weights out of the stack, and what backward needs into it: 11%
+  # of a step at d 48, 2% at d 128. Compiling three unrolled layers takes as long as a loop.
   is_short = length <= _FEW_LAYERS and model.remat == 'none'
   return length if is_short and platform() == 'cpu' and mesh.is_one_device() else 1
 
 
 def stack_names(model: ModelConfig) -> list[str]:
-  """The stacks of equal blocks that a model has, in their order."""
+  """The names of a model's stacks of equal blocks, in order."""
   dense = ['dense_blocks'] if model.num_dense_layers else []
   return dense + (['moe_blocks'] if model.num_moe_layers else [])
 
 
 def after_step(config: Config, params: dict, measured: dict[str, jax.Array]) -> dict:
-  """The parameters, those of routers moved on by what a step's tokens chose:
+  """The parameters, with those of the routers updated by what a step's tokens chose;
   see `Router.after_step`.
   """
   layer = params['moe_blocks']['moe']

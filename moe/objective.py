@@ -1,5 +1,5 @@
 """The objective, in one place: cross-entropy + Σ weight · term over LOSSES;
-and what adds up to a step's metrics.
+and the sums that make up a step's metrics.
 
 N MoE layers, E routed experts.
 """
@@ -22,23 +22,23 @@ from moe.metrics.telemetry import Telemetry
 
 
 class Sums(NamedTuple):
-  """What a microbatch, or one pipeline stage of it, adds to the whole batch's. No gradient.
-  See `add`.
+  """What a microbatch, or one pipeline stage of it, adds to the metrics of the whole batch.
+  No gradient flows through it. `add` joins two of them.
   """
 
   loss: jax.Array  # cross-entropy, nats a target token of the whole batch
-  terms: dict[str, jax.Array]  # weighted, by their names in LOSSES
-  telemetry: Any  # a tree of Readings: (with one row a layer, by domain) of a whole model
+  terms: dict[str, jax.Array]  # weighted, by name in LOSSES
+  telemetry: Any  # a tree of Readings; for a whole model (with one row a layer, by domain)
 
 
 def add(a: Sums, b: Sums) -> Sums:
-  """Of two parts of a batch as one."""
+  """The Sums of two parts of a batch as one."""
   loss, terms = jax.tree.map(jnp.add, a[:2], b[:2])
   return Sums(loss, terms, telemetry_lib.combine(a.telemetry, b.telemetry))
 
 
 def nothing(shapes: Sums) -> Sums:
-  """Sums of these shapes to begin with."""
+  """Sums of these shapes that change nothing they are added to."""
   loss, terms = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
   return Sums(loss, terms, telemetry_lib.nothing(shapes.telemetry))
 
@@ -73,7 +73,7 @@ def objective(
 
 
 def total(loss: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
-  """cross-entropy + Σ weighted terms."""
+  """The objective: cross-entropy + Σ weighted terms."""
   return loss + sum(terms[name] for name in LOSSES)
 
 

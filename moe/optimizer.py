@@ -17,14 +17,14 @@ class Hyperparameters(NamedTuple):
   """Numbers of a config that the compiled training step takes as arguments:
   runs that differ in these share a program.
 
-  Scalars, float32 unless stated. Of a divisor the reciprocal is kept: where it was a constant of
-  the program XLA multiplied by that, and runs of then go on with the same bits.
+  Scalars, float32 unless stated. Divisors are kept as reciprocals: when they were constants of the
+  program, XLA multiplied by the reciprocal, and runs of that time resume with the same bits.
   """
 
   peak_lr: np.ndarray
   warmup_steps: np.ndarray
   per_warmup_step: np.ndarray  # 1 / warmup_steps
-  decay_steps: np.ndarray  # (number of decays,): step_decay: from which on each acts
+  decay_steps: np.ndarray  # (number of decays,), step_decay: the step from which each acts
   decay_factor: np.ndarray
   per_cosine_step: np.ndarray  # cosine: 1 / steps after warm-up
   final_lr_fraction: np.ndarray
@@ -35,7 +35,7 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(config: Config) -> Hyperparameters:
-  """Those of a config, as NumPy arrays."""
+  """The hyperparameters of a config, as NumPy arrays."""
   optimizer = config.optimizer
   num_steps = optimizer.start_step + config.train.num_steps
   warmup = max(optimizer.warmup_steps, 1)
@@ -71,10 +71,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimiser without its learning rate: updates are to be scaled by −`learning_rate`.
 
-  Clipping comes before. The rate is kept out so that it follows the training step, also when a bad
-  step's update was skipped.
+  Gradients are clipped before. The rate is kept out so that it follows the training step, even
+  after a bad step's update was skipped.
 
-  decayed: tree of booleans, which parameters weight decay acts on: `parameters.decayed`.
+  decayed: a tree of booleans, True where weight decay acts: `parameters.decayed`.
   """
   return optax.chain(
     OPTIMIZERS[config.name](config),
@@ -89,13 +89,13 @@ def clip(gradients, norm: jax.Array, max_norm: jax.Array):
 
 
 def learning_rate(kind: str, numbers: Hyperparameters, step: jax.Array) -> jax.Array:
-  """The learning rate of a step, counted from 0. Linear warm-up from 0, its first
-  step already above it; then
+  """The learning rate of a step, counted from 0. Linear warm-up from 0, whose first
+  step is already above 0; then
 
   step_decay: × decay_factor at each share `decay_at` of its steps (0.316 at 80% and again at 90%);
   constant: the peak; cosine: half a cosine down to final_lr_fraction · peak at the last step.
 
-  It is one of start_step + num_steps steps, of which the run takes the last num_steps: its first
+  The schedule has start_step + num_steps steps. The run takes the last num_steps of them: its first
   step is `start_step`.
 
   kind: optimizer.schedule.

@@ -1,5 +1,5 @@
-"""The parameters of a config's model: what each declares, which of them are decayed,
-where all lie on a mesh.
+"""The parameters of a config's model: what each declares, which of them weight decay acts on,
+and how they are sharded over a mesh.
 """
 
 import functools
@@ -20,18 +20,18 @@ from moe.parallel.sharding import Declared, is_declared
 def declared(config: Config) -> dict:
   """The parameter tree as `sharding.Declared` boxes, which hold shapes and types."""
   boxes = jax.eval_shape(lambda: init_declared(config, jax.random.key(0)))
-  sharding.unboxed(boxes)  # which refuses those that declare nothing
+  sharding.unboxed(boxes)  # raises UserError for parameters that declare nothing
   return boxes
 
 
 def declared_by_path(config: Config) -> dict[tuple[str, ...], Declared]:
-  """`declared`, flat: by the path to each parameter."""
+  """`declared`, flattened: the box of each parameter by its path."""
   return flatten_dict(declared(config))
 
 
 def is_exact(path: tuple[str, ...], box: Declared) -> bool:
-  """Whether a parameter is used in float32, as it is, and neither rounded nor quantized: a layer's
-  vectors, such as norms' scales and gates, and all that a router has, whoever wrote them.
+  """Whether a parameter is used as it is, in float32, neither rounded nor quantized. This holds for
+  a layer's vectors, such as norm scales and gates, and for all that any router has.
   """
   is_vector = sum(axis != 'layers' for axis in box.axes) < 2
   return is_vector or 'router' in path

@@ -1,17 +1,19 @@
 """Pipeline parallelism: the gradients of a batch with the layers dealt out to stages,
-in 1F1B's order.
+in the order of 1F1B.
 
 M microbatches, S stages; a tick is one forward or one backward of one microbatch on a stage. Stage
 s takes microbatch m forward at tick s + 2m and backward at tick 2S − 1 − s + 2m: never both at
-once, each just after its neighbour. So all is done after 2 (M + S − 1) ticks, of which (S − 1) /
-(M + S − 1) are idle as in 1F1B, and stage s keeps S − s inputs at most. After a tick a stage has
-one partner: the neighbour after it if it went forward, the one before it if backward. The two swap
-what they made, each in need of the other's, and nobody else waits for them: a forward is not drawn
-out to the time of a backward elsewhere, and a microbatch takes a forward and a backward.
+once, each just after its neighbour. A batch takes 2 (M + S − 1) ticks, of which the share (S − 1) /
+(M + S − 1) is idle as in 1F1B, and stage s keeps S − s inputs at most.
 
-Only its input is kept of a microbatch on its way: backward computes the stage again. The first
-stage embeds and has the leading dense layers, the last has the head. Where S does not divide the
-layers the last stages have fewer.
+After a tick a stage has one partner: the next stage if it went forward, the previous one if it went
+backward. The two swap their results, which each of them needs, and no other stage waits for them.
+So a forward never takes as long as a backward on another stage, and a microbatch takes the time of
+one forward and one backward.
+
+A stage keeps only the input of a microbatch in flight: backward computes the stage again. The first
+stage embeds and has the leading dense layers; the last has the head. If S does not divide the
+layers, the last stages have fewer.
 
 B sequences of a microbatch, L tokens each, D model width, N layers of the stack that is dealt out.
 """
@@ -86,8 +88,8 @@ def gradients(
 
 
 def partners(parity: int, stages: int) -> list[tuple[int, int]]:
-  """(sender, receiver) after the ticks of a parity:
-  a stage that goes forward in them swaps with the one after it.
+  """The pairs (sender, receiver) after ticks of a parity:
+  a stage that goes forward in them swaps with the next stage.
   """
   pairs = [(stage, stage + 1) for stage in range(parity, stages - 1, 2)]
   return pairs + [(after, stage) for stage, after in pairs]
@@ -97,7 +99,7 @@ def turn(
   tick: int | jax.Array, stage: int | jax.Array, stages: int
 ) -> tuple[int | jax.Array, int | jax.Array]:
   """(1 for backward or 0 for forward, microbatch) of a stage at a tick;
-  idle where there is no such microbatch.
+  the stage is idle if there is no such microbatch.
   """
   is_backward = (tick - stage) % 2
   began = stage + is_backward * (2 * (stages - stage) - 1)  # tick of microbatch 0
@@ -107,7 +109,7 @@ def turn(
 class _Schedule(NamedTuple):
   """One stage's work; every method runs inside the shard_map over stages.
 
-  `stack` and `rest` are pairs of trees: what is trained of them, and what is frozen.
+  `stack` and `rest` are pairs of trees, the trained part and the frozen part.
   """
 
   config: Config
@@ -140,7 +142,7 @@ class _Schedule(NamedTuple):
       kept = lax.dynamic_index_in_dim(inputs, m % stages, keepdims=False)
       whole = lambda trained, others, x: work((trained, stack[1]), (others, rest[1]), x, part(m))
       (_, share), pull, new = jax.vjp(whole, stack[0], rest[0], kept, has_aux=True)
-      # To the last stage nobody sends: zeros, as its result has no part in what comes after it.
+      # Nobody sends to the last stage: it receives zeros, as no later stage uses its result.
       *more, send = pull((received, jnp.ones_like(share)))
       return send, (inputs, jax.tree.map(jnp.add, gradients, tuple(more)), add(sums, new))
 
@@ -218,7 +220,7 @@ class _Schedule(NamedTuple):
 
 
 def _swap(x, pairs):
-  """What a stage's partner has for it; zeros where it has none."""
+  """What a stage receives from its partner; zeros if it has none."""
   return lax.ppermute(x, _AXIS, pairs) if pairs else jnp.zeros_like(x)
 
 

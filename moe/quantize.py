@@ -1,4 +1,4 @@
-"""A model's parameters with its matrices in a few bits (`moe.ops.quantized`), for running it."""
+"""Stores the matrices of a trained model in a few bits (`moe.ops.quantized`), for running it."""
 
 import math
 
@@ -15,10 +15,12 @@ from moe.parameters import declared_by_path, is_exact
 
 
 def quantized(config: Config, params: dict, kind: str, mesh: Mesh | None = None) -> dict:
-  """The tree with `Quantized` matrices: of attention, FFNs and experts, and the head. Rows of the
-  embedding stay as they are, since few of them are read for a token, and what is used in float32: a
-  router's, gates and norms. A matrix whose rows, or a device's part of them, are no whole groups of
-  int4 is int8, which is logged. Takes those of `params` one by one: never all are there twice.
+  """The tree with `Quantized` matrices of attention, FFNs, experts and the head.
+
+  The embedding stays as it is, since a token reads few of its rows, and so does what is used in
+  float32: routers, gates and norms. If the rows of a matrix, or a device's part of them, are not
+  whole groups of int4, it becomes int8 and a warning is logged. Empties `params` one matrix at a
+  time, so that memory never holds all of them twice.
 
   kind: of `moe.config.FEW_BITS`. UserError for a mesh that deals out experts or gathers weights.
   """
@@ -49,7 +51,7 @@ def _possible(kind, name, rows):
 
 
 def _where(config, mesh, axes, shape):
-  """`Stored` of a matrix on a mesh that gathers nothing."""
+  """The `Stored` of a matrix. UserError if the mesh splits its width, experts or layers."""
   stored = sharding.resolve(axes, shape, mesh.shape, config.mesh.zero)
   for axis, by in zip(axes, stored.split, strict=True):
     several = [name for name in by if mesh.shape[name] > 1]

@@ -2,9 +2,9 @@
 
 DIR/config.json  provenance.json  metrics.jsonl  held_out_losses.json  tensorboard/  checkpoints/
 DIR/tokenizer.model, or tokenizer.json and its tokenizer_config.json
-DIR/data/        prepared data, unless data.dir says where
+DIR/data/        prepared data, unless data.dir names another folder
 DIR/unreadable/  damaged checkpoints, set aside
-DIR/evaluations.jsonl  what benchmarks said of it
+DIR/evaluations.jsonl  benchmark scores
 DIR/.lock        who trains in it
 """
 
@@ -39,7 +39,7 @@ _FILES = (
   'evaluations.jsonl',
   *FILES,
 )
-# Patterns to what reads checkpoints, and their escape.
+# Characters that the libraries that read checkpoints take for patterns, and their escape.
 _PATTERNS = re.compile(r'[][*?\\]')
 
 
@@ -54,15 +54,15 @@ def load_run(
 
   Reads parameters only, whatever devices wrote them; adapters are merged into their matrices.
   `workdir` may be in a bucket (gs://BUCKET/DIR); nothing in it is changed. UserError if there is
-  no checkpoint, or not of the step, or unreadable.
+  no checkpoint, or none of the step, or if it is unreadable.
 
   Args:
-    dtype: of the parameters, of `moe.config.STORED_TYPES`; int8 and int4 are their matrices'
-      (`moe.quantize`). Without it, as they are stored.
-    mesh: where they are to lie, each process reading what its devices hold:
-      a mesh of `moe.parallel.mesh`, or the sizes of its axes, {'expert': 8}, the others 1.
-      `run.model` on several devices is applied inside `run.on_mesh()`.
-      Without it, this process's default device.
+    dtype: one of `moe.config.STORED_TYPES`, for the parameters in memory; int8 and int4 apply to
+      matrices (`moe.quantize`). None: as stored.
+    mesh: where the parameters lie; each process reads what its devices hold.
+      A mesh of `moe.parallel.mesh`, or the sizes of its axes, {'expert': 8}, the others 1.
+      On several devices, apply `run.model` inside `run.on_mesh()`.
+      None: this process's default device.
   """
   if dtype is not None and dtype not in STORED_TYPES:
     raise UserError(f'dtype={dtype!r} must be one of {", ".join(STORED_TYPES)}, or None: as stored')
@@ -85,8 +85,8 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
 
 
 def folder(workdir: str | os.PathLike, flag: str = '--workdir') -> epath.Path:
-  """The path of a run's folder as its user has written it.
-  UserError for a name that checkpoints cannot be under; `flag`: where it was written.
+  """The path of a run's folder, from what the user wrote.
+  UserError for a name that checkpoints cannot be under. `flag`: the flag that the error names.
   """
   written = os.fspath(workdir)
   if '://' in written:
@@ -94,8 +94,8 @@ def folder(workdir: str | os.PathLike, flag: str = '--workdir') -> epath.Path:
   if not written.strip():
     raise UserError(f'{flag} must name a folder, not {written!r}')
   path = Path(written).expanduser()
-  # Steps back, over links too, mean to the system what they do not mean to
-  # libraries that shorten paths.
+  # '..' after a link means one folder to the system and another to libraries that
+  # shorten paths.
   path = path.resolve() if '..' in path.parts else path.absolute()
   if not str(path).isprintable():
     raise UserError(f'{flag}={written!r}: its name must be printable UTF-8 on one line')
@@ -108,7 +108,7 @@ def folder(workdir: str | os.PathLike, flag: str = '--workdir') -> epath.Path:
 
 
 def check_workdir(workdir: str | os.PathLike) -> None:
-  """Makes the folder; UserError unless it can be written and its parts are files and
+  """Makes the folder. UserError unless it can be written and its parts are files and
   folders as they should be.
   """
   workdir = Path(folder(workdir))
@@ -126,11 +126,11 @@ def check_workdir(workdir: str | os.PathLike) -> None:
 
 
 def open_workdir(config: Config, workdir: str | os.PathLike) -> None:
-  """Makes the folder and its config.json; UserError with the differing keys if it
+  """Makes the folder and its config.json. UserError with the differing keys if it
   holds a run of another config.
 
-  A run that never logged a step, because its corpus was not found, say, is no run yet:
-  its config may be repaired.
+  A run that never logged a step, for example because its corpus was not found, does not count:
+  its config may still change.
   """
   workdir = Path(folder(workdir))
   check_workdir(workdir)
@@ -142,12 +142,12 @@ def open_workdir(config: Config, workdir: str | os.PathLike) -> None:
 
 
 def data_directory(config: Config, workdir: str | os.PathLike) -> epath.Path:
-  """Where a run's prepared data lies. `workdir` may be in a bucket, to be read: gs://BUCKET/DIR."""
+  """Where a run's prepared data lies. To read it, `workdir` may be in a bucket: gs://BUCKET/DIR."""
   return epath.Path(config.data.dir) if config.data.dir else epath.Path(folder(workdir)) / 'data'
 
 
 def _steps(workdir, step):
-  """Those there are, ascending. UserError if `step` is not among them, or there is none at all."""
+  """The steps with a checkpoint, ascending. UserError if there is none, or `step` has none."""
   given, workdir = workdir, folder(workdir)
   directory = workdir / 'checkpoints'
   steps, fault = attempt(lambda: available_steps(workdir))
@@ -163,7 +163,9 @@ def _steps(workdir, step):
 
 
 def _check_config(config, workdir):
-  """UserError if config.json, or the newest checkpoint's own config, is of another run."""
+  """Raises UserError if config.json or the newest checkpoint's own config is of another run,
+  or if that checkpoint holds weights only.
+  """
   path = workdir / 'config.json'
   step, own = small_items.newest(workdir)
   if own:
@@ -189,7 +191,7 @@ def _check_config(config, workdir):
 def _load(directory, step, dtype, mesh):
   path = directory / str(step)
   small = small_items.read(path)
-  # The run's kernels need not exist on this machine.
+  # The kernels that the run chose may not exist on this machine.
   config = from_stored(small.config, f'{path}/config')
   config = dataclasses.replace(config, ops=OpsConfig('auto'))
   if isinstance(mesh, Mapping):
@@ -221,7 +223,7 @@ def _load(directory, step, dtype, mesh):
 
 
 def _device_to_quantize_on():
-  """The host's, where JAX has it: of many bits parameters may not fit on an accelerator."""
+  """The host's CPU where JAX has it: unquantized parameters may not fit on an accelerator."""
   try:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError:  # JAX_PLATFORMS names accelerators alone

@@ -1,4 +1,4 @@
-"""`python -m launch.evaluate` without tasks: a run's held-out text, or other text, scored."""
+"""`python -m launch.evaluate` without tasks: scores a run's held-out text, or other text."""
 
 import os
 
@@ -17,11 +17,11 @@ def score_text(
   as_json: bool = False,
   dtype: str | None = None,
 ) -> str:
-  """What is to be printed of a run's held-out text, or of `sources`, as data.sources names them.
+  """The scores of a run's held-out text, or of `sources`, as text or JSON to be printed.
 
-  save_routing: a Parquet file to write. dtype: of the parameters, as `load_run` takes it. $DATA is
-  the folder of the run's prepared data, if that is not where training read it. UserError as the
-  parts.
+  sources: written as data.sources is. save_routing: a Parquet file to write. dtype: of the
+  parameters, as in `load_run`. $DATA is the folder of the run's prepared data, if that is not where
+  training read it. Raises the UserErrors of what it calls.
   """
   if save_routing is not None:
     check_target(save_routing)

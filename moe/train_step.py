@@ -33,7 +33,7 @@ from moe.parameters import decayed, init
 class TrainState:
   """Everything that a step changes."""
 
-  # int32: steps of the schedule, optimizer.start_step and those taken, skipped ones included.
+  # int32: the step of the schedule, optimizer.start_step + steps taken, skipped ones included.
   step: jax.Array
   params: dict
   optimizer_state: optax.OptState  # of the trained part alone, `finetune.trained.split`
@@ -45,7 +45,7 @@ def init_state(config: Config, seed: jax.Array | None = None) -> TrainState:
   """The state before step 0, a pure function of the config.
   Jit it, or take its shapes with jax.eval_shape.
 
-  seed: uint32, train.seed as an argument, for a compiled program to serve others too.
+  seed: uint32, replaces train.seed, so that one compiled program serves every seed.
   """
   params = init(config, jax.random.key(config.train.seed if seed is None else seed))
   zero = lambda: jnp.zeros((), jnp.int32)  # one buffer each: a donated state may not share them
@@ -60,13 +60,13 @@ def make_train_step(
   """train_step(state, batch, `hyperparameters(config)`) → (state, metrics).
   Pure; jit it with the state donated.
 
-  Neither train.seed nor a number that is in the hyperparameters is a constant of the program:
-  runs that differ in those alone compile the same one.
+  Neither train.seed nor a hyperparameter is a constant of the program:
+  runs that differ only in those compile the same one.
 
-  The gradient is that of the whole batch's objective however many microbatches it is computed in.
-  When it or the loss is not finite the parameters stay as they are and the step is counted; after
-  more than max_bad_steps in a row nothing is updated any more, so that a host that looks only now
-  and then still finds the state as it was then.
+  The gradient is that of the whole batch's objective, whatever the number of microbatches.
+  If it or the loss is not finite, the parameters stay as they are and the step counts as bad. After
+  more than max_bad_steps bad steps in a row nothing is updated any more, so that a host that looks
+  only now and then still finds the state of that moment.
   """
   is_decayed = decayed(config)
 
@@ -110,10 +110,10 @@ def make_train_step(
 
 
 def jit_step(step: Callable, mesh: Mesh, state: TrainState) -> Any:
-  """step(state, …) → (state, metrics) jitted: the state donated and left as it lies,
-  metrics for every process.
+  """Jits step(state, …) → (state, metrics). The state is donated and keeps its shardings;
+  the metrics are replicated.
 
-  state: as it is, or ShapeDtypeStructs with shardings.
+  state: a state, or its ShapeDtypeStructs with shardings.
   """
   where = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(step, donate_argnums=0, out_shardings=(where, replicated(mesh)))
@@ -126,7 +126,7 @@ def loss_and_gradients(
 
   metrics: `loss` (cross-entropy, nats a target token), `objective` (loss plus every balance term),
   `loss/NAME` of every term of LOSSES (weighted, summed over layers, as in the objective), `tokens`
-  (real ones), of conversations `examples` and `packing_efficiency` (the tokens' share of all
+  (real ones), for conversations `examples` and `packing_efficiency` (the tokens' share of all
   places), those of `moe.metrics.domains` where the batch tells its rows' domains, and those of
   `moe.metrics.routing.metrics`: all that the layers measured.
   """
@@ -185,7 +185,7 @@ def forward(config: Config, params: dict, batch: Batch) -> tuple[jax.Array, Asid
 
 
 def forward_of(model: Transformer, params: dict, batch: Batch) -> tuple[jax.Array, Aside]:
-  """As `forward`, of a model as it is, its probe included."""
+  """As `forward`, for a given model, with its probe."""
   inputs = batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL
   return model.apply({'params': params}, *inputs)[:2]
 
@@ -200,7 +200,9 @@ def _of_packing(batch):
 
 
 def _parts(x_B, parts):
-  """Every parts-th sequence a part, so that on a mesh each device keeps its own."""
+  """Splits a batch into parts, each of every parts-th sequence, so that on a mesh every device
+  keeps its own.
+  """
   x = x_B.reshape(-1, parts, *x_B.shape[1:]).swapaxes(0, 1)
   return constrain(x, None, 'batch', *(None for _ in x_B.shape[1:]))
 

@@ -1,5 +1,5 @@
-"""What the experts of a trained model specialise in:
-change its routing, count its choices, measure them.
+"""Measures what the experts of a trained model specialise in:
+changes its routing, counts its choices, compares losses.
 
 interventions   mask a token's most probable experts, change K, drop the shared experts;
                 pure in (params, batch)

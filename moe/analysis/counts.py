@@ -22,7 +22,7 @@ from moe.data.tokenizers import Tokenizer
 from moe.evaluate import held_out_batches
 from moe.parallel.sharding import replicated
 
-# The class of a token is that of its piece alone; the first that fits.
+# The class of a token depends on its piece alone. The first class that fits counts.
 TOKEN_CLASSES = (
   'control',  # beginning or end of a document, unknown, padding of the vocabulary
   'byte',  # part of a character that has no piece
@@ -35,25 +35,25 @@ TOKEN_CLASSES = (
   'digit',
   'symbol',  # punctuation and all else
 )
-# How Unicode's names of such characters begin.
+# How the Unicode names of CJK characters begin.
 _CJK = ('CJK', 'IDEOGRAPHIC', 'HIRAGANA', 'KATAKANA', 'HANGUL')
-_SPACE = '\u2581'  # SentencePiece's sign for one
+_SPACE = '\u2581'  # SentencePiece's sign for a space
 
 
 class Counts(NamedTuple):
-  """Of a batch's tokens, int32. The sums of several batches add up;
-  their sequences follow one another.
+  """Counts of a batch's tokens, int32. To join batches, add up the sums
+  and concatenate the sequences.
   """
 
   sequences_NBE: jax.Array  # tokens of the sequence that chose the expert
   classes_NCE: jax.Array  # tokens of the class that chose it
   class_tokens_C: jax.Array  # tokens of the class
   pairs_NEE: jax.Array  # tokens that chose both; on the diagonal, that chose the expert
-  next_NCE: jax.Array  # as classes_NCE, of the token that follows
+  next_NCE: jax.Array  # as classes_NCE, by the class of the next token
 
 
 class Survey(NamedTuple):
-  """Of all held-out text. int64."""
+  """Counts of held-out text, int64."""
 
   domains: tuple[str, ...]
   domain_X: np.ndarray  # index of each sequence's domain
@@ -81,8 +81,8 @@ def token_class(piece: str, is_text: bool) -> str:
 
 
 def token_classes(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-  """class_V int32: the index in TOKEN_CLASSES of every token id,
-  of a model's vocabulary that may be the larger one.
+  """class_V int32: the index in TOKEN_CLASSES of every token id.
+  A model's vocabulary may be larger than the tokenizer's.
   """
   class_V = np.full(vocab_size, TOKEN_CLASSES.index('control'), np.int32)
   named = zip(tokenizer.pieces, tokenizer.is_text, strict=True)
@@ -99,10 +99,10 @@ def count(
   class_V: np.ndarray,
   intervention: Intervention | None = None,
 ) -> Counts:
-  """The choices of a batch's tokens, pure and to be jitted. `class_V`: as of `token_classes`.
+  """Counts the choices of a batch's tokens. Pure, to be jitted. `class_V`: from `token_classes`.
 
-  Counted are the tokens that have a target to be scored, so that over all held-out text each counts
-  once; of their experts, those that they take (`moe.gate_mass`).
+  Counts the tokens whose target is scored, so that over all held-out text each counts once, and of
+  their experts those that they take (`moe.gate_mass`).
   """
   choices = routing(config, params, batch, intervention)
   is_counted_BL = batch.weights_BL > 0
@@ -119,8 +119,8 @@ def count(
     pairs_EE = jnp.einsum('bli,blj->ij', chosen_BLE, chosen_BLE)
     return chosen_BLE.sum(axis=1), by(is_class_BLC), pairs_EE, by(is_next_BLC)
 
-  # Float sums and products of zeros and ones, which every machine is fast at,
-  # are exact below 2²⁴ tokens.
+  # Float sums and products are fast on every machine. Of zeros and ones they are exact
+  # below 2²⁴ tokens.
   found = lax.map(of_layer, choices.taken(is_counted_BL))
   sequences_NBE, classes_NCE, pairs_NEE, next_NCE = found
   class_tokens_C = is_class_BLC.sum(axis=(0, 1))
@@ -138,7 +138,7 @@ def survey(
 ) -> Survey:
   """Counts the choices of all held-out documents, or of at most `max_batches` batches a domain.
 
-  `mesh`: the one in use, where params lie on one.
+  `mesh`: the mesh in use, if params lie on one.
   """
   class_V = token_classes(data.tokenizer, config.model.vocab_size)
   of_batch = jax.jit(

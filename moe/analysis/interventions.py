@@ -2,8 +2,8 @@
 the paper's Figure 4, Section 4.5 and Figure 5.
 
 Every function is pure in (params, batch), to be jitted with the rest fixed; params may lie on a
-mesh that is in use. What is to be changed reaches the routers as a `moe.routers.Probe` of the
-model, which training leaves as it is.
+mesh that is in use. K and the shared experts are changed in the config; masking reaches the routers
+by the model's `moe.routers.Probe`, which training leaves at its default.
 
 N MoE layers, B sequences, L tokens each, D model width, E routed experts,
 K chosen by a token, M masked for it.
@@ -31,22 +31,22 @@ class Choices(NamedTuple):
 
   experts_NBLK: jax.Array  # int32
   # float32, by the router's own convention: raw affinities over all E experts (Eq. 10),
-  # 1 of a hash router.
+  # 1 for a hash router.
   gates_NBLK: jax.Array
   is_token_BL: jax.Array  # bool; False: padding, whose choices say nothing
 
   def taken(self, is_counted_BL: jax.Array) -> jax.Array:
-    """experts_NBLK of the tokens that count; −1 in the place of all others, and of an expert that a
-    token does not take: its gate is 0 (`moe.gate_mass`).
+    """experts_NBLK, with −1 for tokens that do not count, and for experts that a token does not
+    take: their gate is 0 (`moe.gate_mass`).
     """
     return jnp.where(is_counted_BL[None, ..., None] & (self.gates_NBLK > 0), self.experts_NBLK, -1)
 
 
 def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Config, dict, int]:
   """The config and the parameters with K and the shared experts changed, and M,
-  which neither can say.
+  which is for the `Probe`.
 
-  Arrays are passed on as they are, wherever they lie. UserError for what this model cannot do.
+  Arrays stay as they are, wherever they lie. UserError for what this model cannot do.
   """
   moe = config.moe
   _check(config, intervention)
@@ -63,8 +63,8 @@ def apply(config: Config, params: dict, intervention: Intervention) -> tuple[Con
 def forward(
   config: Config, params: dict, batch: Batch, intervention: Intervention
 ) -> tuple[jax.Array, Aside]:
-  """As `train_step.forward`: hidden_BLD in the compute type,
-  and what was measured of the changed routing.
+  """As `train_step.forward`, under an intervention: hidden_BLD in the compute type,
+  and what the layers measured.
   """
   return _run(config, params, batch, intervention)
 
@@ -81,7 +81,7 @@ def routing(
 
 
 def check_routed(config: Config) -> None:
-  """UserError for a model without routed experts."""
+  """Raises UserError for a model without routed experts."""
   if not config.has_routed_experts:
     raise UserError(f'{config.name} has no routed experts, so there are no choices to look at')
 

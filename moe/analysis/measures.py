@@ -13,7 +13,7 @@ class Information(NamedTuple):
   """What one choice of a token tells about the domain of its text, in every layer."""
 
   bits_N: np.ndarray  # I(expert; domain), as counted
-  # What the same sequences show when domains are dealt out to them at random, on average.
+  # The mean I(expert; domain) when the same sequences get their domains at random.
   chance_N: np.ndarray
   # (bits − chance) / H(domain): 0 no specialisation by domain, 1 a choice gives the domain away.
   share_N: np.ndarray
@@ -34,7 +34,7 @@ def load(counts: np.ndarray) -> np.ndarray:
 
 
 def effective_experts(counts: np.ndarray) -> np.ndarray:
-  """counts (…, E) → exp(H(load)), (…): as many equally loaded experts would be as uneven.
+  """counts (…, E) → exp(H(load)), (…): the number of equally loaded experts with this entropy.
   Between 1 and E.
   """
   return 2 ** entropy(shares(counts))
@@ -42,10 +42,11 @@ def effective_experts(counts: np.ndarray) -> np.ndarray:
 
 def mutual_information(counts_NGE: np.ndarray) -> np.ndarray:
   """bits_N: I(expert; group) = H(expert) + H(group) − H(expert, group),
-  of a choice drawn at random.
+  for a choice drawn at random.
 
-  The plug-in estimate: it is biased upwards, the more the fewer choices, see `information`. Groups
-  weigh what they count; for equal weights pass counts_NGE / counts_NGE.sum(axis=2, keepdims=True).
+  This plug-in estimate is biased upwards, the more so the fewer the choices; see `information`.
+  Groups weigh by their counts; for equal weights pass
+  counts_NGE / counts_NGE.sum(axis=2, keepdims=True).
   """
   p_NGE = counts_NGE / counts_NGE.sum(axis=(1, 2), keepdims=True)
   joint_N = entropy(p_NGE.reshape(p_NGE.shape[0], -1))
@@ -62,9 +63,9 @@ def information(
   """I(expert; domain), beside what chance alone shows.
 
   Tokens of one text have much in common, so corrections for the number of tokens (Miller–Madow)
-  find far too little. Whole sequences are shuffled over the domains instead, each domain keeping
-  its number of sequences. Those of one long document still go separate ways: with few documents a
-  domain, the chance is understated.
+  are far too small. Whole sequences are shuffled over the domains instead, each domain keeping
+  its number of sequences. The shuffle separates sequences of one long document, so it understates
+  chance where a domain has few documents.
   """
   generator = np.random.default_rng(seed)
   counts_NGE = by_group(choices_NXE, domain_X, num_domains)
@@ -85,15 +86,15 @@ def co_activation(pairs_NEE: np.ndarray, tokens: int | None = None) -> np.ndarra
 
   Args:
     pairs_NEE: tokens that chose both experts; on the diagonal, the expert.
-    tokens: how many there are; None: every token chose as many experts.
+    tokens: how many there are; None if every token chose the same number of experts.
 
-  P is over tokens; c is what P(i and j) / P(i) P(j) is where a token's K of E are drawn at random
-  without repetition, so that 1 means independent, 2 twice as often. NaN on the diagonal, where an
-  expert is never chosen, and where K is 1.
+  P is over tokens. c is P(i and j) / (P(i) P(j)) where every token's K of E are drawn at random
+  without repetition, so that a lift of 1 means independent, 2 twice as often. NaN on the diagonal,
+  where an expert is never chosen, and where K is 1.
   """
   experts, counts_NE = pairs_NEE.shape[-1], np.diagonal(pairs_NEE, axis1=1, axis2=2)
   whole = lambda x_N: x_N[:, None, None]
-  # A token adds K to the diagonal's sum and K² to that of all.
+  # A token adds K to the sum of the diagonal and K² to the sum of all entries.
   sum_N11, squares_N11 = whole(counts_NE.sum(axis=1)), whole(pairs_NEE.sum(axis=(1, 2)))
   tokens_N11 = _ratio(sum_N11**2, squares_N11) if tokens is None else np.float64(tokens)
   by_chance_N11 = _ratio(

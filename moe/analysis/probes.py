@@ -1,7 +1,7 @@
-"""Text that only attention can predict, made of random pieces: a model's loss on it.
+"""A model's loss on text of random pieces, which only attention can predict.
 
-copying   a stretch of pieces, and the same again: scored is the second, but for its first piece
-lookup    pairs of a key and a value, then one of the keys: scored is its value
+copying   a stretch of pieces, and the same again; the second is scored, but for its first piece
+lookup    pairs of a key and a value, then one of the keys; its value is scored
 
 B sequences, L tokens of one, P pairs.
 """
@@ -21,7 +21,7 @@ from moe.parallel.sharding import replicated
 
 
 class Losses(NamedTuple):
-  """Nats a token that is scored. By chance log(pieces) at best."""
+  """Nats a scored token. `chance` is log(pieces), the best loss without attention."""
 
   copying: float
   copying_first: float  # of the first stretch, which nothing predicts
@@ -38,10 +38,10 @@ def losses(
   seed: int = 0,
   mesh: Mesh | None = None,
 ) -> Losses:
-  """Of `rows` sequences of each. Stretches are of half of data.seq_len;
-  `pairs` keys are looked up among, fewer where a sequence holds no more.
+  """The losses on `rows` sequences of each kind. A stretch is half of data.seq_len long.
+  A lookup has `pairs` keys, or as many as a sequence holds.
 
-  `mesh`: the one in use, where params lie on one.
+  `mesh`: the mesh in use, if params lie on one.
   """
   pieces = np.flatnonzero(tokenizer.is_text)
   generator = np.random.default_rng(seed)
@@ -73,7 +73,8 @@ def copying_rows(
   generator: np.random.Generator, pieces: np.ndarray, rows: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """int32 tokens (B, 2 · (L // 2)), and bool (B, 2 · (L // 2) − 1): which targets are scored, those
-  of the second stretch but its first. The mirrored mask has as many of the first.
+  of the second stretch but its first. The mirrored mask scores as many targets of the first
+  stretch.
   """
   half = length // 2
   stretch = generator.choice(pieces, (rows, half))
@@ -85,8 +86,8 @@ def copying_rows(
 def lookup_rows(
   generator: np.random.Generator, pieces: np.ndarray, rows: int, pairs: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """int32 tokens (B, 2P + 2), all keys and values of a row different, and bool (B, 2P + 1): the
-  last target alone.
+  """int32 tokens (B, 2P + 2), all keys and values of a row different, and bool (B, 2P + 1): which
+  targets are scored, the last alone.
   """
   pairs = max(1, min(pairs, (length - 1) // 2, len(pieces) // 2))
   drawn = np.stack([generator.choice(pieces, 2 * pairs, replace=False) for _ in range(rows)])

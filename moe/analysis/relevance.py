@@ -35,10 +35,10 @@ def relevance(
   mesh: Mesh | None = None,
   max_batches: int | None = None,
 ) -> Relevance:
-  """Of all held-out documents, or of at most `max_batches` batches a domain; each token counts
-  once, where it is scored. UserError for a model without routed experts.
+  """The relevance of experts to all held-out documents, or to at most `max_batches` batches a
+  domain. Each token counts once, where it is scored. UserError for a model without routed experts.
 
-  `mesh`: the one in use, where params lie on one.
+  `mesh`: the mesh in use, if params lie on one.
   """
   of_batch = jax.jit(
     lambda params, batch: _of_batch(config, params, batch), out_shardings=replicated(mesh)

@@ -1,6 +1,6 @@
-"""Adapters of a checkpoint, added to the boxes of the matrices that they belong to.
+"""Merges a checkpoint's LoRA adapters into boxes of the matrices that they adapt.
 
-N layers, C places for a layer's chosen experts, X and Y a matrix, r the rank.
+N layers, C slots for a layer's chosen experts, X and Y the sides of a matrix, r the rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from moe.storage import checksums, partial
 
 
 class Adapter(NamedTuple):
-  """Of a stack of matrices (N, X, Y), or of chosen ones of (N, E, X, Y)."""
+  """The adapter of a stack of matrices (N, X, Y), or of the chosen experts in (N, E, X, Y)."""
 
   a: np.ndarray  # float32 (N, X, r) or (N, C, X, r)
   b: np.ndarray  # float32 (N, r, Y) or (N, C, r, Y)
@@ -27,7 +27,9 @@ class Adapter(NamedTuple):
   scale: float
 
   def add(self, content: np.ndarray, box: Sequence[slice]) -> None:
-    """Adds α/r · A B to a box of the matrices, in its place. float32, as the forward pass does."""
+    """Adds α/r · A B to a box of the matrices in place. The product is float32, as in the forward
+    pass.
+    """
     *stack, rows, columns = box
     change = lambda at: np.float32(self.scale) * (self.a[at][rows] @ self.b[at][:, columns])
     for i, layer in enumerate(range(stack[0].start, stack[0].stop)):
@@ -39,13 +41,13 @@ class Adapter(NamedTuple):
           content[i, expert - stack[1].start] += change((layer, place))
 
 
-# By the dotted name of the parameter.
+# The adapters by the dotted names of the parameters that they adapt.
 Adapters = Mapping[str, Adapter]
 
 
 def read_adapters(path: Path, config: Config, sums: Mapping[str, int]) -> Adapters:
-  """Those of the checkpoint in `path`; none of a run without. ValueError if they are damaged, what
-  Orbax raises if they cannot be read.
+  """The adapters of the checkpoint in `path`, {} if the run has none. ValueError if they are
+  damaged; Orbax's error if they cannot be read.
   """
   if not config.finetune.lora_rank:
     return {}

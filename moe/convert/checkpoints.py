@@ -1,4 +1,4 @@
-"""A run's checkpoint, read a box at a time: what it takes to write one as something else."""
+"""Reads a run's checkpoint a box at a time, for programs that write it in another format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from moe.storage.small_items import SmallItems
 
 
 class Written(NamedTuple):
-  """What has been made of a checkpoint."""
+  """What an export has written."""
 
   config: Config
   layout: str
@@ -29,7 +29,7 @@ class Written(NamedTuple):
   tensors: int
   bytes: int
   files: int
-  notes: tuple[str, ...] = ()  # what there is to tell, a line each
+  notes: tuple[str, ...] = ()  # for the user, a line each
 
   @property
   def in_words(self) -> str:
@@ -40,24 +40,24 @@ class Written(NamedTuple):
 
 
 class Opened(NamedTuple):
-  """A checkpoint: all of it but its parameters."""
+  """Everything of a checkpoint but its parameters."""
 
   path: epath.Path
   step: int
   config: Config
   tokenizer: Tokenizer | None
   small: SmallItems
-  adapters: Adapters  # which are merged into what is read
+  adapters: Adapters  # `copy` merges them into the parameters
 
   @property
   def checksums(self) -> Mapping[str, int]:
-    """Of the parameters."""
+    """The checksums of the parameters, by key."""
     return self.small.checksums['params']
 
 
 def open_checkpoint(workdir: str | Path, step: int | None, flag: str = '--workdir') -> Opened:
-  """A run's newest checkpoint, or a given step's. UserError if it cannot be read.
-  `flag`: where the folder was written.
+  """Opens a run's newest checkpoint, or that of a given step. UserError if it cannot be read.
+  `flag`: the flag that named the folder, for messages.
   """
   if '://' in str(workdir):
     raise UserError(f'{flag}={workdir} must be a folder of this machine, or mounted there')
@@ -75,8 +75,8 @@ def open_checkpoint(workdir: str | Path, step: int | None, flag: str = '--workdi
 
 
 def open_arrays(opened: Opened, placed: Sequence[Placed]) -> dict[str, Stored]:
-  """Its parameters by name, none of them read. UserError where a shape is not the config's,
-  or the type none that is written.
+  """Opens the parameters, by name, without reading them. UserError if one has another shape than
+  the config says, or a type that is not in safetensors.DTYPES.
   """
   stored, fault = attempt(lambda: _open(Path(opened.path), placed))
   if fault:
@@ -92,11 +92,16 @@ def copy(
   put: Callable[[Placed, Piece, np.ndarray], None],
   progress: Callable[[int], None],
 ) -> None:
-  """Reads all parameters, adapters merged into their matrices, and puts each block of each tensor,
-  [rows, columns] in `types`.
+  """Reads all parameters, merges adapters into them, and passes every block of every tensor to
+  `put`.
 
-  put: called by several threads. progress: is told of bytes.
-  UserError if what was read is not what the run has saved.
+  Args:
+    types: the type of a parameter's blocks, by its name.
+    put: takes the parameter, the block's place and the block [rows, columns]; several threads call
+      it.
+    progress: called with the number of bytes of each box.
+
+  UserError if a checksum is not the one that the run saved.
   """
 
   def move(each, array, box):
@@ -128,7 +133,7 @@ def copy(
 
 
 def damaged(opened: Opened, name: str) -> UserError:
-  """The error for a parameter that is not what was saved."""
+  """The error for a parameter whose bytes are not those that were saved."""
   return UserError(
     f'{opened.path} is damaged: the bytes of {name} are not those that were saved; '
     f'give another --step'

@@ -1,4 +1,4 @@
-"""A dense run's parameters, read a box or a layer's matrix at a time, and checked in the end."""
+"""Reads a dense run's parameters, a box or a layer's matrix at a time, and then checks them."""
 
 import os
 import threading
@@ -12,14 +12,14 @@ from moe.convert.checkpoints import Opened
 from moe.convert.parameters import Box
 from moe.warm_start.source import identity_of
 
-_KEPT = 2  # matrices: several threads fill experts of one layer, or of two
+_KEPT = 2  # matrices in memory: the threads fill experts of one layer, or of two
 
 
 class Dense:
-  """A checkpoint of a dense run. Any thread may read."""
+  """A checkpoint of a dense run. Any thread may read it."""
 
   def __init__(self, opened: Opened):
-    """UserError where its parameters are not the config's."""
+    """UserError if the parameters are not those of the checkpoint's config."""
     self._opened = opened
     self._placed = table.as_they_are(opened.config)
     self._stored = checkpoints.open_arrays(opened, [*self._placed.values()])
@@ -29,7 +29,7 @@ class Dense:
 
   @property
   def identity(self) -> dict:
-    """What provenance.json says of it, as of a warm start's source."""
+    """What provenance.json records about the run, as for the source of a warm start."""
     directory = epath.Path(os.path.realpath(self._opened.path.parent.parent))
     return identity_of(directory, self._opened.step, self._opened.small)
 
@@ -37,17 +37,17 @@ class Dense:
     return np.dtype(self._stored[name].array.dtype.numpy_dtype)
 
   def read(self, name: str, box: Box) -> np.ndarray:
-    """A box of a parameter, in its own type; an adapter is merged into it."""
+    """A box of a parameter, in its stored type, with its adapter merged."""
     content = self._stored[name].array[box].read(order='C').result()
     part = parameters.checksum(self._placed[name], content, box)
-    # By place: what is read twice counts once.
+    # Keyed by box: what is read twice counts once.
     self._sums[name][tuple((each.start, each.stop) for each in box)] = part
     if name in self._opened.adapters:
       self._opened.adapters[name].add(content, box)
     return content
 
   def matrix(self, name: str, layer: int) -> np.ndarray:
-    """One layer's matrix of a stack. The last few are kept."""
+    """One layer's matrix of a stack. Keeps the last _KEPT."""
     with self._lock:
       if (name, layer) not in self._matrices:
         while len(self._matrices) >= _KEPT:
@@ -58,7 +58,7 @@ class Dense:
       return self._matrices[name, layer]
 
   def check_all_read(self) -> None:
-    """UserError unless what was read, which must be all of it, is what the run has saved."""
+    """UserError unless every parameter was read whole and has the checksum that the run saved."""
     for name, parts in self._sums.items():
       found = sum(parts.values()) % 2**32
       if found != self._opened.checksums.get(parameters.keystr(name)):

@@ -1,9 +1,11 @@
 """Which hidden units of a dense FFN each expert gets, so that a token's experts hold all of them.
 
-A unit's part of a SwiGLU FFN, down_h · silu(gate_h · u) · (up_h · u), depends on no other unit: a
-FFN is the sum of any FFNs that have each of its units once, or a times with 1/a of its down row.
+Unit h adds down_h · silu(gate_h · u) · (up_h · u) to a SwiGLU FFN, whatever the other units do. So
+an FFN equals a sum of smaller FFNs that hold each of its units once, or hold a copies of a unit
+and each scale its down row by 1/a.
 
-F hidden width of an expert, E routed experts, K of a token, S shared ones, G experts of a group.
+F hidden width of an expert, E routed experts, K routed experts per token, S shared experts,
+G experts per group.
 """
 
 from typing import NamedTuple
@@ -15,16 +17,15 @@ from moe.errors import UserError
 
 
 class Division(NamedTuple):
-  """A dense FFN's units, dealt out. Routed expert e has the units of part e mod G.
+  """How a dense FFN's units are dealt out. Routed expert e has the units of part e mod G.
 
-  G consecutive experts, from a multiple of G on, are a group: with the shared experts they hold
-  every unit.
+  Experts iG to iG + G − 1 form a group. A group and the shared experts together hold every unit.
   """
 
   shared_X: np.ndarray  # the S·F units of the shared experts
   parts_GF: np.ndarray
-  copies_X: np.ndarray  # how often a group with the shared experts holds each unit of the FFN
-  groups: int  # how many whole groups a token goes to: K/G
+  copies_X: np.ndarray  # copies of each unit of the FFN in a group and the shared experts together
+  groups: int  # whole groups that a token goes to: K/G
 
   @property
   def group(self) -> int:
@@ -34,23 +35,24 @@ class Division(NamedTuple):
 def divide(config: Config, d_ff: int, generator: np.random.Generator) -> Division:
   """Deals out the units of a dense FFN of width `d_ff`.
 
-  The shared experts get the first ones. Copies of a unit go to different experts, drawn at random:
-  experts with the same units, chosen together, would stay the same for ever.
-  UserError, with the keys, where a token's experts cannot hold the FFN.
+  The shared experts get the first units. Copies of a unit go to different experts at random: two
+  experts with the same units that are always chosen together would never become different.
+  UserError, which names the keys, if a token's experts cannot hold the FFN.
   """
   moe, f = config.moe, config.moe.d_expert
   shared, k = moe.num_shared_experts * f, moe.experts_per_token
   given = f'moe.d_expert={f} and the dense run has model.d_ff={d_ff}'
   if f > d_ff:
-    raise UserError(f'{given}: an expert must be no wider than that')
+    raise UserError(f'{given}: an expert must be no wider than the dense FFN')
   if shared > d_ff:
     raise UserError(
-      f'moe.num_shared_experts={moe.num_shared_experts} of {given}: together they must be no wider'
+      f'moe.num_shared_experts={moe.num_shared_experts} of {given}: '
+      'together the shared experts must be no wider than the dense FFN'
     )
   if shared + k * f < d_ff:
     raise UserError(
       f'moe.num_shared_experts={moe.num_shared_experts} + moe.experts_per_token={k} of {given}: '
-      f'the {shared + k * f} hidden units of a token cannot hold it: give it more or wider experts'
+      f"a token's {shared + k * f} hidden units cannot hold the FFN: give it more or wider experts"
     )
   if moe.router == 'hash' and moe.num_experts % k:
     raise UserError(
@@ -65,8 +67,8 @@ def divide(config: Config, d_ff: int, generator: np.random.Generator) -> Divisio
 
 
 def _group(config, d_ff):
-  """The fewest experts that hold the FFN with the shared ones and of which K is a multiple; K
-  where E is no multiple of that.
+  """The smallest divisor of K whose experts hold the FFN together with the shared ones; K if that
+  divisor does not divide E.
   """
   moe = config.moe
   fits = lambda g: (moe.num_shared_experts + g) * moe.d_expert >= d_ff
@@ -76,8 +78,8 @@ def _group(config, d_ff):
 
 
 def _deal(copies_X, group, generator):
-  """parts_GF, ascending: each unit in as many different parts as it has copies, those that have the
-  fewest units yet, so that all end equally full.
+  """parts_GF, each part in ascending order. Every copy of a unit goes to a different part. The
+  emptiest parts come first, so that all end equally full.
   """
   parts: list[list[int]] = [[] for _ in range(group)]
   filled_G = np.zeros(group)

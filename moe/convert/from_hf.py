@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint into a run's folder, which every program and notebook opens."""
+"""Imports a Hugging Face checkpoint as a run's folder, which every program and notebook opens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ _TYPES = {np.dtype(dtype).name: dtype for dtype in safetensors.DTYPES.values()}
 
 
 class Converted(NamedTuple):
-  """What has been made."""
+  """What `from_hf` has made."""
 
   config: Config
   tensors: int
   bytes: int
-  notes: tuple[str, ...]  # what there is to tell, a line each
+  notes: tuple[str, ...]  # for the user, a line each
 
   @property
   def in_words(self) -> str:
@@ -33,14 +33,14 @@ class Converted(NamedTuple):
 
 
 def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -> Converted:
-  """Makes the run's folder `workdir` of the checkpoint in `source`.
+  """Makes the run's folder `workdir` from the checkpoint in `source`.
 
   Args:
-    dtype: 'bfloat16' or 'float32', of the parameters and of what is computed; without it,
-      as the file has them.
+    dtype: 'bfloat16' or 'float32', of the parameters and of the computation; None takes the types
+      of the files and of config.json.
 
-  UserError for whatever in config.json or the files the model cannot hold;
-  then there is no `workdir`.
+  UserError for anything in config.json or the files that the model cannot express; then there is
+  no `workdir`.
   """
   source, target = Path(source).expanduser(), new_folder('workdir', workdir)
   hf = HFConfig.read(source)
@@ -65,7 +65,7 @@ def from_hf(source: str | Path, workdir: str | Path, dtype: str | None = None) -
     size = new_run.write(target, 'converting', config, tokenizer, sources, origin)
   notes = [*hf.notes, told, *_told_of_types(placed, tensors, types)]
   if left_out := sorted(tensors.keys() - table.tensor_shapes(placed).keys()):
-    notes.append(f'left out, as config.json says it: {table.first(left_out)}')
+    notes.append(f'not imported, since config.json implies them: {table.first(left_out)}')
   return Converted(config, len(tensors), size, tuple(filter(None, notes)))
 
 
@@ -80,7 +80,7 @@ def _config(hf, source, dtype, tokenizer) -> tuple[str, Config]:
     if tokenizer.vocab_size > keys['model.vocab_size']:
       raise UserError(
         f'{source}: its tokenizer has {tokenizer.vocab_size:,} pieces, and config.json '
-        f'vocab_size={keys["model.vocab_size"]:,}: it is of another model'
+        f'vocab_size={keys["model.vocab_size"]:,}: it belongs to another model'
       )
     keys['data.vocab_size'] = tokenizer.vocab_size
   name = source.resolve().name
@@ -89,11 +89,13 @@ def _config(hf, source, dtype, tokenizer) -> tuple[str, Config]:
   try:
     return model_type, moe_config.from_config_dict(values)
   except UserError as error:
-    raise UserError(f'{source / "config.json"} makes a config that does not go: {error}') from error
+    raise UserError(f'{source / "config.json"} makes no valid config: {error}') from error
 
 
 def _computed_in(hf, dtype) -> dict[str, Any]:
-  """model.dtype. The newer name of the key is `dtype`."""
+  """{'model.dtype': …}: `dtype`, or else config.json's torch_dtype, whose newer name is `dtype`.
+  UserError if that is neither 'bfloat16' nor 'float32'.
+  """
   stored = hf.get('torch_dtype', hf.get('dtype'))
   hf.get('dtype')
   if dtype is None and stored not in ('bfloat16', 'float32'):
@@ -104,8 +106,8 @@ def _computed_in(hf, dtype) -> dict[str, Any]:
 
 
 def _placed(layout: str, config: Config, tensors: Mapping) -> Sequence[Placed]:
-  """The table that fits the files. UserError unless it and they have the same tensors,
-  of the same shapes.
+  """The table that fits the files. UserError unless both have the same tensors in the same shapes,
+  of a type in safetensors.DTYPES.
   """
   made = {
     name: table.place(entries, config, layout)
@@ -136,15 +138,16 @@ def _placed(layout: str, config: Config, tensors: Mapping) -> Sequence[Placed]:
       )
     if tensors[name].dtype not in safetensors.DTYPES:
       raise UserError(
-        f'{tensors[name].file}: {name} is of type {tensors[name].dtype}; '
-        f'of quantised checkpoints the original is needed, in one of '
-        f'{", ".join(safetensors.DTYPES)}'
+        f'{tensors[name].file}: {name} is of type {tensors[name].dtype}; quantised checkpoints '
+        f'are not read: give the original, in one of {", ".join(safetensors.DTYPES)}'
       )
   return placed
 
 
 def _types(placed, tensors, dtype) -> dict[str, np.dtype]:
-  """The type in which each parameter is stored."""
+  """The type in which to store each parameter, by name. UserError if its tensors differ in type
+  and no `dtype` is given.
+  """
   types = {}
   for each in placed:
     found = {tensors[name].dtype: name for name, _ in each.tensors()}
@@ -156,7 +159,7 @@ def _types(placed, tensors, dtype) -> dict[str, np.dtype]:
 
 
 def _told_of_types(placed, tensors, types):
-  """A line if numbers are rounded."""
+  """One note if tensors are rounded, else none."""
   narrowed = {'F32': ('bfloat16', 'float16'), 'F16': ('bfloat16',), 'BF16': ()}
   rounded = [
     name
@@ -168,7 +171,9 @@ def _told_of_types(placed, tensors, types):
 
 
 def _filler(placed: Placed, dtype: np.dtype, reader: safetensors.Reader):
-  """What reads a box of a parameter: matrices of the file, in the type they are to be stored in."""
+  """Returns the function that reads a box of a parameter: matrices in the file's order, converted
+  to `dtype`.
+  """
 
   def fill(box):
     content = np.empty(placed.box_in_file(box), dtype)

@@ -1,8 +1,8 @@
-"""A run's tokenizer as GGUF says it: llama.cpp's own encoder is to give the same ids.
+"""A run's tokenizer in GGUF's terms, so that llama.cpp's own encoder gives the same ids.
 
-It has an encoder for byte-level BPE, which goes by the name of a pre-tokenizer, and one for
-SentencePiece's BPE. What neither would encode alike is refused, or told where only rare texts are
-concerned.
+llama.cpp has an encoder for byte-level BPE, which is told the name of a pre-tokenizer, and one for
+SentencePiece's BPE. A tokenizer that neither of them can match is refused. If only rare texts
+differ, a note says so.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from moe.errors import UserError
 if TYPE_CHECKING:
   import gguf
 
-# SentencePiece's numbers, which GGUF has taken over.
+# SentencePiece's numbers for kinds of pieces, which GGUF uses too.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _HAN = '[一-龥ࠀ-一가-퟿]+'
-# By GGUF's name: what each Split of a tokenizer.json isolates, in order. Digits one by one and
-# bytes come after. Of deepseek-llm's letters only the beginning: they are a list of all that have
-# a case.
+# By GGUF's name of a pre-tokenizer: what each Split of the tokenizer.json isolates, in order. A
+# split into single digits and one into bytes follow. deepseek-llm lists every letter that has a
+# case; only the beginning of that list is here.
 _SPLITS = {
   'deepseek-llm': (
     *('[\r\n]', r'\s?[A-Za-zµÀ-ÖØ-öø-ƺ'),
@@ -36,9 +36,9 @@ _SPLITS = {
 
 
 def add(writer: 'gguf.GGUFWriter', tokenizer: Tokenizer | None) -> list[str]:
-  """Adds a tokenizer's keys to a file's.
+  """Adds a tokenizer's keys to a GGUF file and returns notes for the user, a line each.
 
-  Returns what there is to tell, a line each. UserError for what GGUF cannot express.
+  UserError for what GGUF cannot express.
   """
   if tokenizer is None:
     writer.add_tokenizer_model('none')
@@ -51,7 +51,7 @@ def add(writer: 'gguf.GGUFWriter', tokenizer: Tokenizer | None) -> list[str]:
   writer.add_token_types(types)
   writer.add_bos_token_id(tokenizer.bos_id)
   writer.add_eos_token_id(tokenizer.eos_id)
-  # As everywhere here: a document begins with BOS.
+  # A document begins with BOS, as everywhere in this repository.
   writer.add_add_bos_token(True)
   writer.add_add_eos_token(False)
   if isinstance(template := tokenizer.settings.get('chat_template'), str):
@@ -60,7 +60,7 @@ def add(writer: 'gguf.GGUFWriter', tokenizer: Tokenizer | None) -> list[str]:
 
 
 def _add_byte_level(writer, tokenizer):
-  """A tokenizer.json. The pieces, their types, notes."""
+  """Adds a tokenizer.json. Returns the pieces, their types and notes."""
   described = json.loads(tokenizer.to_bytes())
   model = described['model']
   for key in ('byte_fallback', 'ignore_merges', 'fuse_unk', 'unk_token'):
@@ -99,7 +99,7 @@ def _add_byte_level(writer, tokenizer):
 
 
 def _pre_tokenizer(described):
-  """GGUF's name of it. UserError where it has none."""
+  """GGUF's name of a tokenizer.json's pre-tokenizer. UserError if it has none."""
   step = described.get('pre_tokenizer') or {}
   steps = step.get('pretokenizers', [step])
   splits = [each for each in steps if each.get('type') == 'Split']
@@ -126,7 +126,7 @@ def _same(patterns, expected):
 
 
 def _add_sentencepiece(writer, tokenizer):
-  """A tokenizer.model. The pieces, their types, notes."""
+  """Adds a tokenizer.model. Returns the pieces, their types and notes."""
   proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.to_bytes())
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   for is_so, words in (
@@ -143,7 +143,7 @@ def _add_sentencepiece(writer, tokenizer):
         'a SentencePiece BPE with byte fallback that changes no text can'
       )
   tokens = [
-    # llama.cpp looks for these in the text itself, before it escapes spaces.
+    # llama.cpp looks for user-defined pieces in the text itself, before it escapes spaces.
     each.piece.replace(SPACE_MARK, ' ') if each.type == _USER_DEFINED else each.piece
     for each in proto.pieces
   ]
@@ -165,7 +165,9 @@ def _add_sentencepiece(writer, tokenizer):
 
 
 def _overlapping(symbols: Sequence[str]) -> tuple[str, str] | None:
-  """Two of them, the second one not shorter, of which the end of one begins the other."""
+  """Two symbols of which an end of the first begins the second, and the second is no shorter. None
+  without such a pair.
+  """
   for first, second in itertools.permutations(symbols, 2):
     ends = (first[i:] for i in range(1, len(first)))
     if len(second) >= len(first) and any(second.startswith(end) for end in ends):

@@ -1,5 +1,5 @@
-"""config.json of a checkpoint, read key by key: what nobody has asked for is told,
-or refused where it may matter.
+"""A checkpoint's config.json, read key by key. A key that nobody asks for is refused if it may
+matter, and noted if it is empty.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,15 +9,15 @@ from typing import Any
 from moe import files
 from moe.errors import UserError, of_file
 
-# Of the text, of how a program runs, or of where a file came from:
-# no part of what a model computes.
+# Keys about the text, about how a program runs, or about where a file came from. They do not change
+# what a model computes.
 IRRELEVANT = frozenset(
   {
     *('architectures', 'auto_map', 'model_type', 'transformers_version'),
     *('_name_or_path', 'name_or_path', 'language'),
     *('bos_token_id', 'eos_token_id', 'pad_token_id', 'unk_token_id'),
     *('return_dict', 'output_attentions', 'output_hidden_states', 'torchscript'),
-    # How it is computed, not what.
+    # These change how a model is computed, not what it computes.
     *('use_cache', 'pretraining_tp', 'ep_size', 'attn_implementation'),
     *('_attn_implementation', '_attn_implementation_autoset'),
   }
@@ -26,7 +26,7 @@ TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
 class HFConfig:
-  """The keys of a config.json. Each is asked for once; `finish` deals with the others."""
+  """The keys of a config.json. A layout asks for those it knows; `finish` handles the others."""
 
   def __init__(self, values: Mapping[str, Any], where: str):
     self._values, self._where, self._asked = values, where, set()
@@ -34,7 +34,7 @@ class HFConfig:
 
   @classmethod
   def read(cls, folder: Path) -> 'HFConfig':
-    """UserError unless the folder has one."""
+    """Reads the folder's config.json. UserError if it is missing, unreadable or not JSON."""
     path = folder / 'config.json'
     try:
       return cls(files.read_json(path), str(path))
@@ -52,7 +52,9 @@ class HFConfig:
     return self._values
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """`default` where it is absent or null. UserError without one, or for no integer."""
+    """An integer, or `default` if the key is absent or null. UserError if there is no default
+    either, or the value is no integer.
+    """
     return self._number(key, int, default)
 
   def real(self, key: str, default: float | None = None) -> float:
@@ -65,13 +67,15 @@ class HFConfig:
     return value
 
   def get(self, key: str, default: Any = None) -> Any:
-    """A value, or what the format means where it is absent or null."""
+    """A value, or `default`, what the format implies, if the key is absent or null."""
     self._asked.add(key)
     value = self._values.get(key)
     return default if value is None else value
 
   def must(self, key: str, *allowed: Any) -> None:
-    """UserError unless a key is absent, null or one of what this model can do."""
+    """UserError unless a key is absent, null or one of `allowed`, the values that the model can
+    express.
+    """
     value = self.get(key, allowed[0])
     if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
       raise self.refused(key, f'{" or ".join(map(repr, allowed))}, all that this model can do')
@@ -80,8 +84,8 @@ class HFConfig:
     return UserError(f'{self._where}: {key}={self._values.get(key)!r} must be {words}')
 
   def finish(self, irrelevant: Collection[str] = ()) -> None:
-    """UserError for a key that nobody knows and that says something:
-    it may change what the model computes.
+    """UserError for an unknown key, which may change what the model computes. If its value is
+    empty, 0 or false, it only goes to `notes`. `irrelevant`: further keys to ignore.
     """
     unknown = {
       key: value

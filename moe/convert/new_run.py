@@ -1,4 +1,6 @@
-"""A run's folder made of weights alone: one checkpoint, step 0, streamed, whole or not there."""
+"""Makes a run's folder from weights alone: one checkpoint, step 0. It is streamed, and it appears
+whole or not at all.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from moe.keys import unflatten
 from moe.storage import provenance, small_items
 
 _STEP = 0
-_MARGIN = 50_000_000  # bytes beside the parameters: metadata, and what a file system rounds up
+_MARGIN = 50_000_000  # bytes besides the parameters: metadata and the file system's rounding up
 
 
 def write(
@@ -28,18 +30,18 @@ def write(
   origin: Mapping,
   verify: Callable[[], None] = lambda: None,
 ) -> int:
-  """Makes the folder `target`, which is not there. Returns the bytes of its parameters.
+  """Makes the folder `target`, which must not exist, and returns the bytes of its parameters.
 
-  There is no training state: nothing is left to go on from.
+  It has no training state, so training cannot resume from it.
 
   Args:
     label: of the progress bar.
-    sources: every parameter by its dotted name, each read while it is written.
-    origin: what provenance.json says of where the weights are from.
-    verify: called when all has been read.
+    sources: every parameter by its dotted name; each is read while it is written.
+    origin: what provenance.json records about where the weights come from.
+    verify: called when everything has been read.
 
-  UserError if the disk has less room, and what a source or `verify` raises; then there is no
-  `target`.
+  UserError if the disk has too little room. Raises what a source or `verify` raises. After an
+  error there is no `target`.
   """
   size = sum(source.nbytes for source in sources.values())
   with appearing(target, size + _MARGIN) as folder:
@@ -57,7 +59,7 @@ def _save(path, config, tokenizer, tree, progress):
   path.parent.mkdir()
   items = small_items.to_save(config.to_dict(), tokenizer, None, {})
   sums = parameters.save(path, tree, items, progress.add)
-  # They are known only when all is read.
+  # The checksums are known only when everything has been read, so this item is written twice.
   again = small_items.to_save(config.to_dict(), tokenizer, None, {'params': sums})['checksums']
   checkpointer = ocp.Checkpointer(ocp.JsonCheckpointHandler())
   checkpointer.save((path / 'checksums').absolute(), args=again, force=True)

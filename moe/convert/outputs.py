@@ -12,8 +12,8 @@ from moe.run import folder
 
 
 def new_folder(flag: str, written: str | os.PathLike) -> Path:
-  """The path of a folder that is to be made. UserError if something is there,
-  or nothing can be made there.
+  """The path of a folder that is to be made. UserError if it exists already, is in a bucket or has
+  a name that cannot be used.
   """
   if '://' in os.fspath(written):
     raise UserError(f'--{flag}={written} must be a folder of this machine')
@@ -28,11 +28,13 @@ def new_folder(flag: str, written: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def appearing(path: Path, size: int) -> Iterator[Path]:
-  """A folder to fill, which gets the name `path` when the block ends well,
-  and is deleted when it does not.
+  """Yields an empty folder to fill. It is renamed to `path` if the block succeeds, and deleted if
+  the block raises.
 
   Args:
-    size: bytes that will be written. UserError if the disk has less room.
+    size: bytes that will be written.
+
+  UserError if the disk has less room, the folder cannot be written, or another process writes it.
   """
   parent = path.parent
   files.try_folder(parent, path.name)
@@ -49,7 +51,7 @@ def appearing(path: Path, size: int) -> Iterator[Path]:
 
   with files.locked(beside, refuse):
     try:
-      # What a killed process has left.
+      # Removes what a killed process has left.
       _empty(beside)
       yield beside
       _sync(beside)
@@ -62,8 +64,8 @@ def appearing(path: Path, size: int) -> Iterator[Path]:
 
 
 def _sync(path):
-  """Returns when every file below is on the disk: a crash of the machine leaves none of them
-  empty.
+  """Returns when every file below `path` is on disk, so that a crash of the machine leaves none of
+  them empty.
   """
   for each in path.rglob('*'):
     if each.is_file():

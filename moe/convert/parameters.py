@@ -1,9 +1,8 @@
-"""A checkpoint's parameters, written and read a box at a time,
-in as much memory as a few boxes take.
+"""A checkpoint's parameters, written and read a box at a time, in the memory of a few boxes.
 
-What is written is Orbax's own format: `Handler` stands where its handler of arrays would,
-and Orbax does the rest. The arrays are not compressed: bfloat16 weights hardly shrink,
-and reading them back costs no more than their bytes.
+The format is Orbax's own: `Handler` replaces its handler of arrays, and Orbax does the rest. The
+arrays are not compressed: bfloat16 weights hardly shrink, and uncompressed ones load at no more
+than the cost of reading their bytes.
 """
 
 import concurrent.futures
@@ -25,34 +24,38 @@ from orbax.checkpoint import type_handlers
 from moe.convert.table import Placed
 from moe.storage import checksums
 
-_CHUNK = 4 << 20  # bytes of a file that are read together: of a shard no more is read than it needs
-_BOX = 32 << 20  # bytes that a thread holds at once, a few times over
+_CHUNK = 4 << 20  # bytes that are read together; small, so that a shard reads only what it needs
+_BOX = 32 << 20  # bytes that a thread handles at a time; it holds a few copies
 _THREADS = 4
-_WIDTH_PARTS = 8  # a mesh splits widths over its devices: each then reads chunks of its own
+_WIDTH_PARTS = 8  # a mesh splits widths over its devices: each then reads its own chunks
 
 Box = tuple[slice, ...]
 
 
 class Source:
-  """A leaf of a tree to be saved: a parameter that is nowhere yet, but for its shape."""
+  """A leaf of a tree to save: a parameter's shape and type, and how to fill it. It has no values
+  yet.
+  """
 
   def __init__(self, placed: Placed, dtype: np.dtype, fill: Callable[[Box], np.ndarray]):
-    """`fill`: a box's content as matrices of the file, contiguous; called by several threads."""
+    """`fill` returns a box's content as contiguous matrices in the file's order. Several threads
+    call it.
+    """
     self.placed, self.dtype, self.fill = placed, np.dtype(dtype), fill
     self.shape, self.size = placed.shape, placed.size
     self.nbytes = self.size * self.dtype.itemsize
 
 
 class Stored(NamedTuple):
-  """An array of a checkpoint, opened and not read."""
+  """An array of a checkpoint, opened but not read."""
 
   array: ts.TensorStore
   chunks: tuple[int, ...]
 
 
 def chunks_for(placed: Placed, itemsize: int) -> tuple[int, ...]:
-  """The shape of what a file stores together: of one matrix,
-  and of a width what one of several devices has.
+  """The shape of a chunk, which is stored and read as a whole: rows of one matrix, or of a large
+  matrix their part on one of _WIDTH_PARTS devices.
   """
   shape = [1 if i < placed.stacked else n for i, n in enumerate(placed.shape)]
   if math.prod(shape) * itemsize > _CHUNK // 4 and 'width' in placed.axes:
@@ -60,17 +63,17 @@ def chunks_for(placed: Placed, itemsize: int) -> tuple[int, ...]:
     shape[width] = -(-shape[width] // _WIDTH_PARTS)
   rows = placed.rows_dimension
   of_row = math.prod(shape) // shape[rows] * itemsize
-  # A box has whole rows of the file, and whole chunks.
+  # A box consists of whole rows of the file, and of whole chunks.
   most = min(_CHUNK // of_row, _BOX // (placed.matrix[1] * itemsize))
   shape[rows] = max(1, min(shape[rows], most))
   return tuple(shape)
 
 
 def boxes(placed: Placed, chunks: Sequence[int], itemsize: int) -> Iterator[Box]:
-  """Boxes of whole chunks that make up a parameter, each of about _BOX bytes,
-  or of one chunk that is larger.
+  """Yields boxes of whole chunks that together cover a parameter. Each has about _BOX bytes, or is
+  a single larger chunk.
 
-  They grow along the file's columns first, then its rows, then over experts and layers.
+  A box grows along the file's columns first, then its rows, then over experts and layers.
   """
   shape = placed.shape
   box = [min(n, chunk) for n, chunk in zip(shape, chunks, strict=True)]
@@ -86,10 +89,14 @@ def boxes(placed: Placed, chunks: Sequence[int], itemsize: int) -> Iterator[Box]
 
 
 def save(path: Path, tree: dict, others: dict, progress: Callable[[int], None]) -> dict[str, int]:
-  """Writes a step's folder: the items `params`, a tree of `Source`, and `others`;
-  returns the checksums of params.
+  """Writes a step's folder and returns the checksums of its parameters.
 
-  progress: is told of bytes written. What a source raises is raised here.
+  Args:
+    tree: the item `params`, a tree of `Source`.
+    others: the other items, as Orbax's arguments by name.
+    progress: called with the number of bytes that were written.
+
+  Raises what a source raises.
   """
   handler = Handler(progress)
   registry = type_handlers.create_type_handler_registry((Source, handler))
@@ -104,7 +111,7 @@ def save(path: Path, tree: dict, others: dict, progress: Callable[[int], None]) 
     with _quiet(), contextlib.closing(checkpointer):
       checkpointer.save(path.absolute(), args)
   except Exception as error:
-    # Orbax misses what was not written: why it was not says more.
+    # Orbax only reports that parameters are missing; the handler's fault says why.
     raise handler.fault or error from None
   finally:
     handler.stop.set()
@@ -115,7 +122,7 @@ def save(path: Path, tree: dict, others: dict, progress: Callable[[int], None]) 
 
 @contextlib.contextmanager
 def _quiet():
-  """Without what Orbax says beside what it raises: its threads print tracebacks."""
+  """Silences Orbax's log: its threads print tracebacks of errors that are raised anyway."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -125,7 +132,7 @@ def _quiet():
 
 
 def checksum(placed: Placed, content: np.ndarray, box: Box) -> int:
-  """What a box, as matrices of the file, adds to the checksum of its parameter."""
+  """What a box adds to the checksum of its parameter; `content` is in the file's order."""
   strides = checksums.strides_of(placed.shape)
   begins = [each.start for each in box]
   if placed.entry.transposed:
@@ -135,27 +142,27 @@ def checksum(placed: Placed, content: np.ndarray, box: Box) -> int:
 
 
 class Handler(type_handlers.NumpyHandler):
-  """What Orbax asks to write leaves that are `Source`. They are read back as arrays of JAX."""
+  """The handler that Orbax calls to write `Source` leaves. They are read back as JAX arrays."""
 
   def __init__(self, progress: Callable[[int], None]):
     super().__init__()
     self._progress = progress
     self.checksums: dict[str, int] = {}
     self.fault: Exception | None = None
-    self.stop = threading.Event()  # nobody waits for the rest any more
+    self.stop = threading.Event()  # set once nobody waits for the remaining boxes
 
   def typestr(self) -> str:
     return 'jax.Array'
 
   async def serialize(self, values, infos, args=None):
-    """A future of Orbax's, which is done when all is on disk."""
+    """Returns an Orbax future that completes when everything is on disk."""
     del args
     return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(values, infos))]
 
   async def _write(self, values, infos):
     try:
       for info in infos:
-        # Older versions have made the folder by now.
+        # Older versions of Orbax have made the folder by now.
         if hasattr(info, 'await_path_creation'):
           await info.await_path_creation()
       arrays = [_create(source, info) for source, info in zip(values, infos, strict=True)]
@@ -179,7 +186,7 @@ class Handler(type_handlers.NumpyHandler):
 
 
 def _create(source, info):
-  """The empty array of a parameter, where Orbax says."""
+  """Creates a parameter's array, still empty, at the path that Orbax gives."""
   spec = type_handlers.get_json_tspec_write(
     info, True, source.shape, source.shape, source.dtype, jax.process_index()
   )
@@ -189,14 +196,14 @@ def _create(source, info):
   base = spec['kvstore']['base']
   if isinstance(base, str):
     base = {'driver': 'file', 'path': base.removeprefix('file://')}
-  # The folder is synced once, when it is complete.
+  # The whole folder is synced once, when it is complete.
   spec['kvstore']['base'] = base | {'file_io_sync': False}
   return ts.open(spec, open=True, create=True, context=info.ts_context).result()
 
 
 def open_stored(path: Path, name: str) -> Stored:
-  """A parameter, by its dotted name, of the step in `path`. What TensorStore raises if it cannot
-  be opened.
+  """Opens a parameter of the step in `path` by its dotted name. Raises TensorStore's error if it
+  cannot be opened.
   """
   base = f'file://{path.absolute()}/params/'
   spec = {'driver': 'zarr', 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}}
@@ -205,13 +212,13 @@ def open_stored(path: Path, name: str) -> Stored:
 
 
 def keystr(name: str) -> str:
-  """A parameter's name among the checksums."""
+  """A parameter's key among the checksums: `jax.tree_util.keystr` of its path."""
   return ''.join(f'[{key!r}]' for key in name.split('.'))
 
 
 def run(work: Iterable[tuple], stop: threading.Event | None = None) -> Iterator:
-  """The results of (function, arguments…), a few at a time. What one raises, or `stop`,
-  ends the others.
+  """Yields the result of each (function, arguments…) in order; a few run at a time. An exception
+  in one, or `stop`, cancels the rest.
   """
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     futures = [pool.submit(*each) for each in work]

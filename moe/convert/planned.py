@@ -1,5 +1,5 @@
-"""Files whose tensors have their places before any is there: written in any order,
-by several threads.
+"""Files whose tensors have their places before anything is written, so that several threads can
+write them in any order.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import numpy as np
 
 
 class Planned(NamedTuple):
-  """A file to be written: its header, and where every tensor begins and ends.
-  What nobody writes is zeros.
+  """A file to be written: its header, and where every tensor begins and ends. Bytes that nobody
+  writes are zeros.
   """
 
   name: str
@@ -23,7 +23,7 @@ class Planned(NamedTuple):
 
 
 class Writer:
-  """Planned files in a folder, written at any place in any order."""
+  """Writes planned files in a folder, at any place in any order."""
 
   def __init__(self, folder: Path, planned: Sequence[Planned]):
     self._folder, self._planned = folder, planned
@@ -43,8 +43,8 @@ class Writer:
     self._stack.close()
 
   def write(self, name: str, row: int, column: int, width: int, block: np.ndarray) -> None:
-    """Writes a block [rows, columns] at a row and column of a tensor of `width` columns.
-    Any thread may call.
+    """Writes a block [rows, columns] at a row and column of a tensor of `width` columns. Any thread
+    may call it.
     """
     descriptor, begin = self._open[name]
     at = begin + (row * width + column) * block.itemsize

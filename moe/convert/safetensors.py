@@ -1,9 +1,9 @@
-"""The safetensors format, read and written by position: a file is never mapped,
-so that no page of it counts as ours.
+"""Reads and writes the safetensors format by position. Files are never memory-mapped, so their
+pages do not count as memory of the process.
 
 A file is 8 bytes with the length of a JSON header, the header {name: {dtype, shape,
-data_offsets}}, and the tensors' bytes, row-major, little-endian, without gaps.
-Several files are shards, which model.safetensors.index.json lists.
+data_offsets}}, and the tensors' bytes, row-major, little-endian, without gaps. Several files
+are shards, which model.safetensors.index.json lists.
 https://github.com/huggingface/safetensors
 """
 
@@ -34,13 +34,13 @@ _LARGEST_HEADER = 100_000_000  # bytes, as the format says
 
 
 class Tensor(NamedTuple):
-  """Where a tensor lies."""
+  """Where a tensor lies, and its type and shape."""
 
   name: str
   dtype: str  # as the format writes it, 'BF16'
   shape: tuple[int, ...]
   file: Path
-  begin: int  # byte of the file
+  begin: int  # first byte in the file
   size: int  # bytes
 
 
@@ -66,8 +66,8 @@ class Reader:
     self._stack.close()
 
   def read(self, name: str, row: int, block: np.ndarray) -> None:
-    """Fills a contiguous block [rows, columns] of the file's type, from a row of the tensor on.
-    Any thread may call.
+    """Fills a contiguous block [rows, columns], which has the file's type, from the tensor's row
+    `row` on. Any thread may call it.
     """
     tensor = self.tensors[name]
     at = tensor.begin + row * block.shape[1] * block.itemsize
@@ -83,10 +83,9 @@ class Reader:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-  """Every tensor of a checkpoint, by name. UserError where files and index disagree,
-  or a file is no safetensors file.
+  """Every tensor of a checkpoint, by name. Reads only headers.
 
-  Headers are read, and nothing else.
+  UserError if files and index disagree, or a file is no safetensors file.
   """
   weight_map = _read_index(folder)
   if weight_map is None:
@@ -120,8 +119,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def plan(
   shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], largest: int
 ) -> list[Planned]:
-  """Shards of at most `largest` bytes, or of one tensor that is larger,
-  in the order of `shapes`.
+  """The shards to write, with tensors in the order of `shapes`. The tensors of a shard have at most
+  `largest` bytes, unless it is a single larger one.
   """
   sizes = {name: math.prod(shape) * DTYPES[dtypes[name]].itemsize for name, shape in shapes.items()}
   groups: list[list[str]] = [[]]
@@ -156,7 +155,7 @@ def index(planned: Sequence[Planned]) -> dict:
 
 
 def _read_index(folder):
-  """{tensor: file} of the index; None without one."""
+  """{tensor: file} of the index; None if the folder has no index. UserError if it is malformed."""
   path = folder / INDEX
   try:
     weight_map = files.read_json(path).get('weight_map')
@@ -175,7 +174,7 @@ def _read_index(folder):
 
 
 def _compare(folder, weight_map, tensors):
-  """UserError unless every file has the tensors that the index says, and no other."""
+  """UserError unless every file has the tensors that the index lists for it, and no others."""
   for name, file in weight_map.items():
     if name not in tensors:
       raise UserError(f'{folder / INDEX} says that {name} is in {file}: it is not')
@@ -190,7 +189,7 @@ def _compare(folder, weight_map, tensors):
 
 
 def _read_header(path: Path) -> Iterator[Tensor]:
-  """The tensors of a file. UserError unless it is whole."""
+  """The tensors in a file's header. UserError if the file is missing, damaged or truncated."""
   try:
     with open(path, 'rb') as file:
       size = os.fstat(file.fileno()).st_size
@@ -227,8 +226,8 @@ def _read_header(path: Path) -> Iterator[Tensor]:
 
 
 def _check_spans(path, tensors, begin, size):
-  """UserError unless the tensors fill a file without gaps, each as large as its shape and type
-  say.
+  """UserError unless the tensors fill the file without gaps, each with the size of its shape and
+  type.
   """
   end = begin
   for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.size)):
@@ -243,7 +242,7 @@ def _check_spans(path, tensors, begin, size):
 
 
 def _once(pairs, path):
-  """An object of the header, each name given once."""
+  """The dict of a JSON object. UserError if a name occurs twice."""
   found = dict(pairs)
   if len(found) != len(pairs):
     names = [name for name, _ in pairs]

@@ -1,8 +1,8 @@
-"""A layout's table: which tensor of a file holds which parameter, and how it lies in it.
+"""A layout's table: which tensor of a file holds which parameter, and where in the tensor.
 
-Every tensor is looked at as a matrix [rows, columns], whatever its axes:
-[out, in] of a linear layer, [E · out, in] of stacked experts, [1, D] of a norm's scale.
-A parameter is a stack of matrices, by layer and by expert.
+Every tensor is treated as a matrix [rows, columns], whatever its axes: [out, in] for a linear
+layer, [E · out, in] for stacked experts, [1, D] for a norm's scale. A parameter is a stack of
+matrices, by layer and by expert.
 """
 
 import math
@@ -15,17 +15,17 @@ from moe.errors import UserError
 _STACKS = (
   'layers',
   'experts',
-)  # logical axes that are counted in a tensor's name, or stacked in it
+)  # logical axes that a tensor's name counts, or that are stacked in the tensor
 
 
 class Entry(NamedTuple):
   """A line of the table: a parameter and the tensors that hold it."""
 
   parameter: str  # 'moe_blocks.moe.experts.gate'
-  tensor: str  # its name; {layer} and {expert} where each has one of its own
-  transposed: bool = True  # linear layers are [out, in] there and (in, out) here
-  first_layer: int = 0  # the number in the file of the stack's first layer
-  part: int = 0  # which of `parts` equal parts of the tensor's rows
+  tensor: str  # its name, with {layer} and {expert} if each of those has its own tensor
+  transposed: bool = True  # linear layers are [out, in] in the file and (in, out) here
+  first_layer: int = 0  # the file's number for the stack's first layer
+  part: int = 0  # which of `parts` equal parts of the tensor's rows holds the parameter
   parts: int = 1
 
 
@@ -33,16 +33,16 @@ class Piece(NamedTuple):
   """Where a block of one matrix lies in its tensor, seen as [rows, columns]."""
 
   tensor: str
-  index: tuple[int, ...]  # of the matrix, within the box that was asked for
+  index: tuple[int, ...]  # of the matrix, within the requested box
   rows: slice
   columns: slice
 
 
 class Placed:
-  """An entry with its parameter's shape: what can be asked of it."""
+  """An entry with its parameter's shape, which answers where each part of the parameter lies."""
 
   def __init__(self, entry: Entry, shape: Sequence[int], axes: Sequence[str | None]):
-    """`axes`: the logical axis of every dimension, as the parameter declares them."""
+    """`axes`: the logical axis of every dimension, as the parameter declares it."""
     self.entry, self.shape, self.axes = entry, tuple(shape), tuple(axes)
     self.name = entry.parameter
     self.stacked = sum(axis in _STACKS for axis in axes)
@@ -52,7 +52,9 @@ class Placed:
 
   @property
   def rows_dimension(self) -> int:
-    """The dimension of the parameter that the file's rows are; of a scale, its only one."""
+    """The dimension of the parameter that is the rows in the file. For a scale it is the only one
+    of its matrix.
+    """
     return len(self.shape) - (
       1 if self.entry.transposed or len(self.shape) == self.stacked + 1 else 2
     )
@@ -62,7 +64,7 @@ class Placed:
     return math.prod(self.shape)
 
   def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor that holds a part of it."""
+    """Yields (name, shape) of every tensor that holds a part of the parameter."""
     rows, columns = self.matrix
     lies_stacked = 'experts' in self.axes and '{expert}' not in self.entry.tensor
     shape = (rows * self.entry.parts, columns)
@@ -78,8 +80,8 @@ class Placed:
         yield name, shape
 
   def pieces(self, box: Sequence[slice]) -> Iterator[Piece]:
-    """The blocks of matrices that make up a box of the parameter,
-    which has a slice for every dimension.
+    """Yields the blocks of matrices that make up a box of the parameter. The box has a slice for
+    every dimension.
     """
     stacks, core = box[: self.stacked], list(box[self.stacked :])
     core = [slice(0, 1), *core] if len(core) == 1 else core
@@ -92,20 +94,22 @@ class Placed:
       )
 
   def box_in_file(self, box: Sequence[slice]) -> tuple[int, ...]:
-    """The shape of a box as matrices [rows, columns] of the file, one after the other."""
+    """The shape of a box as a stack of matrices [rows, columns] in the file's order."""
     counts = [each.stop - each.start for each in box]
     stacks, core = counts[: self.stacked], counts[self.stacked :]
     core = [1, *core] if len(core) == 1 else core
     return (*stacks, *(core[::-1] if self.entry.transposed else core))
 
   def without_rows(self, content):
-    """Such matrices with as many dimensions as the parameter has: a scale has no rows."""
+    """The content of a box of that shape, with the parameter's own number of dimensions: a scale
+    has no rows.
+    """
     is_scale = len(self.shape) == self.stacked + 1
     return content.reshape(*content.shape[:-2], content.shape[-1]) if is_scale else content
 
   def in_file_order(self, array):
-    """A box of the parameter as matrices of the file, or back: a view.
-    NumPy's arrays and TensorStore's.
+    """A view of a box of the parameter as matrices in the file's order, or of those in the
+    parameter's order. Takes arrays of NumPy and of TensorStore.
     """
     if not self.entry.transposed:
       return array
@@ -125,8 +129,8 @@ class Placed:
 
 
 def place(table: Sequence[Entry], config: Config, layout: str) -> list[Placed]:
-  """The table's entries with the shapes of a config's parameters.
-  UserError names parameters that have no entry.
+  """The table's entries with the shapes of a config's parameters. UserError, which names them, if
+  parameters have no entry.
   """
   boxes = _declared(config)
   entries = {entry.parameter: entry for entry in table}
@@ -136,7 +140,7 @@ def place(table: Sequence[Entry], config: Config, layout: str) -> list[Placed]:
 
 
 def as_they_are(config: Config) -> dict[str, Placed]:
-  """A config's parameters by name, each as a tensor of that name, shape and order."""
+  """A config's parameters by name, each stored as a tensor of the same name, shape and order."""
   return {
     name: Placed(Entry(name, name, transposed=False), box.value.shape, box.axes)
     for name, box in _declared(config).items()
@@ -144,34 +148,32 @@ def as_they_are(config: Config) -> dict[str, Placed]:
 
 
 def tensor_shapes(placed: Sequence[Placed]) -> dict[str, tuple[int, ...]]:
-  """{name: shape} of all tensors, in the order in which files have them: embedding, layers,
-  the rest.
-  """
+  """{name: shape} of all tensors, in the order of the files: embedding, layers, the rest."""
   shapes = {name: shape for each in placed for name, shape in each.tensors()}
   return dict(sorted(shapes.items(), key=lambda item: _order(item[0])))
 
 
 def first(names: Sequence[str], most: int = 3) -> str:
-  """A few names of many, for a line."""
+  """The first few of many names, for a message."""
   more = len(names) - most
   return ', '.join(names[:most]) + (f' and {more:,} more' if more > 0 else '')
 
 
 def best(tables: Mapping[str, Sequence[Placed]], names: Mapping) -> Sequence[Placed]:
-  """Of several tables of one layout the one that shares most tensors with a file."""
+  """The one of a layout's tables that shares most tensor names with a file."""
   shared = lambda placed: sum(name in names for name in tensor_shapes(placed))
   return max(tables.values(), key=shared)
 
 
 def _declared(config):
-  """What a config's parameters declare, by dotted name."""
+  """A config's parameter declarations, by dotted name."""
   from moe.parameters import declared_by_path
 
   return {'.'.join(path): box for path, box in declared_by_path(config).items()}
 
 
 def _indices(counts):
-  """Every index of a box of these counts; the empty one where there is none."""
+  """Yields every index of a box of these counts; only () if there are no counts."""
   if not counts:
     yield ()
     return

@@ -1,8 +1,8 @@
-"""A run's checkpoint into a GGUF file, for llama.cpp and what is built on it.
+"""Exports a run's checkpoint to a GGUF file, for llama.cpp and programs that build on it.
 
-Architectures `deepseek` and `llama`. Tensors are named and shaped from the layouts' tables;
-experts lie stacked. Rotary pairs are neighbours there and a half apart here:
-the rows of the query and key projections change places.
+It knows the architectures `deepseek` and `llama`. The layouts' tables give the tensors' names and
+shapes; experts are stacked. The rows of the query and key projections are permuted: the two rows of
+a rotary pair are neighbours in GGUF and half a head apart here.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 N layers, E routed experts, D model width, F hidden width, C head width, V vocabulary.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FILE = 'model.gguf'
 _TYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 _WHOLE = {'F32': 'ALL_F32', 'F16': 'MOSTLY_F16', 'BF16': 'MOSTLY_BF16'}
-# GGUF's names by those of the layouts.
+# GGUF's names of tensors, by the layouts' names.
 _NAMES = {
   'model.embed_tokens': 'token_embd',
   'model.norm': 'output_norm',
@@ -52,22 +52,21 @@ _OF_VOCABULARY = ('embedding', 'head')
 def to_gguf(
   workdir: str | Path, out: str | Path, step: int | None = None, dtype: str | None = None
 ) -> Written:
-  """Makes the folder `out`, with FILE, of a run's newest checkpoint, or of a given step.
+  """Makes the folder `out` with FILE from a run's newest checkpoint, or from that of a given step.
 
   Args:
-    dtype: 'bfloat16', 'float16' or 'float32', of the matrices; without it,
-      as the embedding is stored. Norms and routers are float32: llama.cpp has no other.
+    dtype: of the matrices, 'bfloat16', 'float16' or 'float32'; None takes the embedding's type.
+      Norms and routers are float32, the only type that llama.cpp has for them.
 
-  The rows of the vocabulary are those that the tokenizer has: padded ones are never sampled.
-  UserError for what the architecture cannot express, or a damaged checkpoint;
-  then there is no `out`.
+  Embedding and head have only the tokenizer's rows: padding rows are never sampled. UserError for
+  what the architecture cannot express, or a damaged checkpoint; then there is no `out`.
   """
   target = new_folder('out', out)
   library = _library()
   opened = checkpoints.open_checkpoint(workdir, step)
   config = opened.config
   layout = name_for(config)
-  # For what it refuses: the architectures say no more than the layouts.
+  # Called only for its errors: an architecture expresses no more than the layout.
   LAYOUTS[layout].to_json(config)
   placed = table.place(_entries(layout, config), config, layout)
   stored = checkpoints.open_arrays(opened, placed)
@@ -81,7 +80,7 @@ def to_gguf(
   if layout == 'deepseek' and not config.moe.num_shared_experts:
     zeros = _zero_experts(config)
     shapes, of_tensors = shapes | zeros, of_tensors | dict.fromkeys(zeros, dtype)
-    notes.append('the architecture has no model without shared experts: one of zeros is written')
+    notes.append('the architecture requires shared experts: one of zeros is written')
   file = _plan(writer, library, shapes, of_tensors)
   order = _row_order(config)
   with appearing(target, file.size) as beside, Writer(beside, [file]) as output:
@@ -89,7 +88,9 @@ def to_gguf(
     def put(each, piece, block):
       row, column, width = piece.rows.start, piece.columns.start, each.matrix[1]
       if block.dtype == np.float16 and not np.isfinite(block).all():
-        raise UserError(f'{piece.tensor} has numbers that float16 has not: choose another --dtype')
+        raise UserError(
+          f"{piece.tensor} has numbers outside float16's range: choose another --dtype"
+        )
       if each.name in _OF_VOCABULARY:
         block = block[: max(0, rows - row)]
       if each.name.endswith(('attention.query', 'attention.key')):
@@ -112,7 +113,7 @@ def _library():
 
 
 def _entries(layout: str, config: Config) -> list[Entry]:
-  """The layout's table with GGUF's names."""
+  """The layout's table, with GGUF's names."""
   prefix = 'model.layers.{layer}.'
 
   def named(entry):
@@ -128,7 +129,7 @@ def _is_float32(placed: Placed) -> bool:
 
 
 def _tensors(placed: Sequence[Placed], types: Mapping, rows: int):
-  """({tensor: shape}, {tensor: type}), vocabularies of `rows`."""
+  """({tensor: shape}, {tensor: type}). Embedding and head have `rows` rows."""
   types = {name: types[each.name] for each in placed for name, _ in each.tensors()}
   shapes = table.tensor_shapes(placed)
   for each in placed:
@@ -138,7 +139,7 @@ def _tensors(placed: Sequence[Placed], types: Mapping, rows: int):
 
 
 def _zero_experts(config: Config) -> dict[str, tuple[int, int]]:
-  """The tensors of one shared expert a MoE layer."""
+  """{tensor: shape} of one shared expert per MoE layer."""
   f, d = config.moe.d_expert, config.model.d_model
   return {
     f'blk.{layer}.ffn_{name}_shexp.weight': (d, f) if name == 'down' else (f, d)
@@ -148,8 +149,8 @@ def _zero_experts(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def _row_order(config: Config) -> np.ndarray:
-  """Where each row of a query or key projection goes: of a head's C rows i and i + C/2 turn
-  together here, 2i and 2i + 1 there.
+  """The row in GGUF of each row of a query or key projection. In a head of C rows, RoPE rotates
+  rows i and i + C/2 together here, and rows 2i and 2i + 1 in GGUF.
   """
   c = config.model.head_dim
   rows = np.arange(config.model.num_heads * c)
@@ -167,7 +168,7 @@ def _add_keys(writer: 'gguf.GGUFWriter', library, config: Config, dtype: np.dtyp
   writer.add_context_length(config.data.seq_len)
   writer.add_embedding_length(model.d_model)
   writer.add_block_count(model.num_layers)
-  # Of layers that there may be none of; it must be there.
+  # GGUF requires the key even if the model has no dense layer.
   writer.add_feed_forward_length(model.d_ff or moe.d_expert)
   writer.add_head_count(model.num_heads)
   writer.add_head_count_kv(model.num_kv_heads)
@@ -190,7 +191,7 @@ def _add_keys(writer: 'gguf.GGUFWriter', library, config: Config, dtype: np.dtyp
 def _plan(
   writer: 'gguf.GGUFWriter', library, shapes: Mapping[str, Sequence[int]], types: Mapping
 ) -> Planned:
-  """The file: what the library writes before the tensors, and where they lie."""
+  """The planned file: the header as the library writes it, and the place of every tensor."""
   sizes = {name: math.prod(shape) * types[name].itemsize for name, shape in shapes.items()}
   for name, shape in shapes.items():
     kind = library.GGMLQuantizationType[_TYPES[types[name].name]]

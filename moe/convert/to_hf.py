@@ -1,4 +1,4 @@
-"""A run's checkpoint into a folder that Hugging Face's tools and servers open."""
+"""Exports a run's checkpoint to a folder that Hugging Face's tools and servers open."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ _TYPES = {dtype.name: name for name, dtype in safetensors.DTYPES.items()}
 def to_hf(
   workdir: str | Path, out: str | Path, step: int | None = None, dtype: str | None = None
 ) -> Written:
-  """Makes the folder `out` of a run's newest checkpoint, or of a given step.
+  """Makes the folder `out` from a run's newest checkpoint, or from that of a given step.
 
   Args:
-    dtype: 'bfloat16' or 'float32', of the tensors; without it, as the parameters are stored.
+    dtype: of the tensors, 'bfloat16' or 'float32'; None keeps the types of the checkpoint.
 
   UserError for what the layout cannot express, or a damaged checkpoint; then there is no `out`.
   """
@@ -64,7 +64,7 @@ def to_hf(
 
 
 def _token_ids(workdir):
-  """Those of the config.json that a run was converted from."""
+  """The token ids in the config.json that a run was converted from; {} if there are none."""
   try:
     parts = files.read_json_list(Path(workdir) / provenance.FILE)
   except (OSError, ValueError):

@@ -1,17 +1,17 @@
-"""The tokenizer of a Hugging Face checkpoint, in and out: its files, byte for byte."""
+"""Reads and writes the tokenizer of a Hugging Face checkpoint: its files, byte for byte."""
 
 from pathlib import Path
 
 from moe import files
 from moe.data.tokenizers import Tokenizer, open_tokenizer
 
-# A folder that has both means the first: that is what Hugging Face's own programs read.
+# If a folder has both, the first is read, as Hugging Face's own programs do.
 _NAMES = ('tokenizer.json', 'tokenizer.model')
 
 
 def find(source: Path) -> tuple[Tokenizer | None, str]:
-  """The tokenizer of a folder, and what there is to tell of it.
-  UserError for one that cannot be read.
+  """(the tokenizer of a folder, '') or (None, a note that it has none). UserError if the tokenizer
+  cannot be read.
   """
   for name in _NAMES:
     if (source / name).exists():
@@ -23,9 +23,7 @@ def find(source: Path) -> tuple[Tokenizer | None, str]:
 
 
 def write(tokenizer: Tokenizer | None, target: Path) -> dict[str, int]:
-  """Writes a run's tokenizer into a folder, and returns its token ids as config.json
-  names them.
-  """
+  """Writes a run's tokenizer into a folder and returns its token ids under config.json's keys."""
   if tokenizer is None:
     return {}
   for name, content in tokenizer.files().items():

@@ -1,10 +1,11 @@
-"""A dense run into the start of a MoE run: embeddings, attention, norms and head as they are, each
-FFN dealt out to shared and routed experts (division.py), a new router.
+"""Makes the start of a MoE run from a dense run. Embedding, attention, norms and head stay as they
+are, each FFN is dealt out to shared and routed experts (division.py), and the router is new.
 
-Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) of fine-grained experts, which need groups
-that are chosen together (He et al., arXiv 2410.07524). docs/weights.md says what is equal at first.
+This is sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) to fine-grained experts, which need
+groups that are chosen together (He et al., arXiv 2410.07524). docs/weights.md says what is equal
+at the first step.
 
-N layers, E routed experts, D model width, F hidden width of an expert, G experts of a group.
+N layers, E routed experts, D model width, F hidden width of an expert, G experts per group.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ ROUTERS = ('even', 'random')
 # Standard deviation of an even router's logits: large enough that tokens go to different groups,
 # small enough that a gate is 1/E to about one part in 500,000.
 _EVEN = 1e-6
-# What of the dense run's config the new one must say, too.
+# Keys of `model` that must be equal in the dense and the new config.
 _EQUAL = (
   *('vocab_size', 'num_layers', 'd_model', 'num_heads', 'num_kv_heads', 'head_dim'),
   *('rope_base', 'norm_eps'),
@@ -35,12 +36,12 @@ _EQUAL = (
 
 
 class Upcycled(NamedTuple):
-  """What has been made."""
+  """What `upcycle` has made."""
 
   step: int  # of the dense run
   parameters: int
   bytes: int
-  notes: tuple[str, ...]  # what there is to tell, a line each
+  notes: tuple[str, ...]  # for the user, a line each
 
   @property
   def in_words(self) -> str:
@@ -49,8 +50,10 @@ class Upcycled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """step: of the dense run; None: its newest. dtype: 'bfloat16' or 'float32', of the parameters;
-  None: as the dense run's are stored. router: one of ROUTERS.
+  """How to upcycle.
+
+  step: of the dense run; None takes the newest. dtype: of the parameters, 'bfloat16' or 'float32';
+  None keeps the dense run's types. router: one of ROUTERS.
   """
 
   step: int | None = None
@@ -62,10 +65,10 @@ class Options:
 def upcycle(
   source: str | Path, config: Config, workdir: str | Path, options: Options = Options()
 ) -> Upcycled:
-  """Makes the folder `workdir`, a run of `config` with one checkpoint, step 0, of the dense run in
-  `source`.
+  """Makes the folder `workdir`, a run of `config` with one checkpoint, step 0, from the dense run
+  in `source`.
 
-  UserError for whatever does not fit, or a damaged checkpoint; then there is no `workdir`.
+  UserError for anything that does not fit, or a damaged checkpoint; then there is no `workdir`.
   """
   target = new_folder('workdir', workdir)
   opened = checkpoints.open_checkpoint(source, options.step, '--upcycle')
@@ -90,8 +93,8 @@ def upcycle(
 
 
 def check(dense: Config, config: Config, where: object) -> None:
-  """UserError unless the new config is the dense one's but for its FFNs, and a token's experts can
-  hold one. `where`: what the dense run is called.
+  """UserError unless the new config differs from the dense one only in the FFNs, and a token's
+  experts can hold a dense FFN. `where`: the dense run's name in messages.
   """
   model, moe = config.model, config.moe
   if dense.model.num_moe_layers:
@@ -113,7 +116,7 @@ def check(dense: Config, config: Config, where: object) -> None:
       raise UserError(
         f'moe.{name}={getattr(moe, name)!r}: --upcycle knows gates as the paper has them, '
         f'moe.{name}={plain!r}; a run that starts from the upcycled one (train.init_from) may '
-        'change what leaves its weights their shapes, with train.init_skip for those that are new'
+        "change keys that keep the weights' shapes, with train.init_skip for new weights"
       )
   if config.finetune.trainable != 'all':
     raise UserError(
@@ -131,12 +134,14 @@ def check(dense: Config, config: Config, where: object) -> None:
     if getattr(model, key) != getattr(dense.model, key)
   ]
   if different:
-    raise UserError(f'{where} has other values: {", ".join(different)}; set those keys as there')
+    raise UserError(
+      f'{where} has other values: {", ".join(different)}; set these keys to its values'
+    )
   divide(config, dense.model.d_ff, np.random.Generator(np.random.PCG64(0)))
 
 
 class _Maker:
-  """What fills the parameters of the new run."""
+  """Fills the parameters of the new run."""
 
   def __init__(
     self,
@@ -148,7 +153,8 @@ class _Maker:
   ):
     self._config, self._dense, self._division = config, dense, division
     moe, copies_X = config.moe, division.copies_X
-    # A token's gates: ones, or, of an even router, 1/E, of each chosen group.
+    # The sum of the gates on one part over a token's groups: 1 with the hash router, which chooses
+    # one group; with an even router, 1/E for each of them.
     gate = 1 if moe.router == 'hash' else division.groups / moe.num_experts
     experts = np.arange(moe.num_experts)
     units_EF = division.parts_GF[experts % division.group]
@@ -163,7 +169,9 @@ class _Maker:
     self._router_NDE = _router(config, division, options, generator)
 
   def origin(self, name: str) -> str:
-    """The dense run's parameter that this one is made of, or as which it is stored."""
+    """The dense run's parameter from which this one is made. A router, which is new, names one
+    whose type it takes.
+    """
     if not name.startswith('moe_blocks.'):
       return name
     inner = name.removeprefix('moe_blocks.')
@@ -177,7 +185,7 @@ class _Maker:
     raise UserError(f'--upcycle does not know what to make the parameter {name} of')
 
   def filler(self, name: str, dtype: np.dtype) -> Callable[[Box], np.ndarray]:
-    """What makes a box of a parameter."""
+    """Returns the function that makes a box of a parameter."""
     first = self._config.model.num_dense_layers if name.startswith('moe_blocks.') else 0
     origin = self.origin(name)
     if name.startswith('moe_blocks.moe.router.'):
@@ -189,7 +197,7 @@ class _Maker:
     )
 
   def _segments(self, name, origin, first, dtype, box):
-    """A box of experts' matrices, gathered from the dense ones of their layers."""
+    """A box of experts' matrices, gathered from the dense matrices of the same layers."""
     kind = name.split('.')[2]
     units_EF, weights_X = self._units[kind], self._weights[kind]
     layers, *experts, rows, columns = box
@@ -210,15 +218,15 @@ class _Maker:
 
 
 def _shifted(origin, box, first):
-  """The box of the dense run's parameter, whose stack begins `first` layers before."""
+  """The same box in the dense run's parameter, whose stack begins `first` layers earlier."""
   if not origin.startswith('dense_blocks.'):
     return box
   return (slice(box[0].start + first, box[0].stop + first), *box[1:])
 
 
 def _router(config, division, options, generator):
-  """router_NDE, float32: one column for all experts of a group. Those of no whole group have the
-  mean of all columns: their logit is never the largest.
+  """router_NDE, float32: all experts of a group have the same column. Experts of no whole group
+  have the mean of all columns, so their logit is never the largest. None for the hash router.
   """
   model, moe = config.model, config.moe
   if moe.router == 'hash':
@@ -227,7 +235,8 @@ def _router(config, division, options, generator):
   std = model.init_std if options.router == 'random' else _EVEN / np.sqrt(model.d_model)
   left = moe.num_experts - whole * division.group
   if whole == 1 and left:
-    # The mean would be the only column: of equal gates the first experts' are taken.
+    # The mean would equal the only column. With zeros all gates are equal, and ties go to the first
+    # experts, which form the group.
     std = 0.0
   shape = model.num_moe_layers, model.d_model, whole
   columns_NDC = generator.normal(0, std, shape).astype(np.float32)
@@ -238,7 +247,7 @@ def _router(config, division, options, generator):
 
 
 def _told(config, division, options, types):
-  """Lines on what is equal, and what is not."""
+  """Yields notes on what equals the dense run at the first step, and what does not."""
   moe, copies_X = config.moe, division.copies_X
   low, high = copies_X.min(), copies_X.max()
   times = f'{low}' if low == high else f'{low} or {high}'

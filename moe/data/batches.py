@@ -26,7 +26,7 @@ from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.errors import UserError
 
 _EVALUATION_SEED = 0  # fixed: runs of different data.seed are judged on the same documents
-_OPEN_ROWS = 16  # of evaluation that are filled side by side
+_OPEN_ROWS = 16  # rows of evaluation that are filled side by side
 
 
 def train_iterator(
@@ -59,16 +59,16 @@ def _endless_rows(prepared, domain, data):
 
 
 def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
-  """By domain, the share of its training text that one step sees on the mean."""
+  """By domain, the mean share of its training text that one step sees."""
   total = sum(prepared.weights)
   found = {}
   for domain, weight in zip(prepared.domains, prepared.weights):
     if config.data.format == 'chat':
-      # Of the first epoch; others differ by few.
+      # Rows of the first epoch; other epochs have nearly as many.
       rows = len(rows_of(prepared, domain, config.data).epoch(0))
     else:
       text = prepared.totals(TRAIN, domain)
-      # BOS and EOS of every document, too; the very first token is no target.
+      # Counts BOS and EOS of every document; the very first token is no target.
       targets = text['tokens'] + 2 * text['documents'] - 1
       rows = -(-targets // config.data.seq_len)
     found[domain] = config.data.batch_size * weight / total / rows
@@ -76,11 +76,11 @@ def epochs_per_step(prepared: PreparedData, config: Config) -> dict[str, float]:
 
 
 class TrainingRows:
-  """The rows of one epoch of a domain, at random: row i has inputs i·L … of the stream
+  """Random access to the rows of one epoch of a domain: row i has inputs i·L … of the stream
   and the targets after them.
 
-  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Rows overlap by
-  the one token that is a target in the first and an input in the next.
+  The stream is BOS t1 … tn EOS of every document, in an order that `seed` decides. Neighbouring
+  rows share one token, a target in the first and an input in the next.
   The last row is padded, not dropped. Every row tells its domain.
   """
 
@@ -108,7 +108,7 @@ class TrainingRows:
     self._ends_R = np.cumsum(lengths_R)
 
   def __len__(self) -> int:
-    targets = int(self._ends_R[-1]) - 1  # of all stream tokens only the first is none
+    targets = int(self._ends_R[-1]) - 1  # every token of the stream but the first
     return -(-targets // self._seq_len)
 
   def __repr__(self) -> str:
@@ -141,10 +141,10 @@ def evaluation_batches(
   prepared: PreparedData, domain: str, config: Config, max_batches: int | None = None
 ) -> Iterator[Batch]:
   """Held-out documents of a domain as batches (evaluation.batch_size, L):
-  every t1 … tn and EOS is scored once, of conversations those that are learnt.
+  every t1 … tn and EOS is scored once, or in conversations every learnt token.
 
   `max_batches`: stop after so many. The order of documents is a fixed permutation,
-  so those are a sample of the whole.
+  so the first batches are a sample of the whole.
   """
   documents = prepared.documents(HELD_OUT, domain)
   seq_len, batch_size = config.data.seq_len, config.evaluation.batch_size
@@ -164,8 +164,9 @@ def evaluation_batches(
 def held_out_stream(
   prepared: PreparedData, documents: Documents, number: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """(int32 tokens as a model reads them and predicts them, BOS t1 … tn EOS; None); of a
-  conversation its own control pieces, and which of them are scored.
+  """(int32 tokens as a model reads and predicts them, which of them are scored or None for all).
+
+  A text is BOS t1 … tn EOS; a conversation has control pieces of its own.
   """
   if documents.is_chat:
     tokens_N, learnt_N = documents.conversation(number)
@@ -177,14 +178,14 @@ def held_out_stream(
 
 def held_out_bytes(prepared: PreparedData, domain: str) -> int:
   """UTF-8 bytes of the original text that `evaluation_batches` scores in full:
-  the unit of bits per byte.
+  the denominator of bits per byte.
   """
   return prepared.totals(HELD_OUT, domain)['bytes']
 
 
 def held_out_targets(prepared: PreparedData, domain: str) -> int:
   """How many targets `evaluation_batches` scores in full:
-  every token, and the end of every document; of conversations those that are learnt.
+  every token, and the end of every document; in conversations only the learnt tokens.
   """
   totals = prepared.totals(HELD_OUT, domain)
   if 'learnt' in totals:
@@ -193,12 +194,12 @@ def held_out_targets(prepared: PreparedData, domain: str) -> int:
 
 
 def lost_bytes(prepared: PreparedData, domain: str) -> int:
-  """Bytes of the held-out text that its tokens do not say:
-  a foreign tokenizer lacks pieces for them.
+  """Bytes of the held-out text that its tokens lose:
+  a foreign tokenizer lacks pieces for them, or normalises them away.
   """
   return prepared.totals(HELD_OUT, domain).get('lost', {}).get('bytes', 0)
 
 
 def held_out_text(prepared: PreparedData, domain: str) -> bytes:
-  """Those bytes, documents end to end."""
+  """The original held-out text of a domain, documents end to end."""
   return prepared.held_out_text(domain)

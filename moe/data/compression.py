@@ -1,6 +1,4 @@
-"""Files compressed by gzip, zstd, bzip2 or xz, known by their first bytes,
-as a stream of what they hold.
-"""
+"""Decompressed streams of files in gzip, zstd, bzip2 or xz, which their first bytes tell apart."""
 
 import bz2
 import contextlib
@@ -30,31 +28,31 @@ _SUFFIXES = {
   '.bz2': 'bzip2',
   '.xz': 'xz',
 }
-# Times a file's size: text stays far below, a file made to fill a machine does not.
+# Largest ratio of unpacked to packed size: text stays far below, a decompression bomb does not.
 _MOST_EXPANSION = 200
-_BUFFER = 1 << 20  # bytes; a first line that tells the format fits
-_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, in which large dumps are published
+_BUFFER = 1 << 20  # bytes; holds a first line, which tells the format
+_ZSTD_WINDOW = 1 << 31  # large dumps are published with `zstd --long=31`, which needs it
 _ZSTD_CHUNK = 4096  # bytes that unpack to 128 MB at most
 
 
 class Stream(io.BufferedReader):
-  """Decompressed bytes. `compressed`: by what, or ''."""
+  """Decompressed bytes. `compressed`: the name of the compressor, '' without one."""
 
   compressed: str = ''
 
 
 def suffix_within(path: Path) -> str:
-  """The lower-case suffix of a name, without that of a compressor: .json of c4-train.json.gz."""
+  """The lower-case suffix of a name, ignoring a compressor's: .json for c4-train.json.gz."""
   name = Path(path.name.lower())
   return Path(name.stem).suffix if name.suffix in _SUFFIXES else name.suffix
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path, free: int) -> Iterator[Stream]:
-  """The file's bytes, decompressed. UserError if they are out of proportion:
-  over 4 · `free` and 200 times the file.
+  """Opens the file's bytes, decompressed. UserError if its first bytes do not fit its name.
 
-  What it raises while reading, `errors` makes one line of.
+  Reading raises UserError once the bytes exceed both 4 · `free` and 200 times the file's size, and
+  the decompressor's own errors, which `errors` turns into one line.
   """
   with open(path, 'rb') as file:
     head = file.peek(8)
@@ -70,13 +68,13 @@ def open_bytes(path: Path, free: int) -> Iterator[Stream]:
 
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
-  """Faults of a file as one line that names it."""
+  """Turns errors of reading a file into a UserError of one line that names it."""
   try:
     yield
   except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
     raise UserError(f'{path}: damaged {_name(error, path)} file: {error}') from error
   except OSError as error:
-    if error.errno is None:  # bz2 says so of damaged data
+    if error.errno is None:  # bz2 raises this for damaged data
       raise UserError(f'{path}: damaged {_name(error, path)} file: {error}') from error
     raise of_system(error, f'{path}: {error.strerror or error}') from error
 
@@ -100,7 +98,7 @@ def open_zstd(file: io.BufferedIOBase) -> io.BufferedReader:
 
 
 class _Counted(io.RawIOBase):
-  """Passes bytes on, and stops at `most` of them (None: no end)."""
+  """Passes bytes on. UserError after more than `most` of them (None: no limit)."""
 
   def __init__(self, path, file, most):
     self._path, self._file, self._most, self._count = path, file, most, 0
@@ -115,14 +113,14 @@ class _Counted(io.RawIOBase):
     self._count += count
     if self._most is not None and self._count > self._most:
       raise UserError(
-        f'{self._path}: unpacks to more than {self._most} bytes, {_MOST_EXPANSION} times its size '
-        'and more, which no text does: raise data.max_document_mb if it is one'
+        f'{self._path}: unpacks to more than {self._most} bytes, over {_MOST_EXPANSION} times its '
+        'size, which no text does: if it is text, raise data.max_document_mb'
       )
     return count
 
 
 class _Zstd(io.RawIOBase):
-  """zstandard's own reader takes a frame that is cut short for a whole one."""
+  """Decompresses zstd frames. zstandard's own reader takes a truncated frame for a whole one."""
 
   def __init__(self, file):
     self._file, self._frame, self._ready = file, None, memoryview(b'')

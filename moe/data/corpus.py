@@ -41,7 +41,7 @@ class MissingFiles(UserError):
 class End(NamedTuple):
   """What is held out of a domain with too few documents: the end of one."""
 
-  digest: bytes  # of the whole document; its copies end in the same way
+  digest: bytes  # of the whole document; its copies are cut in the same way
   begin: int  # the first character that is held out
 
 
@@ -52,7 +52,7 @@ _FORM = 'DOMAIN[@WEIGHT][:TEXT_KEY]=FILES'
 
 
 def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
-  """`spec` (see data.sources in experiments/base.py) → sources, in the order written.
+  """`spec` (see data.sources in moe/config.py) → sources, in the order written.
 
   UserError that names `key` for a malformed entry, a weight that is no positive number, a domain
   with two weights, and files that are not there.
@@ -61,7 +61,7 @@ def parse_sources(spec: str, key: str = 'data.sources') -> tuple[Source, ...]:
 
 
 def parse_and_tell(data: DataConfig) -> tuple[tuple[Source, ...], tuple[Source, ...], list[str]]:
-  """(sources, validation sources, what a user should know of them).
+  """(sources, validation sources, what a user should know about them).
   UserError for a file that is in both.
   """
   sources, notes = parse_sources_and_tell(data.sources, 'data.sources')
@@ -91,7 +91,7 @@ def _check_conversations(sources, key):
 
 
 def parse_sources_and_tell(spec: str, key: str) -> tuple[tuple[Source, ...], list[str]]:
-  """The same, and what a user should know of them."""
+  """As `parse_sources`, and what a user should know about the sources."""
   found: dict[str, Source] = {}
   notes, owner = [], {}
   matching.forget()
@@ -138,7 +138,7 @@ def fingerprint(source: Source) -> object:
 
 
 def stamp(source: Source) -> str:
-  """Changes with any write to a source's files, and costs no reading of them."""
+  """A digest that changes with any write to a source's files, made without reading them."""
   listed = hashlib.blake2b(source.text_key.encode(), digest_size=16)
   for path in source.files:
     status = path.stat()
@@ -148,7 +148,7 @@ def stamp(source: Source) -> str:
 
 
 def fingerprint_of_format_1(source: Source) -> object:
-  """What prepared data of format 1 has for `fingerprint`: paths and sizes."""
+  """The `fingerprint` in prepared data of format 1: it is made of paths and sizes."""
   if not source.files:
     return 'builtin'
   listed = '\n'.join(f'{path}\t{path.stat().st_size}' for path in source.files)
@@ -168,16 +168,17 @@ def _digest_of_file(path):
 def documents(config: DataConfig) -> Iterator[Document]:
   """Every document with text, source by source. One file, or a part of it, is in memory at a time.
 
-  With validation_sources all of `sources` is training and all of those is held out; else a share
-  `holdout` of the documents is, by a hash of their text (so a copy of a held-out document is never
-  trained on), or, for `builtin`, of the file that it comes from; or, of a domain with too few for
-  that, the end of its longest (`find_ends`). UserError for text that cannot be read.
+  With validation_sources, all of `sources` is for training and all of those is held out. Else a
+  hash of its text decides whether a document is in the share `holdout` that is held out, so that no
+  copy of a held-out document is trained on; for `builtin` it is a hash of the document's origin. A
+  domain with too few documents for that has the end of its longest held out (`find_ends`).
+  UserError for text that cannot be read.
   """
   return read(config, [])
 
 
 def read(config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
-  """The same; what data.bad_rows leaves out goes to `bad`."""
+  """As `documents`; rows that data.bad_rows leaves out go to `bad`."""
   sources, held_out, _ = parse_and_tell(config)
   share = 0.0 if config.validation_sources else config.holdout
   ends = find_ends(config)
@@ -191,14 +192,14 @@ def read(config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
 
 
 def whole(sources: Iterable[Source], config: DataConfig, bad: list[BadRow]) -> Iterator[Document]:
-  """Every document of `sources`, all held out. As `read` otherwise."""
+  """Every document of `sources`, all held out; as `read` otherwise."""
   for source in sources:
     yield from _source_documents(source, 1.0, config, bad)
 
 
 def find_ends(config: DataConfig) -> dict[str, End]:
-  """Domains whose documents are so few that the hash leaves none to train on, or none held out,
-  and where to cut. No conversation is.
+  """{domain: where to cut} for domains with so few documents that the hash leaves none to train on,
+  or none held out. Conversations are never cut.
 
   Reads a domain only until it has both, which takes about 1 / holdout documents.
   """
@@ -261,8 +262,8 @@ def _source_documents(source, holdout, config, bad):
 
 
 def _unescaped(separator):
-  """A shell's argument holds no line end easily: \\n, \\r,
-  \\t and \\\\ stand for the characters.
+  """Replaces \\n, \\r, \\t and \\\\ by the characters that they stand for:
+  a line end is hard to write in a shell's argument.
   """
   named = {'n': '\n', 'r': '\r', 't': '\t', '\\': '\\'}
   return re.sub(r'\\([nrt\\])', lambda match: named[match[1]], separator)
@@ -270,7 +271,7 @@ def _unescaped(separator):
 
 @functools.cache
 def _builtin():
-  """The built-in corpus, 14 MB, is kept: it is read twice,
+  """The built-in corpus, 14 MB. It is kept because it is read twice,
   and extracting docstrings takes seconds.
   """
   return tuple(builtin.documents())

@@ -1,6 +1,6 @@
-"""Tokens of the documents of one split and domain: written once, read at random.
+"""The tokenised documents of one split and domain: written once, read at random.
 
-The files of SPLIT-DOMAIN, as store.py lists them.
+They lie in the SPLIT-DOMAIN files that store.py lists.
 """
 
 import array
@@ -54,11 +54,11 @@ class DomainWriter:
     lost: Lost = Lost(0, 0),  # noqa: B008
     learnt_N: np.ndarray | None = None,
   ) -> None:
-    """One document: its tokens without BOS and EOS (at least one),
-    its text in UTF-8, what of it they do not say.
+    """Writes one document: its tokens without BOS and EOS, its text in UTF-8, and what the tokens
+    lose of it.
 
-    `learnt_N`: of a conversation, whose tokens are all of it, which of them are learnt, one at
-    least; its text is theirs.
+    `learnt_N`: which tokens of a conversation are learnt, at least one. The tokens are then those
+    of the whole conversation, and `text` is only what the learnt ones say.
     """
     self._lost = self._lost.plus(lost)
     tokens_N = np.asarray(tokens, self._token_type)
@@ -77,7 +77,7 @@ class DomainWriter:
       self._text_hash.update(text)
 
   def close(self) -> dict:
-    """Finishes the files and returns what metadata.json says of them."""
+    """Finishes the files and returns their entry for metadata.json."""
     self._close_shard()
     if self._text:
       self._text.close()
@@ -121,7 +121,7 @@ class DomainWriter:
 
 
 class Documents:
-  """Tokens of the documents of one split and domain, for reading at random;
+  """Random access to the tokenised documents of one split and domain;
   safe to share between threads.
   """
 
@@ -160,14 +160,14 @@ class Documents:
     return self._record(number)[0]
 
   def _record(self, number):
-    """(tokens, which of them are learnt: None of text)."""
+    """(tokens, which of them are learnt; None for text)."""
     count = int(self.record_tokens[number])
     size = count * self._token_type.itemsize
     shard = int(np.searchsorted(self._first_of_shard, number, side='right')) - 1
     within = int(number - self._first_of_shard[shard])
     try:
-      # A range, because the time of read([index]) grows with the shard:
-      # 0.4 ms at 10⁵ records, this takes 8 μs.
+      # Reads a range, in 8 μs, because read([index]) takes longer the larger the shard is:
+      # 0.4 ms at 10⁵ records.
       (raw,) = self._reader(shard).read(within, within + 1)
     except (RuntimeError, ValueError, OSError, IndexError) as error:  # records carry checksums
       raise damaged(self._paths[shard]) from error
@@ -181,7 +181,7 @@ class Documents:
   def _reader(self, shard):
     with self._opening:
       if self._readers[shard] is None:
-        # For reading at random.
+        # Options for random access.
         options = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 32768}
         self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), **options)
       return self._readers[shard]
@@ -189,7 +189,7 @@ class Documents:
   def document(self, number: int) -> np.ndarray:
     """Tokens (N,) of a whole document, without BOS and EOS."""
     records = range(*self.first_record[number : number + 2])
-    # Format 1 has documents that a tokenizer made no token of.
+    # A document may have no tokens, in format 1 and in given.py: then there is no record to join.
     return np.concatenate([np.zeros(0, self._token_type), *map(self.record, records)])
 
   def conversation(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,13 +202,13 @@ class Documents:
 
   @property
   def lengths(self) -> np.ndarray:
-    """int64 (documents,): tokens of each."""
+    """int64 (documents,): the number of tokens of each."""
     ends_R = np.concatenate([[0], np.cumsum(self.record_tokens, dtype=np.int64)])
     return np.diff(ends_R[self.first_record])
 
 
 def damaged(path: Path) -> UserError:
-  """The error for a file of prepared data that cannot be what was written."""
+  """The error for a file of prepared data that is not what was written."""
   return UserError(
     f'prepared data is damaged: {path} is missing, truncated or altered: delete its directory'
   )

@@ -1,5 +1,5 @@
-"""Text that is to be scored beside the held-out text: files of a user → prepared data of their own,
-and which of it a run was trained on.
+"""A user's own text, to be scored beside the held-out text: files → prepared data of their own, and
+which of their documents a run was trained on.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from moe.errors import UserError
 def open_given(sources: str, data: DataConfig, tokenizer: Tokenizer | None) -> PreparedData:
   """Every document of `sources`, whole, as the held-out text of prepared data.
 
-  It lies in a temporary folder, which goes with the process. UserError for what data.sources would
-  be refused for.
+  The data lies in a temporary folder that is deleted with the returned object. UserError for what
+  data.sources would be refused for.
 
   Args:
     sources: as data.sources; weights mean nothing here.
@@ -45,10 +45,11 @@ def open_given(sources: str, data: DataConfig, tokenizer: Tokenizer | None) -> P
 def trained_on(
   given: PreparedData, directory: str | os.PathLike
 ) -> tuple[dict[str, int] | None, list[str]]:
-  """By domain, how many documents of `given` a run was trained on; and that, for people.
+  """(by domain, how many documents of `given` a run was trained on; warnings that say so).
 
-  `directory`: the run's prepared data. None, and why, if it cannot be looked at. A document counts
-  if all its tokens are those of a training document, or if only its end was held out.
+  `directory`: the run's prepared data. If it cannot be read, the counts are None and the warning
+  says why. A document counts if all its tokens are those of a training document, or if only its end
+  was held out.
   """
   try:
     found = _copies(given, _open_training(directory, given.tokenizer))
@@ -63,7 +64,7 @@ def trained_on(
 
 
 def _write(sources, data, tokenizer, directory):
-  """The metadata of what it writes into `directory`."""
+  """Writes the documents into `directory` and returns their metadata."""
   writers, bad = {}, []
   token_type = np.dtype('uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32')
   found, notes = corpus.parse_sources_and_tell(sources, '--sources')
@@ -75,7 +76,7 @@ def _write(sources, data, tokenizer, directory):
         if domain not in writers:
           kind = token_type, tokenise.is_chat
           writers[domain] = DomainWriter(directory, HELD_OUT, domain, *kind)
-        # One without tokens, too: of it the end is scored, and its bytes are lost.
+        # A document without tokens is added, too: its EOS is scored, and its bytes are lost.
         writers[domain].add(*tokenised)
         progress.add(len(text.encode()))
   prepare.tell(prepare.skipped(bad))
@@ -106,7 +107,7 @@ def _copies(given, training):
   ends = [
     training.held_out_text(domain)
     for domain in training.held_out_domains
-    # No conversation is held out in part.
+    # A conversation is never held out in part.
     if 'learnt' not in training.totals(HELD_OUT, domain)
     and training.totals(HELD_OUT, domain)['documents'] == 1
   ]
@@ -119,7 +120,7 @@ def _copies(given, training):
   digests = set()
   for domain in training.domains:
     documents = training.documents(TRAIN, domain)
-    # Only documents of a size that is looked for are read.
+    # Reads only documents with the size of a given one.
     for number in np.flatnonzero(np.isin(_sizes(documents), sizes)):
       digests.add(_digest(documents.document(number)))
   copies = {(domain, number) for domain, number, _, digest in known if digest in digests}
@@ -127,8 +128,8 @@ def _copies(given, training):
 
 
 def _identities(given, domain, ends):
-  """(number, size, digest) of every document as a run would train on it: whole, or without one of
-  `ends`, which was held out.
+  """(number, size, digest) of every document in the forms that a run may have trained on: whole,
+  and without one of the held-out `ends`.
   """
   documents, text = given.documents(HELD_OUT, domain), given.held_out_text(domain)
   begin = 0

@@ -1,4 +1,4 @@
-"""FILES of a source → the files: folders, braces, `~`, globs;
+"""The pattern of a source (a file, a folder, a glob with braces and `~`) → its files:
 each file once, and none that a run wrote.
 """
 
@@ -17,18 +17,18 @@ from moe.data.tokenizers.base import FILES, MODEL_FILES
 
 class Found(NamedTuple):
   files: tuple[Path, ...]  # sorted
-  links: tuple[Path, ...]  # files and folders left out, since links lead to what is there already
-  outputs: tuple[Path, ...]  # left out, since runs wrote them
+  links: tuple[Path, ...]  # left out: links to files and folders that are found already
+  outputs: tuple[Path, ...]  # left out: files that runs wrote
 
 
 def find(pattern: str) -> Found:
-  """The files of `pattern`: a file, a folder (all in it that is not hidden),
+  """The files that `pattern` names: a file, a folder (all files below it that are not hidden),
   or a glob with {a,b}, {00..09} and ~.
   """
   paths, links, outputs = set(), set(), []
   for written in expand_braces(pattern) if not os.path.lexists(pattern) else [pattern]:
     written = os.path.expanduser(written)
-    if os.path.lexists(written):  # also a name that holds characters of a glob
+    if os.path.lexists(written):  # even if its name has characters of a glob
       matches = [Path(written)]
     else:
       matches = list(_glob(written, links))
@@ -38,7 +38,7 @@ def find(pattern: str) -> Found:
       elif path.is_dir() and str(path) == written:
         paths.update(_files_below(path, links))
   files, seen = [], {}
-  # Before links, what they lead to.
+  # A link comes after the file that it leads to, so that the link is left out.
   for path in sorted(
     paths, key=lambda path: (os.path.realpath(path) != os.path.abspath(path), path)
   ):
@@ -52,7 +52,7 @@ def find(pattern: str) -> Found:
 
 
 def identity(path: Path) -> object:
-  """Equal for two paths of one file, through links of either kind."""
+  """A key that all paths of one file share, through hard and symbolic links."""
   status = os.stat(path)
   if status.st_nlink > 1:
     return status.st_dev, status.st_ino
@@ -60,7 +60,7 @@ def identity(path: Path) -> object:
 
 
 def expand_braces(pattern: str) -> list[str]:
-  """As in a shell: {a,b} and {08..11}, nested and side by side; other braces stay."""
+  """Expands braces as a shell does: {a,b} and {08..11}, nested and side by side; others stay."""
   depth, begin, commas = 0, -1, []
   for at, character in enumerate(pattern):
     if character == '{':
@@ -104,7 +104,7 @@ def _glob(pattern, links) -> Iterator[Path]:
 
 
 def _folders(root, links) -> Iterator[Path]:
-  """`root` and the folders below that are not hidden, each once; those that are no links first."""
+  """`root` and the folders below it that are not hidden, each once; links come last."""
   seen, waiting = set(), [(root, False)]
   linked = []
   while waiting or linked:
@@ -151,8 +151,8 @@ _OF_A_RUN = {
 
 
 def _is_output(path):
-  """Whether a run wrote a file: prepared data, or what lies in a run's folder
-  under the names of its files.
+  """Whether a run wrote the file: it is prepared data, or lies in a run's folder under a name
+  that training writes there.
   """
   path = Path(os.path.abspath(path))
   if _is_prepared_data(path.parent):
@@ -186,6 +186,6 @@ def _keys(path):
 
 
 def forget() -> None:
-  """Looks at folders anew: this process has written into some."""
+  """Forgets what is cached about folders, since this process may have written into some."""
   _is_prepared_data.cache_clear()
   _is_run.cache_clear()

@@ -1,4 +1,4 @@
-"""Orders that are functions of a seed alone, whatever releases of NumPy come."""
+"""Orders that are functions of a seed alone, in any release of NumPy."""
 
 import hashlib
 
@@ -6,8 +6,8 @@ import numpy as np
 
 
 def permutation(count: int, seed: int) -> np.ndarray:
-  """(count,) int64, by the ranks of a hash (splitmix64) of seed and index:
-  no release of NumPy can change it.
+  """A permutation (count,) int64, by the ranks of a hash (splitmix64) of seed and index,
+  so that no release of NumPy can change it.
   """
   with np.errstate(over='ignore'):
     x = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
@@ -17,8 +17,8 @@ def permutation(count: int, seed: int) -> np.ndarray:
 
 
 def seed_of(seed: int, purpose: str) -> int:
-  """64 bits. Grain counts epochs up from a shuffle's seed,
-  so those of domains must lie far apart.
+  """A 64-bit seed for `purpose`. Grain adds the epoch's number to a shuffle's seed,
+  so the seeds of domains must lie far apart.
   """
   return int.from_bytes(
     hashlib.blake2b(f'{seed} {purpose}'.encode(), digest_size=8).digest(), 'big'

@@ -34,8 +34,8 @@ class Window(NamedTuple):
 
 
 def filled_up(count: int) -> int:
-  """The smallest power of two that is not below `count`: sizes of batches that are filled up to it
-  make few compiled programs.
+  """The smallest power of two that is not below `count`: batches padded to such sizes need few
+  compiled programs.
   """
   return 1 << (count - 1).bit_length()
 
@@ -82,8 +82,8 @@ def windows(
 ) -> Iterator[Window]:
   """Cuts BOS t1 … tn EOS into windows of at most L inputs that together score every target once.
 
-  After the first, a window opens with `context`·L tokens that an earlier one scored, so that no
-  token but the document's first ones is predicted from little.
+  After the first, a window opens with `context`·L tokens that an earlier one scored, so that only
+  the document's first tokens are predicted from little context.
   `is_scored_N`: which tokens of the document are scored at all; windows without any are left out.
   """
   overlap = min(int(context * seq_len), seq_len - 1)
@@ -113,7 +113,7 @@ def pack_windows(stream: Iterable[Window], seq_len: int, open_rows: int) -> Iter
 def first_fit(
   stream: Iterable[Item], size: Callable[[Item], int], seq_len: int, open_rows: int
 ) -> Iterator[list[Item]]:
-  """What shares a row of `seq_len` tokens: first fit over `open_rows` unfinished rows;
+  """The items that share each row of `seq_len` tokens: first fit over `open_rows` unfinished rows;
   when none has room, the fullest is emitted.
   """
   unfinished: list[tuple[int, list[Item]]] = []  # (tokens used, members)

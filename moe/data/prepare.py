@@ -33,7 +33,7 @@ from moe.data.tokenizers import Tokenizer, train_tokenizer
 from moe.errors import UserError, of_system
 
 _BATCH_CHARACTERS = 1_000_000  # tokenised at once
-# Of `settings`: what a tokenizer was made with.
+# The keys of `settings` that say how the tokenizer was made.
 _OF_THE_TOKENIZER = ('tokenizer', 'vocab_size', 'tokenizer_sample_mb')
 
 
@@ -45,15 +45,14 @@ def prepare(
 ) -> PreparedData:
   """Opens the prepared data in `directory`, building it first if there is none.
 
-  `is_main`: False for all but one of the processes that open the same:
-  that one checks every byte, and tells.
-  `tokenizer`: where data.tokenizer names none, the one that the text must be tokenised with; None:
-  one is trained.
-  UserError for a corpus or tokenizer that cannot be used, a directory that other settings made,
-  damaged files, a full disk, and too little text for one batch. That the directory can be written
-  is tried before the corpus is read.
+  `is_main`: True for one of the processes that open the same directory:
+  it checks every byte of data that was there before, and prints the notes.
+  `tokenizer`: the one to tokenise with where data.tokenizer names none; None: one is trained.
+  UserError for a corpus or tokenizer that cannot be used, a directory made with other settings,
+  damaged files, a full disk, and too little text for one batch. Whether the directory can be
+  written is tried before the corpus is read.
   """
-  # A link leads to where there is room, which its own folder may not have.
+  # Follows a link, which may lead to where there is more room than in its own folder.
   directory = Path(os.path.realpath(os.path.expanduser(directory)))
   weights = corpus.weights(config.data.sources)
   metadata = store.read_metadata(directory)
@@ -83,10 +82,10 @@ def _check_settings(config, metadata, directory, tokenizer):
     if metadata['tokenizer']['sha256'] != tokenizer.sha256:
       raise UserError(
         f'{directory} was prepared with another tokenizer than that of train.init_from, whose '
-        'parameters know ids by it: choose another data.dir, or list what depends on the '
-        'vocabulary in train.init_skip'
+        "parameters belong to that tokenizer's ids: choose another data.dir, or list what depends "
+        'on the vocabulary in train.init_skip'
       )
-    # It is the same one, trained there or not.
+    # It is the same tokenizer, whether it was trained there or not.
     wanted, there = (
       {name: value for name, value in each.items() if name not in _OF_THE_TOKENIZER}
       for each in (wanted, there)
@@ -102,13 +101,13 @@ def _check_settings(config, metadata, directory, tokenizer):
 
 
 def tell(notes: Iterable[str]) -> None:
-  """On stderr, a line each."""
+  """Prints notes on stderr, a line each."""
   for note in notes:
     print(note, file=sys.stderr, flush=True)
 
 
 def _notes(prepared):
-  """What a user should know of prepared data, a line each."""
+  """What a user should know about prepared data, a line each."""
   for domain in prepared.held_out_domains:
     if prepared.totals(HELD_OUT, domain)['documents'] == 1:
       yield (
@@ -119,7 +118,7 @@ def _notes(prepared):
 
 
 def lossy(splits: Mapping[str, Mapping[str, dict]]) -> Iterator[str]:
-  """What a user should know of text that its tokens do not say: {kind: {domain: totals}}."""
+  """Warnings of text that its tokens lose. `splits`: {kind: {domain: totals}}."""
   for split, entries in splits.items():
     for domain, entry in entries.items():
       if lost := entry.get('lost'):
@@ -131,7 +130,7 @@ def lossy(splits: Mapping[str, Mapping[str, dict]]) -> Iterator[str]:
 
 
 def skipped(bad: Sequence[BadRow]) -> Iterator[str]:
-  """What a user should know of rows that are left out."""
+  """What a user should know about rows that are left out."""
   if bad:
     yield f'data.bad_rows=skip: {len(bad)} rows are left out, such as {bad[0]}'
 
@@ -149,10 +148,10 @@ def _check_size(data, prepared):
 
 def _build_in_place(config, directory, tokenizer):
   """Builds in a folder of its own. Only one process at a time comes here,
-  so one that is found is stale.
+  so a folder that is there already is stale.
 
-  It is renamed to `directory`; or, if that is there already, a mount point, say, that nothing can
-  replace, it lies within, and its files are moved up, metadata.json last.
+  The folder is renamed to `directory`. If that exists already, as a mount point that nothing can
+  replace, say, the folder lies within it, and its files are moved up, metadata.json last.
   """
   within = directory.is_dir()
   partial = directory / store.PARTIAL
@@ -230,7 +229,7 @@ def _sample(data):
 
 def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign):
   """Tokenises every document into `directory`; returns {split: {domain: totals}}.
-  `total`: bytes, for the progress. `foreign`: the tokenizer may be lossy.
+  `total`: bytes of the corpus, for the progress bar. `foreign`: the tokenizer may be lossy.
   """
   writers: dict[tuple[str, str], DomainWriter] = {}
   threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else data.num_threads
@@ -261,7 +260,9 @@ def _write_documents(data, tokenizer, token_type, directory, total, bad, foreign
 
 
 def _held_out_digests(data):
-  """Of data.validation_sources. Without them no copy of a held-out document is trained on."""
+  """The digests of the documents of data.validation_sources; none without it, since data.holdout
+  trains on no copy of a held-out document.
+  """
   if not data.validation_sources:
     return frozenset()
   alone = dataclasses.replace(
@@ -275,7 +276,9 @@ def _digest(text):
 
 
 def _check_splits(data, present):
-  """`present`: (split, domain) pairs that have text."""
+  """UserError for a domain without training text, or without held-out text.
+  `present`: (split, domain) pairs that have text.
+  """
   for domain in corpus.weights(data.sources):
     if (TRAIN, domain) not in present:
       if (HELD_OUT, domain) not in present:
@@ -301,7 +304,7 @@ def _check_splits(data, present):
 
 
 def batches(documents: Iterable[corpus.Document]) -> Iterator[list[corpus.Document]]:
-  """As many as are tokenised at once, about a megabyte."""
+  """The documents in batches that are tokenised at once, of about a megabyte."""
   batch, size = [], 0
   for document in documents:
     batch.append(document)
@@ -325,8 +328,8 @@ def _padding(config, tokenizer):
 
 @contextlib.contextmanager
 def _sole_builder(directory):
-  """Holds a lock beside `directory`, or in one that is there;
-  it goes with the process, however that ends.
+  """Holds a lock beside `directory`, or in it if it exists;
+  the lock goes with the process, however that ends.
   """
   directory.parent.mkdir(parents=True, exist_ok=True)
   lock = directory.parent / f'.{directory.name}.lock'
@@ -339,14 +342,14 @@ def _sole_builder(directory):
 
 @contextlib.contextmanager
 def write_errors(directory: Path) -> Iterator[None]:
-  """Errors of writing as one line. Errors of reading the corpus have become UserErrors by now."""
+  """Turns errors of writing into a UserError of one line. Reading raises UserErrors by itself."""
   try:
     yield
   except OSError as error:
     raise of_system(
       error, f'cannot write {error.filename or directory}: {error.strerror or error}'
     ) from error
-  except RuntimeError as error:  # ArrayRecord's way to tell of a full disk
+  except RuntimeError as error:  # ArrayRecord raises this for a full disk
     raise UserError(
       f'cannot write prepared data in {directory}: {str(error).splitlines()[0]}'
     ) from error

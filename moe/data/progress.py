@@ -1,11 +1,11 @@
-"""How far a long reading has come: a bar on a terminal, a line now and then in a log."""
+"""Progress of a long read: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
 
 import tqdm
 
-_PATIENCE = 3.0  # seconds of silence first: what takes no longer needs no report
+_PATIENCE = 3.0  # seconds before the bar appears: a shorter read needs none
 _BETWEEN_LINES = 15.0  # seconds, in a log
 
 

@@ -11,13 +11,13 @@ class TextSample:
   not on its order.
 
   Every domain gets the same share of the sample, whatever its weight or size;
-  what a small one leaves, the others get.
+  the others get what a small domain leaves.
   """
 
   def __init__(self, size: int):
-    """`size`: of the whole sample, in UTF-8 bytes."""
+    """`size`: UTF-8 bytes of the whole sample."""
     self._size = size
-    # A heap a domain: (-hash, bytes, part), next to go on top.
+    # A heap of (-hash, bytes, part) for each domain, with the next part to drop on top.
     self._kept: dict[str, list[tuple[int, int, str]]] = {}
     self._total: dict[str, int] = {}
 
@@ -47,7 +47,7 @@ class TextSample:
 
 
 def _parts(text):
-  """Parts of about _PART characters that end at a line's end where there is one."""
+  """Cuts `text` into parts of about _PART characters, at the end of a line where there is one."""
   begin = 0
   while begin < len(text):
     end = text.rfind('\n', begin, begin + _PART) + 1

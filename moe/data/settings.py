@@ -16,12 +16,12 @@ def settings(
   given: Tokenizer | None = None,
 ) -> dict:
   """What decides the contents of prepared data, as JSON.
-  Weights do not, nor how sequences are made.
+  Weights do not, nor does the way sequences are made.
 
-  `stored`: the metadata of a complete directory. Sources whose files are no longer there count as
-  its own: prepared data needs no corpus beside it.
-  Nor are files read whose places, sizes and times are those that it knows.
-  `given`: the tokenizer where data.tokenizer names none; see `prepare`.
+  `stored`: the metadata of a complete directory. Sources whose files are gone keep the fingerprints
+  in it, since prepared data needs no corpus beside it. So do sources whose files have unchanged
+  paths, sizes and times: they are not read again.
+  `given`: the tokenizer to use where data.tokenizer names none; see `prepare`.
   """
   held_out = {'holdout': data.holdout}
   if data.validation_sources:
@@ -38,7 +38,7 @@ def settings(
   existing = existing_tokenizer(data, vocab_size, given)
   if existing:
     tokenizer = {'tokenizer': f'sha256 {existing.sha256[:16]}'}
-  # Only where they are used: prepared data of before has none.
+  # Only where they are used: older prepared data does not have these keys.
   reading = {'separator': data.separator} if data.separator else {}
   if data.bad_rows != 'refuse':
     reading |= {'bad_rows': data.bad_rows, 'max_document_mb': data.max_document_mb}
@@ -73,7 +73,7 @@ def _fingerprints(spec, key, stored):
 
 
 def stamps(data: DataConfig) -> dict[str, dict]:
-  """{'sources', 'validation_sources': {domain: stamp}} of the files as they are."""
+  """{'sources' or 'validation_sources': {domain: stamp}} of the files as they are now."""
   specs = {'sources': data.sources, 'validation_sources': data.validation_sources}
   return {
     name: {s.domain: corpus.stamp(s) for s in corpus.parse_sources(spec, f'data.{name}') if s.files}
@@ -85,7 +85,9 @@ def stamps(data: DataConfig) -> dict[str, dict]:
 def existing_tokenizer(
   data: DataConfig, vocab_size: int, given: Tokenizer | None
 ) -> Tokenizer | None:
-  """The tokenizer that data.tokenizer names, or else `given`; None: one is to be trained."""
+  """The tokenizer that data.tokenizer names, else `given`; None if one is to be trained.
+  UserError if it does not fit data.vocab_size or model.vocab_size.
+  """
   if not data.tokenizer:
     return given
   tokenizer = open_tokenizer(os.path.expanduser(data.tokenizer))
@@ -95,7 +97,7 @@ def existing_tokenizer(
       f'tokenizer {data.tokenizer} has {pieces} pieces, data.vocab_size is {vocab_size}: '
       f'set --config.data.vocab_size={pieces}, or leave it at 0'
     )
-  # The rows of a larger model are padding.
+  # Fewer pieces than model.vocab_size are fine: the model's other rows are padding.
   if pieces > vocab_size:
     raise UserError(
       f'tokenizer {data.tokenizer} has {pieces} pieces, model.vocab_size is {vocab_size}: '

@@ -3,16 +3,16 @@
   metadata.json                     settings, tokenizer, per split and domain the totals and files
                                     with their sizes and checksums, and a checksum of all this
   tokenizer.model | tokenizer.json  the tokenizer, the latter with its tokenizer_config.json
-  SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS;
-                                    of conversations whole, and then a bit a token: learnt or not
+  SPLIT-DOMAIN-00000.array_record   token records, uint16 or uint32, without BOS and EOS; those of
+                                    conversations are whole, with a bit a token: learnt or not
   SPLIT-DOMAIN.index.npz            tokens of every record, records and UTF-8 bytes of every
-                                    document; of conversations also the first token that is learnt
+                                    document; for conversations also the first learnt token
   held_out-DOMAIN.txt               the original held-out text, documents end to end;
-                                    of conversations the assistant's
+                                    for conversations the assistant's replies
 
 Splits are `train` and `held_out`. A document longer than RECORD_TOKENS lies in several records, so
 that reading a sequence out of a book does not read the book. documents.py writes
-and reads what is of a split and domain.
+and reads the files of one split and domain.
 """
 
 import json
@@ -33,8 +33,8 @@ from moe.data.documents import HELD_OUT, TRAIN, Documents, damaged, sha256, sha2
 from moe.data.tokenizers import FILES, MODEL_FILES, Tokenizer, from_files, must_have
 from moe.errors import UserError
 
-FORMAT = 2  # 1 has neither checksums nor contents of source files; it can be read
-CHAT_FORMAT = 3  # of conversations: a bit a token
+FORMAT = 2  # format 1 has no checksums and no hashes of source files; it can still be read
+CHAT_FORMAT = 3  # conversations: as 2, with a bit a token
 _READABLE = (1, 2, 3)
 Made = TypeVar('Made')
 
@@ -43,7 +43,7 @@ class PreparedData:
   """An opened directory of prepared data."""
 
   def __init__(self, directory: Path, metadata: dict, weights: dict[str, float]):
-    """`weights`: of the training domains. UserError that names the file if any is
+    """`weights`: by training domain. UserError that names the file if any is
     missing, truncated or damaged.
     """
     self.directory, self.metadata = directory, metadata
@@ -80,14 +80,14 @@ class PreparedData:
     return self._opened[key]
 
   def once(self, make: Callable[..., Made], *arguments: object) -> Made:
-    """make(self, *arguments), made when it is first asked for."""
+    """make(self, *arguments), made when it is first asked for, and then kept."""
     key = (make, *arguments)
     if key not in self._made:
       self._made[key] = make(self, *arguments)
     return self._made[key]
 
   def check_contents(self) -> None:
-    """Reads every file. UserError that names one whose bytes are not those that were written."""
+    """Reads every file. UserError that names one whose bytes are not what was written."""
     sums = {
       name: digest
       for entries in self.metadata['splits'].values()
@@ -101,8 +101,8 @@ class PreparedData:
           raise damaged(self.directory / name)
 
   def totals(self, split: str, domain: str) -> dict:
-    """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain; of conversations
-    'bytes' are the assistant's, 'tokens' all, and 'learnt' those that are learnt.
+    """'documents', UTF-8 'bytes' and 'tokens' (without BOS and EOS) of a domain. For conversations
+    'bytes' are those of the replies, 'tokens' are all, and 'learnt' is how many are learnt.
     """
     return self.metadata['splits'][split][domain]
 
@@ -121,9 +121,9 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer | None) -> 
   """The held-out text of a complete directory, without its training text.
   Nothing is built where there is none.
 
-  `directory` may be in a bucket, gs://BUCKET/DIR: what is read of it is then copied to a temporary
-  folder, which goes with the process. UserError if there is no prepared data, it is damaged,
-  or not of `tokenizer`'s tokens.
+  `directory` may be in a bucket, gs://BUCKET/DIR: the files needed are then copied to a temporary
+  folder that is deleted with the returned object. UserError if there is no prepared data, it is
+  damaged, or another tokenizer made its tokens.
   """
   tokenizer = must_have(tokenizer)
   directory = epath.Path(os.path.expanduser(directory))
@@ -149,7 +149,7 @@ def open_held_out(directory: str | os.PathLike, tokenizer: Tokenizer | None) -> 
 
 def read_metadata(directory: Path) -> dict | None:
   """metadata.json of a complete directory; None where there is nothing yet.
-  UserError if it is something else.
+  UserError if the directory holds something else, or damaged data, or another version's.
   """
   path = directory / 'metadata.json'
   if not path.is_file():
@@ -174,7 +174,7 @@ def read_metadata(directory: Path) -> dict | None:
   return metadata
 
 
-PARTIAL, LOCK = '.partial', '.lock'  # in a directory that was there, empty, before it was filled
+PARTIAL, LOCK = '.partial', '.lock'  # within a directory that existed, empty, before preparation
 _FILE = re.compile(
   '|'.join(map(re.escape, FILES)) + r'|(train|held_out)-[\w.-]+(\.array_record|\.index\.npz|\.txt)',
   re.DOTALL,
@@ -189,7 +189,7 @@ def _is_free(directory):
 
 
 def checksum(metadata: dict) -> str:
-  """Of everything that metadata.json says but this."""
+  """The SHA-256 of everything in metadata.json but the checksum itself."""
   told = {key: value for key, value in metadata.items() if key != 'checksum'}
   return sha256(json.dumps(told, sort_keys=True).encode())
 
@@ -200,10 +200,10 @@ def write_metadata(directory: Path, metadata: dict) -> None:
 
 
 def _check_metadata(metadata):
-  """ValueError, KeyError, TypeError or AttributeError unless the directory can be read by it,
-  and nothing beside it.
+  """ValueError, KeyError, TypeError or AttributeError unless the metadata is complete
+  and names no file outside its directory.
 
-  It may come from somebody else: a name in it becomes a path.
+  It may come from somebody else, and the names in it become paths.
   """
   if metadata['token_type'] not in ('uint16', 'uint32') or not isinstance(
     metadata['settings'], dict
@@ -229,13 +229,13 @@ def _check_metadata(metadata):
 
 
 def tokenizer_entry(tokenizer: Tokenizer) -> dict:
-  """What metadata.json says of the tokenizer."""
+  """The tokenizer's entry in metadata.json."""
   digests = {name: sha256(content) for name, content in tokenizer.files().items()}
   return {'sha256': tokenizer.sha256, 'vocab_size': tokenizer.vocab_size, 'files': digests}
 
 
 def tokenizer_files(metadata: dict) -> dict[str, str]:
-  """{name: SHA-256} of the files that the tokenizer lies in."""
+  """{name: SHA-256} of the tokenizer's files."""
   entry = metadata['tokenizer']
-  # Without `files` where only SentencePiece models could be.
+  # Metadata from when only SentencePiece models were supported has no `files`.
   return entry.get('files', {'tokenizer.model': entry['sha256']})

@@ -1,4 +1,4 @@
-"""Documents of a corpus → tokens, of text or of conversations (data.format). N tokens of one."""
+"""Documents of a corpus → tokens, for text or conversations (data.format). N tokens a document."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,19 +14,22 @@ from moe.data.tokenizers import Lost, Tokenizer
 
 
 class Tokenised(NamedTuple):
-  """What is stored of a document."""
+  """A document as prepared data stores it."""
 
-  tokens_N: np.ndarray  # integers: without BOS and EOS; of a conversation all
-  text: bytes  # UTF-8: what they say; of a conversation the assistant's
-  lost: Lost  # what of it they do not say
-  learnt_N: np.ndarray | None = None  # bool: of a conversation, which of them are learnt
+  tokens_N: np.ndarray  # integers: text's without BOS and EOS, all of a conversation
+  text: bytes  # UTF-8: the document, or only the assistant's replies of a conversation
+  lost: Lost  # what the tokens lose of `text`
+  learnt_N: np.ndarray | None = None  # bool: which tokens of a conversation are learnt
 
 
 class Tokeniser:
-  """Tokenises documents as the keys of `data` have it."""
+  """Tokenises documents as the keys of `data` say."""
 
   def __init__(self, data: DataConfig, tokenizer: Tokenizer, num_threads: int, is_lossy: bool):
-    """`is_lossy`: the tokenizer may be. UserError where data.chat_template cannot be used."""
+    """`is_lossy`: whether the tokenizer may lose text, which is then counted for format=text.
+
+    UserError if data.chat_template cannot be used.
+    """
     self._data, self._tokenizer = data, tokenizer
     self._num_threads, self._is_lossy = num_threads, is_lossy
     self.is_chat = data.format == 'chat'
@@ -35,8 +38,8 @@ class Tokeniser:
   def __call__(
     self, documents: Sequence[Document], bad: list[BadRow]
   ) -> Iterator[tuple[Document, Tokenised]]:
-    """Each document with its tokens. Conversations that the template refuses go to `bad`, where
-    data.bad_rows says so, and are a BadRow else.
+    """Each document with its tokens. BadRow for a conversation that the template refuses; with
+    data.bad_rows=skip it goes to `bad` instead.
     """
     yield from self._chats(documents, bad) if self.is_chat else self._texts(documents)
 

@@ -1,4 +1,4 @@
-"""A batch that is kept full: a row that has ended makes room for a prompt that waits."""
+"""Continuous batching: a row that has ended makes room for a prompt that waits."""
 
 import dataclasses
 from collections import deque
@@ -16,7 +16,7 @@ from moe.model import Transformer
 
 
 class Trained(Protocol):
-  """What generation takes of a run. Parameters on a mesh: inside `run.on_mesh()`."""
+  """What generation needs of a run. With parameters on a mesh, generate inside `run.on_mesh()`."""
 
   model: Transformer
   params: dict
@@ -25,24 +25,24 @@ class Trained(Protocol):
 
 
 class Request(NamedTuple):
-  """What is asked for, of every prompt alike."""
+  """What is asked for, the same for every prompt."""
 
   max_new_tokens: int
   sampling: Sampling
   seed: int
   rows: int  # prompts at once, at most
-  # Of the token to stop after, EOS unless it is given; no other control piece is drawn.
+  # The token to stop after; None: EOS. No other control piece is drawn.
   end_id: int | None = None
-  # Of a prompt's number and its new tokens, after each: whether they are enough.
+  # Whether a prompt has enough new tokens: called with its number and them, after each token.
   is_enough: Callable[[int, Sequence[int]], bool] = lambda number, new_ids: False
 
 
 @dataclasses.dataclass
 class _Row:
-  """A prompt in work."""
+  """A prompt in progress."""
 
   number: int
-  length: int  # its tokens
+  length: int  # tokens of the prompt
   new: list[int]
 
 
@@ -51,9 +51,9 @@ def new_tokens(
 ) -> Iterator[tuple[int, int]]:
   """(number of a prompt, its next token) as soon as it is chosen, up to and including the last.
 
-  A completion ends with `end_id`, as long as asked for, when it is enough, or where the context
-  is full: one of S positions yields up to S + 1 − length new tokens, as the last one needs no
-  position of its own. It depends neither on the other prompts nor on `rows`.
+  A completion ends with `end_id`, after `max_new_tokens`, when it is enough, or when the context is
+  full: S positions yield up to S + 1 − length new tokens, as the last one needs no position of its
+  own. A completion depends neither on the other prompts nor on `rows`.
   """
   waiting = deque(Prompt(number, ids) for number, ids in enumerate(prompts))
   batch = _Batch(run, request, min(request.rows, len(waiting)))
@@ -63,7 +63,7 @@ def new_tokens(
 
 
 class _Batch:
-  """Rows in work, or free, and their cache, which has B for at most `places` of them."""
+  """Rows in progress and their cache, which has B rows for prompts in at most `places` places."""
 
   def __init__(self, run: Trained, request: Request, places: int):
     self._run, self._request = run, request
@@ -82,7 +82,7 @@ class _Batch:
     return [place for place in self._places if place not in self.rows]
 
   def admit(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
-    """Begins with at most as many as there are free places: the first token of each."""
+    """Begins prompts, at most as many as there are free places; (number, first token) of each."""
     run, places = self._run, self.free[: len(prompts)]
     self._make_room(max(len(prompt.ids) for prompt in prompts))
     begin, params = programs.begun, run.params
@@ -95,7 +95,7 @@ class _Batch:
     return self._note(chosen)
 
   def step(self) -> list[tuple[int, int]]:
-    """One more token of every row."""
+    """Draws one more token for every row; (number, token) of each."""
     rows = Rows(*(np.zeros(self._size, np.int32) for _ in Rows._fields))
     for place, row in self.rows.items():
       count = len(row.new)
@@ -129,7 +129,7 @@ class _Batch:
     )
 
   def _make_room(self, positions):
-    """The cache grows in steps, by what its rows need."""
+    """Grows the cache to hold so many positions a row, in steps."""
     room = programs.room_for(self._run.config, positions)
     if self._cache is None:
       self._cache = programs.empty(self._run.model, self._size, room)

@@ -10,7 +10,7 @@ from moe.layers.block import Block
 from moe.model import Transformer, stack_names
 from moe.parallel import sharding
 
-Cache = dict[str, list[KVCache]]  # of every layer of a stack
+Cache = dict[str, list[KVCache]]  # {stack: the cache of each layer}
 
 
 def advance(
@@ -24,10 +24,10 @@ def advance(
 ) -> tuple[jax.Array, Cache]:
   """hidden_BLD after tokens at these positions, and the cache with them.
 
-  params: as `weights.by_layer` has made them.
+  params: from `weights.by_layer`.
 
-  places_B: rows of the cache that the tokens' are, where it has others; a row that it does not have
-  goes nowhere.
+  places_B: the row of the cache for each row of tokens, None if they are the same; a row that the
+  cache does not have is dropped.
   """
   x_BLD, new_cache = _outside(model, params, tokens_BL, method='embed'), {}
   for name, caches in cache.items():
@@ -42,12 +42,12 @@ def advance(
 
 
 def logits(model: Transformer, params: dict, hidden_BD: jax.Array) -> jax.Array:
-  """float32 logits_BV; params: stacked, or `weights.by_layer`."""
+  """float32 logits_BV; params: stacked, or from `weights.by_layer`."""
   return _outside(model, params, hidden_BD, method='logits')
 
 
 def _outside(model, params, *arguments, method):
-  """What of the model is in no layer."""
+  """Applies a method of the model that needs only the parameters outside its layers."""
   names = stack_names(model.config.model)
   whole = {name: w for name, w in params.items() if name not in names}
   return model.apply({'params': whole}, *arguments, method=method)
@@ -73,13 +73,13 @@ def grown(cache: Cache, positions: int) -> Cache:
 
 
 def stacked(cache: Cache) -> dict[str, KVCache]:
-  """As `Transformer` takes it, which scans over layers."""
+  """The cache as `Transformer` takes it, stacked, since it scans over layers."""
   return {name: jax.tree.map(lambda *x: jnp.stack(x), *kept) for name, kept in cache.items()}
 
 
 def put_rows(cache: Cache, rows_A: jax.Array, of: dict[str, KVCache]) -> Cache:
-  """The cache with rows of another, `stacked` one, in the place of its own; a row that it does not
-  have is dropped.
+  """The cache with its rows `rows_A` replaced by those of another, `stacked` one; a row that it
+  does not have is dropped.
   """
 
   def put(x_BSGC, y_ASGC):
@@ -100,5 +100,5 @@ def _each(cache, change):
 
 
 def _laid_out(kept):
-  """The same way after every program, so that none is compiled twice."""
+  """Shards a cache the same way after every program, so that none is compiled twice."""
   return KVCache(*(sharding.constrain(x, 'batch', None, 'heads', None) for x in kept))

@@ -1,8 +1,8 @@
-"""The compiled programs of decoding: a piece of prompts, and one token of every row.
+"""The compiled programs of decoding: prefill of a piece of prompts, and one token of every row.
 
 Their sizes are powers of two (S at most the context), so that few programs serve all requests; a
-row does not depend on what they are filled up with. What is drawn with, and how much, are
-arguments.
+row does not depend on their padding. What decides a draw is passed as arguments, as are the counts
+of drawn tokens.
 """
 
 import functools
@@ -22,12 +22,12 @@ from moe.model import Transformer
 from moe.parallel import sharding
 from moe.parallel.feeding import batch_parts
 
-# Tokens of a prompt that go through the model at once: no fewer, as shorter pieces cost no less; no
-# more, as longer ones are no faster and take memory.
+# Bounds on the tokens of a prompt that go through the model at once: shorter pieces cost no less,
+# and longer ones are no faster but take memory.
 _LEAST_PIECE, MOST_PIECE = 32, 512
-# Tokens that go through at once in a prefill in place: more would take memory for little.
+# Tokens that go through at once in a prefill in place: more would take memory and gain little.
 _MOST_TOKENS = 512
-# Positions: of a smaller cache a step costs no less.
+# The fewest positions of a cache: a step costs no less with a smaller one.
 _LEAST_ROOM = 128
 
 
@@ -37,7 +37,7 @@ class Prompt(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What the rows of a batch go on from. int32."""
+  """The state that the rows of a batch go on from. int32."""
 
   tokens_B: np.ndarray  # the last one drawn, which the cache does not have yet
   positions_B: np.ndarray  # where it goes
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
 
 
 class Piece(NamedTuple):
-  """Of prompts that begin together, tokens from the start-th on."""
+  """L tokens of each of the prompts that begin together, from position `start` on."""
 
   tokens_AL: np.ndarray  # int32
   start: np.ndarray  # int32
@@ -55,12 +55,12 @@ class Piece(NamedTuple):
 
 
 def room_for(config: Config, positions: int) -> int:
-  """S of a cache that holds so many."""
+  """S of a cache that holds so many positions."""
   return min(filled_up(max(positions, _LEAST_ROOM)), config.data.seq_len)
 
 
 def rows_for(prompts: int) -> int:
-  """Rows of a program for so many prompts: every part of a mesh gets as many."""
+  """Rows of a program for so many prompts: every part of a mesh gets the same number."""
   rows = filled_up(prompts)
   return rows + -rows % batch_parts()
 
@@ -73,7 +73,7 @@ def begun(
   places: Sequence[int],
   cache: layers.Cache,
 ) -> tuple[np.ndarray, layers.Cache]:
-  """(what is drawn first after each prompt, the cache with these in rows `places`).
+  """(the first token drawn after each prompt, the cache with the prompts in rows `places`).
 
   params: stacked, as training has them.
   """
@@ -90,8 +90,8 @@ def begun_in_place(
   places: Sequence[int],
   cache: layers.Cache,
 ) -> tuple[np.ndarray, layers.Cache]:
-  """As `begun`, with no other cache beside: where memory is what limits a batch. Layers are written
-  out, and few tokens go through at once; params: `weights.by_layer`.
+  """As `begun`, but without a second cache, for where memory limits the batch. Layers are unrolled,
+  and few tokens go through at once; params: from `weights.by_layer`.
   """
   chosen = []
   longest = max(len(prompt.ids) for prompt in prompts)
@@ -110,8 +110,8 @@ def begun_in_place(
 def prefill(
   model: Transformer, params: dict, drawing: Drawing, prompts: Sequence[Prompt]
 ) -> tuple[np.ndarray, dict[str, KVCache]]:
-  """(what is drawn first after each prompt, their cache, `layers.stacked`); A rows of both, those
-  beyond the prompts filled up.
+  """(the first token drawn after each prompt, their cache, `layers.stacked`); A rows of both, those
+  beyond the prompts being padding.
   """
   pieces, longest = _pieces(prompts), max(len(prompt.ids) for prompt in prompts)
   chosen_A = np.zeros(len(pieces[0].lengths_A), np.int32)
@@ -122,7 +122,9 @@ def prefill(
 
 
 def _pieces(prompts):
-  """Of prompts that begin together: as many rows as a program has, those beyond have one token."""
+  """The `Piece`s of prompts that begin together, with as many rows as a program has; rows beyond
+  the prompts have one token.
+  """
   rows, longest = rows_for(len(prompts)), max(len(prompt.ids) for prompt in prompts)
   length = _piece_length(longest)
   tokens_AP = np.zeros((rows, longest + -longest % length), np.int32)
@@ -140,7 +142,7 @@ def _piece_length(longest):
 
 
 def _filled_up(places, rows, beyond):
-  """Those of `rows` rows; a row beyond the prompts goes nowhere."""
+  """`places` padded to `rows` of them; a row beyond the prompts goes nowhere."""
   return np.array([*places, *range(beyond, beyond + rows - len(places))], np.int32)
 
 
@@ -150,8 +152,8 @@ def _rows_in(cache):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _after_piece(model, params, drawing, piece, cache, chosen_A):
-  """By the stacks, scanned: a program's compilation does not grow with depth, and the copy of a
-  layer's weights is a small part of the work on so many tokens.
+  """Scans over the stacks: compile time does not grow with depth, and copying a layer's weights is
+  a small part of the work on so many tokens.
   """
   positions_AL, is_token_AL = _positions(piece)
   inputs = piece.tokens_AL, positions_AL, is_token_AL.astype(jnp.int32), cache
@@ -170,8 +172,8 @@ def piece_in_place(
   places_A: jax.Array,
   chosen_A: jax.Array,
 ) -> tuple[jax.Array, layers.Cache]:
-  """(`chosen_A`, with what is drawn after prompts that end in this piece; the cache with it in rows
-  `places_A`); params: `weights.by_layer`.
+  """(`chosen_A` with the tokens drawn after prompts that end in this piece, the cache with the
+  piece in rows `places_A`); params: from `weights.by_layer`.
   """
   inputs = piece.tokens_AL, *_positions(piece)
   hidden_ALD, cache = layers.advance(model, params, *inputs, cache, places_A)
@@ -198,7 +200,7 @@ def _chosen_after(model, params, drawing, piece, hidden_ALD, chosen_A):
 def step(
   model: Transformer, params: dict, drawing: Drawing, rows: Rows, cache: layers.Cache
 ) -> tuple[jax.Array, layers.Cache]:
-  """(the next token of every row, the cache with the last ones); params: `weights.by_layer`."""
+  """(the next token of every row, the cache with the last); params: from `weights.by_layer`."""
   inputs = rows.tokens_B[:, None], rows.positions_B[:, None], rows.counts_B[:, None] > 0
   hidden_B1D, cache = layers.advance(model, params, *inputs, cache)
   logits_BV = layers.logits(model, params, hidden_B1D[:, 0])

@@ -11,10 +11,10 @@ from moe.data.tokenizers import Tokenizer
 from moe.errors import UserError
 
 # Beyond these a temperature only moves float32 out of its range:
-# 0/0 and ∞/∞ would let in what is not allowed.
-# At 1e-30 the likeliest token is drawn for certain, at 1e30 every allowed one alike.
+# 0/0 and ∞/∞ would let in tokens that are not allowed.
+# At 1e-30 the likeliest token is certain, at 1e30 all allowed tokens are equally likely.
 _COLDEST, _HOTTEST = 1e-30, 1e30
-_LEAST_TOP_P = 1e-30  # float32 makes 0 of less; the most likely token stays at any
+_LEAST_TOP_P = 1e-30  # float32 rounds less to 0; the most likely token stays at any top_p
 
 
 class Sampling(NamedTuple):
@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
       raise UserError(f'top_p={self.top_p} must be above 0 and at most 1')
 
   def as_arrays(self, vocab_size: int) -> 'Sampling':
-    """The same choice for `choose`: what does not restrict has top_k = V and top_p = ∞."""
+    """The same choice as `choose` takes it: top_k = V and top_p = ∞ where there is no limit."""
     temperature, top_k, top_p = self
     if temperature:
       temperature = min(max(temperature, _COLDEST), _HOTTEST)
@@ -44,7 +44,7 @@ class Sampling(NamedTuple):
 
 
 class Drawing(NamedTuple):
-  """All that a program draws with, and that is not compiled into it."""
+  """All that a program draws with. It is not compiled into the program."""
 
   sampling: Sampling  # as arrays
   allowed_V: jax.Array  # bool
@@ -54,8 +54,8 @@ class Drawing(NamedTuple):
   def of(
     cls, sampling: Sampling, tokenizer: Tokenizer, vocab_size: int, end_id: int, seed: int
   ) -> 'Drawing':
-    """Of tokens that text is made of, and its end: not of other control pieces, nor of what the
-    head is padded with.
+    """Draws only tokens of text and `end_id`: no other control pieces, and not the padding of the
+    output head.
     """
     allowed_V = np.zeros(vocab_size, bool)
     allowed_V[: tokenizer.vocab_size] = tokenizer.is_text
@@ -67,8 +67,8 @@ class Drawing(NamedTuple):
 def draw(
   logits_BV: jax.Array, drawing: Drawing, numbers_B: jax.Array, counts_B: jax.Array
 ) -> jax.Array:
-  """The next token of every row, int32: by the seed, the prompt's own number and how many tokens
-  were drawn for it before. So it depends on no neighbour, nor on the row that a prompt got.
+  """The next token of every row, int32. Its key comes from the seed, the prompt's own number and
+  how many tokens were drawn for it before, so neither neighbours nor the prompt's row matter.
   """
   fold_in = jax.vmap(jax.random.fold_in)
   keys_B = fold_in(jnp.broadcast_to(drawing.key, numbers_B.shape), numbers_B)
@@ -80,16 +80,16 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
   """The next token of every row, int32, each from its own key:
   a row does not depend on its neighbours.
 
-  Greedy, ties go to the lower id; a token as likely as the last that top_k or
-  top_p lets in comes in too.
+  With greedy choice, ties go to the lower id. A token as likely as the last that top_k or
+  top_p lets in comes in, too.
 
-  sampling: `as_arrays`.
+  sampling: from `as_arrays`.
   """
 
   def drawn():
     tempered_BV = logits_BV / sampling.temperature
     is_restricted = (sampling.top_k < logits_BV.shape[1]) | (sampling.top_p < 1)
-    # Sorting the vocabulary takes time, and need not be where all of it is let in.
+    # Sorting the vocabulary takes time, and is not needed where all of it is let in.
     kept_BV = lax.cond(is_restricted, _restricted, lambda x, _: x, tempered_BV, sampling)
     return jax.vmap(jax.random.categorical)(keys_B, kept_BV)
 
@@ -98,7 +98,7 @@ def choose(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
 
 
 def _restricted(logits_BV, sampling):
-  """Tempered logits, −∞ where top_k or top_p lets a token not in."""
+  """Tempered logits, with −∞ for tokens that top_k or top_p does not let in."""
   descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
   last_B1 = lax.dynamic_slice_in_dim(descending_BV, sampling.top_k - 1, 1, axis=1)
   logits_BV = jnp.where(logits_BV < last_B1, -jnp.inf, logits_BV)

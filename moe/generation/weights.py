@@ -1,9 +1,9 @@
 """Parameters as decoding takes them, a layer at a time.
 
-The stacks that training scans over would hand each layer a copy of its weights, all experts' among
-them, for every token. On a CPU layers are views of the stacks instead. On an accelerator they are
-arrays of their own, but for the routed experts, most of the model: kernels are handed all layers'
-and told which layer's to read.
+A scan over the stacks, as in training, would copy each layer's weights, those of all its experts
+included, for every token. On a CPU layers are views of the stacks instead. On an accelerator they
+are arrays of their own, except for the routed experts, most of the model: kernels get those of all
+layers and the number of the layer to read.
 """
 
 import math
@@ -34,13 +34,14 @@ class Layers(NamedTuple):
 
 
 def by_layer(config: Config, params: dict, release: bool = False) -> dict:
-  """params as `layers.advance` takes them, or what has been made of them by this.
+  """params as `layers.advance` takes them; the result of an earlier call is returned as it is.
 
-  On a CPU each stack is a list of its layers' parameters, views of the same memory, where experts'
-  bfloat16 is seen as its bits, which the op reads straight from there. On an accelerator parameters
-  are `as_used`, no token waits for more, and each stack is `Layers`. On a CPU's mesh: as they are.
+  On a CPU each stack becomes a list of its layers' parameters, views of the same memory. Experts in
+  bfloat16 are viewed as their bits, which the op reads straight from there. On an accelerator
+  parameters are `as_used`, so that no token waits for more, and each stack becomes `Layers`. On a
+  mesh of CPUs they stay as they are.
 
-  release: delete what has been copied, as nobody needs it.
+  release: delete the arrays that were copied; nobody else may need them.
   """
   stacks = [params[name] for name in stack_names(config.model)]
   if any(isinstance(stack, list | Layers) for stack in stacks):
@@ -57,14 +58,14 @@ def by_layer(config: Config, params: dict, release: bool = False) -> dict:
 
 
 def on_accelerator() -> bool:
-  """Whether programs are for one: as ops ask."""
+  """Whether programs are for an accelerator, by the same test as that of the ops."""
   return implementation.platform() != 'cpu'
 
 
 def _viewed(config, stack, layer):
   layer_params = jax.tree.map(lambda w: np.asarray(w)[layer], stack)
   weights = _experts_in(layer_params)
-  # What is tuned beside them is added to them as numbers.
+  # Fine-tuning puts or adds its own weights into these, which needs numbers, not bits.
   if config.ops.implementation in ('auto', 'xla') and tuned.CHOSEN not in weights:
     for name, w in weights.items():
       is_bfloat16 = isinstance(w, np.ndarray) and w.dtype == jnp.bfloat16
@@ -75,8 +76,8 @@ def _viewed(config, stack, layer):
 def as_used(
   config: Config, params: dict, done: Callable[[jax.Array], None] = lambda w: None
 ) -> dict:
-  """On an accelerator: matrices in the type that products have them in, experts as wide as TPU has
-  room for. done: called with each that was changed.
+  """params for an accelerator: matrices in the dtype of their products and, on a TPU, experts
+  padded to whole tiles. done: called with each array that was replaced.
   """
 
   def used(path, w):
@@ -98,8 +99,8 @@ def as_used(
 
 
 def _in_whole_lanes(w, axes):
-  """The hidden width of stacked experts, each device's part of it, filled up with zeros to whole
-  tiles. TPU would lay out others the other way round, and turn all of them back for every token.
+  """Stacked experts with each device's part of the hidden width zero-padded to whole tiles. A TPU
+  would store other widths transposed, and transpose all of them back for every token.
   """
   stored = sharding.stored((None, *axes[1:]), w.shape)
   split = (math.prod(map(mesh.size, by)) for by in stored.split)
@@ -110,7 +111,7 @@ def _in_whole_lanes(w, axes):
 
   def pad(array):
     *leading, rows, columns = missing
-    # Of a quantized one an array has a row for several, or one for all, which stays.
+    # An array of a quantized matrix may have one row for several, or one for all, which stays.
     rows = rows * array.shape[-2] // parts[-2] if array.shape[-2] > 1 else 0
     return jnp.pad(array, [(0, count) for count in (*leading, rows, columns)])
 
@@ -124,7 +125,9 @@ def split(
   cut: Callable[[Any, int], Any] = lambda w, layer: w[layer],
   done: Callable[[Any], None] = lambda w: None,
 ) -> dict:
-  """Each stack as `Layers`, by `cut(w, layer)` of its arrays. done: called with each that was."""
+  """Each stack as `Layers`, made by `cut(w, layer)` of its arrays. done: called with each array
+  that was cut.
+  """
 
   def cut_up(w, count):
     pieces = [cut(w, layer) for layer in range(count)]
@@ -149,7 +152,7 @@ def split(
 
 
 def of_layer(stack: Any, layer: int) -> dict:
-  """A layer's parameters, of a stack as `by_layer` has made it, or as training has it."""
+  """A layer's parameters, from a stack as `by_layer` makes it or as training has it."""
   match stack:
     case list():
       return stack[layer]
@@ -168,6 +171,6 @@ def _experts_in(params):
 
 
 def depth(model: ModelConfig, name: str) -> int:
-  """Layers of one of `stack_names`."""
+  """The number of layers of one of `stack_names`."""
   dense = model.num_dense_layers
   return dense if name == 'dense_blocks' else model.num_layers - dense

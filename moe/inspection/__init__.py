@@ -1,8 +1,8 @@
-"""A trained model opened up: logits, losses, hidden states and routing of texts; changed, replayed,
-and written to Parquet. `moe.run.load_run` gives the `Run` that all of it is asked of.
+"""Opens up a trained model: logits, losses, hidden states and routing of texts; changes, replays,
+and tables in Parquet. `moe.run.load_run` returns a `Run`, whose methods do all of it.
 
   run       Run: every question, with the shapes of its answer
-  texts     what is asked about: texts or token ids → windows → batches
+  texts     the input: texts or token ids → windows → batches
   programs  the compiled forward pass, and its results cut back into texts
   options   with_config, intervene: what may be changed in a trained model
   replay    choices from elsewhere

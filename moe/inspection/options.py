@@ -19,8 +19,8 @@ from moe.storage.partial import named
 def with_options(config: Config, params: dict, options: dict[str, object]) -> Config:
   """The config with keys of moe.* changed.
 
-  UserError for a key under which parameters would have other shapes,
-  or which a trained model computes nothing from.
+  UserError for a key that would change the shapes of parameters,
+  or that does not affect what a trained model computes.
   """
   for name in options:
     if f'moe.{name}' not in KEYS:
@@ -36,12 +36,12 @@ def with_options(config: Config, params: dict, options: dict[str, object]) -> Co
       f'are: leave it {before}'
     )
   for name, value in changed.items():
-    if name in _CHANGES:  # what routers may refuse
+    if name in _CHANGES:  # a router may refuse it
       interventions.apply(config, params, Intervention(**{name: value}))
       continue
     old = getattr(config.moe, name)
     without = dataclasses.replace(made, moe=dataclasses.replace(made.moe, **{name: old}))
-    # Where the others are a contradiction without it, it is of use to them.
+    # A key without which the other changes contradict each other is of use.
     if not contradictions(without) and _program(without) == _program(made):
       raise UserError(
         f'moe.{name}={value!r} changes nothing that this trained model computes: leave it {old!r}'
@@ -58,7 +58,7 @@ def intervened(
 
 
 def asked_for(intervention: Intervention | None, changes: dict[str, object]) -> Intervention:
-  """The Intervention itself with some fields changed. UserError for a name that it lacks."""
+  """The Intervention, or the default one, with some fields changed. UserError for unknown names."""
   if unknown := sorted(changes.keys() - _CHANGES):
     raise UserError(
       f'there is no intervention {unknown[0]!r}: there are {", ".join(sorted(_CHANGES))}'
@@ -67,7 +67,7 @@ def asked_for(intervention: Intervention | None, changes: dict[str, object]) -> 
 
 
 def check_room(model: Transformer) -> None:
-  """UserError where masking leaves fewer experts than a token chooses."""
+  """Raises UserError if masking leaves fewer experts than a token chooses."""
   if model.probe.masked:
     moe = model.config.moe
     intervention.check_room(moe, moe.experts_per_token, model.probe.masked)
@@ -77,7 +77,7 @@ _CHANGES = {field.name for field in dataclasses.fields(Intervention)}
 
 
 def _reshaped(config, params):
-  """The first parameter that a model of this config has of another shape, in words; or ''."""
+  """The first parameter that has another shape in a model of this config, in words; or ''."""
   shapes = lambda tree: {'/'.join(name): tuple(x.shape) for name, x in named(tree).items()}
   ours, theirs = shapes(params), shapes(unboxed(declared(config)))
   for name in [*ours, *theirs]:
@@ -87,7 +87,7 @@ def _reshaped(config, params):
 
 
 def _program(config):
-  """What a forward pass compiles to, before it is optimised: two configs with the same one compute
+  """The lowered forward pass as text, before optimisation: two configs with the same text compute
   the same.
   """
   ids_BL = np.zeros((1, 8), np.int32)

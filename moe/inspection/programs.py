@@ -23,7 +23,7 @@ from moe.routers import Forced
 
 
 class Wanted(NamedTuple):
-  """What to compute of every token: names of `Found` that are to be there."""
+  """What to compute for every token: which fields of `Found` to fill."""
 
   logits: bool = False
   losses: bool = False
@@ -33,22 +33,22 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-  """Of one text, or of one window. None: not asked for. The axis of tokens is the last but one,
-  and of losses the only one.
+  """The results for one text, or one window. None: not asked for. Tokens are the last axis but one,
+  and the only axis of losses.
   """
 
   logits_LV: Any = None  # float32
   losses_L: Any = None  # float32, nats of the target
-  hidden_NLD: Any = None  # float32, what the compute type holds; N blocks and the embedding
+  hidden_NLD: Any = None  # float32, exactly the compute type's values; the embedding and N blocks
   experts_NLK: Any = None  # int32
   gates_NLK: Any = None  # float32
   affinities_NLE: Any = None  # float32
 
 
 class TokenLoss(NamedTuple):
-  """What a text's tokens cost."""
+  """The losses of a text's predicted tokens."""
 
-  # int32, those that are predicted: of a text t1 … tn and EOS, of ids all but the first.
+  # int32, the tokens that are predicted: of a text t1 … tn and EOS, of ids all but the first.
   tokens_L: np.ndarray
   losses_L: np.ndarray  # float32, nats of each
   # int32, UTF-8 bytes that each stands for, 0 for EOS; None without a tokenizer.
@@ -56,15 +56,15 @@ class TokenLoss(NamedTuple):
 
 
 class TextRouting(NamedTuple):
-  """Of one text: what each token that is read chose in each MoE layer, best first."""
+  """The choices of one text: those of every token read, in every MoE layer, best first."""
 
   experts_NLK: np.ndarray  # int32
-  gates_NLK: np.ndarray  # float32, what the expert's result is multiplied by
+  gates_NLK: np.ndarray  # float32, the factors of the experts' results
   affinities_NLE: np.ndarray | None = None  # float32, to all experts by the router's convention
 
 
 class Model(NamedTuple):
-  """What a forward pass takes of a run. `context`: puts its mesh in use."""
+  """What a forward pass needs of a run. `context`: a context manager that puts its mesh in use."""
 
   model: Transformer
   params: dict
@@ -79,12 +79,12 @@ def of_texts(
   batch_size: int,
   forced: list[Forced] | None = None,
 ) -> list[Found]:
-  """`Found` of every text.
+  """The `Found` of every text.
 
-  forced: of every text (N, L, K); none of them longer than a window.
+  forced: the choices of every text, (N, L, K); no text may then be longer than a window.
   """
   check_batch_size(batch_size)
-  # Rows of about one length cost the least padding.
+  # Rows of about the same length need the least padding.
   places = sorted(windows(texts, model.model.config), key=lambda p: len(p.window.tokens_N))
   parts: list[list[tuple[int, Found]]] = [[] for _ in texts]
   for place, found in of_windows(model, places, wanted, batch_size, forced):
@@ -100,7 +100,9 @@ def of_windows(
   batch_size: int,
   forced: list[Forced] | None = None,
 ) -> Iterator[tuple[Place, Found]]:
-  """Every window with the `Found` of those tokens that it scores, in order; a batch at a time."""
+  """Yields every window, in order, with the `Found` of the tokens that it scores; computes a batch
+  at a time.
+  """
   config = model.model.config
   mesh = model.mesh if model.mesh is not None and model.mesh.size > 1 else None
   run = _compiled(model.model, wanted, mesh)
@@ -120,7 +122,7 @@ def token_loss(text: Text, found: Found, tokenizer: Tokenizer | None) -> TokenLo
   bytes_L = None
   if tokenizer is not None:
     size_V = np.array([len(piece) for piece in tokenizer.piece_bytes], np.int32)
-    # Rows of padding above the vocabulary stand for nothing.
+    # Ids above the tokenizer's vocabulary are padding and stand for no bytes.
     is_piece_L = text.targets < len(size_V)
     bytes_L = np.where(is_piece_L, size_V[np.where(is_piece_L, text.targets, 0)], 0)
   return TokenLoss(text.targets, found.losses_L[:count], bytes_L)
@@ -139,8 +141,8 @@ def _joined(parts, axis):
 
 
 def _of_row(results, row, scored):
-  """The `Found` of one row's tokens. Copies: a view would hold the whole batch for as long as any
-  of its texts.
+  """The `Found` of one row's tokens. Copies them: a view would keep the whole batch in memory for
+  as long as any of its texts.
   """
   ours = [None if x is None else x[row] for x in results]
   cut = [

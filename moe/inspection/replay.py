@@ -1,4 +1,4 @@
-"""Choices from elsewhere, forced through the routers.
+"""Replays choices from elsewhere: forces the routers to make them.
 
 N MoE layers, L tokens of a text, E routed experts, K chosen by a token.
 """
@@ -18,7 +18,7 @@ from moe.routers import Forced
 
 
 class Replay(NamedTuple):
-  """Of one text, under choices that were given."""
+  """The logits and losses of one text under given choices."""
 
   logits_LV: np.ndarray  # float32
   loss: TokenLoss
@@ -27,7 +27,7 @@ class Replay(NamedTuple):
 def forced_choices(
   model: Transformer, texts: list[Text], routing: Sequence[TextRouting], gates: bool
 ) -> tuple[Transformer, list[Forced]]:
-  """The model with as many experts a token as were given, and what its routers are to be told.
+  """The model with as many experts a token as were given, and the choices to force on every text.
 
   UserError, one line, for routing that is not of these texts, or that this model cannot follow.
   """
@@ -60,13 +60,13 @@ def forced_choices(
       f'routing has {chosen} experts a token, and must have 1 to '
       f'moe.num_experts={config.moe.num_experts}'
     )
-  check_room(config.moe, chosen, masked=0)  # of tokens that keep their own
+  check_room(config.moe, chosen, masked=0)  # for tokens that keep the router's choices
   moe = dataclasses.replace(config.moe, experts_per_token=chosen)
   return model.clone(config=dataclasses.replace(config, moe=moe)), given
 
 
 def _check(number, experts_NLK, num_experts):
-  """UserError unless every token has distinct experts that exist, or nothing but −1."""
+  """Raises UserError unless every token has distinct experts that exist, or nothing but −1."""
   if experts_NLK.dtype.kind not in 'iu':
     raise UserError(f'routing of text {number}: experts_NLK must be whole numbers')
   free_NL = (experts_NLK == -1).all(axis=-1)

@@ -1,4 +1,4 @@
-"""A trained model opened for use, and every question that can be asked of it.
+"""A trained model opened for use, with a method for every question about it.
 
 B texts, L tokens of one, N layers, D model width, E routed experts, K chosen by a token,
 V vocabulary.
@@ -29,25 +29,25 @@ from moe.model import Transformer
 from moe.parallel import mesh as mesh_lib
 from moe.train_step import forward_of
 
-if TYPE_CHECKING:  # it takes 0.3 s
+if TYPE_CHECKING:  # importing it takes 0.3 s
   import pyarrow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """A trained model: `run.model.apply({'params': run.params}, …)`, or one of these.
+  """A trained model: use the methods below, or `run.model.apply({'params': run.params}, …)`.
 
-  What `texts` may be, of every method that has them: one text, a list of texts, or token ids: one
-  sequence, a list of sequences of any lengths, or an array (B, L). One gives one answer, several
-  give a list. A text is read as BOS t1 … tn, and its end is predicted, too; ids are read as they
-  are. A text longer than data.seq_len is read in overlapping windows, as held-out text is scored,
-  and each token's answer is from the window that scores it. `batch_size`: windows computed at once;
-  it changes time and memory, not the answer.
+  `texts`, in every method that takes it, is one text, a list of texts, or token ids: one sequence,
+  a list of sequences of any lengths, or an array (B, L). One gives one answer, several give a list.
+  A text is read as BOS t1 … tn, and its end is predicted, too; ids are read as they are. A text
+  longer than data.seq_len is read in overlapping windows, as held-out text is scored, and each
+  token's answer is from the window that scores it. `batch_size`: windows computed at once; it
+  changes time and memory, not the answer.
   """
 
   model: Transformer
   params: dict
-  tokenizer: Tokenizer | None  # None: weights of others, whose tokenizer is not read here
+  tokenizer: Tokenizer | None  # None: the weights were converted without one
   config: Config
   step: int
   mesh: Mesh | None = None  # where the parameters lie, if not on one device
@@ -57,28 +57,29 @@ class Run:
     return iter((self.model, self.params, self.tokenizer, self.config, self.step))
 
   def tokens(self, texts: Texts) -> np.ndarray | list[np.ndarray]:
-    """int32 (L,) a text: the ids that are read, which the L of every answer counts."""
+    """int32 (L,) a text: the ids that the model reads. The L of every answer counts them."""
     asked = self._read(texts)
     return _answer(asked.is_one, [text.tokens_L for text in asked.texts])
 
   def logits(self, texts: Texts, batch_size: int = 8) -> np.ndarray | list[np.ndarray]:
     """float32 (L, V) a text: row i predicts the token after the i-th.
-    A batch has B · L · V of them on the device.
+    A batch takes B · L · V floats on the device.
     """
     return self._ask(texts, Wanted(logits=True), lambda _, found: found.logits_LV, batch_size)
 
   def loss(self, texts: Texts, batch_size: int = 8) -> TokenLoss | list[TokenLoss]:
-    """A text's `TokenLoss`: nats of every token that is predicted, n + 1 of a text (its end is
-    one), L − 1 of ids; with the bytes that each stands for.
+    """A text's `TokenLoss`: nats of every predicted token, n + 1 for a text (its end is one),
+    L − 1 for ids; with the bytes that each stands for.
 
-    Those of a text add up to what launch.evaluate has for it.
+    The losses of a text add up to what launch.evaluate has for it.
     """
     return self._ask(texts, Wanted(losses=True), self._token_loss, batch_size)
 
   def hidden(self, texts: Texts, batch_size: int = 8) -> np.ndarray | list[np.ndarray]:
-    """float32 (N + 1, L, D) a text: the residual stream, embedded and after each of all N blocks.
+    """float32 (N + 1, L, D) a text: the residual stream, embedded and after each of N blocks.
 
-    Exactly what model.dtype holds. The last through `model.finish` and `model.logits` is `logits`.
+    The values are exactly those of model.dtype. `model.finish` and `model.logits` turn the last
+    one into `logits`.
     """
     return self._ask(texts, Wanted(hidden=True), lambda _, found: found.hidden_NLD, batch_size)
 
@@ -86,7 +87,7 @@ class Run:
     self, texts: Texts, affinities: bool = False, batch_size: int = 8
   ) -> TextRouting | list[TextRouting]:
     """A text's `TextRouting`: experts (N, L, K) and gates (N, L, K) of the N MoE layers, best
-    first; with `affinities` those to all experts (N, L, E), before `gates` of the router.
+    first; with `affinities` also those to all experts (N, L, E), before the router's `gates`.
 
     UserError for a model without routed experts.
     """
@@ -115,10 +116,10 @@ class Run:
   ) -> int:
     """Writes the routing of all held-out text to a Parquet file; returns the number of rows.
 
-    The columns of `routing_table` behind `domain`; `document` counts within it. A batch
-    (evaluation.batch_size windows) is a row group, so that memory does not grow with the text. The
-    losses of one layer's rows add up to what launch.evaluate has. The file is there once it is
-    complete. UserError where it cannot be written, or is there already.
+    The columns are `domain` and those of `routing_table`; `document` counts within a domain. A
+    batch (evaluation.batch_size windows) is a row group, so that memory does not grow with the
+    text. The losses of one layer's rows add up to what launch.evaluate has. The file appears once
+    it is complete. UserError if it cannot be written, or exists already.
     """
     return table.save(self._source(), data, path, affinities)
 
@@ -129,10 +130,10 @@ class Run:
     gates: bool = False,
     batch_size: int = 8,
   ) -> Replay | list[Replay]:
-    """A text's logits (L, V) and loss with its experts given, as of another run's `routing`.
+    """A text's logits (L, V) and loss with given experts, for example another run's `routing`.
 
-    Gates are what this model's own affinities to those experts give, or with `gates` those given.
-    K may be another one than trained. A token whose experts are all −1 is left to the router.
+    Gates come from this model's own affinities to those experts, or with `gates` from `routing`.
+    K may differ from the trained one. A token whose experts are all −1 is left to the router.
     UserError for routing of other texts, and for texts longer than data.seq_len.
     """
     check_routed(self.model.config)
@@ -162,7 +163,7 @@ class Run:
     batch_size: int = ROWS,
   ) -> Completion | list[Completion]:
     """A `Completion` of each prompt: its text, tokens, and what stopped it. See `moe.generate`;
-    temperature 0 is greedy, `batch_size` is of prompts at once.
+    temperature 0 is greedy, `batch_size` is the number of prompts at once.
     """
     several = [prompts] if isinstance(prompts, str) else list(prompts)
     sampling = Sampling(temperature, top_k, top_p)
@@ -172,7 +173,7 @@ class Run:
 
   def evaluate(self, data: PreparedData, max_batches: int | None = None) -> Evaluation:
     """Scores all held-out documents, or at most `max_batches` batches a domain.
-    `data`: as of `moe.data.store.open_held_out`.
+    `data`: from `moe.data.store.open_held_out`.
     """
     forward = lambda _, params, batch: forward_of(self.model, params, batch)
     with self.on_mesh():
@@ -181,24 +182,24 @@ class Run:
   def with_config(self, **options: object) -> 'Run':
     """A Run with keys of moe.* changed: `run.with_config(experts_per_token=4)`.
 
-    UserError, by name, for a key under which parameters would have other shapes,
-    or which a trained model computes nothing from.
+    UserError, by name, for a key that would change the shapes of parameters,
+    or that does not affect what a trained model computes.
     """
     config = options_lib.with_options(self.config, self.params, options)
     return self._with(self.model.clone(config=config), self.params)
 
   def intervene(self, intervention: Intervention | None = None, **changes: object) -> 'Run':
-    """A Run under an intervention, of which all of this can be asked:
+    """A Run under an intervention, with all of these methods:
     `run.intervene(masked_share=1 / 16)`. See `moe.analysis.Intervention`.
 
-    UserError for what this model cannot do.
+    UserError for an intervention that this model does not allow.
     """
     asked = options_lib.asked_for(intervention, changes)
     return self._with(*options_lib.intervened(self.config, self.model, self.params, asked))
 
   @contextlib.contextmanager
   def on_mesh(self) -> Iterator[None]:
-    """What is called inside is laid out on the run's mesh."""
+    """Inside, everything is laid out on the run's mesh."""
     if self.mesh is None:
       yield
       return

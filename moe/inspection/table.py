@@ -1,4 +1,4 @@
-"""Routing as pyarrow: one row a token and MoE layer; of held-out text streamed to Parquet.
+"""Routing as pyarrow tables: one row a token and MoE layer; held-out text is streamed to Parquet.
 
 L tokens of a text, N MoE layers, E routed experts, K chosen by a token.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-  """Whose routing it is."""
+  """The run whose routing is written."""
 
   model: Model
   tokenizer: Tokenizer | None
@@ -53,8 +53,8 @@ def of_texts(
 
 
 def check_target(path: str | os.PathLike) -> Path:
-  """The file that routing is to be written to.
-  UserError where it cannot be written, or is there already.
+  """The path that routing is to be written to.
+  UserError if it cannot be written, or exists already.
   """
   if '://' in os.fspath(path) or not os.fspath(path).strip():
     raise UserError(f'--save_routing={path}: it must be a file on this machine')
@@ -66,7 +66,7 @@ def check_target(path: str | os.PathLike) -> Path:
 
 
 def save(source: Source, data: PreparedData, path: str | os.PathLike, affinities: bool) -> int:
-  """`Run.save_routing`."""
+  """Writes the file of `Run.save_routing`; returns the number of rows."""
   from pyarrow import parquet
 
   path, config = check_target(path), source.model.model.config
@@ -99,13 +99,13 @@ def save(source: Source, data: PreparedData, path: str | os.PathLike, affinities
 
 
 class _Rows(NamedTuple):
-  """Of L tokens of a text."""
+  """What the rows of L tokens of a text hold."""
 
   document: int
   positions_L: np.ndarray
   tokens_L: np.ndarray
   found: Found
-  is_known_L: np.ndarray  # whether the token after it is, and so the loss
+  is_known_L: np.ndarray  # whether the next token is known, and so the loss
 
 
 def _of_window(place: Place, found: Found) -> _Rows:
@@ -116,7 +116,7 @@ def _of_window(place: Place, found: Found) -> _Rows:
 
 
 def _held_out(data: PreparedData, domain: str, progress: Progress) -> Iterator[Text]:
-  """Documents as evaluation reads them; counted when the next one is asked for."""
+  """Yields documents as evaluation reads them. Each counts as done when the next is asked for."""
   documents = _documents(data, domain)
   for number in range(len(documents)):
     stream_N, _ = held_out_stream(data, documents, number)
@@ -141,7 +141,7 @@ def _concatenated(tables):
 def _schema(source: Source, affinities: bool, with_domain: bool = False) -> 'pyarrow.Schema':
   import pyarrow as pa
 
-  # As Parquet names what lists hold: so a table read again is of the same schema.
+  # Parquet's name for the items of lists, so that a table read again has the same schema.
   lists = lambda kind: pa.list_(pa.field('element', kind))
   columns = {
     'document': pa.int32(),
@@ -165,7 +165,7 @@ def _schema(source: Source, affinities: bool, with_domain: bool = False) -> 'pya
 
 
 def _pieces(source: Source):
-  """The pieces of all V ids, null where there are none."""
+  """The pieces of all V ids, null for an id without one."""
   import pyarrow as pa
 
   known = [] if source.tokenizer is None else list(source.tokenizer.pieces)
@@ -183,7 +183,7 @@ def _rows(rows: _Rows, pieces, schema, domain: str = '') -> 'pyarrow.Table':
   losses = pa.array(by_row(found.losses_L), pa.float32(), mask=by_row(~rows.is_known_L))
 
   def lists(name, x_NLk):
-    """A list for every row, which go token by token; None of what is not there."""
+    """One list for every row, rows ordered by token, then layer; None if there is no x."""
     if x_NLk is None:
       return None
     offsets = np.arange(0, x_NLk.size + 1, x_NLk.shape[2], dtype=np.int32)

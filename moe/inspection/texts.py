@@ -1,4 +1,4 @@
-"""What a model is asked about: texts or token ids → windows of at most data.seq_len → batches.
+"""The input of a model: texts or token ids → windows of at most data.seq_len → batches.
 
 L tokens of a text, or of a row.
 """
@@ -18,7 +18,7 @@ from moe.generate import check_unicode
 # A text, token ids, or several of either.
 Texts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
-_LEAST_LENGTH = 32  # of a row: shorter ones cost no less
+_LEAST_LENGTH = 32  # of a row: shorter rows cost no less
 
 
 class Text(NamedTuple):
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
   """Texts, in their order."""
 
   texts: list[Text]
-  is_one: bool  # not in a list: neither is the answer
+  is_one: bool  # one text, not a list: then so is the answer
 
 
 class Place(NamedTuple):
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
 
 def read(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> Asked:
-  """UserError for what is neither text nor ids of this model."""
+  """Reads texts or token ids. UserError for anything that is neither text nor ids of this model."""
   if isinstance(texts, str):
     return Asked([_of_text(texts, tokenizer)], True)
   if isinstance(texts, np.ndarray) or not isinstance(texts, (list, tuple)):
@@ -63,13 +63,13 @@ def read(texts: Texts, tokenizer: Tokenizer | None, vocab_size: int) -> Asked:
 
 
 def windows(texts: Iterable[Text], config: Config) -> Iterator[Place]:
-  """As evaluation reads documents: a text that is longer than data.seq_len in windows which
-  overlap by evaluation.context of it, and each token counts in the one that scores it.
+  """Yields the windows of every text, as evaluation reads documents. Those of a text longer than
+  data.seq_len overlap by evaluation.context of it, and each token counts in the one that scores it.
   """
   length, context = config.data.seq_len, config.evaluation.context
   for number, text in enumerate(texts):
     begin = 0
-    # Of ids the last target stands for none: whoever reads results leaves it out.
+    # The last of given ids has no target. It gets a dummy here, which readers of results leave out.
     ended_N = np.append(text.tokens_L, text.targets[-1] if len(text.targets) else packing.PAD_ID)
     for window in packing.windows(ended_N, length, context):
       begin -= window.first_scored
@@ -80,10 +80,10 @@ def windows(texts: Iterable[Text], config: Config) -> Iterator[Place]:
 def batches(
   places: Iterable[Place], batch_size: int, config: Config, parts: int
 ) -> Iterator[tuple[list[Place], Batch]]:
-  """Batches of as many windows, one a row, in the order they come.
+  """Yields batches of `batch_size` windows, one a row, in the order they come.
 
-  Rows and their length are powers of two, `batch_size` and data.seq_len at most, so that few
-  programs are compiled; the rows are dealt out to `parts` evenly.
+  The number of rows and their length are powers of two, at most `batch_size` and data.seq_len, so
+  that few programs are compiled. Rows of padding make the number a multiple of `parts`.
   """
   pending: list[Place] = []
   for place in places:

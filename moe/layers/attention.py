@@ -25,18 +25,18 @@ class KVCache(NamedTuple):
 
 
 class CacheRows(NamedTuple):
-  """Some rows of a cache that has others; one that it does not have goes nowhere."""
+  """Some rows of a larger cache. What is written to a row that it does not have is dropped."""
 
   whole: KVCache
-  places_B: jax.Array  # int32
+  places_B: jax.Array  # int32: rows of `whole`
 
 
 class SharedContext(NamedTuple):
-  """Keys and values of S tokens that all segments of a row go on from."""
+  """Keys and values of S tokens that every segment of a row continues."""
 
   keys_BSGC: jax.Array
   values_BSGC: jax.Array
-  is_token_BS: jax.Array  # bool; False: padding, which nothing sees
+  is_token_BS: jax.Array  # bool; False for padding, which no token sees
 
 
 class Attention(nn.Module):
@@ -53,9 +53,10 @@ class Attention(nn.Module):
     segment_ids_BL: jax.Array,
     cache: KVCache | CacheRows | SharedContext | None,
   ) -> tuple[jax.Array, KVCache | None]:
-    """Without a cache a token sees its own segment up to itself;
-    with one, every cached position up to its own;
-    with a shared context, that and its own segment up to itself.
+    """The layer's output, and the cache.
+
+    Without a cache a token sees its own segment up to itself; with one, every cached position up to
+    its own; with a shared context, that context and its own segment up to itself.
 
     Args:
       x_BLD: compute type.
@@ -63,10 +64,11 @@ class Attention(nn.Module):
         with a cache also the slot to write.
       segment_ids_BL: documents of a row; ignored with a cache, whose rows hold one document each.
       cache: None, or what earlier calls returned. A slot is always written before it is
-        seen, so right-padding a prompt is harmless: padding's slots are overwritten by the
-        tokens that really come there. A shared context is not written to.
+        seen, so right-padding a prompt is harmless: the tokens that really belong in padding's
+        slots overwrite it. A shared context is not written to.
 
-    Returns the cache, of all rows, or the tokens' own keys and values if the probe asks for them.
+    The returned cache has all rows. Where none was passed it holds the tokens' own keys and values
+    if the probe asks for them, else it is None; after a shared context it is None.
     """
     c = self.config.model
     query_BLHC = apply_rope(self._heads(x_BLD, 'query', c.num_heads), positions_BL, c.rope_base)
@@ -98,7 +100,7 @@ class Attention(nn.Module):
       cache = KVCache(*map(put, rows.whole, (keys_BLGC, values_BLGC)))
       keys_BSGC, values_BSGC = cache
       if has_others:
-        # Taken after they were written: never those of many layers at once.
+        # Gathered after the write, so that rows of many layers are never in memory at once.
         take = lambda kept: kept.at[rows.places_B].get(mode='clip')
         keys_BSGC, values_BSGC = map(take, cache)
       mask_BLS = jnp.arange(keys_BSGC.shape[1])[None, None, :] <= positions_BL[:, :, None]
@@ -121,7 +123,7 @@ class Attention(nn.Module):
 
 
 def _seen_after(is_token_BS, segment_ids_BL):
-  """bool (B, L, S + L): what the tokens of a row see of the context they share, and of the row."""
+  """bool (B, L, S + L): what each token sees of the shared context, and of its own row."""
   length = segment_ids_BL.shape[1]
   shared_BLS = jnp.broadcast_to(
     is_token_BS[:, None], (len(is_token_BS), length, is_token_BS.shape[1])

@@ -21,16 +21,16 @@ from moe.routers import Forced, Probe
 
 @struct.dataclass
 class Presence:
-  """Whether a block is there: of a pipeline's stages the last may have fewer than the others."""
+  """Whether a block exists: a pipeline's last stages may have fewer blocks than the others."""
 
-  is_there: jax.Array  # bool, by block where blocks are stacked
-  share: float = struct.field(pytree_node=False)  # of all blocks of all stages, those that are
+  is_there: jax.Array  # bool, one per block where blocks are stacked
+  share: float = struct.field(pytree_node=False)  # of all stages' blocks, how many exist
 
 
 def recomputed(module: type[nn.Module], model: ModelConfig, policy: Callable) -> type[nn.Module]:
-  """A module of a stack of layers, computed again in backward but for what `policy` saves."""
-  # A loop over layers keeps XLA from taking the first computation for the second; written out
-  # layers do not.
+  """A stack's layer module, recomputed in backward except for what `policy` saves."""
+  # In a loop over layers XLA cannot merge the recomputation with the first computation; in
+  # unrolled layers it would.
   return nn.remat(module, policy=policy, prevent_cse=model.unroll > 1)
 
 
@@ -52,10 +52,10 @@ class Block(nn.Module):
     segment_ids_BL: jax.Array,
     forced: Forced | None = None,
   ) -> tuple[jax.Array, tuple[Aside, KVCache | None]]:
-    """Shaped for `nn.scan`: x is the carry, cache, presence and forced choices are scanned,
-    what is measured and the cache stacked.
+    """Shaped for `nn.scan`: x is the carry; cache, presence and forced choices are scanned over;
+    measurements and the cache are stacked.
 
-    presence: None where every block is there.
+    presence: None where every block exists.
     """
     if presence is not None:
       return self._if_there(presence, x_BLD, token_ids_BL, positions_BL, segment_ids_BL)
@@ -80,8 +80,8 @@ class Block(nn.Module):
     return aside._replace(hidden_BLD=x_BLD) if self.probe.hidden else aside
 
   def _if_there(self, presence, x_BLD, *batch):
-    """The block, or x as it is and zeros measured. For parameters that are there:
-    not while they are made.
+    """Runs the block, or returns x as it is and zero measurements. Reads existing parameters, so it
+    cannot run at initialisation.
     """
     params, block = (
       self.variables['params'],

@@ -1,7 +1,7 @@
 """The routed experts: their weights, and the op that runs them.
 
-An expert that is n times as wide as others is n units of their width, side by side, which all get
-its tokens and its gate. Units are what weights are stored by, and all that is run or exchanged.
+An expert n times as wide as the others is n units of their width, side by side, which all get its
+tokens and its gate. Weights are stored by unit; only units are run or exchanged.
 """
 
 import functools
@@ -29,13 +29,13 @@ EXPERT_AXES = ExpertWeights(
   ('experts', 'width', 'hidden'), ('experts', 'width', 'hidden'), ('experts', 'hidden', 'width')
 )
 
-# int32: which layer's experts the module's are, where its weights are those of all layers, with a
-# leading axis. So they are handed to decoding on accelerators (`moe.generation.weights`).
+# int32: the module's layer, where its weights are those of all layers with a leading axis. Decoding
+# on accelerators gets them like this (`moe.generation.weights`).
 LAYER = 'layer'
 
 
 class Experts(nn.Module):
-  """E SwiGLU experts; each token goes through K of them, or fewer, none is ever dropped."""
+  """E SwiGLU experts. Each token goes through K of them or fewer; none is ever dropped."""
 
   config: Config
 
@@ -45,11 +45,11 @@ class Experts(nn.Module):
   ) -> tuple[jax.Array, Telemetry]:
     """Σ_k gates[k] · FFN_experts[k](x), in model.dtype, and telemetry.
 
-    That is of the exchange, where the mesh splits the experts, and its worst over devices. Where
-    tokens may go through fewer, nothing is computed for a gate of 0.
+    Where the mesh splits the experts, telemetry measures the exchange, as the worst over devices;
+    else it is empty. Where tokens may take fewer experts, a gate of 0 costs no computation.
 
     Args:
-      is_token_BL: bool; False for padding, which is exchanged nowhere.
+      is_token_BL: bool; False for padding, which is not exchanged.
     """
     moe, d = self.config.moe, self.config.model.d_model
     e, f = moe.num_units, moe.d_expert
@@ -80,8 +80,8 @@ class Experts(nn.Module):
 def in_units(
   gates_BLK: jax.Array, experts_BLK: jax.Array, moe: MoEConfig
 ) -> tuple[jax.Array, jax.Array]:
-  """Each choice as units, with their gates: all experts' first units, then their second ones, …;
-  `moe.num_units` with a gate of 0 where an expert has no more.
+  """The units of each choice, with their gates: all chosen experts' first units, then their second
+  ones, …. Where an expert has no more units, `moe.num_units` with a gate of 0.
   """
   none, factor, wide = moe.num_units, moe.max_units, moe.wide_experts
   if factor == 1:
@@ -99,8 +99,8 @@ def takes_fewer(moe: MoEConfig) -> bool:
 
 
 def can_stay_stacked(config: Config) -> bool:
-  """Whether a layer's experts can be read where they lie, on the mesh in use: each device has its
-  part of all of them, and gathers nothing; and all experts are as wide.
+  """Whether, on the mesh in use, a layer's experts can be read in place from the stack of layers:
+  each device has its part of every expert and gathers nothing, and all experts are equally wide.
   """
   if config.moe.is_unequal:
     return False
@@ -130,7 +130,7 @@ def _here(x_BLD, gates_BLK, experts_BLK, weights, stored, config):
 
 
 def _in_stacks(x_BLD, gates_BLK, experts_BLK, stacks, layer, config):
-  """As `_here`, of one layer's weights among those of all. For `can_stay_stacked`."""
+  """As `_here`, with one layer's weights read from all layers'. Needs `can_stay_stacked`."""
   lies = (
     sharding.stored((None, *axes), w.shape) for axes, w in zip(EXPERT_AXES, stacks, strict=True)
   )
@@ -149,8 +149,8 @@ def _plan(experts_TK, config):
 
 
 def _on_shards(run, x_BLD, gates_BLK, experts_BLK, weights, stored, config):
-  """run(x_TD, gates_TK, experts_TK, weights) of every device's own tokens, and of its part of the
-  weights; summed where that is of their hidden width.
+  """run(x_TD, gates_TK, experts_TK, weights) on every device, with its own tokens and its part of
+  the weights. Sums over devices that split the hidden width.
   """
 
   def on_shard(x_BLD, gates_BLK, experts_BLK, weights):

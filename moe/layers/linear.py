@@ -30,8 +30,8 @@ def projection(
 def linear(x_BLX: jax.Array, w_XY: Matrix, axes: tuple[str, str], config: Config) -> jax.Array:
   """x w in the compute type, as `ops.weights.linear`.
 
-  Written out for each device, since XLA, left to itself, sums gradients over all devices and then
-  throws most of the sum away: half of its traffic.
+  Written per device: left to itself, XLA sums gradients over all devices and then discards most of
+  the sum, which is half of its traffic.
 
   Args:
     x_BLX: laid out by batch and, where w's rows are split by tensor, by X.
@@ -50,7 +50,7 @@ def linear(x_BLX: jax.Array, w_XY: Matrix, axes: tuple[str, str], config: Config
     y_BLY = weights.linear(x_BLX, whole, dtype, config.ops.implementation)
     return lax.psum(y_BLY, 'tensor') if by_tensor(rows) and mesh.size('tensor') > 1 else y_BLY
 
-  # With 'full' backward gathers again anyway.
+  # With remat 'full' backward gathers again anyway.
   if zero.gathers(stored) and config.model.remat != 'full':
     on_shard = jax.checkpoint(on_shard)
   laid_out = lambda axis: sharding.spec('batch', None, by_tensor(axis))

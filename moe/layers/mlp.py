@@ -1,4 +1,4 @@
-"""The dense SwiGLU FFN; shared experts are one of these, as wide as all of them together."""
+"""The dense SwiGLU FFN. The shared experts are one such FFN, as wide as all of them together."""
 
 import jax
 from flax import linen as nn

@@ -20,7 +20,7 @@ from moe.routers import ROUTERS, Forced, Probe
 
 
 class Choices(NamedTuple):
-  """What every token chose, best first; padding, too, whose choices say nothing."""
+  """What every token chose, best first. Padding has choices, too, which mean nothing."""
 
   experts_BLK: jax.Array  # int32
   gates_BLK: jax.Array  # float32
@@ -28,29 +28,29 @@ class Choices(NamedTuple):
 
 
 class Aside(NamedTuple):
-  """What a layer gives beside its result. A stack of N layers adds a
+  """What a layer returns beside its output. A stack of N layers adds a
   leading axis N to every array.
   """
 
   stats: RoutingStats | None  # for the balance terms; None where nothing is routed
   telemetry: Telemetry
   choices: Choices | None = None  # where a probe asks for them
-  # The residual stream after the block, of dense blocks too, where a probe asks for it. Of a whole
-  # model also before the first one: hidden_NBLD of N + 1.
+  # The residual stream after the block, dense or MoE, where a probe asks for it. A whole model of N
+  # blocks also has the stream before the first one: N + 1 entries.
   hidden_BLD: jax.Array | None = None
 
 
 class Parameters(NamedTuple):
-  """Of one layer."""
+  """Parameter counts of one layer."""
 
   router: int  # and the shared experts' gate
   experts: int  # routed and shared
-  idle_experts: int  # of these, what one token leaves unused
+  idle_experts: int  # how many of these one token leaves unused
 
 
 class MoELayer(nn.Module):
   """Σ shared FFN(u) + Σ gate · routed FFN(u). Shared experts are stored as one FFN of their joint
-  width, and ungated unless `moe.shared_gate`: their sum is weighted by σ(u · w) then.
+  width. Their sum has no gate, or with `moe.shared_gate` the gate σ(u · w).
   """
 
   config: Config
@@ -64,7 +64,7 @@ class MoELayer(nn.Module):
     is_token_BL: jax.Array,
     forced: Forced | None = None,
   ) -> tuple[jax.Array, Aside]:
-    """The layer's output, and what it measured. forced: choices in the place of the router's."""
+    """The layer's output, and what it measured. forced: choices in place of the router's."""
     moe = self.config.moe
     y_BLD, aside = jnp.zeros_like(u_BLD), Aside(None, {})
     if moe.num_experts:
@@ -105,8 +105,8 @@ class MoELayer(nn.Module):
 
   @classmethod
   def num_params(cls, config: Config) -> Parameters:
-    """A token uses its router, the shared experts, and K of the routed ones: of experts that differ
-    in width those of mean width, as when all are chosen as often.
+    """A token uses the router, the shared experts, and K of the routed ones. Where experts differ
+    in width, these K count as experts of mean width, as if all were chosen equally often.
     """
     moe = config.moe
     one = MLP.num_params(config, moe.d_expert)
@@ -118,7 +118,7 @@ class MoELayer(nn.Module):
 
 
 def routed_width(counts_BE: jax.Array, tokens: jax.Array, moe: MoEConfig) -> jax.Array:
-  """float32: the hidden width of routed experts that a token goes through, on the mean."""
-  # Divided first: tokens times width need not fit int32.
+  """float32: the hidden width of the routed experts that a token goes through, mean over tokens."""
+  # Divided first: tokens times width may overflow int32.
   share_E = counts_BE.sum(axis=0) / jnp.maximum(tokens, 1)
   return (share_E * (moe.d_expert * np.array(moe.units_of_experts))).sum()

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 
 
 def apply_rope(x_BLHC: jax.Array, positions_BL: jax.Array, base: float) -> jax.Array:
-  """Turns the pairs (c, c + C/2) of every head by position · base^(−2c/C).
-  Same type; angles in float32.
+  """x with the pairs (c, c + C/2) of every head rotated by position · base^(−2c/C). Same type.
 
-  float32, since in bfloat16 positions above 256 are no longer distinct.
+  Angles are float32, since in bfloat16 positions above 256 are no longer distinct.
   """
   half = x_BLHC.shape[-1] // 2
   frequencies_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -1,5 +1,5 @@
-"""What is trained beside a layer's own parameters, and changes them or takes their place:
-`moe.finetune.trained` puts it into the tree.
+"""Trained parameters that change a layer's own or take their place: adapters and chosen experts.
+`moe.finetune.trained` puts them into the tree.
 
 E routed experts, C places for the chosen ones of a layer, X and Y any matrix, r rank of an adapter.
 """
@@ -11,26 +11,26 @@ from moe.config import Config
 from moe.ops.matmul import batched, matmul
 from moe.ops.routed_ffn import ExpertWeights
 
-# int32 (C,): the experts that a layer's chosen rows stand for; from E on: none.
+# int32 (C,): which expert each of a layer's chosen rows belongs to; E or more: none.
 CHOSEN = 'chosen'
 MATRICES = ('gate', 'up', 'down')
 
 
 def of_chosen(name: str) -> str:
-  """What the chosen experts' rows of a matrix are called."""
+  """The parameter name of the chosen experts' rows of a matrix."""
   return f'{name}_chosen'
 
 
 def of_adapter(name: str) -> tuple[str, str]:
-  """What the two matrices of a matrix's adapter are called, A and B."""
+  """The parameter names of the two matrices of a matrix's adapter, A and B."""
   return f'{name}_lora_a', f'{name}_lora_b'
 
 
 def adapted(module: nn.Module, name: str, w_XY: jax.Array) -> jax.Array:
-  """A matrix of the module's own, W + α/r · A B where it has an adapter.
+  """The module's matrix W, or W + α/r · A B where it has an adapter.
 
-  Made whole, in float32, once a use: of T tokens' product with W that is a share r/T. So it is
-  rounded as the merged matrix will be.
+  The sum is computed in full, in float32, on every use, so that it is rounded as the merged matrix
+  will be. This costs r/T of the product of T tokens with W.
   """
   a, b = of_adapter(name)
   if not module.has_variable('params', a):
@@ -40,10 +40,11 @@ def adapted(module: nn.Module, name: str, w_XY: jax.Array) -> jax.Array:
 
 
 def with_chosen(module: nn.Module, weights: ExpertWeights) -> ExpertWeights:
-  """All experts' weights: chosen ones that are trained by themselves in their places, or with their
-  adapters added.
+  """All experts' weights. Chosen experts are replaced by their trained rows, or have their adapters
+  added.
 
-  A layer's gradient is whole for a moment; what is kept is the chosen ones', or their adapters'.
+  Backward briefly holds the gradient of all the layer's experts; it keeps only that of the chosen
+  ones, or of their adapters.
   """
   if not module.has_variable('params', CHOSEN):
     return weights
@@ -64,17 +65,17 @@ def scale(config: Config) -> float:
 
 
 def take(w_EXY: jax.Array, places_C: jax.Array) -> jax.Array:
-  """Rows of experts; zeros in places that stay empty."""
+  """The experts in these places; zeros in places that stay empty."""
   return w_EXY.at[places_C].get(mode='fill', fill_value=0)
 
 
 def put(w_EXY: jax.Array, places_C: jax.Array, rows_CXY: jax.Array) -> jax.Array:
-  """Experts with some of them replaced; all others bit for bit."""
+  """All experts, those in `places_C` replaced; the others stay bit for bit."""
   return w_EXY.at[places_C].set(rows_CXY, mode='drop', unique_indices=True)
 
 
 def add(
   w_EXY: jax.Array, places_C: jax.Array, a_CXr: jax.Array, b_CrY: jax.Array, scale: float
 ) -> jax.Array:
-  """Experts, some of them with their adapters added; all others bit for bit."""
+  """All experts, those in `places_C` with their adapters added; the others stay bit for bit."""
   return w_EXY.at[places_C].add(scale * batched(a_CXr, b_CrY), mode='drop', unique_indices=True)

@@ -1,6 +1,6 @@
 """The terms of the objective: cross-entropy, and every balance term by its name.
 
-A term of one's own is a file with one function, a line in LOSSES, and its weight as a config key.
+To add one, write a file with one function, a line in LOSSES, and its weight as a config key.
 """
 
 from collections.abc import Callable
@@ -24,5 +24,5 @@ LOSSES: dict[str, Callable[[Statistics, Config, Totals], jax.Array]] = {
 
 
 def weight(config: Config, name: str) -> float:
-  """What the objective multiplies a term of LOSSES by."""
+  """The factor of a term of LOSSES in the objective."""
   return getattr(config.moe, f'{name}_weight')

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, with the logits of a few tokens alive at once.
+"""Cross-entropy of the next token, with the logits of only a few tokens in memory at once.
 
 T tokens, B sequences of L tokens, D model width, V vocabulary.
 """
@@ -13,7 +13,7 @@ from moe.ops.matmul import matmul, matmul_nt, matmul_tn
 from moe.ops.quantized import Matrix, as_numbers
 from moe.parallel import mesh, sharding, zero
 
-HEAD_AXES = ('width', 'vocab')  # of the head's matrix
+HEAD_AXES = ('width', 'vocab')  # logical axes of the head's matrix
 
 
 def cross_entropy(
@@ -23,15 +23,13 @@ def cross_entropy(
   weights_BL: jax.Array,
   chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ weight · −log softmax(hidden · head)[target],
-  float32, with the logits of `chunk` tokens alive at once.
+  """Σ weight · −log softmax(hidden · head)[target], float32, and losses_BL of every token,
+  unweighted and without a gradient.
 
-  Beside it losses_BL, without weights and without a gradient.
-
-  The gradients of hidden and head are computed along with the value, so logits are never
-  computed twice. The products take the type of `hidden`; everything after them is float32.
-  Targets and weights have no gradient. On a mesh every device takes its own sequences and its
-  own part of the vocabulary.
+  Only the logits of `chunk` tokens are in memory at once. The gradients of hidden and head are
+  computed along with the value, so logits are never computed twice. The products are computed in
+  the type of `hidden`; everything after them is float32. Targets and weights have no gradient.
+  On a mesh every device takes its own sequences and its own part of the vocabulary.
   """
 
   stored, batch = sharding.stored(HEAD_AXES, head_DV.shape), sharding.spec('batch')
@@ -52,7 +50,7 @@ def cross_entropy(
 def token_losses(
   hidden_BLD: jax.Array, head_DV: Matrix, targets_BL: jax.Array, chunk: int
 ) -> jax.Array:
-  """float32 losses_BL in nats, with the logits of `chunk` tokens alive at once."""
+  """float32 losses_BL in nats, with the logits of only `chunk` tokens in memory at once."""
   return token_scores(hidden_BLD, head_DV, targets_BL, chunk)[0]
 
 
@@ -78,7 +76,7 @@ def _rows(x_BLn):
 
 
 def _vocabulary_axis():
-  """The mesh axis that splits the vocabulary, where one does."""
+  """The mesh axis that splits the vocabulary, or None."""
   return 'tensor' if mesh.size('tensor') > 1 else None
 
 
@@ -122,7 +120,7 @@ def _cross_entropy_forward(hidden_TD, head_DV, targets_T, weights_T, chunk, axis
 def _cross_entropy_backward(chunk, axis, residuals, gradients):
   del chunk
   d_total, _ = gradients
-  if axis:  # every part of the vocabulary was handed its share of one gradient
+  if axis:  # every part of the vocabulary received only its share of the gradient
     d_total = lax.psum(d_total, axis)
   d_hidden_TD, d_head_DV, like_hidden, like_head = residuals
   scaled = lambda gradient, like: (gradient * d_total).astype(like.dtype)
@@ -133,8 +131,8 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _logits_and_losses(hidden_cD, head_DV, targets_c, axis):
-  """softmax(logits)_cV, whether each is the target_cV, losses_c, and whether the target_c has the
-  largest logit; over all parts of a vocabulary split by `axis`.
+  """softmax(logits)_cV, bool is_target_cV, losses_c, and bool (c,): whether the target has the
+  largest logit. Sums and maxima cover all parts of a vocabulary that `axis` splits.
   """
   over_parts = (lambda reduce, x: reduce(x, axis)) if axis else (lambda reduce, x: x)
   logits_cV = matmul(hidden_cD, head_DV)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 _NAME = 'dispatch_plan'
-# A policy of rematerialisation: the plan is saved, a few integers an assignment, and backward
-# follows forward's very routing.
+# A rematerialisation policy that saves the plan, a few integers per assignment, so that backward
+# follows exactly the routing of forward.
 SAVE_PLAN = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
@@ -45,15 +45,15 @@ def make_plan(experts_TK: jax.Array, num_experts: int) -> DispatchPlan:
 
 
 def saveable(tree: Any) -> Any:
-  """The arrays of a plan, or of what one is made from, by the name that `SAVE_PLAN` saves."""
+  """The arrays of a plan, or those that one is made from, tagged for `SAVE_PLAN` to save."""
   return jax.tree.map(lambda x: checkpoint_name(x, _NAME), tree)
 
 
 def sort_assignments(
   experts_TK: jax.Array, num_experts: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(row_TK, group_sizes_E, group_offsets_E). An expert of `num_experts` is none: no row;
-  its row_TK says nothing.
+  """(row_TK, group_sizes_E, group_offsets_E). Expert number `num_experts` means none: such an
+  assignment gets no row, and its row_TK is meaningless.
   """
   chosen_TE = (
     (experts_TK[:, :, None] == jnp.arange(num_experts)[None, None]).any(axis=1).astype(jnp.int32)
@@ -70,10 +70,10 @@ def sort_assignments(
 
 
 class Tiles(NamedTuple):
-  """Runs of rows of one group each, in the order of the rows; what a kernel's grid walks over.
+  """Runs of rows of one group each, in the order of the rows; a kernel's grid walks over them.
 
-  U = ⌈R / rows_per_tile⌉ + min(E, R) bounds their number whatever the routing, with empty groups
-  visited ⌈R / rows_per_tile⌉ + E; those from `count` on are idle (empty, at R).
+  U = ⌈R / rows_per_tile⌉ + min(E, R) bounds their number whatever the routing; if empty groups are
+  visited, ⌈R / rows_per_tile⌉ + E does. Tiles from `count` on are idle (empty, at R).
   """
 
   group_U: jax.Array  # int32
@@ -101,7 +101,7 @@ def make_tiles(
   num_groups = group_sizes_E.shape[0]
   end_E = jnp.cumsum(group_sizes_E)
   start_E = end_E - group_sizes_E
-  # Where the first tile would begin.
+  # Where each group's first tile would begin.
   origin_E = start_E // rows_per_tile * rows_per_tile if aligned else start_E
   tiles_E = -(-(end_E - origin_E) // rows_per_tile)
   tiles_E = jnp.where(group_sizes_E == 0, int(visit_empty), tiles_E)

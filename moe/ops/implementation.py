@@ -2,13 +2,12 @@
 the one place that knows the platform.
 
 Every op's api.py has a dict IMPLEMENTATIONS, and `run` takes from it the one that is asked for.
-`auto` takes the kernels of the platform at hand, and the next of `_PREFERRED` where they say that
-they cannot run (`Unsupported`). Any other choice is taken as it is:
-where it cannot run, its reason is the error.
+`auto` takes the kernels of the platform at hand, and the next of `_PREFERRED` where they raise
+`Unsupported`. Any other choice is taken as it is: where it cannot run, the error says why.
 
-The platform at hand is the process's own, `jax.default_backend()`, unless a caller says otherwise:
-`compiling_for` is for compiling for a machine that is not here, and for running kernels in Pallas'
-interpreter. What it says holds while functions are traced, and it is a part of jit's cache key
+The platform at hand is the process's own, `jax.default_backend()`, unless a caller overrides it
+with `compiling_for`, to compile for a machine that is not here or to run kernels in Pallas'
+interpreter. The override holds while functions are traced, and is a part of jit's cache key
 (`jax.make_user_context`): a function that was traced for one platform is traced again for another,
 never taken from the cache.
 """
@@ -40,9 +39,7 @@ class Implementation(enum.StrEnum):
 
 
 class Unsupported(UserError, NotImplementedError):
-  """Kernels were asked for where they cannot run: on another platform,
-  or for what they do not compute.
-  """
+  """The kernels asked for cannot run on this platform, or do not compute what was asked of them."""
 
 
 class _Target(NamedTuple):
@@ -52,7 +49,7 @@ class _Target(NamedTuple):
 
 # The platform of each kind of kernel.
 _HOME = {Implementation.PALLAS_TPU: 'tpu', Implementation.PALLAS_GPU: 'gpu'}
-# What `auto` tries, of those that are at home on the platform. Every op has them all.
+# What `auto` tries in turn, without kernels of other platforms. Every op has all of these.
 _PREFERRED = (Implementation.PALLAS_TPU, Implementation.PALLAS_GPU, Implementation.XLA)
 _target = jax.make_user_context(default_value=None)
 _log = logging.getLogger('moe.ops')
@@ -60,7 +57,7 @@ _log = logging.getLogger('moe.ops')
 
 @contextlib.contextmanager
 def compiling_for(platform: str, interpret: Any = False) -> Iterator[None]:
-  """Ops traced inside choose as on `platform` ('cpu', 'tpu', 'gpu') whatever this machine has.
+  """Makes ops traced inside choose as on `platform` ('cpu', 'tpu', 'gpu'), not as on this machine.
 
   interpret: True, or pltpu.InterpretParams, runs kernels on CPU.
   """
@@ -81,7 +78,7 @@ def interpret() -> Any:
 
 
 def check(requested: str) -> None:
-  """Unsupported where `requested` names kernels of another platform than the one at hand."""
+  """Raises Unsupported if `requested` names kernels of another platform than the one at hand."""
   home = _HOME.get(Implementation(requested), platform())
   if home != platform():
     raise Unsupported(
@@ -91,9 +88,10 @@ def check(requested: str) -> None:
 
 
 def run(op: str, implementations: Mapping[str, Callable], requested: str, *arguments: Any) -> Any:
-  """What the implementation of `op` that runs makes of `arguments`; each answer is logged once.
+  """The result of `op` for `arguments`, by the implementation that `requested` selects. Logs each
+  selection once.
 
-  Unsupported where an explicit choice cannot run.
+  Raises Unsupported if an explicit choice cannot run.
   """
   check(requested)
   here = platform()

@@ -1,5 +1,5 @@
-"""What a kernel module says of its kernels: KERNELS,
-in the order in which a program and its gradient run them.
+"""How a kernel module describes its kernels: by a tuple KERNELS, in the order in which a program
+and its gradient run them.
 """
 
 from collections.abc import Iterable
@@ -8,25 +8,26 @@ from typing import NamedTuple
 
 class Kernel(NamedTuple):
   """A Pallas kernel and the matrix products that it makes.
-  `moe.planner` knows kernels by nothing else.
+  `moe.planner` knows nothing else about kernels.
   """
 
   # What compiled programs, profiles and jaxprs call it.
   name: str
-  # Only gradients run it.
+  # Whether only gradients run it.
   backward: bool = False
-  # Of rows × D × F in experts, of L × L × C a head in attention; 0 where it moves, selects or sums.
+  # How many products: rows × D × F each in experts, L × L × C a head each in attention; 0 if it
+  # moves, selects or sums.
   products: int = 0
-  # Those of them that another kernel has made before.
+  # How many of them another kernel has made already.
   again: int = 0
-  # JAX adds its options to the name: splash_mha_fwd_residuals.
+  # Whether JAX appends its options to the name: splash_mha_fwd_residuals.
   suffixed: bool = False
 
   def is_called(self, name: str) -> bool:
-    """Whether a kernel of that name is this one."""
+    """Whether `name` names this kernel."""
     return name.startswith(self.name) if self.suffixed else name == self.name
 
 
 def find(kernels: Iterable[Kernel], name: str) -> Kernel | None:
-  """The kernel of that name."""
+  """The kernel of that name, or None."""
   return next((kernel for kernel in kernels if kernel.is_called(name)), None)

@@ -21,7 +21,7 @@ from moe.ops.implementation import platform
 def matmul(a_IX: jax.Array, b_XY: jax.Array) -> jax.Array:
   """a b, in float32. Leading dimensions of `a` are rows."""
   if platform() == 'gpu' and math.prod(a_IX.shape[:-1]) == 1:
-    # XLA would multiply a single row element by element, write that down, and add it up.
+    # XLA would multiply a single row element by element, write the products out, and add them up.
     two = jnp.pad(a_IX.reshape(1, -1), ((0, 1), (0, 0)))
     return lax.optimization_barrier(_dot(two, b_XY, 1, 0))[:1].reshape(*a_IX.shape[:-1], -1)
   return _dot(a_IX, b_XY, a_IX.ndim - 1, 0)

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 class Moves(NamedTuple):
   """Rows copied from sources to slots: at most K slots a source, at most one source a slot."""
 
-  source_A: jax.Array  # int32: number of sources where a slot stays empty
-  slot_TK: jax.Array  # int32: number of slots where there is none
+  source_A: jax.Array  # int32: each slot's source; the number of sources where it stays empty
+  slot_TK: jax.Array  # int32: each source's slots; the number of slots where it has fewer than K
 
 
 @jax.custom_vjp
 def spread(rows_TD: jax.Array, moves: Moves) -> jax.Array:
-  """slots_AD: every slot its source's row, zero where empty."""
+  """slots_AD: the row of each slot's source, zeros in empty slots."""
   return take(rows_TD, moves.source_A)
 
 
 @jax.custom_vjp
 def collect(slots_AD: jax.Array, moves: Moves) -> jax.Array:
-  """rows_TD, float32: Σ_k of a source's slots, as K gathers: the transpose of `spread`."""
+  """rows_TD, float32: the sum of each source's slots, as K gathers. The transpose of `spread`."""
   gathered = (
     take(slots_AD, moves.slot_TK[:, k]).astype(jnp.float32) for k in range(moves.slot_TK.shape[1])
   )
@@ -44,8 +44,8 @@ collect.defvjp(
 
 
 def take(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
-  """rows_RD[index], zero where index is R. What lies beside a run of rows may be anything,
-  NaN too.
+  """rows_RD[index], zeros where index is R. These rows are replaced rather than multiplied by zero:
+  an unused row may hold anything, even NaN.
   """
   n = rows_RD.shape[0]
   gathered = rows_RD.at[jnp.minimum(index, n - 1)].get(mode='promise_in_bounds')

@@ -1,8 +1,8 @@
-"""Weights of a few bits, for programs that only run the model: products read them from memory and
-take them as numbers.
+"""Quantized weights, for programs that only run the model: products read a few bits per weight from
+memory and convert them to numbers.
 
 int8: a scale for every column (output channel). int4: a scale for every GROUP rows of a column, two
-values a byte: 4.5 bits a weight.
+values per byte: 4.5 bits per weight.
 
 X contracted rows of a matrix, Y its columns, G groups of its rows.
 """
@@ -25,8 +25,8 @@ HALF = GROUP // 2
 class Quantized:
   """A matrix, or a stack of them along leading axes; inside kernels, the refs of its two arrays."""
 
-  # int8 (…, X, Y); or uint8 (…, X/2, Y): of each group its first half's rows in the low four bits,
-  # the second half's in the high ones, each plus 8.
+  # int8 (…, X, Y); or uint8 (…, X/2, Y): each group's first half of rows in the low four bits, its
+  # second half in the high four, each value plus 8.
   values: jax.Array
   # float32 (…, 1, Y); or bfloat16 (…, G, Y).
   scales: jax.Array
@@ -37,7 +37,7 @@ class Quantized:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the numbers it stands for."""
+    """The shape of the numbers that it stands for."""
     *leading, rows, columns = self.values.shape
     return *leading, rows * (2 if self.is_packed else 1), columns
 
@@ -54,15 +54,15 @@ Matrix = jax.Array | Quantized
 
 
 def bits(kind: str) -> float:
-  """Of a weight, the scales' share included where that does not vanish with X."""
+  """Bits per weight, with the scales' share included unless that vanishes for large X."""
   return 4 + 16 / GROUP if kind == 'int4' else 8
 
 
 @functools.partial(jax.jit, static_argnames='kind')
 def quantize(w: jax.Array, kind: str) -> Quantized:
-  """w (…, X, Y) rounded to the nearest value there is; 0 stays 0.
+  """w (…, X, Y) rounded to the nearest value of this kind; 0 stays 0.
 
-  UserError where int4's groups do not divide X.
+  Raises UserError if int4's groups do not divide X.
   """
   w = w.astype(jnp.float32)
   if kind == 'int8':
@@ -70,9 +70,11 @@ def quantize(w: jax.Array, kind: str) -> Quantized:
     return Quantized(jnp.round(w / scales).astype(jnp.int8), scales)
   *leading, rows, columns = w.shape
   if rows % GROUP:
-    raise UserError(f'int4 has a scale for every {GROUP} rows of a matrix: {rows} are no multiple')
+    raise UserError(
+      f'int4 has one scale per {GROUP} rows of a matrix: {rows} rows are not a multiple of {GROUP}'
+    )
   grouped = w.reshape(*leading, rows // GROUP, GROUP, columns)
-  # −8 there is, 8 there is not: the largest by magnitude becomes −8, whichever its sign.
+  # int4 has −8 but not 8: the largest by magnitude becomes −8, whatever its sign.
   low, high = grouped.min(axis=-2), grouped.max(axis=-2)
   scales = _not_zero(jnp.where(-low > high, low, high) / -8).astype(jnp.bfloat16)
   near = jnp.round(grouped / scales.astype(jnp.float32)[..., None, :])
@@ -82,7 +84,7 @@ def quantize(w: jax.Array, kind: str) -> Quantized:
 
 
 def as_numbers(w: Matrix, dtype: jnp.dtype) -> jax.Array:
-  """What w stands for, in `dtype`."""
+  """The numbers that w stands for, in `dtype`."""
   if not isinstance(w, Quantized):
     return w.astype(dtype)
   if not w.is_packed:
@@ -94,16 +96,16 @@ def as_numbers(w: Matrix, dtype: jnp.dtype) -> jax.Array:
 
 
 def as_products_take(w: Matrix, dtype: jnp.dtype) -> Matrix:
-  """w in `dtype`, but for a quantized one, which kernels read as it is."""
+  """w in `dtype`, or unchanged if quantized: kernels read that as it is."""
   return w if isinstance(w, Quantized) else w.astype(dtype)
 
 
 def nibbles(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32: what the low four bits stand for before scales, and the high ones."""
+  """float32 values of the low four bits and of the high four, before scales."""
   wide = values.astype(jnp.int32)
   return (wide & 15).astype(jnp.float32) - 8, (wide >> 4).astype(jnp.float32) - 8
 
 
 def _not_zero(scales):
-  """Of a column of zeros any scale does."""
+  """The scales, with 1 for 0: for a column of zeros any scale does."""
   return jnp.where(scales == 0, 1, scales)

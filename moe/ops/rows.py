@@ -1,5 +1,5 @@
-"""Rows of arrays moved by XLA: what the ops share of gathers, sums of gathers,
-and bfloat16 moved as bits.
+"""Rows of arrays moved by XLA: gathers, sums of gathers, and bfloat16 moved as bits, which the ops
+share.
 
 T tokens, K experts a token, D width, R = T·K rows.
 """
@@ -21,13 +21,13 @@ def as_bits(values: jax.Array) -> jax.Array:
 
 
 def as_floats(stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """What `as_bits` was given, of type `dtype`."""
+  """The array of type `dtype` that `as_bits` was given."""
   return lax.bitcast_convert_type(stored, dtype) if stored.dtype == jnp.uint16 else stored
 
 
 def take_rows(rows_RD: jax.Array, index: jax.Array) -> jax.Array:
-  """rows_RD[index], index within bounds. Takes bfloat16 as bits:
-  XLA:CPU would first copy all of it in float32.
+  """rows_RD[index], index within bounds. Moves bfloat16 as bits:
+  XLA:CPU would first copy the whole array in float32.
   """
   return as_floats(as_bits(rows_RD).at[index].get(mode='promise_in_bounds'), rows_RD.dtype)
 

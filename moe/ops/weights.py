@@ -11,12 +11,13 @@ from moe.ops.grouped_matmul import grouped_matmul
 from moe.ops.implementation import platform
 from moe.ops.quantized import GROUP, Matrix, Quantized, as_numbers
 
-# A GPU's programs for one product of few rows, so that all of its cores read; columns of each.
+# A GPU computes a product of at most _FEW_ROWS rows in about _PROGRAMS programs of _COLUMNS columns
+# each, so that all of its cores read.
 _PROGRAMS, _COLUMNS, _FEW_ROWS = 256, 64, 16
 
 
 def linear(x: jax.Array, w_XY: Matrix, dtype: jnp.dtype, implementation: str = 'auto') -> jax.Array:
-  """x w computed in `dtype` and returned in it. x (..., X). No gradient takes its way through a
+  """x w computed in `dtype` and returned in it. x (..., X). Not to be differentiated with a
   quantized weight.
   """
   if isinstance(w_XY, Quantized):
@@ -27,8 +28,8 @@ def linear(x: jax.Array, w_XY: Matrix, dtype: jnp.dtype, implementation: str = '
 def product(a_IX: jax.Array, w_XY: Matrix, implementation: str = 'auto') -> jax.Array:
   """a w, in float32, computed in a's type. Leading dimensions of `a` are rows.
 
-  One scale a column is taken to what comes out. Packed weights are made numbers in kernels, where
-  there are some: XLA would write all numbers down, for every product.
+  One scale per column multiplies the result. Packed weights become numbers inside kernels, where
+  the platform has them: XLA would write all the numbers to memory, for every product.
   """
   if not isinstance(w_XY, Quantized):
     return matmul.matmul(a_IX, w_XY.astype(a_IX.dtype))
@@ -43,7 +44,7 @@ def product(a_IX: jax.Array, w_XY: Matrix, implementation: str = 'auto') -> jax.
 
 
 def _by_kernel(a_RX, w_XY, implementation):
-  """As a grouped product: of a single group, or of parts of X, whose products are summed."""
+  """a w as a grouped product: of a single group, or of one per part of X, which are summed."""
   rows, (contracted, columns) = a_RX.shape[0], w_XY.shape
   parts = _parts(rows, contracted, columns) if platform() == 'gpu' else 1
   w_PXY = jax.tree.map(lambda w: w.reshape(parts, -1, columns), w_XY)
@@ -55,7 +56,9 @@ def _by_kernel(a_RX, w_XY, implementation):
 
 
 def _parts(rows, contracted, columns):
-  """Of X, each of several whole groups: as many as make enough programs of few rows."""
+  """How many parts X is cut into, each of several whole groups, to make enough programs for few
+  rows.
+  """
   if rows > _FEW_ROWS:
     return 1
   groups, programs = contracted // GROUP, -(-columns // _COLUMNS)

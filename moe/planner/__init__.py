@@ -1,3 +1,3 @@
-"""What the real training step takes of a machine that is not here:
-memory, FLOPs, traffic, a roofline step time.
+"""What the real training step needs on a machine that is not here: memory, FLOPs, traffic, and a
+roofline of its time.
 """

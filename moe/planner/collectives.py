@@ -1,5 +1,5 @@
-"""The collectives of a compiled program: kind, mesh axes, how often a step,
-bytes that a device sends.
+"""The collectives of a compiled program: their kinds, mesh axes and runs per step, and the bytes
+that a device sends.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ _KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective instruction as it runs in a step, per device."""
+  """One collective instruction: what it does in a step, per device."""
 
   kind: str
   axes: tuple[str, ...]  # mesh axes that it runs over
-  times: float  # a step
-  sent: float  # bytes that a device sends each time, by the ring algorithm of its kind
-  devices: int  # of a group
+  times: float  # runs per step
+  sent: float  # bytes that a device sends per run, by the ring algorithm of its kind
+  devices: int  # per group
   where: str  # op_name
 
 
 def collectives(
   text: str, mesh_shape: dict[str, int], ragged_share: float = 1.0
 ) -> list[Collective]:
-  """Every collective of a program compiled for a mesh,
-  its devices numbered as in `mesh.devices.flat`.
+  """Every collective of a program that was compiled for a mesh, with devices numbered as in
+  `mesh.devices.flat`.
 
-  ragged_share: share of a ragged exchange's buffer that is sent when routing is balanced.
+  ragged_share: the share of a ragged exchange's buffer that is sent when routing is balanced.
   """
   computations, entry = parse(text)
   found, chains = [], {}
@@ -51,13 +51,13 @@ def collectives(
       if kind not in _KINDS:
         continue
       if fused and kind == 'all-reduce' and _keeps_own_part(computation, instruction):
-        kind = 'reduce-scatter'  # TPU's compiler writes them so
+        kind = 'reduce-scatter'  # the TPU compiler writes it this way
       one = _collective(instruction, kind, computation, times, mesh_shape, ragged_share)
       if not fused:
         found.append(one)
         continue
-      # Start, steps and end of an asynchronous one are fusions, each repeating it;
-      # steps may lie in a loop between.
+      # An asynchronous collective is repeated in the fusions of its start, steps and end. Its steps
+      # may be in a loop, so the fusion that runs least often counts.
       chain = tuple(re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.line)) or (
         instruction.name,
       )
@@ -67,7 +67,7 @@ def collectives(
 
 
 def groups(line: str) -> list[tuple[int, ...]]:
-  """The groups of devices of a collective; [] where it names none, which means all devices."""
+  """A collective's groups of devices; [] if it names none, which means one group of all devices."""
   if match := re.search(r'source_target_pairs=\{(\{.*?\})\}', line):
     return [tuple(map(int, pair.split(','))) for pair in re.findall(r'\{([\d,]+)\}', match[1])]
   if match := re.search(r'replica_groups=\{(\{.*?\})\}', line):
@@ -80,7 +80,7 @@ def groups(line: str) -> list[tuple[int, ...]]:
 
 
 def axes_of(groups_: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> tuple[str, ...]:
-  """The mesh axes along which devices of a group differ."""
+  """The mesh axes along which the devices of a group differ."""
   sizes = tuple(mesh_shape.values())
   differ = set()
   for group in groups_:
@@ -90,7 +90,7 @@ def axes_of(groups_: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> tup
 
 
 def _keeps_own_part(computation, instruction):
-  """Whether all that leaves a fusion is a device's share of the instruction's result."""
+  """Whether a fusion's result is only the device's own share of the instruction's result."""
   root, members = computation.root, groups(instruction.line)
   share = members and shape_bytes(instruction.shape) == shape_bytes(root.shape) * len(members[0])
   return (
@@ -106,7 +106,7 @@ def _collective(instruction, kind, computation, times, mesh_shape, ragged_share)
     computation.instructions[o].shape for o in instruction.operands if o in computation.instructions
   ]
   if kind == 'ragged-all-to-all':
-    operands = operands[:1]  # the others: where to put the rows, and how many
+    operands = operands[:1]  # the others say where to put the rows, and how many
   size = sum(shape_bytes(shape) for shape in operands)
   sent = {
     'all-gather': size * (n - 1),
@@ -128,15 +128,15 @@ def _iota(shape, reshape, transpose):
 
 
 def _mesh_groups(axes, order, over):
-  """mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}:
-  groups along some axes of a mesh of their own.
+  """The groups along some axes of a mesh that the instruction defines itself:
+  mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
   """
   sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
   ids = np.arange(math.prod(sizes.values()))
   if match := re.search(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', order):
     ids = _iota(str(len(ids)), match[1], match[2])
   ids = ids.reshape(tuple(sizes.values()))
-  # An axis may be used in part: 'a':(2)4 is the 4 that follow the first factor 2.
+  # A group may use a part of an axis: 'a':(2)4 is the factor 4 after a first factor 2.
   for name, before, size in re.findall(r"'(\w+)':\((\d+)\)(\d+)", over):
     place, parts = (
       list(sizes).index(name),

@@ -1,4 +1,4 @@
-"""The programs of decoding (moe/generation/programs.py), compiled for a machine elsewhere."""
+"""Compiles decoding's programs (moe/generation/programs.py) for a machine that is not here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from moe.quantize import quantized
 
 
 class Decoding(NamedTuple):
-  """What decodes: a model, in which type it is stored, for how many rows of which length."""
+  """What to plan for: a model, the type of its weights, the number of rows and their length."""
 
   config: Config  # data.seq_len is the context; mesh is decoding's
   dtype: str
@@ -35,7 +35,9 @@ class Decoding(NamedTuple):
   def of(
     cls, config: Config, devices: int, axes: Mapping[str, int] | None, *rest, context: int
   ) -> 'Decoding':
-    """axes: of the mesh; without them all devices are along `tensor`."""
+    """A setting with a context length. `axes`: of the mesh; without them all devices are along
+    `tensor`. UserError if `context` is below 1.
+    """
     sizes = {'data': 1, **(axes or {'tensor': devices})}
     if context < 1:
       raise UserError(f'--context={context} must be at least 1')
@@ -49,7 +51,9 @@ class CompiledDecoding(NamedTuple):
 
 
 def compile_decoding(decoding: Decoding, machine: Machine) -> CompiledDecoding:
-  """UserError where the mesh does not fit the machine; other failures come as they are."""
+  """Compiles both programs. UserError if the mesh does not fit the machine; other errors pass
+  through.
+  """
   return compile_for_devices(
     decoding,
     machine_lib.devices(machine),
@@ -61,7 +65,9 @@ def compile_decoding(decoding: Decoding, machine: Machine) -> CompiledDecoding:
 def compile_for_devices(
   decoding: Decoding, devices, platform: str, options: dict | None = None
 ) -> CompiledDecoding:
-  """As `moe.generate` runs them there: `platform`'s kernels, the cache donated."""
+  """Compiles both programs as `moe.generate` runs them: with `platform`'s kernels and the cache
+  donated. UserError if no program has that number of rows.
+  """
   config, rows = decoding.config, decoding.batch
   mesh = mesh_lib.make_mesh(config, devices)
   with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
@@ -89,7 +95,7 @@ def compile_for_devices(
 
 
 class _Arguments:
-  """Shapes of what the programs are given, and how these lie on a mesh."""
+  """The shapes of the programs' arguments, and their shardings on a mesh."""
 
   def __init__(self, decoding: Decoding, mesh: jax.sharding.Mesh):
     config, self._whole = decoding.config, NamedSharding(mesh, PartitionSpec())
@@ -121,12 +127,12 @@ class _Arguments:
     self.drawing = placed(drawing, jax.tree.map(lambda _: self._whole, drawing))
 
   def array(self, *shape: int) -> jax.ShapeDtypeStruct:
-    """int32, whole on every device."""
+    """The shape of an int32 array, replicated on every device."""
     return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._whole)
 
 
 def _cut(w, layer):
-  """Of a stack's array, the shape of a layer's."""
+  """The shape and sharding of one layer's part of a stacked array."""
   del layer
   where = NamedSharding(w.sharding.mesh, PartitionSpec(*w.sharding.spec[1:]))
   return jax.ShapeDtypeStruct(w.shape[1:], w.dtype, sharding=where)

@@ -1,6 +1,4 @@
-"""The actual training step of a config, traced, lowered and compiled for a
-machine that is not here.
-"""
+"""Compiles a config's actual training step for a machine that is not here."""
 
 from typing import Any
 
@@ -23,8 +21,8 @@ from moe.train_step import TrainState, init_state, jit_step, make_train_step
 
 
 def compile_step(config: Config, machine: Machine) -> Compiled:
-  """UserError where the mesh does not fit the machine, or a kernel its chip;
-  other failures come as they are.
+  """Compiles the step. UserError if the mesh does not fit the machine, or a kernel its chip; other
+  errors pass through.
   """
   return compile_for_devices(
     config,
@@ -37,8 +35,8 @@ def compile_step(config: Config, machine: Machine) -> Compiled:
 def compile_for_devices(
   config: Config, devices, platform: str, options: dict | None = None
 ) -> Compiled:
-  """As `moe.train` compiles it: the state donated and laid out by the mesh,
-  metrics whole; `platform`'s kernels.
+  """Compiles the step as `moe.train` does, with `platform`'s kernels: the state is donated and
+  sharded over the mesh, the metrics are replicated.
   """
   mesh, watch = mesh_lib.make_mesh(config, devices), Stopwatch()
   with compiling_for(platform), mesh_lib.use(mesh, config.mesh.zero):
@@ -53,7 +51,7 @@ def compile_for_devices(
 
 
 def bytes_of_state(state: Any) -> dict[str, int]:
-  """Bytes a device of parameters and of optimizer state."""
+  """Bytes per device of parameters and of optimizer state."""
   return {
     'parameters': bytes_of(state.params),
     'optimizer_state': bytes_of(state.optimizer_state),
@@ -61,12 +59,12 @@ def bytes_of_state(state: Any) -> dict[str, int]:
 
 
 def laid_out(shapes: TrainState, mesh: Mesh, config: Config) -> TrainState:
-  """The shapes of a state, with where its parts lie on a mesh."""
+  """The shapes of a state with their shardings on a mesh."""
   return placed(shapes, shardings(config, mesh, shapes))
 
 
 def _batch(config: Config, mesh: Mesh) -> Batch:
-  """Of text of one domain."""
+  """The shapes of a batch of text that is all of one domain."""
   rows, sharding = config.data.batch_size, batch_sharding(mesh)
   of_rows = lambda width, dtype: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding)
   of_tokens = lambda dtype: of_rows(config.data.seq_len, dtype)

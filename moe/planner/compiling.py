@@ -1,4 +1,4 @@
-"""A traced program compiled for a machine that is not here, and what the compiler says of it."""
+"""Compiles a traced program for a machine that is not here, and collects the compiler's figures."""
 
 import math
 import re
@@ -14,17 +14,17 @@ from moe.errors import UserError
 
 
 class Compiled(NamedTuple):
-  """What the compiler made of a program, for one device;
-  `text` is empty where it refused, peak then what it asked for.
+  """A compiled program and its figures for one device. If the compiler refused the program for its
+  size, `text` is empty and both sizes are what it asked for.
   """
 
   mesh: dict[str, int]  # axis → devices
-  coordinates: list | None  # in the torus, of the mesh's devices
+  coordinates: list | None  # of the mesh's devices in the torus
   jaxpr: Any
-  held: dict[str, int]  # bytes of what the program is given and keeps, by name
+  held: dict[str, int]  # bytes of the arguments that the program also keeps, by name
   text: str
-  peak_bytes: int  # alive at once
-  reserved_bytes: int  # what the program's heap is given: as much, and what lies between
+  peak_bytes: int  # most bytes that are alive at once
+  reserved_bytes: int  # size of the program's heap: the peak and the gaps between arrays
   refusal: str  # the compiler's words
   seconds: float
   cpu_seconds: float
@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
 
 
 class Stopwatch:
-  """From when it is made: seconds, and those of all of the process's threads together."""
+  """Measures seconds since it was made: wall time, and CPU time of all threads of the process."""
 
   def __init__(self):
     self._began = time.perf_counter(), time.process_time()
@@ -50,10 +50,9 @@ def compile_traced(
   options: Mapping[str, Any],
   watch: Stopwatch,
 ) -> Compiled:
-  """traced: of `jax.jit(…).trace(…)`, inside the contexts that it was traced in.
+  """Compiles what `jax.jit(…).trace(…)` returned, in the contexts in which it was traced.
 
-  Where the compiler refuses it for its size, `Compiled.refusal` says so; other failures come as
-  they are.
+  If the compiler refuses it for its size, `Compiled.refusal` says so; other errors pass through.
   """
   lowered = traced.lower()
   try:
@@ -72,11 +71,11 @@ def compile_traced(
 
 
 def asked_for(message: str) -> int:
-  """Bytes that a refused program would have taken, of the compiler's words.
+  """Bytes that a refused program would have needed, read from the compiler's message.
 
-  'the total memory required for HLO temporaries (26.52G) exceeds …', which counts arguments too, or
-  'Used 42.94G of 15.75G hbm'. 0 if neither. UserError where a kernel wants more of a chip's own
-  memory than there is.
+  That says 'the total memory required for HLO temporaries (26.52G) exceeds …', which includes the
+  arguments, or 'Used 42.94G of 15.75G hbm'. 0 if it says neither. UserError if a kernel needs more
+  VMEM than the chip has.
   """
   if 'memory space vmem' in message:
     raise UserError(
@@ -102,14 +101,14 @@ def _peak_and_reserved(memory) -> tuple[int, int]:
 
 
 def placed(shapes: Any, where: Any) -> Any:
-  """The shapes, each with its sharding."""
+  """The tree of shapes with the tree of shardings put on it."""
   return jax.tree.map(
     lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
   )
 
 
 def bytes_of(tree: Any) -> int:
-  """A device's, of shapes with shardings."""
+  """Bytes per device of a tree of shapes with shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )

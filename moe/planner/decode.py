@@ -1,8 +1,8 @@
-"""A plan of decoding: whether it fits, and what a token of every row takes. JSON-able.
+"""A plan of decoding: whether it fits, and what one step, a token of every row, needs. JSON-able.
 
-Reading weights and cache is most of the work, so that the least is told beside what the compiled
-program reads: every weight that a row needs once, and the whole cache once. Routing is balanced: of
-E experts, B rows that choose K each need E (1 − (1 − K/E)ᴮ).
+Most of the work is reading weights and cache. So a plan sets the bytes that the compiled program
+reads beside the least possible: every weight that some row needs once, and the whole cache once.
+Routing is balanced: B rows that choose K of E experts each need E (1 − (1 − K/E)ᴮ) experts.
 """
 
 import functools
@@ -29,12 +29,12 @@ _ROUTED_FFN = (*names.GPU['routed_ffn'], *names.TPU['routed_ffn'])
 
 
 def plan(decoding: Decoding, machine: Machine) -> dict[str, Any]:
-  """Compiles, and says what a step takes. UserError where config and machine do not go together."""
+  """Compiles decoding and describes a step. UserError if config and machine do not match."""
   return describe(decoding, machine, compile_decoding(decoding, machine))
 
 
 def describe(decoding: Decoding, machine: Machine, made: CompiledDecoding) -> dict[str, Any]:
-  """The plan of compiled programs; without collectives, traffic and time where the compiler refused
+  """The plan of compiled programs. It lacks collectives, traffic and time if the compiler refused
   the step for its size.
   """
   config, chip, step = decoding.config, machine.chip, made.step
@@ -100,13 +100,13 @@ def _performance(decoding, machine, step) -> dict[str, Any]:
 
 
 def chosen_experts(config: Config, rows: int) -> float:
-  """Of a layer's routed experts, those that so many rows choose: the mean of balanced routing."""
+  """How many of a layer's routed experts `rows` rows choose, on average at balanced routing."""
   experts, per_token = config.moe.num_experts, config.moe.experts_per_token
   return experts * (1 - (1 - per_token / experts) ** rows) if experts else 0.0
 
 
 def least_bytes(decoding: Decoding) -> float:
-  """That all devices have to read for one token of every row."""
+  """The least bytes that all devices together must read for one token of every row."""
   config, rows, kind = decoding.config, decoding.batch, decoding.dtype
   size = bits(kind) / 8 if kind in FEW_BITS else jnp.dtype(kind).itemsize
   model, counted = config.model, count_params(config)
@@ -123,8 +123,8 @@ def least_bytes(decoding: Decoding) -> float:
 def _moved_by_kernel(
   experts: int, chosen: float, instruction: Instruction, operands: Sequence[str]
 ) -> float | None:
-  """Bytes that a kernel of the routed FFN moves: of a device's `experts` those that are chosen, of
-  all else everything. None of what is no such kernel.
+  """Bytes that a kernel of the routed FFN moves: the weights of the `chosen` ones among a device's
+  `experts`, and all of its other operands and results. None for any other instruction.
   """
   names_in = instruction.where.split('/')
   if instruction.op != 'custom-call' or not any(find(_ROUTED_FFN, name) for name in names_in):

@@ -1,4 +1,4 @@
-"""A plan of decoding for people, and the table of those that are recorded."""
+"""A plan of decoding as text for people, and the table of all recorded ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from moe.chips import GIB
 from moe.planner.report import mesh, unread, verdict
 
-# What tells plans apart.
+# A new record replaces an older one with the same values of these keys.
 KEYS = ('config', 'topology', 'dtype', 'batch', 'context')
 _HEADER = (
   '| config | machine | mesh | weights | rows × context | fits | '
@@ -16,7 +16,7 @@ _HEADER = (
 
 
 def text(record: Mapping[str, Any]) -> str:
-  """A plan, a line a fact."""
+  """A plan as text, a line per fact."""
   gib = lambda n: f'{n / GIB:.2f} GiB'
   lines = [
     f'{record["config"]} decoding on {record["topology"]} ({record["devices"]} devices), mesh '
@@ -59,9 +59,8 @@ def _performance(record):
 
 
 def table(records: Sequence[Mapping[str, Any]], baseline: str) -> str:
-  """Markdown, a row a plan. The last column: tokens a second against those of the config `baseline`
-  on the same machine with as many rows and
-  weights of the same type.
+  """All plans as Markdown, a row per plan. The last column is tokens per second relative to the
+  config `baseline` in the same setting: machine, weights' type, rows and context.
   """
   header = _HEADER.format(baseline=baseline)
   of_baseline = {_setting(r): r for r in records if r['config'] == baseline}

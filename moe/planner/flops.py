@@ -1,11 +1,11 @@
-"""FLOPs of the traced training step, over all devices:
-what the model needs, what is computed again, what is padding.
+"""FLOPs of a traced program, such as the training step, over all devices: what the model needs,
+what is recomputed, and what is padding.
 
-Matrix products only, a multiply-add is 2, as in `moe/accounting.py`. They are read off the jaxpr,
-where loops have their lengths and what rematerialisation adds is named `rematted_computation`; only
-what its results need is counted. Kernels count by the products that they are known to make,
-attention over all pairs of tokens, experts at balanced routing, no matter how many rows a buffer
-has; further rounds of an exchange are not counted, balanced routing has none.
+Only matrix products count, and a multiply-add is 2, as in `moe/accounting.py`. They are read off
+the jaxpr without its dead code. There loops have their lengths, and rematerialised work is named
+`rematted_computation`. Kernels count by the products that they are known to make: attention over
+all pairs of tokens, experts at balanced routing, however many rows a buffer has. Further rounds of
+an exchange do not count, since balanced routing needs none.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _REMATERIALISED = 'rematted_computation'
 
 @dataclasses.dataclass
 class Flops:
-  """Of one step, over all devices."""
+  """FLOPs of one step, over all devices."""
 
   model: float = 0.0  # what the model needs, once: comparable with `launch.describe`
-  recomputed: float = 0.0  # of model.remat, and of attention kernels, which keep no scores
-  padding: float = 0.0  # tiles of kernels beyond their groups and widths
-  # Blocks of pairs that causal attention leaves out; counted above as if they were computed.
+  recomputed: float = 0.0  # by model.remat, and by attention kernels, which keep no scores
+  padding: float = 0.0  # parts of kernels' tiles beyond their groups and widths
+  # Blocks of pairs that causal attention leaves out. The fields above count them as if computed.
   skipped: float = 0.0
 
   @property
@@ -40,8 +40,8 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What the shapes in a jaxpr do not say, which have buffers' rows and
-  kernels' padding in them.
+  """Sizes without padding. The shapes in a jaxpr do not tell them: they include the rows of buffers
+  and the padding of kernels.
   """
 
   # Assignments that a device's experts compute in one microbatch when routing is balanced.
@@ -51,7 +51,7 @@ class Setting:
 
 
 def count(closed: core.ClosedJaxpr, setting: Setting) -> Flops:
-  """Of a traced step, the jaxpr of `jax.jit(step).trace(…)`."""
+  """Counts a traced step; `closed` is the jaxpr of `jax.jit(step).trace(…)`."""
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
   totals = Flops()
   _walk(jaxpr, 1.0, '', totals, setting)
@@ -83,7 +83,7 @@ def _walk(jaxpr, times, path, totals, setting):
       branches = [Flops() for _ in equation.params['branches']]
       for branch, part in zip(equation.params['branches'], branches):
         _walk(branch.jaxpr, times, where, part, setting)
-      # Of products arranged by platform, all make the same.
+      # Branches for different platforms make the same products; of others the largest counts.
       most = max(branches, key=lambda part: part.executed)
       for field in dataclasses.fields(Flops):
         setattr(totals, field.name, getattr(totals, field.name) + getattr(most, field.name))
@@ -94,7 +94,7 @@ def _walk(jaxpr, times, path, totals, setting):
 
 
 def dot_flops(equation: Any) -> int:
-  """Of a dot_general."""
+  """FLOPs of a dot_general."""
   (contracted, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape
   return (
@@ -129,12 +129,12 @@ def _add_kernel(totals, where, times, equation, setting):
     exact = times * 2 * heads * setting.seq_len**2 * setting.head_dim
     _add(totals, where, needed * exact, made * exact)
     totals.padding += made * (padded - exact)
-    # What is left is a triangle of blocks.
+    # A triangle of blocks is computed.
     totals.skipped += made * padded * (1 - (blocks + 1) / (2 * blocks))
 
 
 def _expert_shape(equation):
-  """(rows, D, F) of a kernel of the routed FFN, from the shapes of what it is given and gives."""
+  """(rows, D, F) of a kernel of the routed FFN, from the shapes of its arguments and results."""
   arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
   shapes = [_of_numbers(array) for array in arrays if array.dtype.itemsize in (1, 2, 4)]
   matrices = [s for s in shapes if len(s) == 3 and min(s[1:]) > 1 and s[1] != 1]
@@ -144,7 +144,7 @@ def _expert_shape(equation):
 
 
 def _of_numbers(array):
-  """The shape of what an array stands for: packed, it has two rows of a matrix in one."""
+  """The shape of the matrices in an array. Packed ones, uint8, hold two rows of a matrix in one."""
   if array.dtype != jnp.uint8:
     return array.shape
   *leading, rows, columns = array.shape
@@ -152,10 +152,10 @@ def _of_numbers(array):
 
 
 def _attention_shape(equation):
-  """((B·H, L, C), block), padded: queries are (B, H, L, C) of splash attention and
-  (B, L, H, C) of Triton's.
+  """((B·H, L, C), block) of an attention kernel, padding included. Queries are (B, H, L, C) in
+  splash attention and (B, L, H, C) in the Triton kernels.
 
-  A device with a single sequence may leave out B.
+  B may be absent on a device with a single sequence.
   """
   name = equation.params['name']
   floats = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]

@@ -1,9 +1,9 @@
 """Compiled HLO text → computations, and how often each of them runs in a step.
 
-A loop's trips are read off its condition (counter < constant), its start and its step. Further
-rounds of an exchange (`moe/parallel/experts/rounds.py`), which end when the tokens do, count 0
-times: balanced routing needs none. Any other loop whose trips cannot be read counts once,
-and `unread_loops` names it.
+A loop's number of trips follows from its condition (counter < constant), its start and its step.
+The further rounds of an exchange (`moe/parallel/experts/rounds.py`) last until no tokens are left,
+and count 0 times: balanced routing needs none. Any other loop whose trips cannot be read counts
+once, and `unread_loops` names it.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Instruction:
 
   @property
   def where(self) -> str:
-    """The operation of the traced program that it comes from; '' where it does not say."""
+    """The traced program's operation that the instruction comes from; '' if it names none."""
     match = re.search(r'op_name="([^"]*)"', self.line)
     return match[1] if match else ''
 
@@ -69,7 +69,7 @@ class Computation:
     return next(i for i in self.instructions.values() if i.is_root)
 
   def source(self, name: str) -> Instruction | None:
-    """The instruction behind copies and conversions of layout."""
+    """The instruction that produces a value, behind copies, reshapes and conversions."""
     instruction = self.instructions.get(name)
     while (
       instruction
@@ -80,7 +80,7 @@ class Computation:
     return instruction
 
 
-@functools.lru_cache(maxsize=1)  # collectives, traffic and loops are each read off the same program
+@functools.lru_cache(maxsize=1)  # collectives, traffic and loops all parse the same program
 def parse(text: str) -> tuple[dict[str, Computation], str]:
   """Computations by name, and the name of the entry."""
   computations, entry, current = {}, '', None
@@ -97,7 +97,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 def runs(
   computations: dict[str, Computation], entry: str
 ) -> Iterator[tuple[Computation, float, bool]]:
-  """(computation, times a step, whether it is the inside of a fusion) for every call of it."""
+  """Yields (computation, runs per step, whether it is inside a fusion) for every call of it."""
 
   def walk(name, times, fused):
     computation = computations[name]
@@ -124,7 +124,7 @@ def runs(
 
 
 def unread_loops(text: str) -> list[str]:
-  """The loops, by where they come from, whose trips cannot be read."""
+  """The loops whose trips cannot be read, by the operation that they come from."""
   computations, _ = parse(text)
   loops = [
     (c, i) for c in computations.values() for i in c.instructions.values() if i.op == 'while'
@@ -135,7 +135,7 @@ def unread_loops(text: str) -> list[str]:
 def trips(
   computations: dict[str, Computation], outer: Computation, loop: Instruction
 ) -> int | None:
-  """How often a while loop's body runs; None where that cannot be read."""
+  """How often a while loop's body runs; None if that cannot be read."""
   if is_further_rounds(loop.where):
     return 0
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
@@ -144,7 +144,7 @@ def trips(
   condition, body = computations[loop.called('condition')], computations[loop.called('body')]
   test = condition.root
   compared = [condition.source(name) for name in test.operands]
-  if test.op == 'fusion':  # counter and limit are handed in
+  if test.op == 'fusion':  # counter and limit are its operands
     test = computations[test.called('calls')].root
   if test.op != 'compare':
     return None
@@ -160,8 +160,8 @@ def trips(
 
 
 def shape_bytes(shape: str, on_chip: bool = True) -> int:
-  """Of one shape in HLO text or of a tuple of them.
-  on_chip: count arrays in other memory spaces than the main one.
+  """Bytes of a shape in HLO text, or of a tuple of them. `on_chip`: whether arrays outside the main
+  memory space count.
   """
   total = 0
   for kind, dims, layout in re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', shape):
@@ -171,17 +171,19 @@ def shape_bytes(shape: str, on_chip: bool = True) -> int:
 
 
 def num_elements(shape: str) -> int:
-  """Of one array's shape in HLO text."""
+  """The number of elements of an array's shape in HLO text."""
   return math.prod(int(d) for d in re.search(r'\[([\d,]*)\]', shape)[1].split(',') if d)
 
 
 def item_bytes(shape: str) -> float:
-  """Of one element of an array, by its shape in HLO text."""
+  """Bytes of one element of an array's shape in HLO text."""
   return _ITEM_BITS.get(shape.partition('[')[0], 0) / 8
 
 
 def _joined(text):
-  """Lines of `text`, those of one instruction joined: a kernel's metadata may span several."""
+  """Yields the lines of `text`, with the lines of an instruction joined: a kernel's metadata may
+  span several.
+  """
   held = ''
   for line in text.splitlines():
     if held and not re.match(r'\s*(ROOT )?%?[\w.-]+ = |\}|(ENTRY )?%?[\w.-]+ \(|\s*$', line):
@@ -204,7 +206,7 @@ def _instruction(line):
 
 
 def _until_closed(text):
-  """What stands before the parenthesis that closes the one before `text`."""
+  """The part of `text` before the parenthesis that closes one opened just before it."""
   depth = 1
   for end, character in enumerate(text):
     depth += (character == '(') - (character == ')')
@@ -223,8 +225,8 @@ def _index(instruction):
 
 
 def _start(outer, loop, counter):
-  """The counter before the loop; None if it is no constant of the tuple
-  that the loop starts from.
+  """The counter's value before the loop; None if the tuple that the loop starts from holds no
+  constant there.
   """
   state = outer.source(loop.operands[0])
   first = outer.source(state.operands[counter]) if state and state.op == 'tuple' else None

@@ -1,5 +1,5 @@
-"""A machine by its name, 'v5p:4x4x4' or 'h100:8',
-as devices that programs can be compiled for without having them.
+"""A machine by its name, 'v5p:4x4x4' or 'h100:8', as devices that programs can be compiled for
+although they are not here.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from moe.planner.kernels import gpu, gpu_targets, tpu
 
 EXAMPLES = 'v5e:2x4, v5p:4x4x4, v6e:4x4, h100:8, a100-40:1'
 
-# Sides of a slice of so many chips of a 2D torus, as clouds sell them.
+# Number of chips → sides of a slice of a 2D torus, as clouds sell them.
 _SQUAREST = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4)}
 
 
 class Machine(NamedTuple):
-  """A slice of TPU chips, or the GPUs of one or more servers. One device a chip."""
+  """A slice of TPU chips, or the GPUs of one or more servers. A chip is one device."""
 
   topology: str
   chip: Chip
-  sides: tuple[int, ...]  # of the torus; of GPUs their number
+  sides: tuple[int, ...]  # of the torus; for GPUs (number,)
 
   @property
   def num_devices(self) -> int:
@@ -36,7 +36,7 @@ class Machine(NamedTuple):
 
 
 def parse(topology: str) -> Machine:
-  """UserError that says what is wrong with the name."""
+  """The machine of that name. UserError, which says what is wrong with it, for any other name."""
   match = re.fullmatch(r'([\w-]+):(\d+(?:x\d+)*)', topology or '')
   if not match:
     raise UserError(f'--topology={topology} is not CHIP:SIZE, as {EXAMPLES}')
@@ -65,7 +65,9 @@ def parse(topology: str) -> Machine:
 
 
 def with_memory(machine: Machine, fraction: float) -> Machine:
-  """Of whose GPUs JAX is given that part of the memory. UserError for TPUs, which give all."""
+  """The machine if JAX may use that fraction of each GPU's memory. UserError for TPUs, whose
+  programs may use all of it, and unless the fraction is above 0 and at most 1.
+  """
   chip = machine.chip
   if not 0 < fraction <= 1 or not chip.memory:
     what = 'must be above 0 and at most 1' if chip.memory else f'goes with GPUs, not {chip.name}'
@@ -74,8 +76,8 @@ def with_memory(machine: Machine, fraction: float) -> Machine:
 
 
 def devices(machine: Machine) -> Sequence[jax.Device]:
-  """Loads the compiler, at the first call. UserError where it is not
-  installed or knows no such slice.
+  """The machine's devices. The first call loads the compiler. UserError if it is not installed or
+  does not know the slice.
   """
   module, environment = (tpu, '.venv-tpu') if machine.chip.platform == 'tpu' else (gpu, '.venv-gpu')
   if not importlib.util.find_spec(module.COMPILER):
@@ -95,17 +97,15 @@ def devices(machine: Machine) -> Sequence[jax.Device]:
       ).devices
     for name, value in tpu.ENVIRONMENT.items():
       os.environ.setdefault(name, value)
-    # A host has four chips of most slices.
+    # The compiler assumes four chips per host, as most slices have; a single chip needs another.
     alone = {'chips_per_host_bounds': (1, 1, 1)} if machine.num_devices == 1 else {}
     return topologies.get_topology_desc(
       platform='tpu', topology_name=machine.topology, **alone
     ).devices
   except Exception as error:  # the compiler's own words, whatever type they come in
-    raise UserError(
-      f'--topology={machine.topology} is none that the compiler knows: {error}'
-    ) from error
+    raise UserError(f'--topology={machine.topology} is unknown to the compiler: {error}') from error
 
 
 def compiler_options(machine: Machine) -> dict[str, str]:
-  """What the compiler has to be told beside the program."""
+  """Options that the compiler needs for this machine."""
   return {'xla_gpu_cuda_data_dir': str(gpu.toolkit())} if machine.chip.platform == 'gpu' else {}

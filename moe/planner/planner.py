@@ -1,4 +1,4 @@
-"""A plan: what the compiled step takes, against what the machine has. JSON-able."""
+"""A plan: what the compiled step needs against what the machine has, as JSON-able values."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,15 +21,13 @@ from moe.planner.traffic import memory_traffic
 
 
 def plan(config: Config, machine: Machine) -> dict[str, Any]:
-  """Compiles, and says what the step takes. UserError where config and
-  machine do not go together.
-  """
+  """Compiles the training step and describes it. UserError if config and machine do not match."""
   return describe(config, machine, compile_step(config, machine))
 
 
 def describe(config: Config, machine: Machine, compiled: Compiled) -> dict[str, Any]:
-  """The plan of a compiled step; without collectives,
-  traffic and time where the compiler refused it for its size.
+  """The plan of a compiled step. It lacks collectives, traffic and time if the compiler refused the
+  step for its size.
   """
   chip, devices = machine.chip, machine.num_devices
   fits = not compiled.refusal and compiled.reserved_bytes <= chip.capacity
@@ -97,8 +95,8 @@ def _performance(config, machine, compiled, flops, own) -> dict[str, Any]:
 
 
 def _stretched(collectives: Sequence[Collective], stretch: float) -> list[Collective]:
-  """As if a stage's collectives took part in its waiting.
-  Those between stages run with every tick, at work or not.
+  """The collectives with a stage's waiting counted as more runs of them. Those between stages are
+  unchanged: they run in every tick, whether a stage works or waits.
   """
   return [
     c if 'stage' in c.axes else dataclasses.replace(c, times=c.times * stretch) for c in collectives
@@ -106,8 +104,8 @@ def _stretched(collectives: Sequence[Collective], stretch: float) -> list[Collec
 
 
 def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
-  """Of the peak. Gradients: one set, and with microbatches the sum beside it; activations:
-  all that is left.
+  """The parts of the peak memory. Gradients are one set, plus their running sum with microbatches;
+  activations are what is left.
   """
   state = compiled.held
   gradients = state['parameters'] * (1 + (config.train.microbatches > 1))
@@ -116,8 +114,8 @@ def _memory(config: Config, compiled: Compiled) -> dict[str, int]:
 
 
 def _ragged_share(config: Config, mesh: dict[str, int]) -> float:
-  """Of a ragged exchange's buffer, what is sent when routing is balanced:
-  it sends only what there is.
+  """The share of a ragged exchange's buffer that is sent when routing is balanced: only rows that
+  exist are sent.
   """
   moe, tokens = config.moe, _tokens_a_device(config, mesh)
   if not moe.num_experts:
@@ -137,6 +135,8 @@ def _rows_a_device(config: Config, mesh: dict[str, int]) -> float:
 
 
 def _tokens_a_device(config: Config, mesh: dict[str, int]) -> int:
-  """Of one microbatch; `moe.parallel.mesh` has checked that all devices have as many."""
+  """A device's tokens of one microbatch. `moe.parallel.mesh` has checked that all devices have as
+  many.
+  """
   sequences = config.data.batch_size // config.train.microbatches
   return sequences // batch_parts(mesh) * config.data.seq_len

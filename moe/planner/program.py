@@ -1,4 +1,4 @@
-"""`python -m launch.plan`: what is asked for, and what is printed of it."""
+"""`python -m launch.plan`: makes the requested plans, prints and records them."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from moe.planner.compile_decode import Decoding
 
 
 class Asked(NamedTuple):
-  """The flags, of the same names."""
+  """The flags, by the same names."""
 
   topology: str | None
   memory_fraction: float | None
@@ -30,7 +30,9 @@ class Asked(NamedTuple):
 
 
 def run(program: str, config: Config, asked: Asked) -> int:
-  """Plans 'train' or 'decode', prints and records it; what the process exits with."""
+  """Plans 'train' or 'decode', and prints and records the plans. Returns the exit code: 0 if any
+  plan fits, else 1. UserError for flags that do not go together.
+  """
   if not asked.topology:
     raise UserError('--topology=CHIP:SIZE is required, for example --topology=v5p:4x4x4')
   if asked.search and program == 'decode':

@@ -1,4 +1,4 @@
-"""A plan for people, and the table of all recorded plans."""
+"""A plan as text for people, and the table of all recorded plans."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ _HEADER = (
 
 
 def text(record: dict[str, Any]) -> str:
-  """A plan, a line a fact."""
+  """A plan as text, a line per fact."""
   gib = lambda n: f'{n / GIB:.2f} GiB'
   peak, reserved, capacity = (
     gib(record[f'{key}_bytes_per_device']) for key in ('peak', 'reserved', 'capacity')
@@ -45,19 +45,19 @@ def text(record: dict[str, Any]) -> str:
 
 
 def verdict(record: Mapping[str, Any]) -> str:
-  """Whether it fits, or by how much not."""
+  """Says that a plan fits, or by how much it does not."""
   if record['fits']:
     return 'fits'
   return f'does not fit, by {record["over_bytes_per_device"] / GIB:.2f} GiB'
 
 
 def mesh(record: Mapping[str, Any]) -> str:
-  """'fsdp 2 × expert 4'."""
+  """The mesh in words: 'fsdp 2 × expert 4'."""
   return ' × '.join(f'{axis} {size}' for axis, size in record['mesh'].items()) or 'of one device'
 
 
 def unread(record: Mapping[str, Any]) -> list[str]:
-  """A line a loop whose time is not known."""
+  """A line for each loop that counts once because its number of trips is unknown."""
   return [
     f'  counted once        the loop {loop}, whose trips are not known'
     for loop in record['loops_counted_once']
@@ -65,7 +65,7 @@ def unread(record: Mapping[str, Any]) -> list[str]:
 
 
 def try_record(path: str) -> None:
-  """UserError unless `record_plan` can write there: before a plan is compiled for minutes."""
+  """UserError unless `record_plans` can write to `path`. Call it before compiling for minutes."""
   if not path:
     return
   for file in (Path(path), Path(path).with_suffix('.md')):
@@ -79,8 +79,8 @@ def record_plans(
   table: Callable[[Sequence[dict[str, Any]]], str],
   keys: Sequence[str] = ('config', 'topology'),
 ) -> None:
-  """Puts plans into FILE.jsonl, each in the place of an older one with the same `keys`, and writes
-  their `table` to FILE.md.
+  """Adds plans to the file `path`, FILE.jsonl, and writes the `table` of all to FILE.md. A new plan
+  replaces an older one with the same `keys`.
   """
   old = (
     [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
@@ -94,7 +94,7 @@ def record_plans(
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-  """Markdown, a row a plan."""
+  """All plans as Markdown, a row per plan."""
   rows = [_HEADER, '|' + '---|' * (_HEADER.count('|') - 1), *map(_row, records)]
   return (
     '# What the published models take of machines that are not here\n\n'

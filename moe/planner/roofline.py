@@ -1,15 +1,14 @@
-"""From counts and a chip's public figures to the time of a step:
-the least that each resource needs for its share.
+"""The time of a step from counts and a chip's public figures: the least time that each resource
+needs for its share.
 
-The step takes as long as its slowest term if the others hide behind it completely,
-and their sum if nothing does.
-A pipeline's stages wait for one another; each term is longer by that (see
-`stages.py`) before it comes here.
+The step takes as long as its slowest term if that hides all the others, and as long as their sum if
+nothing overlaps. The counts include the time that a pipeline's stages wait for one another (see
+`stages.py`).
 
-Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once when
-sides wrap around, over k when they do not. All-to-all crosses the middle of the longest side a: 8/a
-links' worth where it wraps, 4/a where it does not. GPUs of a server all send at once through a
-switch; what a group sends that spans servers is all counted at the network's rate.
+Interconnect: a group of devices that spans torus sides a₁ … a_k sends over 2k links at once if the
+sides wrap around, and over k if they do not. All-to-all crosses the middle of the longest side a,
+with the bandwidth of 8/a links if it wraps and 4/a if not. The GPUs of a server all send at once
+through a switch. A group that spans servers sends everything at the network's rate.
 """
 
 import math
@@ -24,7 +23,7 @@ from moe.planner.collectives import Collective
 
 
 class Roofline(NamedTuple):
-  """Seconds a step."""
+  """Seconds per step that each resource needs."""
 
   compute: float
   hbm: float
@@ -32,7 +31,7 @@ class Roofline(NamedTuple):
 
   @property
   def step(self) -> float:
-    """With everything overlapped."""
+    """Seconds per step if everything overlaps."""
     return max(self)
 
   @property
@@ -49,8 +48,8 @@ def roofline(
   collectives: Sequence[Collective],
   mesh_shape: dict[str, int],
 ) -> Roofline:
-  """Of one device's FLOPs and bytes. `coordinates`:
-  of the mesh's devices in the torus, (devices, dimensions).
+  """The roofline of one device's FLOPs and bytes. `coordinates` (devices, dimensions) are those of
+  the mesh's devices in the torus.
   """
   interconnect = 0.0
   for one in collectives:
@@ -62,8 +61,8 @@ def roofline(
 
 
 def bandwidth(chip: Chip, sides: Sequence[int], spanned: dict[int, int], kind: str) -> float:
-  """Bytes a second that a device of a group sends; `spanned`:
-  torus dimension → positions of the group in it.
+  """Bytes per second that a device of a group sends. `spanned`: torus dimension → number of the
+  group's positions in it.
   """
   if not chip.torus or not spanned:
     return chip.link
@@ -79,8 +78,8 @@ def bandwidth(chip: Chip, sides: Sequence[int], spanned: dict[int, int], kind: s
 
 
 def wraps(chip: Chip, sides: Sequence[int], dimension: int) -> bool:
-  """v5p joins the ends of every side where all sides are multiples of
-  4; v5e and v6e those of 16.
+  """Whether links join the ends of a side: of every side on v5p if all are multiples of 4, and of
+  sides of 16 on v5e and v6e.
   """
   if chip.name == 'v5p':
     return all(side % 4 == 0 for side in sides)
@@ -88,8 +87,8 @@ def wraps(chip: Chip, sides: Sequence[int], dimension: int) -> bool:
 
 
 def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) -> dict[int, int]:
-  """Torus dimension → positions that the group of the first device along `axes` takes in it,
-  where more than one.
+  """Torus dimension → number of positions in it of the first device's group along `axes`, for
+  dimensions with more than one.
   """
   if coordinates is None:
     return {}
@@ -103,8 +102,8 @@ def spanned_sides(axes: Sequence[str], mesh_shape: dict[str, int], coordinates) 
 
 
 def spans_servers(axes: Sequence[str], mesh_shape: dict[str, int], server: int) -> bool:
-  """Whether some group along `axes` has devices of more than one server;
-  devices are numbered server by server.
+  """Whether any group along `axes` has devices of more than one server. Devices are numbered server
+  by server.
   """
   server_of = _grid(mesh_shape) // server
   along = [dimension for dimension, axis in enumerate(mesh_shape) if axis in axes]
@@ -116,7 +115,7 @@ def _grid(mesh_shape):
 
 
 def by_kind_and_axes(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  """kind → 'axis' or 'axis+axis' → bytes that a device sends a step."""
+  """kind → 'axis' or 'axis+axis' → bytes that a device sends per step."""
   table = defaultdict(lambda: defaultdict(float))
   for one in collectives:
     table[one.kind]['+'.join(one.axes)] += one.times * one.sent

@@ -1,4 +1,4 @@
-"""Which meshes and rematerialisation could do, and in which order they are worth compiling."""
+"""Which meshes and rematerialisation are worth compiling, and the ranking of their plans."""
 
 import collections
 import dataclasses
@@ -20,11 +20,11 @@ _MOST_TENSOR = 4  # bounds the number of plans, which take minutes each
 
 
 def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) -> Iterator[Config]:
-  """Variations of config.mesh and model.remat whose state and gradients leave room on the machine.
+  """Yields variations of config.mesh and model.remat whose state and gradients fit on the machine.
 
-  The config's own mesh.stage, then 1; for each every data, fsdp and expert, tensor up to 4. All
-  else is the config's. UserError where its stages do not divide the devices, or where nothing is
-  left, with what is in the way most often.
+  mesh.stage is the config's own, then 1. Each is tried with every data, fsdp and expert, and tensor
+  up to 4. All else is the config's. UserError if the stages do not divide the devices, or if no
+  variation is left; that names the most common obstacle.
   """
   shapes = jax.eval_shape(lambda: init_state(config))
   refusals, found = collections.Counter(), False
@@ -52,7 +52,7 @@ def candidates(config: Config, machine: Machine, devices: Sequence[jax.Device]) 
 def plans(
   tried: Iterable[Config], plan: Callable[[Config], dict]
 ) -> Iterator[tuple[Config, dict | str]]:
-  """Each with its plan, or with why there is none, which does not end the search."""
+  """Yields every config with its plan, or with the reason why it has none; the search goes on."""
   for config in tried:
     try:
       yield config, plan(config)
@@ -61,7 +61,9 @@ def plans(
 
 
 def rank(records: list[dict]) -> list[dict]:
-  """Those that fit, the fastest first if nothing overlaps; then those that do not, by how much."""
+  """The plans that fit, then those that do not. Each group begins with the least step time without
+  overlap; plans without a step time end it, by the bytes that are missing.
+  """
   speed = lambda r: (
     not r['fits'],
     r.get('step_seconds_without_overlap', math.inf),
@@ -73,8 +75,8 @@ def rank(records: list[dict]) -> list[dict]:
 def searched(
   config: Config, target: Machine, most: int | None, tell: Callable[[str], None]
 ) -> list[dict]:
-  """The plans of the first `most` candidates, all without it, the best first.
-  Each is told when it is made.
+  """The plans of the first `most` candidates, or of all if it is None, the best first. `tell` gets
+  each plan as soon as it is made.
   """
   tried = list(candidates(config, target, devices(target)))
   records = []
@@ -100,7 +102,7 @@ def _layouts(config, devices):
 
 
 def _stages(config, devices):
-  """The config's own number, and 1. Another is not tried: microbatches would have to go with it."""
+  """The config's own number of stages, and 1. Others would need another number of microbatches."""
   given = config.mesh.stage
   if given == -1:
     given = mesh_lib.fill(config.mesh, devices)['stage']
@@ -114,8 +116,8 @@ def _divisors(number, most=math.inf):
 
 
 def _held_bytes(config: Config, mesh: jax.sharding.Mesh, shapes: TrainState) -> int:
-  """A device's parameters, optimizer state and gradients;
-  clipping needs these all at once, laid out as parameters.
+  """A device's parameters, optimizer state and gradients. Clipping needs all gradients at once,
+  sharded as the parameters are.
   """
   state = bytes_of_state(laid_out(shapes, mesh, config))
   return 2 * state['parameters'] + state['optimizer_state']

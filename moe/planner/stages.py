@@ -1,8 +1,8 @@
-"""How much longer a step takes than the work of its pipeline's stages, which wait for one another.
+"""How much longer a step takes than its pipeline stages work, because they wait for one another.
 
-`moe/pipeline_parallel.py` has a stage begin a tick when it, and the stage that it swaps with in
-between, are done with the one before. Stages wait for the first microbatch to come and the last
-one's gradients to leave, and for a stage that has more to do, such as the head.
+In `moe/pipeline_parallel.py` a stage begins a tick when it and the stage that it has just swapped
+with are done with the previous tick. Stages wait for the first microbatch to arrive, for the last
+one's gradients to leave, and for a stage that has more to do, such as the one with the head.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from moe.pipeline_parallel import partners, turn
 
 
 class Stage(NamedTuple):
-  """What one microbatch takes of a stage, in any unit."""
+  """The time that a stage spends on one microbatch, in any unit."""
 
   forward: float
   backward: float
 
 
 def stretch(config: Config, stages: int) -> float:
-  """Time of a pipeline's ticks over the mean of the stages' work in them,
-  which is what counts of operations say.
+  """The time of a pipeline's step divided by the mean work of a stage. Counts of FLOPs and bytes
+  give only that mean.
   """
   microbatches, costs = config.train.microbatches, stage_costs(config, stages)
   work = microbatches * sum(map(sum, costs)) / stages
@@ -32,8 +32,8 @@ def stretch(config: Config, stages: int) -> float:
 
 
 def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
-  """Until all stages are done. Of S equal ones of forward f and backward b:
-  (M + S − 1) (f + b), as with 1F1B.
+  """The time until all stages are done. With S equal stages of forward f and backward b it is
+  (M + S − 1) (f + b), as in 1F1B.
   """
   stages, ended = len(costs), [0.0] * len(costs)
   for tick in range(2 * (microbatches + stages - 1)):
@@ -46,13 +46,13 @@ def elapsed(costs: Sequence[Stage], microbatches: int) -> float:
 
 
 def stage_costs(config: Config, stages: int) -> list[Stage]:
-  """In FLOPs a token: the first stage has the dense layers too, the last the head,
-  and of the others what is left.
+  """Every stage's cost in FLOPs per token. The MoE layers are dealt out to the stages; the first
+  stage also has the dense layers, the last one the head.
 
-  Backward is a forward, two more for the gradients, and with remat=full another of every block.
-  What the other policies compute again of a block is left out.
+  A backward costs a forward, twice as much again for the gradients, and with remat=full another
+  forward of every block. What other remat policies recompute of a block is left out.
   """
-  # 0 where all are dense: these are then dealt out.
+  # 0 if all layers are dense: they are dealt out then.
   first = config.model.num_dense_layers % config.model.num_layers
   layers = config.model.num_layers - first
   head, until_dealt = _forward(config, 0, 0), _forward(config, first, first)
@@ -66,6 +66,6 @@ def stage_costs(config: Config, stages: int) -> list[Stage]:
 
 
 def _forward(config, layers, dense):
-  """FLOPs a token of the first `layers` layers and the head, `dense` of them dense."""
+  """Forward FLOPs per token of the head and the first `layers` layers, `dense` of them dense."""
   model = dataclasses.replace(config.model, num_layers=layers, num_dense_layers=dense)
   return account(dataclasses.replace(config, model=model)).forward_flops_per_token

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from moe.planner.hlo import Instruction, item_bytes, num_elements, parse, runs, shape_bytes
 
-# What reads only a part of its first operand.
+# Operations that read only a part of their first operand.
 _CUTS = ('slice', 'dynamic-slice', 'gather')
-# What writes into its first operand, in place.
+# Operations that write into their first operand, in place.
 _UPDATES = ('dynamic-update-slice', 'scatter')
 _MOVE_NOTHING = (
   *(
@@ -27,10 +27,10 @@ _MOVE_NOTHING = (
 
 
 class Traffic(NamedTuple):
-  """Bytes a step."""
+  """Bytes per step."""
 
-  once: float  # outside of all loops: the optimizer's
-  in_loops: float  # of microbatches and layers
+  once: float  # outside all loops: mainly the optimizer
+  in_loops: float  # in the loops over microbatches and layers
 
 
 def memory_traffic(
@@ -39,12 +39,12 @@ def memory_traffic(
 ) -> Traffic:
   """Bytes that instructions read from and write to a device's main memory in a step.
 
-  Every instruction reads its operands and writes its result once. Of an operand that a fusion only
-  slices counts the slice; of an array updated in place, the update. What the compiler keeps on the
-  chip (memory space S(n)) is free.
+  Every instruction reads its operands and writes its result once. If a fusion only slices an
+  operand, only the slice counts; if an array is updated in place, only the update. Arrays that the
+  compiler keeps on the chip (memory space S(n)) are free.
 
-  of_kernel: bytes that an instruction moves, of shapes of operands, where it is a kernel that does
-  not say so itself; None of any other.
+  of_kernel: takes an instruction and its operands' shapes. Returns the bytes that it moves if it is
+  a kernel without an estimate of its own, else None.
   """
   computations, entry = parse(text)
   once = in_loops = 0.0
@@ -65,7 +65,7 @@ def memory_traffic(
 
 
 def _moved(instruction, operand_shapes, computations):
-  """Bytes that one run of an instruction takes from and to main memory."""
+  """Bytes that one run of an instruction moves from and to main memory."""
   op = instruction.op
   if (
     op in _MOVE_NOTHING
@@ -77,7 +77,7 @@ def _moved(instruction, operand_shapes, computations):
     return int(match[1])
   sizes = [shape_bytes(shape, on_chip=False) for shape in operand_shapes]
   result = shape_bytes(instruction.shape, on_chip=False)
-  # It writes into its second operand, and not all of it.
+  # It writes into its second operand, but only a part of it.
   if op.removesuffix('-start') == 'ragged-all-to-all':
     return 2 * sizes[0]
   if op.endswith('-start'):
@@ -93,19 +93,19 @@ def _moved(instruction, operand_shapes, computations):
 
 
 def _operand_shapes(instruction, computation):
-  """'' for one that is no instruction of the computation."""
+  """The shapes of the operands; '' for an operand that is no instruction of the computation."""
   instructions = computation.instructions
   return [instructions[o].shape if o in instructions else '' for o in instruction.operands]
 
 
 def _update_of(instruction):
-  """The operand that is written: the second, behind a scatter's indices the third."""
+  """The operand with the new values: the second, or a scatter's third, after its indices."""
   return instruction.operands[1 + (instruction.op == 'scatter')]
 
 
 def _users(inside, name):
-  """(instruction, the operand that it takes), behind conversions of its elements: within a fusion
-  only those are converted that are used.
+  """Yields (instruction, its operand) for every use of `name`. It looks through conversions, since
+  a fusion converts only the elements that it uses.
   """
   for instruction in inside.instructions.values():
     if name not in instruction.operands:
@@ -128,7 +128,7 @@ def _fusion_moved(inside, sizes, result):
     sliced = [i for i, operand in users if i.op in _CUTS and i.operands[0] == operand]
     updated = [i for i, _ in users if i.op in _UPDATES and i.operands[0] == name]
     if users and number < len(sizes) and len(sliced) + len(updated) == len(users):
-      # As many elements, of the array's own type.
+      # Counts the sliced elements in the array's own type, before any conversion.
       read = sum(num_elements(i.shape) for i in sliced) * item_bytes(shape)
       sizes[number] = min(sizes[number], read)
       for update in updated:  # in place: the result is the array itself

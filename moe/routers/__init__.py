@@ -1,7 +1,7 @@
-"""Routers: one file a router, and the only list of them.
+"""Routers: one file per router, and the only list of them.
 
-A router of one's own is a file with a subclass of `Router`, a line in ROUTERS, and its keys: its
-name among the values of moe.router, and what it needs.
+To add one, write a file with a subclass of `Router`, a line in ROUTERS, and its config keys: its
+name among the values of moe.router, and whatever settings it needs.
 """
 
 from moe.routers.base import Forced, Probe, Router, sums_of

@@ -1,12 +1,12 @@
-"""What moves the bias that experts are chosen by, after every training step, without a gradient.
+"""Moves the biases that experts are chosen by, after every training step, without a gradient.
 
 bias      Loss-free balancing (arXiv 2408.15664): a fixed step, up for experts with less than the
           mean load, down for the others.
-quantile  Quantile balancing (Su, kexue.fm/archives/11619): of the assignment of tokens to experts
-          that is best by affinity and balanced, the dual's next step. An expert's bias is minus the
-          affinity above its tokens' cutoffs that as many tokens have as it should get.
+quantile  Quantile balancing (Su, kexue.fm/archives/11619): the next step on the dual of the best
+          balanced assignment of tokens to experts by affinity. An expert's bias is −m if as many
+          tokens as it should get have an affinity more than m above their cutoff.
 
-Both are of the global batch, and centred: only differences of biases matter.
+Both count the global batch and centre the biases: only differences of biases matter.
 
 N MoE layers, E experts, K chosen by a token, H bins of a histogram.
 """
@@ -29,11 +29,11 @@ _SPREAD = math.asinh(_LARGEST / _NARROWEST)
 def excess(
   affinities_BLE: jax.Array, ranked_BLE: jax.Array, is_token_BL: jax.Array, k: int
 ) -> jax.Array:
-  """int32 excess_BEH: over a sequence's real tokens, how far each expert's affinity is above the
-  token's cutoff, halfway between the K-th and the next of what experts were ranked by.
+  """int32 excess_BEH: for each expert a histogram, over a sequence's real tokens, of its affinity
+  minus the token's cutoff: halfway between the K-th and the next largest value in `ranked_BLE`.
   """
   best_BLK = jax.lax.top_k(ranked_BLE, k + 1)[0]
-  # Outside of a token's device groups nothing ranks: the K-th alone then.
+  # Outside a token's device groups experts rank −∞: the cutoff is then the K-th itself.
   last_BL, next_BL = best_BLK[..., k - 1], best_BLK[..., k]
   cutoff_BL = jnp.where(jnp.isfinite(next_BL), (last_BL + next_BL) / 2, last_BL)
   above_BLE = affinities_BLE - cutoff_BL[..., None]
@@ -58,12 +58,12 @@ def moved(bias_NE: jax.Array, measured: dict[str, jax.Array], config: Config) ->
 
 
 def _upper_quantile(counts_NEH, share):
-  """What this share of those that were counted is above; within a bin they are taken as spread
-  evenly.
+  """The value that this share of the histogram's counts lies above, interpolated linearly within
+  its bin.
   """
   from_above_NEH = jnp.cumsum(counts_NEH[..., ::-1], axis=-1)[..., ::-1].astype(jnp.float32)
   wanted_NE1 = share * from_above_NEH[..., :1]
-  # The last bin that still has as many in it and above.
+  # The last bin with at least the wanted count in it and above.
   bin_NE1 = (from_above_NEH >= wanted_NE1).sum(axis=-1, keepdims=True) - 1
   at = lambda x_NEH: jnp.take_along_axis(x_NEH, bin_NE1, axis=-1)
   inside_NE1 = at(counts_NEH.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""The router protocol: all that other modules may ask of a router. None of them knows one by name.
+"""The router protocol: all that other modules may ask of a router. They know no router by name.
 
 B sequences of L tokens, D model width, E routed experts, K chosen by a token, N MoE layers.
 """
@@ -18,12 +18,12 @@ from moe.ops.router.reference import count_choices
 class Probe(NamedTuple):
   """What an analysis asks of every layer of a model. Training asks nothing."""
 
-  # How many of its best experts are taken from each token: it gets the K best of the rest.
+  # How many of its best experts each token is denied: it gets the K best of the rest.
   masked: int = 0
-  choices: bool = False  # hand out every token's experts and gates
-  affinities: bool = False  # those over all experts, too
-  hidden: bool = False  # hand out the residual stream after every block
-  keys_values: bool = False  # hand out every token's keys and values, in the place of the cache
+  choices: bool = False  # return every token's experts and gates
+  affinities: bool = False  # and its affinities over all experts
+  hidden: bool = False  # return the residual stream after every block
+  keys_values: bool = False  # return every token's keys and values, in place of the cache
 
 
 class Forced(NamedTuple):
@@ -31,7 +31,7 @@ class Forced(NamedTuple):
 
   # int32. Where the first is −1 the token keeps the router's own experts and gates.
   experts_BLK: jax.Array
-  # float32; None: what the router's own affinities to these experts give.
+  # float32; None: made from the router's own affinities to these experts.
   gates_BLK: jax.Array | None = None
 
 
@@ -43,16 +43,16 @@ class Router(nn.Module):
   config: Config
   probe: Probe = Probe()
 
-  # What can be changed of a trained model's routing at evaluation: keys of
+  # What evaluation may change in a trained model's routing: fields of
   # `moe.analysis.Intervention`.
   # 'masked_share' needs a `choose` that ranks all experts.
   interventions: ClassVar[tuple[str, ...]] = ('experts_per_token', 'without_shared')
 
   def __call__(self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array) -> Routing:
-    """u_BLD in the compute type; is_token_BL False for padding, which is routed but not counted.
+    """Returns float32 gates_BLK, int32 experts_BLK, best first, and sums over each sequence's real
+    tokens.
 
-    Returns float32 gates_BLK, int32 experts_BLK, best first,
-    and sums over each sequence's real tokens.
+    u_BLD: in the compute type. is_token_BL: False for padding, which is routed but not counted.
     """
     return self.route(u_BLD, token_ids_BL, is_token_BL)[0]
 
@@ -63,8 +63,8 @@ class Router(nn.Module):
     is_token_BL: jax.Array,
     forced: Forced | None = None,
   ) -> tuple[Routing, jax.Array | None]:
-    """As a call, with the choices of some tokens `forced`;
-    and affinities_BLE where the probe asks, else None.
+    """The routing, as `__call__` returns it but with some tokens' choices `forced`, and
+    affinities_BLE if the probe asks for them, else None.
     """
     moe, masked = self.config.moe, self.probe.masked
     k, ranks_all = moe.experts_per_token, forced is not None or self.probe.affinities
@@ -104,15 +104,15 @@ class Router(nn.Module):
   def choose(
     self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int
   ) -> Routing:
-    """Each token's k best experts, best first, their affinities in the place of gates,
-    and the sums. k is up to E, and an affinity does not depend on it.
+    """Each token's k best experts, best first, with their affinities in place of gates, and the
+    sums. k is at most E, and affinities do not depend on it.
     """
-    raise NotImplementedError(f'{type(self).__name__} does not say how it chooses')
+    raise NotImplementedError(f'{type(self).__name__} does not implement choose')
 
   def gates(self, affinities_BLK: jax.Array) -> jax.Array:
-    """The gates of the K experts that a token goes to, from their affinities, 0 of those that it
-    does not take (`moe.gate_mass`): as they are (Eq. 10), or with `moe.normalize_gates` added up to
-    one; times `moe.gate_scale`.
+    """The gates of a token's K experts from their affinities, which are 0 for experts that it does
+    not take (`moe.gate_mass`). Gates are the affinities themselves (Eq. 10), with
+    `moe.normalize_gates` divided by their sum; then multiplied by `moe.gate_scale`.
     """
     moe, gates_BLK = self.config.moe, affinities_BLK
     if moe.normalize_gates:
@@ -120,24 +120,24 @@ class Router(nn.Module):
     return gates_BLK if moe.gate_scale == 1 else gates_BLK * moe.gate_scale
 
   def telemetry(self, stats: RoutingStats) -> Telemetry:
-    """What `after_step` needs beside the counts."""
+    """The readings that `after_step` needs beside the counts."""
     del stats
     return {}
 
   @classmethod
   def num_params(cls, config: Config) -> int:
-    """Parameters of one layer's router. Each is multiplied once a token."""
+    """Parameters of one layer's router. Each takes part in one multiplication per token."""
     del config
     return 0
 
   @classmethod
   def after_step(cls, params: dict, measured: dict[str, jax.Array], config: Config) -> dict:
-    """The routers' parameters moved on by what a step's tokens chose:
-    what balances without a gradient.
+    """The routers' parameters, updated by what a step's tokens chose: balancing without a gradient
+    happens here.
 
     Args:
-      params: of the routers of all N layers, {name: (N, …)}, as the optimizer left them.
-      measured: over the whole batch: int32 expert_counts_NE, NAME_N of `telemetry`, and the
+      params: those of all N layers' routers, {name: (N, …)}, as the optimizer left them.
+      measured: over the whole batch, int32 expert_counts_NE, NAME_N of `telemetry`, and the
         step's other metrics.
     """
     del measured, config
@@ -145,24 +145,25 @@ class Router(nn.Module):
 
 
 def holds_mass(affinities_BLK: jax.Array, share: float) -> jax.Array:
-  """bool is_taken_BLK: of a token's affinities, in any order, the fewest that hold this share of
-  them all; at least one. Of equal ones the earlier.
+  """bool is_taken_BLK: the fewest of a token's affinities, given in any order, that hold this share
+  of their sum; at least one. Of equal affinities the earlier is taken first.
   """
   places = jnp.arange(affinities_BLK.shape[-1])
   first, second = affinities_BLK[..., :, None], affinities_BLK[..., None, :]
   earlier_KK = places[None, :] < places[:, None]
-  # What a token takes before each: pairs of K, few, where a sort would have to be undone.
+  # The mass taken before each affinity. Comparing K² pairs is cheap, and a sort would have to be
+  # undone.
   comes_before = (second > first) | ((second == first) & earlier_KK[None, None])
   before_BLK = jnp.where(comes_before, second, 0).sum(axis=-1)
-  # What is not finite is taken, and shows.
+  # Negated, so that an affinity that is not finite is taken, and shows.
   return ~(before_BLK >= share * affinities_BLK.sum(axis=-1, keepdims=True))
 
 
 def sums_of(
   logits_BLE: jax.Array, shares_BLE: jax.Array, experts_BLK: jax.Array, is_token_BL: jax.Array
 ) -> RoutingStats:
-  """The sums that balance terms and metrics need, for a router that does
-  not come by them otherwise.
+  """The sums that balance terms and metrics need, for a router whose choice does not compute them
+  already.
 
   shares_BLE: float32 affinities that add up to one for each token, P of Eq. 14.
   """

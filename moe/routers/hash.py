@@ -10,12 +10,12 @@ from moe.routers.base import Router
 
 
 class HashRouter(Router):
-  """The experts of a token are a fixed function of its id, its gates are one. No parameters."""
+  """A token's experts are a fixed function of its id; their affinities are one. No parameters."""
 
   def choose(
     self, u_BLD: jax.Array, token_ids_BL: jax.Array, is_token_BL: jax.Array, k: int
   ) -> Routing:
-    """The affinities of its statistics are 1/k for the chosen experts."""
+    """As `Router.choose`. The statistics count an affinity of 1/k for each chosen expert."""
     del u_BLD
     moe = self.config.moe
     table_VK = hash_table(self.config.model.vocab_size, moe.num_experts, k, moe.hash_seed)
@@ -35,8 +35,8 @@ def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: 
   """table_VK int32: the K distinct experts of every token id, the same on every machine.
 
   Every E consecutive ids are dealt to the E experts by a random permutation, so all experts own
-  equally many ids (±1); and since a BPE vocabulary lists pieces in the order of merging, about that
-  of frequency, equally common ones.
+  equally many ids (±1). Their ids are about equally common, too, since a BPE vocabulary lists its
+  pieces in merge order, roughly by frequency.
   Hash Layers (Roller et al., 2021) balance by the corpus's own token counts;
   this needs none, and the load is logged.
   """
@@ -45,7 +45,7 @@ def hash_table(vocab_size: int, num_experts: int, experts_per_token: int, seed: 
   blocks = -(-vocab_size // num_experts)
   order_VE = np.stack([_permutation(generator, num_experts) for _ in range(blocks)])
   first_V = order_VE.reshape(-1)[:vocab_size]
-  # The further choices of an id are the next experts in a circle:
+  # An id's further choices are the next experts, modulo E:
   # distinct, and each as balanced as the first.
   return ((first_V[:, None] + np.arange(experts_per_token)) % num_experts).astype(np.int32)
 

@@ -1,5 +1,5 @@
-"""Routers that score every expert by u · e and choose the best: what the scores are is a
-subclass's, what else has a say in the choice is here.
+"""Routers that score every expert by u · e and choose the best. Subclasses turn logits into
+scores; the bias and the device limit, which also affect the choice, are here.
 """
 
 from typing import ClassVar
@@ -18,22 +18,22 @@ from moe.routers.base import Router, sums_of
 
 
 class ScoredRouter(Router):
-  """The K experts of the largest affinity, plus a bias where `moe.balancing` moves one, among those
-  of at most `moe.device_limit` device groups. Gates see neither.
+  """Chooses the K experts with the largest affinity, plus a bias where `moe.balancing` moves one,
+  from at most `moe.device_limit` device groups. Gates see neither the bias nor the limit.
   """
 
   interventions: ClassVar[tuple[str, ...]] = (*Router.interventions, 'masked_share')
 
   def scores(self, logits_BLE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 affinities_BLE, and shares_BLE of them that add up to one for each token: P of
-    Eq. 14.
+    """float32 affinities_BLE, and shares_BLE: the affinities normalised to add up to one for each
+    token, for P of Eq. 14.
     """
-    raise NotImplementedError(f'{type(self).__name__} does not say what affinities are')
+    raise NotImplementedError(f'{type(self).__name__} does not implement scores')
 
   def choose_by_logits(
     self, logits_BLE: jax.Array, bias_E: jax.Array | None, is_token_BL: jax.Array, k: int
   ) -> Routing:
-    """`choose`, of one device's own sequences."""
+    """`choose` from logits, for one device's own sequences."""
     moe = self.config.moe
     affinities_BLE, shares_BLE = self.scores(logits_BLE)
     ranked_BLE = affinities_BLE if bias_E is None else affinities_BLE + bias_E[None, None]
@@ -43,15 +43,15 @@ class ScoredRouter(Router):
     _, experts_BLK = lax.top_k(ranked_BLE, k)
     chosen_BLK = jnp.take_along_axis(affinities_BLE, experts_BLK, axis=-1)
     stats = sums_of(logits_BLE, shares_BLE, experts_BLK, is_token_BL)
-    # With all experts there is none below a token's cutoff; only evaluation may ask for that.
+    # With K = E no expert lies below a token's cutoff; only evaluation may ask for that.
     if moe.balancing == 'quantile' and moe.experts_per_token < moe.num_experts:
       ranking = affinities_BLE, ranked_BLE, is_token_BL, moe.experts_per_token
       stats = stats._replace(excess_BEH=balancing.excess(*ranking))
     return Routing(chosen_BLK, experts_BLK, stats)
 
   def _within_groups(self, ranked_BLE):
-    """Groups are those of the best experts that a probe's mask leaves. The masked rank before all,
-    where `Router.route` takes them off.
+    """`within_groups` by the experts that a probe's mask leaves. Masked experts rank before all
+    others, where `Router.route` drops them.
     """
     moe = self.config.moe
     limited = lambda x_BLE: within_groups(x_BLE, moe.device_groups, moe.device_limit)
@@ -106,8 +106,8 @@ class ScoredRouter(Router):
 
 
 def within_groups(ranked_BLE: jax.Array, groups: int, limit: int) -> jax.Array:
-  """What experts are ranked by, −∞ outside of each token's `limit` best groups of consecutive
-  experts: those with the best experts (DeepSeek-V2, arXiv 2405.04434, Section 2.2.2).
+  """ranked_BLE with −∞ outside each token's `limit` best groups of consecutive experts. A group
+  ranks by its best expert (DeepSeek-V2, arXiv 2405.04434, Section 2.2.2).
   """
   *leading, experts = ranked_BLE.shape
   by_group = ranked_BLE.reshape(*leading, groups, experts // groups)
@@ -117,5 +117,5 @@ def within_groups(ranked_BLE: jax.Array, groups: int, limit: int) -> jax.Array:
 
 
 def is_one_of(numbers_BLM: jax.Array, count: int) -> jax.Array:
-  """bool (B, L, count): whether each number below `count` is among those of a token."""
+  """bool (B, L, count): whether each number below `count` is among the token's M numbers."""
   return (numbers_BLM[..., None] == jnp.arange(count)[None, None, None]).any(axis=-2)

@@ -8,7 +8,7 @@ from moe.routers.scored import ScoredRouter
 
 class SoftmaxRouter(ScoredRouter):
   """Affinities are the softmax of u · e over all experts; the K largest are the gates (Eq. 7, 8,
-  10). As the paper has it, without a bias or a limit, it is an op: `moe.ops.router.route`.
+  10). Without a bias or a device limit, as in the paper, one op does it: `moe.ops.router.route`.
   """
 
   def scores(self, logits_BLE: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,9 @@
-"""Rows of benchmarks: from a folder of JSONL, or from the hub where the machine reaches it.
+"""Rows of benchmarks: from a folder of JSONL, or from the hub if the machine reaches it.
 
   FOLDER/TASK/SPLIT.jsonl
 
-TASK is the harness's name of a task that is no group, SPLIT one of its splits; a row has the fields
-of the hub's.
+TASK is the harness's name of a task that is no group, SPLIT one of its splits; a row has the same
+fields as on the hub.
 """
 
 import json
@@ -17,19 +17,19 @@ from moe.errors import UserError, of_file, one_line
 
 
 class Missing(UserError):
-  """A task's rows are nowhere: told in the table of what was not scored."""
+  """A task's rows are nowhere to be found: the table lists the task as not scored."""
 
 
 class Rows(NamedTuple):
   rows: list[dict]
-  lines: list[int]  # where each stands, from 1
+  lines: list[int]  # the line that each stands on, from 1
 
 
 def read_rows(path: Path, fields: Collection[str] = ()) -> Rows:
-  """The objects of a JSONL file; blank lines are none.
+  """The objects of a JSONL file; blank lines are skipped.
 
-  fields: those that every row must have; without them, those of the first row. UserError, with file
-  and line, for what is not UTF-8, no JSON object, or lacks one.
+  fields: those that every row must have; if empty, those of the first row. UserError, with file and
+  line, for a row that is not UTF-8, is no JSON object, or lacks a field.
   """
   try:
     content = path.read_bytes()
@@ -67,7 +67,7 @@ def must_be_folder(folder: str) -> Path:
 
 
 class Splits(dict):
-  """{split: datasets.Dataset} of FOLDER/TASK, each read when it is asked for."""
+  """{split: datasets.Dataset} of FOLDER/TASK, each read when it is first asked for."""
 
   def __init__(self, folder: Path, fields: Mapping[str, Collection[str]]):
     super().__init__()
@@ -92,8 +92,8 @@ class Splits(dict):
 
 
 def offline_where_unreached() -> None:
-  """Tells the libraries not to look for the hub where it is not reached: each of their tries takes
-  a minute. Before they are imported.
+  """Tells the libraries to stay offline if the hub cannot be reached: each of their tries takes a
+  minute. Call it before they are imported.
   """
   if 'HF_HUB_OFFLINE' in os.environ or 'HF_DATASETS_OFFLINE' in os.environ:
     return
@@ -106,10 +106,10 @@ def offline_where_unreached() -> None:
 
 
 def _mixed(path, read, error):
-  """The error of the first row whose values have other types than those before it."""
+  """The error for the first row whose values have other types than those before it."""
   import datasets
 
-  lower, upper = 0, len(read.rows)  # so many rows are right, and so many wrong
+  lower, upper = 0, len(read.rows)  # the first `lower` rows agree, the first `upper` do not
   while upper - lower > 1:
     middle = (lower + upper) // 2
     try:

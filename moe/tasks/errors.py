@@ -1,4 +1,4 @@
-"""Standard errors of scores: the harness's, and that of bits per byte, for which it has none."""
+"""Standard errors of scores: the harness's, and one for bits per byte, for which it has none."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,14 +7,15 @@ from lm_eval.api import metrics
 
 
 def standard_error(metric: Callable, bootstrap_iters: int) -> Callable[[Sequence], float] | None:
-  """As the harness's stderr_for_metric, in whose place it stands."""
+  """Replaces the harness's stderr_for_metric, and knows bits per byte as well."""
   if metric is metrics.bits_per_byte:
     return of_bits_per_byte
   return metrics.stderr_for_metric(metric, bootstrap_iters)
 
 
 def of_bits_per_byte(documents: Sequence[tuple[float, int]]) -> float:
-  """Of (log-probability, bytes) of at least two independent documents.
+  """The standard error of bits per byte, from (log-probability, bytes) of at least two independent
+  documents.
 
   Bits per byte is a ratio of two sums over them, r = Σa ÷ Σb; to first order its error is that of
   Σ(a − r·b) ÷ Σb.

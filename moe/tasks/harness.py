@@ -1,5 +1,6 @@
-"""EleutherAI's lm-evaluation-harness asks, a run answers: the only file that imports it at its top,
-so that nothing else needs it.
+"""A run as a model of EleutherAI's lm-evaluation-harness.
+
+Imports the harness at the top, as loading.py and errors.py do: import these three only when needed.
 """
 
 import contextlib
@@ -24,24 +25,24 @@ from moe.inspection.programs import Model
 from moe.tasks import scoring
 from moe.tasks.scoring import Pair
 
-# What the harness's own backends generate where a task does not say how much.
+# How many tokens the harness's own backends generate if a task does not say.
 _NEW_TOKENS = 256
 
 
 class Harness(TemplateLM):
   """A run as the harness's model: log-probabilities, rolling ones, and generation.
 
-  Contexts begin with BOS, as documents did in training. What is longer than data.seq_len is cut on
-  the left, and counted by task in `cut`.
+  Contexts begin with BOS, as documents did in training. A context that is too long for data.seq_len
+  is cut on the left, and counted by task in `cut`.
   """
 
   def __init__(self, run: Run, templated: bool = False):
     """`templated`: prompts are in the chat template that the run was trained in, or else in the
-    tokenizer's own. UserError for a run without a tokenizer, or, then, without a template.
+    tokenizer's own. UserError for a run without a tokenizer, or if `templated` without a template.
     """
     super().__init__()
     self._run, self._tokenizer = run, must_have(run.tokenizer)
-    # Without one of its own refused: scores in a template that it has never seen say little.
+    # Refuses a run without a template: scores in one that it has never seen say little.
     name = template_of(run.config.data, self._tokenizer) or 'tokenizer'
     self._template = open_template(name, self._tokenizer) if templated else None
     self._encoded: dict[str, list[int]] = {}
@@ -65,9 +66,10 @@ class Harness(TemplateLM):
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
   ) -> str:
-    """The conversation as one string, control pieces spelt.
+    """The conversation as one string, with control pieces spelt out.
 
-    Without `add_generation_prompt` it ends within the assistant's last turn, which is gone on with.
+    Without `add_generation_prompt` it ends within the assistant's last turn, which the model goes
+    on with.
     """
     turns, begun = [Message(turn['role'], turn['content']) for turn in chat_history], ''
     if not add_generation_prompt and turns[-1].role == 'assistant':
@@ -78,7 +80,9 @@ class Harness(TemplateLM):
     return ''.join([*said, begun])
 
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-    """Ids of a text behind BOS; without it where `add_special_tokens` is False."""
+    """Ids of a text after BOS, or without BOS if `add_special_tokens` is False. BOS is not added
+    twice if a chat template spells it.
+    """
     ids = self._encoded.get(string)
     if ids is None:
       (ids,) = self._encode([string])
@@ -86,7 +90,8 @@ class Harness(TemplateLM):
     return list(ids) if begun else [self.prefix_token_id, *ids]
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list:
-    # As `TemplateLM._encode_pair` cuts them: white space before a continuation is part of it.
+    # The strings that `TemplateLM._encode_pair` encodes: white space at the end of a context goes
+    # to the continuation.
     contexts = {request.args[0] for request in requests}
     strings = {context.rstrip() for context in contexts}
     strings |= {''.join(request.args[:2]) for request in requests}
@@ -95,8 +100,8 @@ class Harness(TemplateLM):
       return super().loglikelihood(requests, disable_tqdm=True)
 
   def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """As the harness; where letters on both sides make pieces of their own, so that the whole has
-    no more of them than the context, a continuation keeps the pieces that it has alone.
+    """As the harness does, but a continuation is never empty. Where letters merge across the
+    boundary, so that the whole has no more pieces than the context, it is encoded by itself.
     """
     before, after = super()._encode_pair(context, continuation)
     return before, after or self.tok_encode(continuation, add_special_tokens=False)
@@ -133,7 +138,7 @@ class Harness(TemplateLM):
     return totals
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-    """What follows each context, up to the first of its stop strings."""
+    """The text generated after each context, up to the first of its stop strings."""
     answers: list[str] = [''] * len(requests)
     with self._encoded_at_once(sorted({request.args[0] for request in requests})):
       ids = [self.tok_encode(request.args[0]) for request in requests]
@@ -156,7 +161,7 @@ class Harness(TemplateLM):
     return answers
 
   def _pair(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
-    """The pair as the context length allows it. UserError for a continuation that is too long."""
+    """The pair, its context cut to fit data.seq_len. UserError for too long a continuation."""
     if len(continuation) > self.max_length:
       raise UserError(
         f'a continuation of {len(continuation)} tokens has no room in the context of '
@@ -175,7 +180,7 @@ class Harness(TemplateLM):
     return self._run.config.evaluation.batch_size * self.max_length
 
   def _count_cut(self, cut, requests):
-    """Counts by task. UserError for a task none of whose questions fits, examples left aside."""
+    """Counts cut contexts by task. UserError if no question of a task fits, even by itself."""
     counts = Counter(request.task_name for request in cut)
     self.cut += counts
     for name, count in counts.items():
@@ -189,12 +194,12 @@ class Harness(TemplateLM):
       if least > self.max_length:
         raise UserError(
           f'task {name}: the shortest question has {least} tokens, and the context is '
-          f'data.seq_len={self.max_length}: it holds not one question'
+          f'data.seq_len={self.max_length}: not one question fits'
         )
 
   @contextlib.contextmanager
   def _encoded_at_once(self, strings):
-    """What is called inside finds these texts encoded, by all threads."""
+    """Encodes these texts in advance, on all threads, for `tok_encode` within the block."""
     self._encoded = dict(zip(strings, self._encode(strings), strict=True))
     try:
       yield
@@ -226,7 +231,7 @@ class Harness(TemplateLM):
 
 
 def _alike(kwargs):
-  """Numbers of the requests that may be generated together: they ask for the same."""
+  """Groups of request numbers that have equal arguments: each can be generated together."""
   together: dict[str, list[int]] = {}
   for number, each in enumerate(kwargs):
     together.setdefault(repr(sorted(each.items())), []).append(number)

@@ -1,4 +1,4 @@
-"""What the YAML of moe/tasks/yaml calls."""
+"""The functions that the YAML files of moe/tasks/yaml call."""
 
 from moe.tasks import sandbox
 
@@ -8,12 +8,12 @@ def before_idiom(doc: dict) -> str:
 
 
 def from_idiom_on(doc: dict) -> list[str]:
-  """The rest of the text with each candidate."""
+  """Each candidate idiom, followed by the rest of the text."""
   return [candidate + _parts(doc)[1] for candidate in doc['candidates']]
 
 
 def humaneval(answers: list[list[str]], docs: list[dict]) -> list[list[bool]]:
-  """Whether each answer, behind its prompt, passes the row's `check`."""
+  """Whether each answer, appended to its prompt, passes the row's `check`."""
   programs = lambda doc, several: [
     f'{doc["prompt"]}{answer}\n{doc["test"]}\ncheck({doc["entry_point"]})\n' for answer in several
   ]

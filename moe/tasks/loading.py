@@ -11,9 +11,9 @@ from moe.errors import UserError, one_line
 from moe.tasks import names, paper
 from moe.tasks.data import Missing, Splits
 
-# What `LocalTask` is told beside the task's own keys.
+# The keys that `LocalTask` takes beside the task's own.
 _FOLDER, _ALLOW = 'local_folder', 'local_allow_code'
-# Where examples may come from other than the rows that are scored.
+# The keys that name a source of examples other than the rows that are scored.
 _SPLITS = ('fewshot_split', 'fewshot_config', 'training_split', 'validation_split')
 
 
@@ -22,8 +22,8 @@ class NoConsent(Missing):
 
 
 def manager(wanted: Iterable[str]) -> TaskManager:
-  """One that knows these tasks, and those that their groups consist of.
-  UserError for a name that there is not.
+  """A TaskManager that knows these tasks, and the members of their groups.
+  UserError for a name that does not exist.
   """
   known = set(wanted)
   while True:
@@ -37,10 +37,10 @@ def manager(wanted: Iterable[str]) -> TaskManager:
 def load(
   manager: TaskManager, name: str, shots: int | None, folder: Path | None, allow_code: bool
 ) -> dict:
-  """What TaskManager.load gives for a name, its rows read.
+  """What TaskManager.load gives for a name, with its rows read.
 
-  shots: None: as many as the task says. Missing where there are no rows; NoConsent to run code;
-  UserError for rows that are wrong.
+  shots: examples in the prompt; None: as many as the task says. Missing if there are no rows;
+  NoConsent if code is not allowed and the task runs some; UserError for rows that are wrong.
   """
   options = {'class': LocalTask, _FOLDER: folder, _ALLOW: allow_code}
   if shots is not None:
@@ -55,7 +55,7 @@ def load(
       members = [{'task': member, **options} for member in sorted(entry.tags)]
     case _:
       members = [{'task': name, **options}]
-  # A group around them: what is said of its members reaches every task in them.
+  # A group around them, because a group's options for its members reach every task in them.
   around = f'asked for {name}'
   loaded = manager.load([{'group': around, 'task': members}])
   for found in ('groups', 'group_map'):
@@ -71,7 +71,7 @@ class LocalTask(ConfigurableTask):
     self._folder, self._allow_code = config.pop(_FOLDER), config.pop(_ALLOW)
     shots = config['num_fewshot'] = config.get('num_fewshot') or 0
     if shots and not any(config.get(split) for split in _SPLITS):
-      # Examples come from what is scored: so the harness leaves out the row itself.
+      # Examples come from the rows that are scored; the harness then leaves out the row itself.
       config['fewshot_split'] = config.get('test_split')
     try:
       super().__init__(config=config)
@@ -97,16 +97,16 @@ class LocalTask(ConfigurableTask):
       return
     try:
       super().download(dataset_kwargs, **kwargs)
-    except Exception as error:  # of the hub, of the network, of scripts that are run no more
+    except Exception as error:  # from the hub, the network, or scripts that are no longer run
       where = f'no {folder / name}' if folder else 'no --task_data'
       raise Missing(f'{where}, and not from the hub: {one_line(error)}') from error
 
   def fewshot_docs(self):
-    # Where none are wanted none have to be there.
+    # If no examples are wanted, there need not be any.
     return super().fewshot_docs() if self.config.num_fewshot else None
 
   def refuse_bad_row(self) -> None:
-    """UserError for the first row of a file that this task cannot be made of, if there is one."""
+    """Raises UserError for the first row of a file that this task cannot use, if there is one."""
     if not isinstance(getattr(self, 'dataset', None), Splits):
       return
     for split, rows in list(self.dataset.items()):
@@ -127,7 +127,7 @@ class LocalTask(ConfigurableTask):
 
 
 def _members(index, known):
-  """The names that groups among `known` consist of."""
+  """The names of the members of all groups in `known`."""
   members = set()
   for name in known & index.keys():
     entry = index[name]

@@ -1,6 +1,7 @@
-"""Where the harness declares a task: its own index parses 14,000 files, which takes half a minute.
+"""Finds where the harness declares a task.
 
-Names are read here with a pattern, and only the folders that have them are handed to it.
+The harness's own index parses 14,000 files, which takes half a minute. Here a pattern finds the
+names, and the harness is handed only the folders that have them.
 """
 
 import difflib
@@ -40,7 +41,7 @@ def folders(names: Iterable[str]) -> list[Path]:
 
 @functools.cache
 def _of_harness() -> dict[str, list[Path]]:
-  """{name: the folders right under the harness's tasks that mention it}."""
+  """{name: the folders directly under the harness's tasks that declare it}."""
   import lm_eval.tasks
 
   found: dict[str, list[Path]] = {}
@@ -59,6 +60,6 @@ def _declared(folder: Path) -> frozenset[str]:
       if file.endswith('.yaml'):
         text = Path(where, file).read_text(encoding='utf-8', errors='replace')
         for kind, one, several in _DECLARED.findall(text):
-          # Of a group the list of its tasks declares none.
+          # A list after `task` has the members of a group, and declares none of them.
           names |= {one} if one else set(_ITEM.findall(several)) if kind == 'tag' else set()
   return frozenset(names)

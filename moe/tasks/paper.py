@@ -1,5 +1,5 @@
-"""The paper's benchmarks: tasks of the harness, examples in the prompt, fields of their rows, and
-what its tables say (Tables 1 and 3 of arXiv 2401.06066).
+"""The paper's benchmarks: their tasks in the harness, examples in the prompt, fields of their rows,
+and the numbers of the paper's tables (Tables 1 and 3 of arXiv 2401.06066).
 """
 
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from moe.config import Config
 
-# What the columns of the tables are of.
+# The models that the columns of the tables are for.
 DEEPSEEK_16B, DEEPSEEK_7B = 'DeepSeekMoE 16B', 'DeepSeek 7B'
 DENSE, HASH, SWITCH, GSHARD, DEEPSEEK_2B = (
   'Dense',
@@ -25,8 +25,8 @@ class Benchmark(NamedTuple):
   name: str  # the paper's
   task: str  # the harness's, or of moe/tasks/yaml
   shots: int | None  # None: as many as the task says
-  metric: str  # the one that stands beside the paper's
-  # {split: fields of its rows}; of a group, of each of its tasks.
+  metric: str  # the one to compare with the paper's number
+  # {split: fields of its rows}; for a group, those of each of its tasks.
   fields: Mapping[str, tuple[str, ...]]
   numbers: Mapping[str, float]  # by column; percent, but bits per byte of the Pile
 
@@ -128,7 +128,7 @@ BENCHMARKS = (
 
 
 def benchmark(task: str) -> Benchmark | None:
-  """The benchmark of a task's name, or of a group that it is in."""
+  """The benchmark of a task's name, or of the group that the task is in; None without one."""
   found = [each for each in BENCHMARKS if task == each.task or task.startswith(f'{each.task}_')]
   return max(found, key=lambda each: len(each.task), default=None)
 
@@ -139,13 +139,13 @@ def shots(task: str) -> int | None:
 
 
 def fields(task: str) -> Mapping[str, tuple[str, ...]]:
-  """{split: fields that every row must have}; {} of a task that is not the paper's."""
+  """{split: fields that every row must have}; {} for a task that is not the paper's."""
   found = benchmark(task)
   return found.fields if found else {}
 
 
 def column(config: Config) -> str | None:
-  """The column of the tables that a model of this config belongs to; None: it is none of them."""
+  """The column of the tables that a model of this config belongs to; None if it is in none."""
   model, moe = config.model, config.moe
   shape = model.num_layers, model.d_model, model.num_dense_layers, model.d_ff
   experts = moe.num_experts, moe.experts_per_token, moe.num_shared_experts, moe.d_expert
@@ -153,7 +153,7 @@ def column(config: Config) -> str | None:
   return HASH if name == SWITCH and moe.router == 'hash' else name
 
 
-# {(layers, width, dense layers, their width), (experts, a token, shared, their width): column}.
+# {((layers, width, dense layers, their width), (experts, per token, shared, their width)): column}.
 _2B, _NO_EXPERTS = (9, 1280, 0, 0), (0, 0, 0, 0)
 _MODELS = {
   ((9, 1280, 9, 3416), _NO_EXPERTS): DENSE,

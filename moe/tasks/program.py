@@ -18,11 +18,11 @@ def run_tasks(
   as_json: bool,
   dtype: str | None = None,
 ) -> str:
-  """Scores a run and adds a line to its evaluations.jsonl; what is to be printed.
+  """Scores a run, adds a line to its evaluations.jsonl and returns the text to print.
 
-  mesh: where its parameters are to lie, 'fsdp=2,expert=4'; '' is one device. dtype: of them, as
-  `load_run` takes it. UserError for what
-  `open_suite` and `Suite.score` refuse. A run in a bucket is read only.
+  mesh: the mesh for its parameters, 'fsdp=2,expert=4'; '' is one device. dtype: of its parameters,
+  as `load_run` takes it. UserError for what `open_suite` and `Suite.score` refuse. A run in a
+  bucket is only read: no line is added.
   """
   sizes = mesh_sizes(mesh)
   suite = open_suite(asked)

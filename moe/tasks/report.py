@@ -1,4 +1,4 @@
-"""What `launch.evaluate --tasks` tells: a table beside the paper's numbers, JSON, and a line in
+"""The output of `launch.evaluate --tasks`: a table beside the paper's numbers, JSON, and a line in
 RUN/evaluations.jsonl.
 """
 
@@ -15,7 +15,7 @@ from moe.tasks import paper
 from moe.tasks.suite import Asked, Result, Results
 
 FILE = 'evaluations.jsonl'
-# Of the paper's numbers where the run is none of its models.
+# The columns of the paper beside a run that is none of its models.
 _OTHERWISE = (paper.DEEPSEEK_2B, paper.DEEPSEEK_16B)
 
 
@@ -49,7 +49,7 @@ def append(workdir: Path, line: Mapping) -> None:
 
 
 def table(run: Run, results: Results) -> str:
-  """For people: percent, but bits per byte as they are."""
+  """The results for people: in percent, but bits per byte and perplexities as they are."""
   ours = paper.column(run.config)
   columns = (ours,) if ours else _OTHERWISE
   heads = [f'paper: {column}' for column in columns]

@@ -1,7 +1,7 @@
-"""Code that a model has written, run: a process of its own, with limits that the kernel holds.
+"""Runs code that a model has written, in its own process, with limits that the kernel enforces.
 
-A seccomp filter takes network, further processes, signals and every change of files from it; limits
-take time and memory. Linux on x86-64 or ARM64: elsewhere nothing is run.
+A seccomp filter denies it the network, further processes, signals and any change to files; resource
+limits bound its time and memory. Only Linux on x86-64 or ARM64: nothing is run elsewhere.
 """
 
 import os
@@ -16,7 +16,7 @@ from moe.errors import UserError
 
 SECONDS, MEGABYTES = 10, 1024
 
-# Numbers of what is denied, x86-64 and ARM64; −1: it has none. linux/unistd.h.
+# The denied system calls, by their numbers on x86-64 and ARM64 (linux/unistd.h); −1: none there.
 _DENIED = {
   **{'socket': (41, 198), 'socketpair': (53, 199), 'io_uring_setup': (425, 425)},
   **{'connect': (42, 203), 'bind': (49, 200), 'sendto': (44, 206)},
@@ -33,11 +33,11 @@ _DENIED = {
   **{'mount': (165, 40), 'umount2': (166, 39), 'setns': (308, 268), 'unshare': (272, 97)},
   **{'setxattr': (188, 5), 'utimensat': (280, 88), 'shmget': (29, 194), 'memfd_create': (319, 279)},
 }
-# Denied where a flag says that something is to be written: (numbers, which argument the flags are).
+# Calls that are denied if their flags ask to write: (numbers, which argument the flags are).
 _OPENING = (((2, -1), 1), ((257, 56), 2))
 _MACHINES = {'x86_64': (0, 0xC000003E), 'aarch64': (1, 0xC00000B7)}
 
-# Runs before the code, in the new process: limits, then the filter, which nothing takes off again.
+# Runs in the new process before the code: sets limits, then the filter, which cannot be removed.
 _GUARD = r"""
 import ctypes, os, resource, struct, sys
 seconds, megabytes, architecture, denied, opening = eval(sys.argv[1])
@@ -76,7 +76,7 @@ _PASSED, _NO_FILTER = 91, 90
 def run_all(programs: Sequence[str]) -> list[bool]:
   """Whether each Python program ends without an exception, within its limits.
 
-  UserError where this machine cannot hold it to them.
+  UserError if this machine cannot enforce the limits.
   """
   if not programs:
     return []

@@ -1,8 +1,8 @@
 """Log-probabilities of continuations of contexts, in few compiled shapes.
 
-What shares its context with others: the context is computed once, and a row of its continuations,
-each a segment, goes on from its keys and values. What does not: contexts with their continuations
-fill rows as segments of their own. Only tokens that are scored reach the output head.
+A context that several pairs share is computed once. A row holds its continuations, each a segment
+that goes on from the context's keys and values. All other pairs fill rows, each as one segment:
+the context, then its continuation. Only tokens that are scored reach the output head.
 
 B rows, L tokens a row, M of them scored, S tokens of a shared context, D model width.
 """
@@ -24,9 +24,9 @@ from moe.model import Transformer, shared_context
 from moe.parallel.feeding import batch_parts, place_whole
 from moe.parallel.sharding import replicated
 
-# Fewer tokens than these are computed again sooner than shared.
+# Contexts of up to so many tokens are computed again: sharing them would take longer.
 _LEAST_SHARED = 16
-# Sizes that batches are filled up to at least: smaller ones save less time than compiling takes.
+# The least sizes that batches are padded to: smaller ones save less time than compiling takes.
 _LEAST_ROW, _LEAST = 256, 32
 _OPEN_ROWS = 16
 
@@ -39,34 +39,34 @@ class Pair(NamedTuple):
 
 
 class Score(NamedTuple):
-  """Of a continuation after its context."""
+  """The score of a continuation after its context."""
 
-  log_probability: float  # natural, of all its tokens; 0 of none
-  is_greedy: bool  # no token was likelier than any of its own
+  log_probability: float  # natural, of all its tokens; 0 without tokens
+  is_greedy: bool  # at every token of it, no other token was likelier
 
 
 class Packed(NamedTuple):
   """Rows of segments, some of whose tokens are scored."""
 
   batch: Batch
-  at_BM: np.ndarray  # int32, where in its row
+  at_BM: np.ndarray  # int32, the input in its row whose output predicts the target
   targets_BM: np.ndarray  # int32
 
 
 class Shared(NamedTuple):
-  """A context a row, and a row of what it is gone on with, all of it scored."""
+  """One context a row, and a row of its continuations, all of whose tokens are scored."""
 
   context: Batch
   batch: Batch
 
 
 class _Branch(NamedTuple):
-  """A context and those of its continuations that have its place in memory in common."""
+  """A context and the continuations that share its keys and values."""
 
   context: Sequence[int]
   numbers: list[int]  # of the pairs
   continuations: list[Sequence[int]]
-  length: int  # of all continuations
+  length: int  # of all continuations together
 
   @property
   def prefix(self) -> int:
@@ -74,7 +74,9 @@ class _Branch(NamedTuple):
 
 
 def score(model: Model, pairs: Sequence[Pair], tokens: int) -> list[Score]:
-  """The `Score` of every pair. `tokens`: computed at once, about; it changes time and memory."""
+  """The `Score` of every pair. About `tokens` tokens are computed at once: this changes only time
+  and memory.
+  """
   mesh = model.mesh if model.mesh is not None and model.mesh.size > 1 else None
   parts = batch_parts(mesh.shape) if mesh else 1
   singles, branches = _divided(pairs)
@@ -86,7 +88,7 @@ def score(model: Model, pairs: Sequence[Pair], tokens: int) -> list[Score]:
   programs = _programs(model.model, mesh)
   results = []
   for _, rows in asked:
-    # Nothing waits for the device in between.
+    # Nothing in this loop waits for the device.
     placed = place_whole(rows, mesh)
     with model.context():
       results.append(programs[type(rows)](model.params, placed))
@@ -118,7 +120,7 @@ def _divided(pairs):
 def _packed_rows(
   numbers: list[int], pairs: Sequence[Pair], seq_len: int, tokens: int, parts: int
 ) -> Iterator[tuple[list[tuple[int, int, int, int]], Packed]]:
-  """(places of results, batch): (pair, row, first of its M, how many) for every pair in it."""
+  """(places, batch), with the place (pair, row, first of its M, how many) of every pair in it."""
   size = lambda number: len(pairs[number].context) + len(pairs[number].continuation) - 1
   by_length: dict[int, list[int]] = {}
   for number in sorted(numbers, key=lambda number: (-size(number), number)):
@@ -152,16 +154,16 @@ def _packed_batch(held, pairs, length, count):
 def _shared_rows(
   branches: list[_Branch], tokens: int, parts: int
 ) -> Iterator[tuple[list[tuple[int, int, int, int]], Shared]]:
-  """As `_packed_rows`, of contexts that are shared.
+  """As `_packed_rows`, for contexts that are shared.
 
-  Batches take them in the order of their sizes, the largest first: so memory that is too small is
-  seen at once, and only the last batch is not full.
+  Batches take the largest first: so too little memory shows at once, and only the last batch is not
+  full.
   """
   size = lambda branch: (_filled(branch.prefix), _filled(branch.length))
   left = sorted(branches, key=size, reverse=True)
   while left:
     shared, most = size(left[0])[0], tokens // sum(size(left[0])) or 1
-    # A later context may be shorter, and what goes on from it longer.
+    # A later context may be shorter, but its continuations longer.
     length = max(size(branch)[1] for branch in left[:most])
     most = max(tokens // (shared + length), 1)
     held, left = left[:most], left[most:]
@@ -190,7 +192,7 @@ def _shared_batch(held, context, batch):
 
 
 def _write(batch, row, begin, ids, position, segment):
-  """A segment of a row; `position`: that of its first token."""
+  """Writes a segment into a row; `position`: that of its first token."""
   here = row, slice(begin, begin + len(ids))
   batch.tokens_BL[here] = ids
   batch.positions_BL[here] = np.arange(position, position + len(ids))
@@ -203,14 +205,14 @@ def _batches(rows, most):
 
 
 def _row_count(count, most, parts):
-  """Rows of a batch that has to hold `count`: of few sizes, in `parts` equal parts."""
+  """Rows of a batch for `count` of them: one of few sizes, and a multiple of `parts`."""
   count = min(packing.filled_up(count), max(most, 1))
   return count + -count % parts
 
 
 @functools.lru_cache(maxsize=16)
 def _programs(model: Transformer, mesh: Mesh | None) -> dict[type, Callable]:
-  """(params, rows) → losses and is_likeliest, of both kinds of rows."""
+  """{kind of rows: its program (params, rows) → (losses, is_likeliest)}."""
   keeping = model.clone(probe=model.probe._replace(keys_values=True))
   inputs = lambda batch: (batch.tokens_BL, batch.positions_BL, batch.segment_ids_BL)
 

@@ -1,4 +1,4 @@
-"""Tasks of the harness, opened with their rows and then asked of a run, as often as wanted."""
+"""Tasks of the harness: opened with their rows, then scored for a run as often as wanted."""
 
 import dataclasses
 import logging
@@ -12,12 +12,12 @@ from moe.inspection import Run
 from moe.tasks import data, paper
 from moe.tasks.data import Missing
 
-# Of the examples that are drawn, as in the harness.
+# The seed for drawing examples, as in the harness.
 _SEED = 1234
 
 
 class Asked(NamedTuple):
-  """What to score, as the flags of launch.evaluate have it."""
+  """What to score, as the flags of launch.evaluate say."""
 
   tasks: str  # names, separated by commas; 'paper': paper.BENCHMARKS
   num_fewshot: int | None = None  # None: the paper's, or the task's own
@@ -32,10 +32,10 @@ class Asked(NamedTuple):
 
 
 class Result(NamedTuple):
-  """Of one task or group."""
+  """The scores of one task or group."""
 
   version: object
-  shots: int | None  # None of a group whose tasks differ
+  shots: int | None  # None for a group whose tasks differ
   rows: int
   metrics: dict[str, float]
   errors: dict[str, float]  # standard errors of those that have one
@@ -60,11 +60,11 @@ class Suite:
   """Opened tasks. `score` may be called again, with other parameters."""
 
   asked: Asked
-  loaded: dict[str, dict]  # by the name that was asked for, what TaskManager.load gives
+  loaded: dict[str, dict]  # what TaskManager.load gives, by the name that was asked for
   missing: dict[str, str]
 
   def score(self, run: Run) -> Results:
-    """UserError for rows that a task cannot be made of, and what `Harness` refuses."""
+    """Scores a run. UserError for rows that a task cannot use, and what `Harness` refuses."""
     from lm_eval.evaluator import evaluate
 
     from moe.tasks.errors import standard_error
@@ -79,7 +79,7 @@ class Suite:
     model.tasks = together['tasks']
     for task in model.tasks.values():
       task.set_fewshot_seed(_SEED)
-    # A bar for every task whose requests are made, which takes no time.
+    # The harness shows a bar for every task while it makes its requests, which takes no time.
     without_bars = mock.patch('lm_eval.api.task.tqdm', lambda items, **_: items)
     with_all_errors = mock.patch('lm_eval.evaluator_utils.stderr_for_metric', standard_error)
     try:
@@ -107,8 +107,8 @@ class Suite:
 
 
 def open_suite(asked: Asked) -> Suite:
-  """Reads the rows of all tasks. UserError for a task that there is not, rows that are wrong, code
-  without consent, or nothing left to score.
+  """Reads the rows of all tasks. UserError for a task that does not exist, rows that are wrong,
+  code without consent, or nothing left to score.
   """
   start_harness()
   from moe.tasks import loading
@@ -124,7 +124,7 @@ def open_suite(asked: Asked) -> Suite:
     try:
       loaded[name] = loading.load(manager, name, shots, folder, asked.allow_code)
     except Missing as error:
-      # Of the paper's the others are scored without it.
+      # The paper's other tasks are scored without this one.
       if isinstance(error, loading.NoConsent) and name in asked.names:
         raise
       missing[name] = str(error)
@@ -135,8 +135,8 @@ def open_suite(asked: Asked) -> Suite:
 
 
 def open_for_training(config: Config) -> Suite | None:
-  """That of evaluation.tasks; None without any.
-  UserError as `open_suite`, or where one is missing.
+  """The suite of evaluation.tasks; None if it names none.
+  UserError as in `open_suite`, or if one task is missing.
   """
   evaluation = config.evaluation
   if not evaluation.tasks:
@@ -160,14 +160,16 @@ def _wanted(asked: Asked) -> dict[str, int | None]:
     else:
       shots[name] = paper.shots(name)
   if not shots:
-    raise UserError("there must be names of tasks, separated by commas, or 'paper': hellaswag,piqa")
+    raise UserError("give names of tasks, separated by commas (hellaswag,piqa), or 'paper'")
   return {
     name: count if asked.num_fewshot is None else asked.num_fewshot for name, count in shots.items()
   }
 
 
 def start_harness():
-  """What its libraries read of the environment when they are imported."""
+  """Imports the harness, after setting the environment that its libraries read when imported.
+  UserError if it is not installed.
+  """
   os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
   data.offline_where_unreached()
   try:
@@ -177,12 +179,12 @@ def start_harness():
       f"--tasks needs EleutherAI's lm-evaluation-harness: pip install '.[evals]' "
       f'({one_line(error)})'
     ) from error
-  # It tells of every prompt that it builds.
+  # It logs every prompt that it builds.
   logging.getLogger('lm_eval').setLevel(logging.ERROR)
 
 
 def _result(name, found, loaded, cut):
-  """`Result` of a name, out of what `evaluate` has of all of them. A tag's is the mean of its
+  """The `Result` of a name, out of what `evaluate` found for all names. A tag has the mean of its
   tasks.
   """
   leaves = list(loaded['tasks'])

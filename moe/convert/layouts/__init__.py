@@ -1,6 +1,4 @@
-"""Layouts: one file each, and the only list of them. A new one is a file with a `Layout` and a
-line in LAYOUTS.
-"""
+"""The only list of layouts. A new one takes a file with a `Layout`, and a line in LAYOUTS."""
 
 from moe.config import Config
 from moe.convert.layouts import deepseek, llama
@@ -14,5 +12,5 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def name_for(config: Config) -> str:
-  """The layout that a model is written in: dense ones as llama."""
+  """The layout in which a model is written: llama if it is dense, else deepseek."""
   return 'deepseek' if config.model.num_moe_layers else 'llama'

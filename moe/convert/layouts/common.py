@@ -1,4 +1,4 @@
-"""What the layouts share: a Layout, and the keys and tensors of everything but the FFNs."""
+"""What the layouts share: `Layout`, and the keys and tensors of everything but the FFNs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ from moe.convert.hf_config import HFConfig
 from moe.convert.table import Entry
 from moe.errors import UserError
 
-_ROPE_BASE = 10_000.0  # of a config.json that is older than the key
-# How experts are chosen and weighted in the paper, by key of `moe`; whoever adds a key that changes
-# what a trained model computes adds it here.
+_ROPE_BASE = 10_000.0  # for a config.json that is older than the key
+# How the paper chooses and weights experts, by key of `moe`. A new key that changes what a trained
+# model computes must be added here.
 _OF_THE_PAPER = {
   'router': 'softmax',
   'normalize_gates': False,
@@ -24,28 +24,28 @@ _OF_THE_PAPER = {
 
 
 class Layout(NamedTuple):
-  """How one family of checkpoints says what this model is."""
+  """How one family of checkpoints describes a model and stores its parameters."""
 
   # config.json → {dotted key of Config: value}. UserError for what the model cannot express.
   to_config: Callable[[HFConfig], dict[str, Any]]
   # Config → config.json, without types and token ids. UserError for what the layout cannot express.
   to_json: Callable[[Config], dict[str, Any]]
-  # The tables of a model, the one that is written first; others hold the same parameters in other
+  # The tables of a model. Export uses the first one; the others hold the same parameters in other
   # tensors.
   tables: Callable[[Config], dict[str, Sequence[Entry]]]
-  # Tensors that some files have beside the parameters, and that config.json already says.
+  # Tensors of some files that are no parameters: they follow from config.json.
   derived: tuple[str, ...] = ()
 
 
 def not_of_the_paper(moe: MoEConfig) -> Iterator[tuple[str, object]]:
-  """(key, the paper's value) of each that is another."""
+  """Yields (key, the paper's value) for every key of _OF_THE_PAPER with another value."""
   for name, value in _OF_THE_PAPER.items():
     if getattr(moe, name) != value:
       yield name, value
 
 
 def attention_to_config(hf: HFConfig) -> dict[str, Any]:
-  """The keys of everything but the FFNs."""
+  """The Config keys of everything but the FFNs, by dotted name."""
   d_model, heads = hf.integer('hidden_size'), hf.integer('num_attention_heads')
   seq_len = hf.integer('max_position_embeddings')
   if hf.get('head_dim') is None and d_model % heads:
@@ -70,7 +70,7 @@ def attention_to_config(hf: HFConfig) -> dict[str, Any]:
     'model.norm_eps': hf.real('rms_norm_eps'),
     'model.init_std': hf.real('initializer_range', 0.02),
     'data.seq_len': seq_len,
-    # What a step counts must fit 2³¹ tokens, however long the context.
+    # A step must have fewer than 2³¹ tokens, however long the context.
     'data.batch_size': min(2048, (2**31 - 1) // max(seq_len, 1)),
   }
 
@@ -110,8 +110,8 @@ def outside_of_layers() -> list[Entry]:
 
 
 def of_blocks(stack: str, first_layer: int, ffn: dict[str, str]) -> list[Entry]:
-  """The entries of a stack of blocks.
-  `ffn`: {parameter within the block: tensor within the layer}.
+  """The table's entries for a stack of blocks. `ffn`: {parameter within the block: tensor within
+  the layer}.
   """
   norms = {'attention_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm'}
   matrices = {
@@ -130,12 +130,12 @@ def of_blocks(stack: str, first_layer: int, ffn: dict[str, str]) -> list[Entry]:
 
 
 def swiglu(here: str, there: str) -> dict[str, str]:
-  """The three matrices of an FFN, for `of_blocks`."""
+  """The three matrices of a SwiGLU FFN, as `of_blocks` takes them."""
   return {f'{here}.{name}': f'{there}.{name}_proj.weight' for name in ('gate', 'up', 'down')}
 
 
 def _rope_base(hf):
-  """Of rope_theta, or of the newer rope_parameters."""
+  """The RoPE base, from rope_theta or the newer rope_parameters."""
   base, newer = hf.real('rope_theta', _ROPE_BASE), hf.get('rope_parameters')
   if newer is None:
     return base

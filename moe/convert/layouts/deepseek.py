@@ -1,8 +1,8 @@
-"""DeepSeekMoE 16B and its kin (`DeepseekForCausalLM`), a tensor an expert;
-read also with a layer's experts stacked.
+"""DeepSeekMoE 16B and its kin (`DeepseekForCausalLM`). Every expert has tensors of its own; files
+with a layer's experts stacked can be read too.
 
 The routed experts of a layer are `mlp.experts.0…E−1`, or, stacked, gate_up_proj [E, 2F, D]
-and down_proj [E, D, F]. Both shared experts are one FFN, there as here.
+and down_proj [E, D, F]. The shared experts are one FFN, in the file as here.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def to_config(hf: HFConfig) -> dict[str, Any]:
   hf.must('scoring_func', 'softmax')
   hf.must('norm_topk_prob', False)
   hf.must('moe_layer_freq', 1)
-  # Of later models with the same keys; here each has its one value.
+  # Later models give these keys other values; here each has only this one.
   hf.must('topk_method', 'greedy')
   hf.must('routed_scaling_factor', 1.0)
   hf.must('n_group', 1)
@@ -56,7 +56,7 @@ def to_config(hf: HFConfig) -> dict[str, Any]:
 
 def to_json(config: Config) -> dict[str, Any]:
   model, moe = config.model, config.moe
-  # The layout has no key for what else routing may be that other programs would read.
+  # The layout has no keys for other kinds of routing that other programs would read.
   for name, value in common.not_of_the_paper(moe):
     raise UserError(
       f'moe.{name}={getattr(moe, name)!r}: in the layout deepseek routers are as the paper has '

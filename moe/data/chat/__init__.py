@@ -1,12 +1,12 @@
-"""Conversations to tokens, of which some are learnt from: rows of JSON → messages → parts of a
-template → tokens with a bit each → rows of a batch.
+"""Conversations to tokens, some of which are learnt: rows of JSON → messages → parts of a template
+→ tokens, each with a bit for learnt → rows of a batch.
 
 conversations  a row of JSON → its messages, checked
-base           what a template makes of messages: parts, text or the ids of control pieces
-templates      those by name, `open_template`, and which one a run has
-jinja          the one that a tokenizer came with, as Hugging Face renders it
+base           what a template turns messages into: parts, each a text or a control piece's id
+templates      the templates with a name, `open_template`, and which template a run has
+jinja          the template that a tokenizer came with, as Hugging Face renders it
 encoding       parts → tokens, and which of them are learnt
-packing        conversations of every length → rows of a batch, best fit
+packing        conversations of any length → rows of a batch, by best fit
 """
 
 from moe.data.chat.base import Template

@@ -1,6 +1,6 @@
-"""What every template makes of a conversation: text, and control pieces by their ids.
+"""What every template turns a conversation into: text, and control pieces by their ids.
 
-What a user writes is text always: the spelling of a control piece in it makes none.
+What a user writes is always text: the spelling of a control piece in it does not become one.
 """
 
 import abc
@@ -14,7 +14,7 @@ class Part(NamedTuple):
   """A stretch of a rendered conversation."""
 
   said: str | int  # text, or the id of a control piece
-  learnt: bool = False  # the assistant's own: of a reply and its end
+  learnt: bool = False  # the assistant's own: part of a reply or its end
 
 
 class Template(abc.ABC):
@@ -25,7 +25,7 @@ class Template(abc.ABC):
 
   @abc.abstractmethod
   def parts(self, messages: Sequence[Message], asks: bool = False) -> list[Part]:
-    """All of a conversation; and, if it `asks`, what comes before the assistant's next reply.
+    """The whole conversation, followed if it `asks` by what opens the assistant's next reply.
 
     BadRow for a conversation that the template refuses.
     """

@@ -12,7 +12,7 @@ from moe.data.readers import BadRow
 
 ROLES = ('system', 'user', 'assistant')
 _MESSAGES, _PAIR = 'messages', ('prompt', 'response')
-_DEFAULT = 'text'  # of data.text_key: it stands for the two forms above
+_DEFAULT = 'text'  # the default of data.text_key: it stands for the two forms above
 
 
 class Message(NamedTuple):
@@ -23,10 +23,10 @@ class Message(NamedTuple):
 
 
 def text_of(row: dict, text_key: str, where: str) -> str:
-  """A conversation in one line that `from_text` takes back: what data.holdout draws by, and what
-  copies are told by.
+  """A conversation as one line that `from_text` reads back. data.holdout hashes this line, and
+  copies are recognised by it.
 
-  `text_key`: the field that has the messages, or PROMPT+RESPONSE, those of a pair.
+  `text_key`: the field with the messages, or PROMPT+RESPONSE, the two fields of a pair.
   `where`: FILE:LINE.
   """
   messages = _messages(row, text_key, where)
@@ -40,13 +40,13 @@ def from_text(text: str) -> list[Message]:
 
 
 def said(text: str) -> str:
-  """All that is said in it, a line a turn: what a tokenizer is trained on."""
+  """What all turns of a conversation say, joined by newlines: a tokenizer is trained on it."""
   return '\n'.join(message.content for message in from_text(text))
 
 
 def check(messages: Sequence[Message], where: str) -> None:
-  """BadRow unless a system message, if any, comes first and a user's next, no turn is empty, and
-  the assistant has one.
+  """Raises BadRow unless a user's message comes first, or second after a system message, no turn is
+  empty, and the assistant has one.
   """
   if not messages:
     raise BadRow(f'{where}: the conversation has no turn')

@@ -1,7 +1,7 @@
 """Parts of a template → tokens, and which of them are learnt. N tokens of a conversation.
 
-The boundary of a reply is one of tokens, too: the prompt and the reply are encoded apart, so that
-training has the very tokens before a reply that generation has.
+No token spans the boundary of a reply: the prompt and the reply are encoded apart, so that training
+has the same tokens before a reply as generation.
 """
 
 import itertools
@@ -19,9 +19,9 @@ class Encoded(NamedTuple):
   """A conversation in tokens, control pieces included."""
 
   tokens_N: np.ndarray  # int32
-  learnt_N: np.ndarray  # bool: of a reply, its end included
-  text: str  # of the replies, end to end: what their tokens say
-  lost: Lost  # what of it they do not say
+  learnt_N: np.ndarray  # bool: tokens of a reply, its end included
+  text: str  # of the replies, end to end
+  lost: Lost  # what the tokens lose of `text`
 
 
 def encode(
@@ -37,7 +37,7 @@ def encode(
 def encode_parts(
   tokenizer: Tokenizer, rendered: Sequence[Sequence[Part]], num_threads: int = 1
 ) -> list[Encoded]:
-  """The same of what a template has made of each."""
+  """As `encode`, for conversations that a template has turned into parts already."""
   joined = [_joined(parts) for parts in rendered]
   texts = [part.said for parts in joined for part in parts if isinstance(part.said, str)]
   encoded = iter(tokenizer.encode_arrays(texts, num_threads))
@@ -45,13 +45,13 @@ def encode_parts(
 
 
 def prompt_ids(template: Template, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-  """The tokens that the assistant's next reply follows."""
+  """The tokens before the assistant's next reply."""
   (encoded,) = encode_parts(tokenizer, [template.parts(messages, asks=True)])
   return encoded.tokens_N.tolist()
 
 
 def _joined(parts):
-  """Texts that stand side by side, as one: they are encoded together."""
+  """Joins adjacent texts that are both learnt or both not: they are encoded together."""
   kinds = itertools.groupby(parts, lambda part: (isinstance(part.said, str), part.learnt))
   made = []
   for (is_text, learnt), group in kinds:

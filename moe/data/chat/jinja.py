@@ -2,8 +2,8 @@
 a sandbox, whose variables are `messages`, `add_generation_prompt` and the special tokens.
 
 A rendered conversation is one string, in which a control piece and its spelling in what a user
-wrote look alike. So contents are rendered with each such spelling broken by a noncharacter of
-Unicode, which is taken out afterwards.
+wrote look alike. So each such spelling is broken by a Unicode noncharacter before rendering, and
+the noncharacter is taken out afterwards.
 """
 
 import datetime
@@ -26,13 +26,14 @@ _PROBE = [Message('user', 'a'), Message('assistant', 'b')]
 class JinjaTemplate(Template):
   """`chat_template` of tokenizer_config.json.
 
-  A reply is what stands in {% generation %} … {% endgeneration %}, where the template has such
-  blocks; else what the conversation up to it has more than the prompt before it, to its last
-  control piece.
+  If the template has {% generation %} … {% endgeneration %} blocks, a reply is what stands in one.
+  Else it is what the reply adds to the rendered prompt before it, up to the last control piece.
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    """UserError if there is none, it is no Jinja, or ends no reply with a control piece."""
+    """UserError if the tokenizer has no template, or one that is no Jinja or ends no reply with a
+    control piece.
+    """
     source = source_of(tokenizer)
     self._has_blocks = bool(re.search(r'\{%-?\s*generation\b', source))
     self._template = _compiled(source)
@@ -72,7 +73,7 @@ class JinjaTemplate(Template):
     return self._control.sub(lambda found: found[0][0] + broken + found[0][1:], content)
 
   def _by_prefix(self, turns, asks) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is a reply) by rendering the beginnings of a conversation."""
+    """(text, whether it is a reply), found by rendering the conversation up to each reply."""
     whole, at = self._render(turns, asks), 0
     for number, turn in enumerate(turns):
       if turn.role != 'assistant':
@@ -80,19 +81,19 @@ class JinjaTemplate(Template):
       before, after = self._render(turns[:number], True), self._render(turns[: number + 1], False)
       if not (whole.startswith(after) and after.startswith(before) and len(before) >= at):
         raise BadRow(
-          f'{_KEY}: it renders the beginning of {_shown(turns)} in another way than the whole, so '
-          'that replies cannot be told: mark them in it by {% generation %}'
+          f'{_KEY}: it renders the beginning of {_shown(turns)} differently from the whole, so '
+          'that replies cannot be found: mark them with {% generation %}'
         )
       yield whole[at : len(before)], False
       reply, at = after[len(before) :], len(after)
-      # What stands behind the end of a turn, a line's end often, the model need not write.
+      # The model need not write what follows the end of its turn, often a newline.
       last = max((found.end() for found in self._control.finditer(reply)), default=len(reply))
       yield reply[:last], True
       yield reply[last:], False
     yield whole[at:], False
 
   def _parts(self, text, broken, learnt):
-    """A rendered text as text and control pieces."""
+    """Splits a rendered text into text and control pieces."""
     at = 0
     for found in [*self._control.finditer(text), None]:
       if said := text[at : found.start() if found else None].replace(broken, ''):
@@ -111,7 +112,7 @@ class JinjaTemplate(Template):
         documents=None,
         **self._special,
       )
-    # A template may raise whatever Python does.
+    # A template may raise any exception.
     except Exception as error:
       raise BadRow(f'{_KEY}: it refuses {_shown(turns)}: {one_line(error)}') from error
 
@@ -120,7 +121,7 @@ def source_of(tokenizer: Tokenizer) -> str:
   """The template's text. UserError if the tokenizer has none."""
   found = tokenizer.settings.get('chat_template')
   if isinstance(found, list):
-    # Several of them, by name.
+    # Several templates, by name.
     found = {each.get('name'): each.get('template') for each in found}.get('default')
   if not isinstance(found, str) or not found:
     raise UserError(

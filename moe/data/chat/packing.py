@@ -1,4 +1,4 @@
-"""Conversations of every length → rows of a batch, packed anew each epoch. NumPy only.
+"""Conversations of any length → rows of a batch, packed anew each epoch. NumPy only.
 
 L tokens a row, C conversations, D documents of a domain, R rows of an epoch.
 """
@@ -26,14 +26,14 @@ _EPOCHS_KEPT = 2  # packings in memory: threads read ahead into the next one
 class Fitting(NamedTuple):
   """The conversations of a domain that a context can hold, and what became of the others."""
 
-  numbers_C: np.ndarray  # of the documents
+  numbers_C: np.ndarray  # of their documents
   sizes_C: np.ndarray  # inputs of each: its tokens but the last, at most L
   cut: int  # conversations longer than L + 1 tokens that lose their end
-  left_out: int  # longer ones that are dropped, or whose beginning has nothing to learn
+  left_out: int  # longer ones that data.too_long drops, or whose beginning has nothing to learn
 
 
 def fitting(documents: Documents, domain: str, data: DataConfig) -> Fitting:
-  """What data.too_long makes of conversations. UserError if it leaves none."""
+  """Applies data.too_long to the conversations of a domain. UserError if it leaves none."""
   lengths_D = documents.lengths
   is_long_D = lengths_D > data.seq_len + 1
   stays_D = ~is_long_D
@@ -50,15 +50,15 @@ def fitting(documents: Documents, domain: str, data: DataConfig) -> Fitting:
 
 
 def best_fit(sizes: Sequence[int], room: int, window: int = WINDOW) -> list[list[int]]:
-  """Rows of indices into `sizes`, of at most `room` in sum: each goes, in order, where it leaves
-  the least room of all rows of its window, or into a new one.
+  """Rows of indices into `sizes` that sum to at most `room`. Each index goes, in order, into the
+  row of its window that then has the least room left, or into a new row.
 
-  Taken in order, not the largest first: that would pack 0.3% denser, but leave the small ones to
-  the last rows, and steps would see very different numbers of conversations.
+  In order rather than largest first: that would pack 0.3% denser, but leave the small ones to the
+  last rows, and steps would see very different numbers of conversations.
   """
   rows: list[list[int]] = []
   for begin in range(0, len(sizes), window):
-    # Rows by the room that is left in them, the rooms ascending.
+    # Rows by the room that is left in them, and these rooms in ascending order.
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
     for index in range(begin, min(begin + window, len(sizes))):
@@ -82,10 +82,10 @@ def best_fit(sizes: Sequence[int], room: int, window: int = WINDOW) -> list[list
 
 
 class ConversationRows:
-  """The rows of a domain, one epoch after another, at random; safe to share between threads.
+  """Random access to the rows of a domain, one epoch after another; safe to share between threads.
 
   An epoch has each conversation once. How it is packed, and the order of its rows, are a function
-  of (seed, domain, epoch) alone. Conversations of a row are segments of their own.
+  of (seed, domain, epoch) alone. Each conversation of a row is a segment of its own.
   """
 
   def __init__(self, prepared: PreparedData, domain: str, data: DataConfig):
@@ -95,7 +95,7 @@ class ConversationRows:
     self._domain_J = np.array([name == domain for name in prepared.domains], np.float32)
     self.fitting = fitting(self._documents, domain, data)
     self._packed: dict[int, list[list[int]]] = {}
-    self._ends = [0]  # rows up to each epoch that has been looked at
+    self._ends = [0]  # rows before each epoch that has been looked at, and after the last one
     self._packing = threading.Lock()
 
   def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ConversationRows:
     return self._row(members)
 
   def epoch(self, number: int) -> list[list[int]]:
-    """The rows of an epoch, each the numbers of its conversations."""
+    """The rows of an epoch, each a list of its conversations' numbers."""
     with self._packing:
       return self._pack(number)
 
@@ -153,12 +153,12 @@ class ConversationRows:
 
 
 def rows_of(prepared: PreparedData, domain: str, data: DataConfig) -> ConversationRows:
-  """The same for all who ask, so that an epoch is packed once."""
+  """The rows of a domain, the same object for all callers, so that an epoch is packed once."""
   return prepared.once(ConversationRows, domain, data)
 
 
 def notes(prepared: PreparedData, data: DataConfig) -> list[str]:
-  """What a user should know of the packing, a line a domain."""
+  """What a user should know about the packing, a line a domain."""
   told = []
   for domain in prepared.domains:
     rows = rows_of(prepared, domain, data)

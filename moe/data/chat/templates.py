@@ -1,7 +1,7 @@
 """Conversations as a model reads them: text, and control pieces by their ids.
 
 `deepseek` and `plain` are here; `tokenizer` is the Jinja template of tokenizer_config.json.
-What a user writes is text always: the spelling of a control piece in it makes none.
+What a user writes is always text: the spelling of a control piece in it does not become one.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class _Words(NamedTuple):
   system: tuple[str, str]  # before it, after it
   user: tuple[str, str]
   given: str  # before a reply; a prompt ends with it
-  lead: str  # between that and the reply, the assistant's own
+  lead: str  # between that and the reply; the assistant writes it
 
 
 _NAMED = {
@@ -56,7 +56,7 @@ class NamedTemplate(Template):
 def open_template(name: str, tokenizer: Tokenizer) -> Template:
   """The template that data.chat_template names.
 
-  UserError where it is the tokenizer's own, which has none, or one that cannot be used.
+  UserError for the tokenizer's own template if there is none, or it cannot be used.
   """
   if name in _NAMED:
     return NamedTemplate(name, tokenizer.bos_id, tokenizer.eos_id)
@@ -64,8 +64,8 @@ def open_template(name: str, tokenizer: Tokenizer) -> Template:
 
 
 def template_of(data: DataConfig, tokenizer: Tokenizer) -> str:
-  """The name of the template that a run's chats were trained in; else 'tokenizer' if that has one
-  of its own; else ''.
+  """The name of the template that a run's chats were trained in; else 'tokenizer' if the tokenizer
+  has one of its own; else ''.
   """
   if data.format == 'chat':
     return data.chat_template

@@ -28,9 +28,9 @@ _RULES = Rules()
 def read_texts(path: Path, text_key: str, rules: Rules = _RULES) -> Iterator[str]:
   """Texts of a file: JSON (lines, an array, objects in a row), Parquet, CSV or TSV, or plain text.
 
-  Also of one compressed by gzip, zstd, bzip2 or xz. The name tells the format; where it does not,
-  the contents do. At most about `rules.max_bytes` of it are in memory at a time. `text_key` names
-  the field or the column. A byte-order mark in front of a text is no part of it, in any format;
+  The file may be compressed by gzip, zstd, bzip2 or xz. Its name tells the format; where it does
+  not, the contents do. At most about `rules.max_bytes` of it are in memory at a time. `text_key`
+  names the field or the column. A byte-order mark in front of a text is dropped, in any format;
   line ends stay as they are. UserError for a damaged file and for formats that hold no text by
   themselves; BadRow goes to `rules.on_bad`. Conversations (`rules.text_of`) are rows of JSON.
   """
@@ -130,7 +130,7 @@ _READERS = {
 
 
 def _first_object(head):
-  """The JSON object that is the whole first line with anything on it, else None."""
+  """The JSON object on the first line that is not blank; None if that line is anything else."""
   line = next(
     (line for line in head.removeprefix(b'\xef\xbb\xbf').split(b'\n') if line.strip()), b''
   )

@@ -10,7 +10,7 @@ CHUNK = 1 << 20
 
 
 class BadRow(UserError):
-  """A row, or a plain file, that is no text; those beside it may be."""
+  """A row, or a plain file, that cannot be used as text; those beside it may be fine."""
 
 
 def _refuse(error: BadRow) -> NoReturn:
@@ -18,7 +18,7 @@ def _refuse(error: BadRow) -> NoReturn:
 
 
 class Rules(NamedTuple):
-  """How files are read. See the keys of `data` in experiments/base.py."""
+  """How files are read. See the keys of `data` in moe/config.py."""
 
   max_bytes: int = 64_000_000  # of one document, row or line; data.max_document_mb
   separator: str = ''  # cuts plain text into documents; '': a file is one
@@ -62,7 +62,7 @@ def checked(text: object, where: str, text_key: str, rules: Rules) -> Iterator[s
 
 
 def too_long(what: str, rules: Rules) -> str:
-  """For an error."""
+  """The words of an error about `what`, which is over data.max_document_mb."""
   return f'{what} of more than data.max_document_mb={rules.max_bytes / 1e6:g} MB: raise it'
 
 
@@ -71,5 +71,5 @@ def _type(value):
 
 
 def some(names: Iterable[str]) -> str:
-  """The first of them, for an error."""
+  """The first eight names, for an error."""
   return ', '.join(map(repr, list(names)[:8])) or 'none'

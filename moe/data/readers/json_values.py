@@ -11,7 +11,7 @@ from moe.errors import UserError
 
 
 def read_lines(path: Path, file: Stream, text_key: str, rules: Rules) -> Iterator[str]:
-  """See `read_texts`; an object a line."""
+  """See `read_texts`. Every line is an object."""
   for number in itertools.count(1):
     raw = file.readline(rules.max_bytes + 1)
     if not raw:
@@ -37,7 +37,7 @@ def _text_of_line(raw, where, text_key, rules):
 
 
 def read_values(path: Path, file: Stream, text_key: str, rules: Rules) -> Iterator[str]:
-  """Values one after another, or the elements of an array;
+  """See `read_texts`. The file has values one after another, or one array of them;
   none may be longer than the longest document.
   """
   decoder, ahead = json.JSONDecoder(), _Ahead(path, file, rules)
@@ -54,14 +54,14 @@ def read_values(path: Path, file: Stream, text_key: str, rules: Rules) -> Iterat
 
 
 class _Ahead:
-  """Text of a file that is read as far as a JSON value needs."""
+  """The text of a file, read only as far as the next JSON value needs."""
 
   def __init__(self, path, file, rules):
     self._path, self._file, self._rules = path, file, rules
     self._text, self._raw, self.line = '', b'', 1
 
   def skip(self, characters: str) -> str:
-    """The next character that is none of these; '' at the end."""
+    """Skips `characters` and returns the first other one; '' at the end."""
     while True:
       rest = self._text.lstrip(characters)
       self.take(len(self._text) - len(rest))
@@ -73,7 +73,7 @@ class _Ahead:
     self._text = self._text[count:]
 
   def value(self, decoder: json.JSONDecoder) -> object:
-    """The JSON value that begins here."""
+    """Reads the JSON value that begins here. UserError if there is none."""
     while True:
       try:
         value, end = decoder.raw_decode(self._text)
@@ -86,11 +86,11 @@ class _Ahead:
         where = f'{self._path}:{self.line}'
         if len(self._text) > self._rules.max_bytes:
           raise UserError(f'{where}: no JSON, or {too_long("a value", self._rules)}') from error
-        if not self._more(max(CHUNK, len(self._text))):  # twice as much each time
+        if not self._more(max(CHUNK, len(self._text))):  # doubles the text each time
           raise UserError(f'{where}: not JSON: {error}') from error
 
   def _more(self, count):
-    """Reads on; False at the end."""
+    """Reads `count` more bytes; False at the end."""
     chunk = self._file.read(count)
     raw = self._raw + chunk
     try:

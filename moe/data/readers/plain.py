@@ -9,7 +9,7 @@ from moe.data.readers.base import CHUNK, BadRow, Rules, too_long
 
 
 def read(path: Path, file: Stream, text_key: str, rules: Rules) -> Iterator[str]:
-  """See `read_texts`. A field has no meaning here."""
+  """See `read_texts`. `text_key` has no meaning here."""
   del text_key
   if rules.separator:
     yield from _separated(path, file, rules)
@@ -24,12 +24,12 @@ def read(path: Path, file: Stream, text_key: str, rules: Rules) -> Iterator[str]
 
 
 def _separated(path, file, rules):
-  """The parts between separators, whose line ends may be of any kind.
-  Parts of white space alone are none.
+  """The parts between separators. A line end within a separator matches one of any kind.
+  Parts of white space alone are left out.
   """
   ends = re.escape(rules.separator).replace('\\\n', r'(?:\r\n?|\n)')
   cut, held, line, scanned, skipping = re.compile(ends.encode()), b'', 1, 0, False
-  margin = 2 * len(rules.separator.encode())  # a separator may lie across two readings
+  margin = 2 * len(rules.separator.encode())  # a separator may lie across two reads
   while True:
     chunk = file.read(CHUNK)
     held, begin = held + chunk, 0

@@ -2,7 +2,7 @@
 
 base           what every kind offers
 sentencepiece  SentencePiece models: those that are trained here, and foreign ones
-training       training one
+training       trains a SentencePiece model
 hugging_face   tokenizer.json of Hugging Face's `tokenizers` library
 """
 
@@ -32,7 +32,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
   """Opens a SentencePiece .model or a tokenizer.json, the latter with the tokenizer_config.json
   beside it if there is one.
 
-  UserError, one line, if a file is missing, unreadable or no usable tokenizer.
+  UserError, one line, if a file is missing or unreadable, or is no usable tokenizer.
   """
   path = Path(path)
   content = _read(path)
@@ -42,9 +42,9 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def from_bytes(content: bytes, config: bytes = b'', name: str = 'tokenizer') -> Tokenizer:
-  """Of the contents of such a file, and of its tokenizer_config.json.
+  """The tokenizer in the contents of such a file and, in `config`, of its tokenizer_config.json.
 
-  `name`: what an error calls it. UserError as `open_tokenizer`.
+  `name`: what an error calls it. UserError as in `open_tokenizer`.
   """
   if _is_json(content):
     from moe.data.tokenizers.hugging_face import HuggingFaceTokenizer
@@ -54,7 +54,7 @@ def from_bytes(content: bytes, config: bytes = b'', name: str = 'tokenizer') -> 
 
 
 def from_files(files: Mapping[str, bytes]) -> Tokenizer:
-  """Of what `Tokenizer.files` gave."""
+  """The tokenizer stored in `files`, which `Tokenizer.files` returned."""
   (content,) = (files[each] for each in MODEL_FILES if each in files)
   return from_bytes(content, files.get(CONFIG_FILE, b''), 'tokenizer')
 

@@ -1,4 +1,4 @@
-"""What every tokenizer offers, and the files that one is stored in. N ids of a text, V pieces."""
+"""The interface of all tokenizers, and the files that store one. N ids of a text, V pieces."""
 
 import abc
 import functools
@@ -13,16 +13,16 @@ from moe.errors import UserError
 
 # A tokenizer is stored in one of these.
 MODEL_FILES = ('tokenizer.model', 'tokenizer.json')
-# Beside tokenizer.json, as it was found: Hugging Face's file that names BOS, EOS, a chat template.
+# Hugging Face's file beside tokenizer.json, kept as it is: it names BOS, EOS and a chat template.
 CONFIG_FILE = 'tokenizer_config.json'
 FILES = (*MODEL_FILES, CONFIG_FILE)
 
 
 class Lost(NamedTuple):
-  """Sums over documents."""
+  """What tokens lose of their text, summed over documents."""
 
-  documents: int  # that decode(encode(text)) does not give back
-  # UTF-8 bytes that their tokens do not say: under unknown pieces, or left out by normalisation.
+  documents: int  # those that decode(encode(text)) does not give back
+  # UTF-8 bytes missing from their tokens: under unknown pieces, or left out by normalisation.
   bytes: int
 
   def plus(self, other: 'Lost') -> 'Lost':
@@ -32,8 +32,7 @@ class Lost(NamedTuple):
 class Tokenizer(abc.ABC):
   """Text ↔ ids. Encoding adds neither BOS nor EOS: moe/data/batches.py does, once a document.
 
-  No text can make a control piece: one that contains the spelling of BOS, say, is encoded as any
-  other text.
+  No text is encoded to a control piece: the spelling of BOS, say, is encoded like any other text.
   """
 
   # One of MODEL_FILES.
@@ -48,7 +47,7 @@ class Tokenizer(abc.ABC):
   @property
   @abc.abstractmethod
   def is_text(self) -> np.ndarray:
-    """is_text_V bool: False for control pieces, the unknown one and ids that are no piece."""
+    """is_text_V bool: False for control pieces, the unknown piece and ids that have no piece."""
 
   @property
   @abc.abstractmethod
@@ -74,7 +73,8 @@ class Tokenizer(abc.ABC):
   def offsets(self, text: str) -> list[tuple[int, int]]:
     """(begin, end) in characters of `text` for each id of `encode(text)`.
 
-    Of pieces that share a character, each has all of it or only the last has, as the library tells.
+    Where pieces share a character, either each of them spans it or only the last one does, as the
+    library has it.
     """
 
   @abc.abstractmethod
@@ -83,37 +83,37 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def lost(self, text: str, ids_N: np.ndarray) -> Lost:
-    """What of `text` its ids do not say."""
+    """What the ids lose of `text`."""
 
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-    """As `encode_arrays`, ten times the memory."""
+    """As `encode_arrays`, but as lists, in ten times the memory."""
     return [ids_N.tolist() for ids_N in self.encode_arrays(texts, num_threads)]
 
   def files(self) -> dict[str, bytes]:
-    """{name: contents} of all that a copy consists of; `from_files` takes it back."""
+    """{name: contents} of all files of a copy; `from_files` reads it back."""
     return {self.file_name: self.to_bytes()} | (
       {CONFIG_FILE: self.tokenizer_config} if self.tokenizer_config else {}
     )
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Of what decides the ids of documents: the file; and BOS and EOS, which another may name."""
+    """The hash of what decides the ids of documents: the model file and, for tokenizer.json, BOS
+    and EOS, which another file may name.
+    """
     ends = f'{self.bos_id} {self.eos_id}'.encode() if self.file_name == 'tokenizer.json' else b''
     return hashlib.sha256(self.to_bytes() + ends).hexdigest()
 
   @functools.cached_property
   def settings(self) -> dict:
-    """CONFIG_FILE as an object, `chat_template` among others; {} where there is none."""
+    """The JSON object in CONFIG_FILE, with `chat_template` among its keys; {} without the file."""
     return json.loads(self.tokenizer_config) if self.tokenizer_config else {}
 
 
 def must_have(tokenizer: Tokenizer | None) -> Tokenizer:
-  """A run's tokenizer. UserError where it has none: it holds weights of others,
-  which came without.
-  """
+  """A run's tokenizer. UserError if the run has none: its weights were converted without one."""
   if tokenizer is None:
     raise UserError(
       'the run has no tokenizer: it was converted without one, and takes token ids only'

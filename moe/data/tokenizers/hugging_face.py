@@ -1,7 +1,7 @@
 """tokenizer.json of Hugging Face's `tokenizers` library, which does all encoding and decoding.
 
-Read here is only what a language model has to know of it: which bytes a piece stands for, and its
-BOS and EOS.
+This module reads from it only what a language model has to know: which bytes a piece stands for,
+and which tokens are BOS and EOS.
 """
 
 import functools
@@ -17,8 +17,8 @@ from moe.data.tokenizers.base import CONFIG_FILE, Lost, Tokenizer
 from moe.data.tokenizers.sentencepiece import SPACE_MARK, bytes_of
 from moe.errors import UserError, one_line
 
-# BOS and EOS where neither tokenizer_config.json nor the post-processor names them; the first that
-# is there.
+# BOS and EOS where neither tokenizer_config.json nor the post-processor names them: the first of
+# these that the tokenizer has.
 _WELL_KNOWN = {
   'bos_token': (
     *('<｜begin▁of▁sentence｜>', '<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>'),
@@ -26,9 +26,9 @@ _WELL_KNOWN = {
   ),
   'eos_token': (*('<｜end▁of▁sentence｜>', '</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>'),),
 }
-# Characters encoded at once by a thread: the library takes some 130 bytes of memory for each.
+# Characters that a thread encodes at once: the library takes some 130 bytes of memory for each.
 _CHUNK = 1_000_000
-# Where a longer text may be cut: GPT-2's pre-tokenizer, and those made after it,
+# Where a longer text may be cut: GPT-2's pre-tokenizer, and those modelled on it,
 # never join a letter and a newline.
 _BOUNDARY = re.compile(r'(?<=[^\W_])(?=\n[^\W_])')
 
@@ -36,19 +36,20 @@ _BOUNDARY = re.compile(r'(?<=[^\W_])(?=\n[^\W_])')
 class HuggingFaceTokenizer(Tokenizer):
   """A byte-level BPE, or a BPE or Unigram that writes spaces as SentencePiece does.
 
-  BOS and EOS are those of tokenizer_config.json; else of the post-processor; else special tokens of
-  well-known names.
+  BOS and EOS are those that tokenizer_config.json names, else those of the post-processor, else
+  special tokens with well-known names.
   """
 
   file_name = 'tokenizer.json'
 
   def __init__(self, content: bytes, config: bytes = b'', name: str = 'tokenizer'):
-    """`content`, `config`: of tokenizer.json and tokenizer_config.json.
+    """`content`, `config`: the contents of tokenizer.json and tokenizer_config.json.
 
     `name`: what an error calls them. UserError if they are damaged, name no BOS and EOS, or are of
-    a kind whose pieces are not known as bytes.
+    a kind whose pieces do not say which bytes they stand for.
     """
-    # The library's own threads do not survive a fork, which it tells on stderr: those here do.
+    # The library's own threads do not survive a fork, and it warns of that on stderr: the threads
+    # of `encode_arrays` take their place.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     try:
       import tokenizers
@@ -61,12 +62,12 @@ class HuggingFaceTokenizer(Tokenizer):
     settings = _object(config, f'{name}: the {CONFIG_FILE} beside it') if config else {}
     try:
       self._library = tokenizers.Tokenizer.from_str(content.decode())
-    # The library raises no narrower one.
+    # The library raises no narrower class.
     except Exception as error:
       raise UserError(
         f'{name} is no tokenizer.json that the tokenizers library reads: {one_line(error)}'
       ) from error
-    # What a file was last used for there: they would cut and fill documents.
+    # The file keeps the settings of its last use, which would truncate and pad documents.
     self._library.no_truncation()
     self._library.no_padding()
     self._bytes_of, self._is_byte_level = _reading(description, name)
@@ -76,9 +77,9 @@ class HuggingFaceTokenizer(Tokenizer):
         raise UserError(f'{name} has no token {token!r}, its {kind}')
     added = self._library.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
-    # Where the file does not say that they are special, a text could spell them.
+    # If the file does not mark BOS and EOS as special, a text could spell them.
     self._library.add_special_tokens([token for token in names.values() if token not in special])
-    # What spells a special token in a text is text.
+    # A special token's spelling within a text is encoded as text.
     self._library.encode_special_tokens = True
     self.bos_id, self.eos_id = map(self._library.token_to_id, names.values())
     self.vocab_size = max(self._library.get_vocab(with_added_tokens=True).values()) + 1
@@ -109,7 +110,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
   @functools.cached_property
   def piece_bytes(self) -> list[bytes]:
-    """An added token stands for its own spelling. A space before the text may be none of it."""
+    """An added token stands for its own spelling. The first piece of a text may begin with a space
+    that the text does not have.
+    """
     found = []
     for i, is_text in enumerate(self.is_text):
       if not is_text:
@@ -163,7 +166,7 @@ class HuggingFaceTokenizer(Tokenizer):
     return Lost(1, max(unknown, len(text.encode()) - known))
 
   def _parts(self, text):
-    """A longer text than _CHUNK in parts, where that cannot be told from its ids."""
+    """The text in parts of _CHUNK characters and more, cut only where that changes no ids."""
     parts, begin = [], 0
     while self._is_byte_level and len(text) - begin > _CHUNK:
       found = _BOUNDARY.search(text, begin + _CHUNK)
@@ -186,11 +189,11 @@ class HuggingFaceTokenizer(Tokenizer):
     return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
   def _has_control(self, ids_N):
-    """Whether a text's own letters became a control piece: Unigram takes any piece they spell."""
+    """Whether a text's own letters became a control piece: Unigram uses any piece they spell."""
     return bool(self._is_control_V[ids_N].any())
 
   def _broken(self, part):
-    """The part in pieces that spell no control piece."""
+    """The part cut up so that none of the strings spells a control piece."""
     spelt = sorted(
       (self._library.id_to_token(i) for i in np.flatnonzero(self._is_control_V)), key=len
     )
@@ -207,7 +210,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _object(content, name):
-  """A JSON object; UserError if it is damaged."""
+  """The JSON object in `content`; UserError if it is damaged."""
   try:
     found = json.loads(content)
   except (ValueError, RecursionError) as error:
@@ -218,7 +221,7 @@ def _object(content, name):
 
 
 def _reading(description, name) -> tuple[Callable[[str], bytes], bool]:
-  """(piece → its bytes, whether it is a byte-level BPE)."""
+  """(a function from a piece to its bytes, whether the tokenizer is a byte-level BPE)."""
   model = description['model']
   kind = model.get('type') or ('BPE' if 'merges' in model else '?')
   decoders = _flat(description.get('decoder'), 'decoders')
@@ -230,11 +233,11 @@ def _reading(description, name) -> tuple[Callable[[str], bytes], bool]:
     )
   if model.get('dropout'):
     raise UserError(
-      f'{name} has a dropout of {model["dropout"]}: the same text has other ids each time'
+      f'{name} has a dropout of {model["dropout"]}: the same text gets different ids each time'
     )
   if affix := model.get('end_of_word_suffix') or model.get('continuing_subword_prefix'):
     raise UserError(
-      f'{name} marks words by {affix!r}, which says nothing of the spaces: choose another'
+      f'{name} marks words by {affix!r}, which does not say where the spaces are: choose another'
     )
   if 'ByteLevel' in types:
     return _byte_level, True
@@ -246,14 +249,16 @@ def _reading(description, name) -> tuple[Callable[[str], bytes], bool]:
   ]
   if not space:
     raise UserError(
-      f'{name} has the decoder {", ".join(sorted(types)) or "none"}, of which the bytes of a piece '
-      'are not known: ByteLevel, Metaspace and Replace by a space are'
+      f'{name} has the decoder {", ".join(sorted(types)) or "none"}, which does not say which '
+      'bytes a piece stands for: choose a tokenizer with ByteLevel, Metaspace or Replace by a space'
     )
   return functools.partial(bytes_of, space=space[0]), False
 
 
 def _byte_level(piece):
-  """As the library's decoder: a piece with any other character is its own spelling."""
+  """The bytes of a piece, as the library decodes it: one with a character outside the alphabet
+  stands for its own spelling.
+  """
   try:
     return bytes(_BYTE_OF[character] for character in piece)
   except KeyError:
@@ -261,7 +266,7 @@ def _byte_level(piece):
 
 
 def _alphabet():
-  """{character: byte}: GPT-2's; printable bytes are themselves, others U+0100 on."""
+  """GPT-2's {character: byte}: printable bytes are themselves, the others lie from U+0100 on."""
   itself = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), 256)]
   others = [byte for byte in range(256) if byte not in itself]
   return {chr(byte): byte for byte in itself} | {
@@ -289,7 +294,7 @@ def _find(kind, description, settings, name):
 
 
 def _of_post_processor(kind, description):
-  """What it puts before or after a single text; None if nothing."""
+  """The token that the post-processor puts before (BOS) or after (EOS) a text; None without one."""
   for processor in _flat(description.get('post_processor'), 'processors'):
     if processor['type'] in ('RobertaProcessing', 'BertProcessing'):
       return processor['cls' if kind == 'bos_token' else 'sep'][0]
@@ -309,7 +314,7 @@ def _unknown_id(model, library):
 
 
 def _flat(step, key):
-  """A step of the library's pipeline as a list: those of a Sequence, or itself; [] for none."""
+  """The steps within a step of the library's pipeline: a Sequence's, or itself; [] for none."""
   if not step:
     return []
   if step['type'] == 'Sequence':
@@ -318,7 +323,7 @@ def _flat(step, key):
 
 
 def _chunks(parts, num_threads):
-  """Runs of parts of about as many characters, enough for every thread."""
+  """Groups consecutive parts into chunks of about equal length, enough of them for every thread."""
   size = min(_CHUNK, max(1, sum(map(len, parts)) // (4 * num_threads)))
   chunk, length = [], 0
   for part in parts:

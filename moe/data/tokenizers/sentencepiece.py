@@ -13,23 +13,23 @@ from moe.errors import UserError
 
 # SentencePiece writes a space as U+2581 and decodes that back to a space, so a U+2581 of the text
 # itself would come back as a space. It is escaped behind a code point that Unicode reserves as a
-# noncharacter, and so is that one.
+# noncharacter, and that code point is escaped, too.
 SPACE_MARK, _ESCAPE = '\u2581', '\U0010fffe'
-# Characters encoded at once: the time of BPE grows faster than the text, books are long.
+# Characters encoded at once: the time of BPE grows faster than the text, and books are long.
 _LONGEST_PART = 1_000_000
 
 
 class SentencePieceTokenizer(Tokenizer):
   """A SentencePiece model.
 
-  Of `train_tokenizer`'s, decode(encode(text)) == text for every text that UTF-8 can hold. A foreign
-  model may normalise.
+  With one from `train_tokenizer`, decode(encode(text)) == text for every text that UTF-8 can hold.
+  A foreign model may normalise.
   """
 
   file_name = 'tokenizer.model'
 
   def __init__(self, model: bytes, name: str = 'tokenizer'):
-    """`name`: what an error calls it. UserError if it is no
+    """`name`: what an error calls it. UserError unless `model` is a
     SentencePiece model with BOS and EOS.
     """
     self._model = model
@@ -63,7 +63,7 @@ class SentencePieceTokenizer(Tokenizer):
 
   @functools.cached_property
   def piece_bytes(self) -> list[bytes]:
-    """Of a text that has U+2581 or U+10FFFE these are the bytes of their escapes."""
+    """For U+2581 and U+10FFFE of a text these are the bytes of their escapes."""
     return [
       bytes_of(piece) if is_text else b'' for piece, is_text in zip(self.pieces, self.is_text)
     ]
@@ -92,7 +92,7 @@ class SentencePieceTokenizer(Tokenizer):
       begin = end
 
   def offsets(self, text: str) -> list[tuple[int, int]]:
-    # Which character each byte of what is encoded comes from; and the end.
+    # The character that each byte of the escaped text comes from, and the end.
     origin = [i for i, x in enumerate(text) for _ in range(len(escape(x).encode()))] + [len(text)]
     spans, place = [], 0
     for part in _cut(escape(text)):
@@ -115,7 +115,7 @@ class SentencePieceTokenizer(Tokenizer):
         spelt = self._processor.encode(part, out_type=str)
         ids = self._processor.encode(part)
         unknown += sum(len(p.encode()) for p, i in zip(spelt, ids) if i == self.unknown_id)
-    # Decoding shows a sign of its own for each unknown piece.
+    # Decoding writes a placeholder for each unknown piece.
     signs = int((ids_N == self.unknown_id).sum()) * len(self.decode([self.unknown_id]).encode())
     known = len(self.decode(ids_N).encode()) - signs
     return Lost(1, max(unknown, len(text.encode()) - known))
@@ -132,7 +132,7 @@ def bytes_of(piece: str, space: str = SPACE_MARK) -> bytes:
 
 
 def escape(text: str) -> str:
-  """`text` as SentencePiece gets it."""
+  """`text` as SentencePiece gets it: U+2581 and the escape itself are escaped."""
   if SPACE_MARK not in text and _ESCAPE not in text:
     return text
   return text.replace(_ESCAPE, _ESCAPE + '0').replace(SPACE_MARK, _ESCAPE + '1')
@@ -147,8 +147,8 @@ def _unescape(text):
 
 
 def _cut(text):
-  """Parts of at most _LONGEST_PART characters, cut before newlines,
-  where no piece of ours crosses.
+  """Parts of at most _LONGEST_PART characters, cut before a newline if there is one:
+  no piece of a model trained here spans such a cut.
   """
   parts, begin = [], 0
   while len(text) - begin > _LONGEST_PART:

@@ -12,11 +12,11 @@ from moe.data.tokenizers.sentencepiece import SPACE_MARK, SentencePieceTokenizer
 from moe.errors import UserError
 
 # SentencePiece's own mark for an unknown character:
-# a text with one it leaves out of training, without a word.
+# it silently leaves a text with one out of training.
 _UNKNOWN_MARK = '\u2585'
 
 # A newline is a piece of its own, with the indentation that usually follows: 8% fewer tokens on
-# Python source than with the newline alone. SentencePiece takes the longest that matches.
+# Python source than with the newline alone. SentencePiece takes the longest piece that matches.
 _NEWLINES = [
   '\n',
   '\n\n',
@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
         model_writer=written,
         model_type='bpe',
         vocab_size=vocab_size,
-        character_coverage=1.0,  # of those that _frequent_characters left
+        character_coverage=1.0,  # _frequent_characters has removed the rare ones
         byte_fallback=True,
         normalization_rule_name='identity',
         add_dummy_prefix=False,
@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
         allow_whitespace_only_pieces=True,
         split_digits=True,
         user_defined_symbols=_NEWLINES,
-        max_sentence_length=1 << 30,  # bytes; longer ones would be left out in silence
+        max_sentence_length=1 << 30,  # bytes; longer texts would be left out silently
         num_threads=1,
         minloglevel=2,
       )
@@ -76,10 +76,10 @@ def _training_error(error, vocab_size):
 
 
 def _frequent_characters(texts, vocab_size):
-  """Texts whose rare characters became newlines: those are spelt in bytes and need no piece.
+  """The texts with rare characters replaced by newlines: they are spelt in bytes and need no piece.
 
-  Rare are the last 0.05% of the text, or more where the others would take over half the room
-  (Chinese), which SentencePiece's own character_coverage refuses below 98%.
+  The rarest characters, 0.05% of the text, count as rare; more do where the others would take over
+  half the room, as in Chinese. SentencePiece's own character_coverage refuses values below 98%.
   """
   counts = Counter()
   for text in texts:

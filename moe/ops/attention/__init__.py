@@ -1,4 +1,4 @@
-"""Causal attention within the documents of a row; the kernels are the platforms' own."""
+"""Causal attention within the documents of a row; the kernels are those that JAX ships."""
 
 from moe.ops.attention.api import attention
 

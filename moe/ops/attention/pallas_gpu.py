@@ -1,14 +1,14 @@
 """attention through the Triton kernels that JAX ships (causal, segments, float32
 softmax, forward and backward).
 
-bfloat16 only: they would round float32 operands to TF32, so float32 is refused,
-and the automatic choice takes XLA.
-L is padded to a multiple of the kernels' blocks and C to 16, the least of Triton's products;
-key/value heads that several query heads read are repeated.
+bfloat16 only: they would round float32 operands to TF32, so float32 raises Unsupported,
+and `auto` takes XLA.
+L is padded to a multiple of the kernels' blocks and C to at least 16, the least that Triton's
+products take; key/value heads that several query heads read are repeated.
 
-Not cuDNN (`jax.nn.dot_product_attention(implementation='cudnn')`): it asks the GPU at hand for its
-version while it is being traced, which rules out compiling for a GPU elsewhere, it wants the (L, L)
-mask of the segments written out as a bias, and it takes no odd L.
+cuDNN (`jax.nn.dot_product_attention(implementation='cudnn')`) is not used. When traced it asks the
+GPU at hand for its version, which rules out compiling for a GPU elsewhere. It wants the segments'
+(L, L) mask written out as a bias, and it takes no odd L.
 """
 
 import jax
@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.gpu import attention as triton
 from moe.ops.implementation import Unsupported, interpret
 from moe.ops.kernels import Kernel
 
-# JAX's own, by their names. Backward computes scores and their gradients again.
+# JAX's own kernels, by its names. Backward computes the scores and their gradients again.
 KERNELS = (
   Kernel('mha_forward', products=2),
   Kernel('mha_preprocess_backward', backward=True),
@@ -48,7 +48,7 @@ def attention(
     heads(query_BLHC),
     heads(keys_BLGC),
     heads(values_BLGC),
-    # Whatever segment the padding is in: it comes last, so that no token sees it.
+    # Padding may share a segment with tokens: it comes last, so no token sees it.
     jnp.pad(segment_ids_BL, ((0, 0), (0, longer))),
     width**-0.5,
     True,

@@ -13,8 +13,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from moe.ops.implementation import interpret
 from moe.ops.kernels import Kernel
 
-# JAX's own, by their names. Backward computes the scores again for each of its two,
-# and their gradients once more.
+# JAX's own kernels, by its names. Both backward kernels compute the scores again, and the gradients
+# of the scores are computed once more, too.
 KERNELS = (
   Kernel('splash_mha_fwd', products=2, suffixed=True),
   Kernel('splash_mha_dq', backward=True, products=3, again=2, suffixed=True),
@@ -42,7 +42,7 @@ def attention(
     head_shards=1,
     q_seq_shards=1,
     block_sizes=_block_sizes(block),
-    interpret=bool(interpret()),  # the TPU interpreter does not take what vmap makes of it
+    interpret=bool(interpret()),  # the TPU interpreter cannot run the kernel under vmap
   )
   query = heads((query_BLHC * width**-0.5).astype(query_BLHC.dtype))
   attended_BHLC = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(

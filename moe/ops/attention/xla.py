@@ -15,7 +15,7 @@ from jax import lax
 from moe.ops.matmul import batched, batched_nt, batched_tn
 
 _QUERIES = 512
-_HIDDEN = -1e30  # of a score; finite, so that no gradient is ∞ − ∞
+_HIDDEN = -1e30  # score of a hidden pair; finite, so that no gradient is ∞ − ∞
 
 
 def attention(
@@ -25,7 +25,7 @@ def attention(
   if query_BLHC.size == 0:
     return query_BLHC
   g, dtype = keys_BLGC.shape[2], query_BLHC.dtype
-  # float32 (exact), so that gradients of several blocks of queries add up in it.
+  # float32, an exact cast, so that the gradients of several blocks of queries are summed in it.
   flat = lambda x_BLGC: x_BLGC.astype(jnp.float32).swapaxes(1, 2).reshape(b * g, length, c)
   keys_ZLC, values_ZLC = flat(keys_BLGC), flat(values_BLGC)
   position_L = jnp.arange(length)
@@ -34,7 +34,7 @@ def attention(
     """Attention of Q tokens: their queries_BQHC, segments_BQ and positions_Q."""
     query_BQHC, segments_BQ, position_Q = queries
     size = position_Q.shape[0]
-    # I = P·Q: heads that share keys.
+    # I = P·Q: rows of the heads that share keys.
     query_ZIC = query_BQHC.swapaxes(1, 2).reshape(b * g, h // g * size, c)
     sees_BQL = segments_BQ[:, :, None] == segment_ids_BL[:, None, :]
     sees_BQL &= (position_Q[:, None] >= position_L[None, :])[None]
@@ -58,8 +58,8 @@ def attention(
 def _attend(
   query_ZIC: jax.Array, keys_ZLC: jax.Array, values_ZLC: jax.Array, sees_BQL: jax.Array
 ) -> jax.Array:
-  """attended_ZIC in the query's type, in which all products are;
-  keys and values, and their gradients, float32.
+  """attended_ZIC in the query's type, in which all products are computed.
+  Keys, values and their gradients are float32.
   """
   return _forward(query_ZIC, keys_ZLC, values_ZLC, sees_BQL)[0]
 
@@ -69,7 +69,7 @@ def _forward(query_ZIC, keys_ZLC, values_ZLC, sees_BQL):
   scores_ZIL = batched_nt(query_ZIC, keys_ZLC.astype(dtype)) * query_ZIC.shape[-1] ** -0.5
   scores_ZIL = _hide_unseen(sees_BQL, scores_ZIL)
   weights_ZIL = jnp.exp(scores_ZIL - scores_ZIL.max(axis=-1, keepdims=True))
-  # A token that sees none, as padded queries may be, has equal weights rather than NaN.
+  # A token that sees nothing, as a padded query may, gets equal weights rather than NaN.
   probabilities_ZIL = (weights_ZIL / weights_ZIL.sum(axis=-1, keepdims=True)).astype(dtype)
   attended_ZIC = batched(probabilities_ZIL, values_ZLC.astype(dtype)).astype(dtype)
   return attended_ZIC, (query_ZIC, keys_ZLC, values_ZLC, probabilities_ZIL, attended_ZIC)
@@ -94,7 +94,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _hide_unseen(sees_BQL, scores_ZIL):
-  """Scores that the mask of their sequence hides, replaced; G·P heads share a sequence's mask."""
+  """Scores, with _HIDDEN where their sequence's mask hides them; G·P heads share this mask."""
   b, queries, length = sees_BQL.shape
   scores_BHQL = scores_ZIL.reshape(b, -1, queries, length)
   return jnp.where(sees_BQL[:, None], scores_BHQL, _HIDDEN).reshape(scores_ZIL.shape)

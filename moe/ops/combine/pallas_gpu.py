@@ -1,9 +1,9 @@
 """combine as Triton kernels: forward gathers a token's K rows,
 backward reads a token's cotangent once for them all.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_gpu, benchmarks, launch.aot.
-A run with ops.implementation=pallas_gpu does not:
-routed_ffn/pallas_gpu.py has them fused into its products.
+They serve routed_ffn/grouped.py where it is asked for pallas_gpu, benchmarks and launch.aot.
+A run with ops.implementation=pallas_gpu does not use them:
+routed_ffn/pallas_gpu.py fuses these moves into its products.
 """
 
 import jax

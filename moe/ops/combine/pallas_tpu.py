@@ -1,9 +1,9 @@
-"""combine as Mosaic kernels: each token's K rows fetched by DMA and summed;
+"""combine as Mosaic kernels: forward fetches each token's K rows by DMA and sums them;
 backward fetches each row's token.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot.
-A run with ops.implementation=pallas_tpu does not:
-routed_ffn/pallas_tpu.py has them fused into its products.
+They serve routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks and launch.aot.
+A run with ops.implementation=pallas_tpu does not use them:
+routed_ffn/pallas_tpu.py fuses these moves into its products.
 
 Any T, D and K; D is padded up to a multiple of 256 (bfloat16) or 128 (float32).
 """
@@ -41,7 +41,7 @@ def _forward(rows_RD, gates_TK, plan):
 
 def _backward(residuals, d_tokens_TD):
   rows_RD, gates_TK, plan = residuals
-  words_TW = to_words(d_tokens_TD, jnp.float32)  # float32, hence as wide as its words
+  words_TW = to_words(d_tokens_TD, jnp.float32)  # float32: one word per column
   padded_RD = pad_columns(rows_RD, words_TW.shape[1])
   gates_R = gates_by_row(gates_TK.astype(jnp.float32), plan)
   d_rows_RD, d_gates_R = gate_rows(_D_ROWS.name, words_TW, plan.token_R, gates_R, padded_RD)

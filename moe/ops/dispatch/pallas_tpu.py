@@ -1,9 +1,9 @@
-"""dispatch as Mosaic kernels: rows fetched by DMA, 128 a step;
+"""dispatch as Mosaic kernels: forward fetches up to 128 rows a step by DMA;
 the transpose fetches and sums each token's K rows.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot.
-A run with ops.implementation=pallas_tpu does not:
-routed_ffn/pallas_tpu.py has them fused into its products.
+They serve routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks and launch.aot.
+A run with ops.implementation=pallas_tpu does not use them:
+routed_ffn/pallas_tpu.py fuses these moves into its products.
 
 Any T, D and K; D is padded up to a multiple of 256 (bfloat16) or 128 (float32).
 """

@@ -2,7 +2,7 @@
 rows × a matrix per group, and rowsᵀ × rows per group.
 
 R rows sorted by group, E groups, X (depth) summed over, Y columns of the result. Programs of one
-group stand side by side, so that its matrix, or its rows,
+group are neighbours, so that its matrix, or its rows,
 are read from HBM once and from L2 afterwards.
 """
 
@@ -31,8 +31,8 @@ from moe.ops.gpu.kernels import (
 from moe.ops.gpu.matrices import rows_of, scaled, step_of, tiles
 from moe.ops.quantized import Matrix
 
-# Rows of a tile with which reading the matrices takes the time: narrow tiles then, so that there
-# are programs for all of the chip's cores, but no narrower than a line of its cache.
+# With at most _FEW_ROWS rows in a tile, reading the matrices takes the time. Tiles are then narrow,
+# so that all of the chip's cores have programs, but no narrower than a cache line.
 _FEW_ROWS, _COLUMNS_OF_FEW = 16, 64
 
 
@@ -71,8 +71,8 @@ def column_tile(width: int, share: int, dtype: jnp.dtype) -> int:
 
 
 def _share(share, products):
-  """As `column_tile` takes it. Two products at a time spill where operands need registers, too,
-  unless they leave them half.
+  """The `share` for `column_tile`. Where operands need registers, too, two products at a time spill
+  unless they leave half of them.
   """
   return max(share, 2 * products) if products > 1 and out_of_registers() else share
 
@@ -91,20 +91,20 @@ def rows_times_matrices(
   share: int = 1,
   first: jax.Array | int = 0,
 ) -> list[jax.Array]:
-  """One array of rows: its product with each of the matrices.
-  As many as matrices: the sum of the pairs' products.
+  """Multiplies one array of rows with each of the matrices; or, with as many arrays of rows as
+  matrices, sums the pairs' products.
 
   Args:
     name: of the kernel.
     rows: each (R, X), or (T, X) if gathered by `tokens_R`. R > 0.
-    matrices: each (E, X, Y), `transposed`: (E, Y, X), and not quantized then; or of more groups,
-      see `first`.
+    matrices: each (E, X, Y) or, if `transposed`, (E, Y, X) and not quantized; they may have more
+      groups, see `first`.
     outputs: what `epilogue(block, extra_refs, output_refs)` writes.
     tokens_R: int32: row r is rows[tokens_R[r]].
     extras: more operands for the epilogue.
     share: an accumulator has 1 / share of the registers;
       the rest is the epilogue's, or the other accumulators'.
-    first: which of the matrices is the first group's.
+    first: index of the first group's matrix.
   """
   dtype, num_groups = rows[0].dtype, group_sizes_E.shape[0]
   depth, width = matrices[0].shape[1:][:: -1 if transposed else 1]
@@ -131,7 +131,7 @@ def rows_times_matrices(
     @pl.when(start < stop)
     def _():
       own = start + jnp.arange(tile, dtype=jnp.int32)
-      # Beyond the tile its last row is read again, and not written:
+      # Past the tile's end its last row is read again, and not written:
       # masks in the loop would cost more.
       readable = Span(jnp.minimum(own, stop - 1))
       source = Span(load(token_refs[0], readable)) if gathers else readable
@@ -197,7 +197,7 @@ def rows_times_rows(
   left_tokens_R: jax.Array | None = None,
   right_tokens_R: jax.Array | None = None,
 ) -> list[jax.Array]:
-  """Of each group its left rowsᵀ times its right rows:
+  """Each group's left rowsᵀ times its right rows, for each of the rights:
   (E, X, Y) in the given type, exact zeros for an empty group.
 
   Args:
@@ -235,7 +235,7 @@ def rows_times_rows(
 
     def add(k, sums):
       own = start + k * step + jnp.arange(step, dtype=jnp.int32)
-      # Beyond the group its last row is read again: zero on the left,
+      # Past the group's end its last row is read again: as zero on the left,
       # finite (if that row is) on the right.
       readable = Span(jnp.minimum(own, stop - 1))
       source = lambda token_ref: readable if token_ref is None else Span(load(token_ref, readable))

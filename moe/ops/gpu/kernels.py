@@ -1,9 +1,9 @@
 """Blocks of memory, matrix products and calls of Pallas kernels for Triton.
 
 Arrays stay in global memory and a kernel names the elements of a block itself, by the index of
-every row and column: gathered rows and the ragged ends of groups need no case of their own, and no
+every row and column: gathered rows and the ragged ends of groups are no special cases, and no
 dimension is padded in memory. Blocks are powers of two, at least 16 each way, as Triton's products
-demand; what of them lies outside an array is masked.
+demand; elements outside an array are masked.
 """
 
 import functools
@@ -18,16 +18,16 @@ from jax.experimental.pallas import triton as plgpu
 
 from moe.ops.implementation import interpret
 
-# Bytes given to operands in flight, of a block's 163 KiB on an A100 and 227 on a H100.
+# Bytes for operands in flight, out of a block's 163 KiB on an A100 and 227 on a H100.
 _SHARED_MEMORY = 160 * 1024
-# Of the names of GPUs whose products take operands out of registers (mma.sync); from Hopper on
-# those of data centres take them out of shared memory (wgmma).
+# Parts of the names of GPUs whose products read operands from registers (mma.sync). From Hopper on
+# data-centre GPUs read them from shared memory (wgmma).
 _OUT_OF_REGISTERS = ('A10', 'A30', 'A40', 'A800', 'L4', 'RTX', 'T4', 'V100')
 
 
 class Span(NamedTuple):
-  """Indices along one dimension of an array; what is not `inside` is read as zero and
-  never written. None: all is.
+  """Indices along one dimension of an array. Those not `inside` are read as zero and
+  never written; None means that all are inside.
   """
 
   index: jax.Array  # int32 (n,)
@@ -35,8 +35,8 @@ class Span(NamedTuple):
 
 
 def span(start: jax.Array | int, size: int, limit: jax.Array | int) -> Span:
-  """`size` indices from `start`, as far as they are below `limit`;
-  a static limit's multiples of `size` are starts.
+  """`size` indices from `start`; those below `limit` are inside.
+  With a static limit, starts must be multiples of `size`.
   """
   index = start + jnp.arange(size, dtype=jnp.int32)
   whole = isinstance(limit, int) and limit % size == 0
@@ -76,8 +76,8 @@ def dot(a: jax.Array, b: jax.Array, a_axis: int = 1, b_axis: int = 0) -> jax.Arr
 
 
 def out_of_registers() -> bool:
-  """Whether the GPU that kernels are traced for multiplies operands out of registers, which leaves
-  fewer for sums.
+  """Whether products on the GPU that kernels are traced for read operands from registers, which
+  leaves fewer for sums.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   kind = device.device_kind if device else jax.devices()[0].device_kind
@@ -85,13 +85,13 @@ def out_of_registers() -> bool:
 
 
 def power_of_two(extent: int, largest: int) -> int:
-  """The smallest from 16 on that holds `extent`, at most `largest`."""
+  """The smallest power of two, from 16 on, that holds `extent`; at most `largest`."""
   return max(16, min(largest, pl.next_power_of_2(extent)))
 
 
 def tile_size(extent: int, largest: int) -> int:
   """The power of two that covers `extent` with the least padding; of equals the largest.
-  From 64 where it is wider.
+  At least 64 if `extent` is.
   """
   if extent < 64:
     return power_of_two(extent, largest)
@@ -114,7 +114,7 @@ def call(
   num_stages: int = 2,
   flops: int = 0,
 ) -> list[jax.Array]:
-  """kernel(program, *operand_refs, *output_refs) for each of `programs`;
+  """Runs kernel(program, *operand_refs, *output_refs) for each of `programs`;
   neighbours run at the same time.
   """
 

@@ -1,7 +1,7 @@
-"""Tiles of the matrices that kernels for Triton multiply rows by, as numbers or quantized.
+"""Tiles of the matrices, numbers or quantized, that Triton kernels multiply rows by.
 
-A step takes `step` of a matrix's X rows. Of packed ones it takes step / 2 bytes of a column, which
-are two tiles: the rows in the low four bits, and those in the high ones.
+A step takes `step` of a matrix's X rows. From a packed matrix it takes step / 2 bytes of a column,
+which are two tiles: the rows in the low four bits, and those in the high ones.
 """
 
 import jax
@@ -12,13 +12,13 @@ from moe.ops.quantized import GROUP, HALF, Matrix, Quantized, nibbles
 
 
 def step_of(matrix: Matrix, depth: int, largest: int) -> int:
-  """Rows of a step: both tiles of a packed one have the 16 that products demand."""
+  """Rows of a step: both tiles of a packed matrix must have the 16 that products demand."""
   step = power_of_two(depth, largest)
   return max(step, 32) if _is_packed(matrix) else step
 
 
 def rows_of(matrix: Matrix, i: jax.Array, step: int, depth: int) -> list[Span]:
-  """Which rows of X each tile of step i has. matrix: the array, or its ref."""
+  """The rows of X in each tile of step i. matrix: the array, or its ref."""
   if not _is_packed(matrix):
     return [span(i * step, step, depth)]
   bytes_ = _bytes_of(i, step, depth)
@@ -36,9 +36,9 @@ def tiles(
   dtype: jnp.dtype,
   transposed: bool,
 ) -> list[jax.Array]:
-  """The tiles of step i in `dtype`, less the scales that `scaled` takes to the sum.
+  """The tiles of step i in `dtype`, without the scales that `scaled` applies to the sum.
 
-  matrix: a ref of (E, X, Y), `transposed` (E, Y, X); or a `Quantized` of refs.
+  matrix: a ref of (E, X, Y), or of (E, Y, X) if `transposed`; or a `Quantized` of refs.
   """
   if _is_packed(matrix):
     bytes_ = _bytes_of(i, step, depth)
@@ -54,7 +54,7 @@ def tiles(
 
 
 def scaled(matrix: Matrix, products: jax.Array, across: Span, group: jax.Array) -> jax.Array:
-  """float32 sums over X, of columns `across`."""
+  """`products`, float32 sums over X of columns `across`, times the scales of an int8 matrix."""
   if not isinstance(matrix, Quantized) or _is_packed(matrix):
     return products
   return products * load(matrix.scales, across, leading=(group, 0))[None]

@@ -1,8 +1,8 @@
 """Moving rows between the order of tokens and that of experts, token by token.
 
-T tokens, K choices a token, R = T·K rows, D width. Each row belongs to one token, so a program that
-has a token reads or writes its K rows alone: no two programs meet, no atomics,
-the same result every time.
+T tokens, K choices a token, R = T·K rows, D width. Each row belongs to one token, so only a token's
+program reads or writes its K rows: programs never collide, no atomics are needed, and the result is
+the same every time.
 """
 
 import jax
@@ -35,15 +35,15 @@ class _Blocks:
 
 
 def _choice(tokens: Span, choice: int, choices: int) -> Span:
-  """Where a flattened (T, K) array has the tokens' `choice`."""
+  """The span of the tokens' `choice` in a flattened (T, K) array."""
   return Span(tokens.index * choices + choice, tokens.inside)
 
 
 def _written(rows: jax.Array, tokens: Span, num_rows: int) -> Span:
-  """Rows to write. Those of lanes past the last token aim past the last row.
+  """Rows to write. Lanes past the last token point past the last row.
 
-  The mask alone would do on a GPU; interpreted, a masked lane puts back what it found,
-  and row 0 may have changed.
+  On a GPU the mask alone would do. In the interpreter a masked lane writes back what it read,
+  and row 0 may have changed since.
   """
   return Span(
     rows if tokens.inside is None else jnp.where(tokens.inside, rows, num_rows), tokens.inside
@@ -58,7 +58,7 @@ def sum_rows(
   gates_TK: jax.Array | None = None,
 ) -> jax.Array:
   """tokens_TD: Σ_k gates[t, k] · rows[row_TK[t, k]], summed in float32, rounded to `dtype`.
-  Without gates: of one.
+  Gates default to one.
   """
   (num_tokens, choices), width = row_TK.shape, rows_RD.shape[1]
   if num_tokens == 0:
@@ -112,9 +112,9 @@ def copy_to_rows(name: str, tokens_TD: jax.Array, row_TK: jax.Array) -> jax.Arra
 def gated_rows_gradients(
   name: str, d_tokens_TD: jax.Array, rows_RD: jax.Array, gates_TK: jax.Array, row_TK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Of `sum_rows` with gates: d_rows_RD in the rows' type, d_gates_TK float32.
+  """The gradients of `sum_rows` with gates: d_rows_RD in the rows' type, d_gates_TK float32.
 
-  One program has whole tokens, so that an inner product is summed in one place.
+  A program handles whole tokens, so that an inner product is summed in one place.
   """
   num_tokens, choices = row_TK.shape
   d_rows, d_gates = (
@@ -123,7 +123,7 @@ def gated_rows_gradients(
   )
   if num_tokens == 0:
     return jnp.zeros(d_rows.shape, d_rows.dtype), jnp.zeros((0, choices), jnp.float32)
-  # K rows are in flight at once, in one warp: more spill.
+  # K rows are in flight at once, in one warp: larger blocks would spill.
   blocks = _Blocks(num_tokens, rows_RD.shape[1], _ELEMENTS // 8)
 
   def kernel(program, row_ref, gates_ref, d_tokens_ref, rows_ref, d_rows_ref, d_gates_ref):

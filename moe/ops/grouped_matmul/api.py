@@ -35,11 +35,9 @@ def grouped_matmul(
   *,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """rows_RF float32: rows of group e times weights_EDF[e];
-  operands share one type, bfloat16 or float32, or
-  weights are quantized.
+  """rows_RF float32: rows of group e times weights_EDF[e].
 
-  group_sizes_E (int32) sum to R; groups may be empty. Differentiable in rows and weights
-  that are numbers.
+  Operands share one type, bfloat16 or float32, or weights are quantized. group_sizes_E (int32) sum
+  to R; groups may be empty. Differentiable in rows and weights unless weights are quantized.
   """
   return run('grouped_matmul', IMPLEMENTATIONS, implementation, rows_RD, weights_EDF, group_sizes_E)

@@ -1,11 +1,12 @@
 """grouped_matmul as Triton kernels, forward and both gradients: see moe/ops/gpu/grouped.py.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_gpu, benchmarks, launch.aot.
-A run with ops.implementation=pallas_gpu does not:
-routed_ffn/pallas_gpu.py has them fused into its products.
+They serve routed_ffn/grouped.py where it is asked for pallas_gpu, benchmarks, launch.aot, and
+int4 matrices (moe/ops/weights.py). The experts of a run with ops.implementation=pallas_gpu do not
+use them: routed_ffn/pallas_gpu.py has fused products of its own.
 
 Groups start at any row, so a tile starts there too and is masked at the group's end: at most one
-tile a group is padding. The gradient of the rows reads the weights transposed; nothing is copied.
+tile per group is partly padding. The gradient of the rows reads the weights transposed; nothing is
+copied.
 """
 
 import jax

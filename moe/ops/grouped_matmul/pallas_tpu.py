@@ -1,8 +1,8 @@
 """grouped_matmul as Mosaic kernels: a grid over aligned row tiles, so that no group is padded.
 
-What uses them: routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot.
-A run with ops.implementation=pallas_tpu does not:
-routed_ffn/pallas_tpu.py has them fused into its products.
+They serve routed_ffn/grouped.py where it is asked for pallas_tpu, benchmarks, launch.aot, and
+int4 matrices (moe/ops/weights.py). The experts of a run with ops.implementation=pallas_tpu do not
+use them: routed_ffn/pallas_tpu.py has fused products of its own.
 
 Any number of rows, any D, F and E. Tiles: 128 to 512 rows (fewer only where there are fewer rows),
 all of the contracted width, and all columns or as many of them as fit in VMEM.

@@ -15,7 +15,7 @@ def grouped_matmul(rows_RD: jax.Array, weights_EDF: Matrix, group_sizes_E: jax.A
   ends_E = jnp.cumsum(group_sizes_E)
   row_R = jnp.arange(rows_RD.shape[0])
 
-  # Backward masks the rows again: kept, they would be E times as many.
+  # Backward masks the rows again: keeping the masked ones would take E times the memory.
   @jax.checkpoint
   def add_group(total_RF, group):
     weights_DF, size, end = group

@@ -66,7 +66,7 @@ def routed_ffn(
   implementation: str = 'auto',
   few: bool = False,
 ) -> jax.Array:
-  """tokens_TD: each token's experts, weighted by its gates and summed.
+  """tokens_TD: the outputs of each token's experts, weighted by its gates and summed.
 
   Args:
     tokens_TD: input, any float type.
@@ -76,7 +76,7 @@ def routed_ffn(
       their gradients come in their own type.
     dtype: of the matrix products' operands; sums are float32.
     implementation: see `moe.ops.implementation`.
-    few: where rows are of few tokens, though many themselves.
+    few: whether tokens_TD, however long, has rows of only a few tokens.
 
   Returns:
     tokens_TD in `dtype`. Differentiable in tokens, gates and weights.
@@ -96,10 +96,10 @@ def routed_ffn_of_stack(
   dtype: jnp.dtype,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """As `routed_ffn`, of weights of more experts: expert e of the plan is their `first` + e.
+  """As `routed_ffn`, with the weights of more experts: the plan's expert e is their `first` + e.
 
-  Of all layers' experts in one array kernels read a layer's where they lie; a slice of it would
-  first be copied, all experts of the layer for every token that is decoded. Not differentiable.
+  Kernels read a layer's experts in place from one array of all layers' experts. A slice of it would
+  first be copied: all experts of the layer, for every token that is decoded. Not differentiable.
   """
   arguments = tokens_TD, gates_TK, plan, weights, first, jnp.dtype(dtype)
   return run('routed_ffn', _OF_STACK, implementation, *arguments)

@@ -1,11 +1,11 @@
-"""The routed FFN of a few tokens, a few experts after another. Of the weights it reads those of
-experts that were chosen, once, and no others.
+"""The routed FFN of a few tokens, a few experts at a time. It reads the weights of chosen experts
+and no others.
 
-When tokens are few, reading weights is all that takes time. An expert's are cut out of their stack
-within the loop, so that the copy stays in the core's cache until its products are done; and cut out
-as they are stored, so that the memory is read at its own size.
+When tokens are few, reading weights is all that takes time. An expert's weights are sliced from
+their stack within the loop, so that the copy stays in the core's cache until its products are done.
+They are sliced in the type in which they are stored, so that no more bytes than these are read.
 
-r rows of one expert that go through it at once, n experts in a turn of the loop.
+r rows go through one expert at once, n experts in a turn of the loop.
 """
 
 import functools
@@ -22,8 +22,8 @@ from moe.ops.swiglu import swiglu
 from moe.ops.weights import product
 
 _ROWS = 4
-# Of n experts, with nothing to wait for in each other, XLA:CPU shares the operations out to cores;
-# those of one all run on one core. Of many more at once it shares them out badly.
+# XLA:CPU spreads the operations of n experts over the cores, since they do not wait for each other;
+# those of one expert all run on one core. Those of many more experts it spreads badly.
 _AT_ONCE = 4
 
 
@@ -34,7 +34,7 @@ def routed_ffn(
   weights: ExpertWeights,
   dtype: jnp.dtype,
 ) -> jax.Array:
-  """Forward alone: xla.py has the gradients."""
+  """As `moe.ops.routed_ffn.routed_ffn`, forward only: xla.py has the gradients."""
   (num_tokens, width), num_rows = tokens_TD.shape, plan.token_R.shape[0]
   x_TD, run = tokens_TD.astype(dtype), functools.partial(_through_expert, weights, dtype)
   if num_tokens == 1:
@@ -44,7 +44,7 @@ def routed_ffn(
 
     def add(turn, sum_1D):
       for k in (turn * at_once + n for n in range(at_once)):
-        # Beyond the last expert it comes again, and is not added.
+        # Past the last expert it runs again, with a gate of 0.
         own = jnp.minimum(k, num_rows - 1)
         gate = jnp.where(k < num_rows, gates_K[own], 0)
         sum_1D += run(experts_K[own], x_TD, gate).astype(jnp.float32)
@@ -60,10 +60,10 @@ def routed_ffn(
   def visit(state):
     first, output_RD = state
     for n in range(_AT_ONCE):
-      # Beyond the last tile it comes again.
+      # Past the last tile it runs again.
       tile = jnp.minimum(first + n, tiles.count - 1)
       start = tiles.start_U[tile]
-      # Rows of the next expert, or none, where this one's end: the next tile writes over them.
+      # Rows past this expert's end are the next expert's, or none: the next tile overwrites them.
       row_r = jnp.minimum(start + jnp.arange(rows), num_rows - 1)
       x_rD = take_rows(x_TD, take_rows(plan.token_R, row_r))
       output_rD = as_bits(run(tiles.group_U[tile], x_rD, take_rows(gates_R, row_r)[:, None]))
@@ -77,7 +77,7 @@ def routed_ffn(
 
 
 def _through_expert(weights, dtype, expert, x_rD, gates_r1):
-  """gate · FFN_expert(x) of some rows, in the products' type."""
+  """gate · FFN_expert(x) for some rows, in the products' type."""
   gate_DF, up_DF, down_FD = (_of_expert(w, expert, dtype) for w in weights)
   gate_rF, up_rF = (product(x_rD, w, 'xla').astype(dtype) for w in (gate_DF, up_DF))
   hidden_rF = (swiglu(gate_rF, up_rF) * gates_r1).astype(dtype)
@@ -85,8 +85,8 @@ def _through_expert(weights, dtype, expert, x_rD, gates_r1):
 
 
 def _of_expert(w_EXY, expert, dtype):
-  """One expert's matrix, in the products' type but where it is quantized. As bits: XLA:CPU would
-  first turn all of a bfloat16 stack into float32.
+  """One expert's matrix, in the products' type unless it is quantized. Sliced as bits: XLA:CPU
+  would first turn a whole bfloat16 stack into float32.
   """
 
   def cut(stack):

@@ -1,8 +1,8 @@
-"""dispatch → grouped matmuls → combine: the routed FFN of three ops,
+"""dispatch → grouped matmuls → combine: the routed FFN made of three ops,
 in any of their implementations.
 
-The plain XLA of platforms with a good grouped matmul (xla.py), and of what the fused kernels of
-pallas_tpu.py and pallas_gpu.py are compared with. Differentiable as the three ops are.
+It is the plain XLA on platforms with a good grouped matmul (xla.py), and the baseline for the fused
+kernels of pallas_tpu.py and pallas_gpu.py. Differentiable as the three ops are.
 """
 
 import jax

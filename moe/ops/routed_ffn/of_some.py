@@ -1,6 +1,7 @@
-"""The routed FFN of rows that have fewer experts than others, through any implementation of it.
+"""The routed FFN of rows that differ in how many experts they have, by any implementation of it.
 
-Rows are copied once for each of their experts, sorted by it, and run as rows of one expert each.
+A row is copied once for each of its experts. The copies are sorted by expert, and run as rows with
+one expert each.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,16 @@ def routed_ffn_of_some(
   room: int,
   run: Callable,
 ) -> jax.Array:
-  """Σ_k gate · FFN_expert(row), in the rows' type, over those of K choices that are experts here.
+  """Σ_k gate · FFN_expert(row), in the rows' type, over those of the K choices that are experts.
 
   Differentiable in rows, gates and weights.
 
   Args:
     x_AD: A rows.
     gates_AK: float32.
-    experts_AK: int32, distinct within a row but for G, which is none: nothing is computed for it.
+    experts_AK: int32, distinct within a row except for G, which means no expert and costs nothing.
     weights: of G experts.
-    room: R, which holds all choices that are experts.
+    room: R, at least the number of choices that are experts.
     run: `routed_ffn`, with its options.
   """
   here = weights.gate_EDF.shape[0]

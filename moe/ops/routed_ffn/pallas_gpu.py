@@ -3,9 +3,9 @@ with what surrounds each product fused into it.
 
 Forward: tokens are gathered as the gate and up products load them; SwiGLU and the gate of the
 assignment (folded into the F-wide activation, so that combine is a plain sum) follow in the same
-kernel; then the down product; then the sum of each token's K rows. Backward has one product a
-kernel for every product forward and its two gradients, none of them computed again: what forward
-keeps is gate and up, in `dtype`.
+kernel; then the down product; then the sum of each token's K rows. Backward makes the two gradients
+of each of forward's three products and repeats none of these: forward keeps gate and up, in
+`dtype`.
 """
 
 import functools
@@ -33,7 +33,7 @@ _D_TOKENS = Kernel('routed_ffn_d_tokens', backward=True)
 _D_UP_WEIGHTS = Kernel('routed_ffn_d_up_weights', backward=True, products=2)
 _D_DOWN_WEIGHTS = Kernel('routed_ffn_d_down_weights', backward=True, products=1)
 KERNELS = (_UP, _DOWN, _COMBINE, _D_HIDDEN, _D_ROWS, _D_TOKENS, _D_UP_WEIGHTS, _D_DOWN_WEIGHTS)
-# Of the registers for its accumulator: the epilogue needs the rest, or it spills.
+# The accumulator gets 1 / this of the registers: the epilogue needs the rest, or it spills.
 _D_HIDDEN_SHARE = 4
 
 
@@ -93,7 +93,7 @@ def _forward(tokens_TD, gates_TK, plan, weights, dtype, first=0):
 
 
 def _activate(block, extra_refs, output_refs):
-  """Rounds gate and up to their type, then takes gate-weighted SwiGLU of what was rounded."""
+  """Stores gate and up rounded to their type, then their SwiGLU times the assignments' gates."""
   [gates_ref], (gate_ref, up_ref, hidden_ref) = extra_refs, output_refs
   gate, up = (x.astype(gate_ref.dtype) for x in block.products)
   store(gate_ref, gate, block.rows, block.columns)
@@ -156,8 +156,8 @@ def _backward(dtype, residuals, d_output_TD):
 
 
 def _differentiate(block, extra_refs, output_refs):
-  """From d_hidden before the gate: d_gate, d_up, the gated hidden,
-  and this tile's share of the gate's gradient.
+  """Stores d_gate, d_up, the gated hidden, and this tile's share of the gradient of the
+  assignments' gates, given the gradient of the gated hidden.
 
   The shares of all column tiles are added later: a sum over F in a fixed order.
   """

@@ -13,8 +13,8 @@
 Rows that DMAs fetch are 32-bit words (ops/tpu/words.py). Any T, D, E, K; D is padded to a multiple
 of 256 (bfloat16) or 128 (float32), F never. A block of rows is 128 to 512 (ops/tpu/visits.py) by
 the whole of D or F; where an expert's matrices exceed VMEM, F (or D, of a result) is cut into
-tiles, for each of which the rows are read again. From an F of about 20,000 (float32: 16,000) blocks
-of rows leave no room for a tile, and the compiler says so: mesh.tensor splits F.
+tiles, and the rows are read again for each. From an F of about 20,000 (float32: 16,000) blocks of
+rows leave no room for a tile, and the compiler says so; splitting F with mesh.tensor helps.
 """
 
 import functools
@@ -134,7 +134,9 @@ _routed_ffn.defvjp(_forward, _backward)
 
 
 def _cast(weights, dtype):
-  """The weights in `dtype`, D padded so that rows pack into words."""
+  """The weights in `dtype`, D padded so that rows pack into words. Raises Unsupported if quantized
+  weights would need padding.
+  """
   missing = padded_width(weights.gate_EDF.shape[1], dtype) - weights.gate_EDF.shape[1]
   pad = lambda w, axis: jnp.pad(w, [(0, missing * (a == axis)) for a in range(3)]) if missing else w
   if missing and any(isinstance(w, Quantized) for w in weights):
@@ -147,7 +149,7 @@ def _cast(weights, dtype):
 
 class _Fetched:
   """A block's rows of tokens, fetched by DMA and unpacked when the grid reaches the block;
-  later visits find them.
+  its later visits reuse them.
   """
 
   def __init__(
@@ -167,12 +169,12 @@ class _Fetched:
 
 
 def _fetched_bytes(rows, width, dtype):
-  """Two buffers of a block's words, and its rows."""
+  """VMEM bytes of two buffers of a block's words, and of its unpacked rows."""
   return rows * (2 * num_words(width, dtype) * 4 + width * dtype.itemsize)
 
 
 def _fetch(visits, start_ref, inputs, scratch, *, tiles=1):
-  """The visit's block of rows, in VMEM; `tiles`: the outer tile selects columns."""
+  """The visit's block of rows, in VMEM. With several `tiles` the outer tile selects its columns."""
   here_ref, ahead_ref, words_ref = inputs
   buffer_ref, semaphores, rows_ref = scratch
   i = pl.program_id(1)
@@ -296,7 +298,7 @@ def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
   d_gate_ref, d_up_ref, d_gates_ref, d_down_ref = outputs
   zero_new_group(group_ref, d_down_ref)
   i = pl.program_id(1)
-  # Also where the group is empty: the visit may be the block's first.
+  # Fetches even where the group is empty: the visit may be the block's first.
   dy_rD = _fetch(visits, start_ref, rows, scratch)
 
   @pl.when(stop_ref[i] > start_ref[i])
@@ -319,7 +321,7 @@ def _d_down_kernel(group_ref, start_ref, stop_ref, *refs, visits, hidden):
 
 
 def _store_lanes(ref, lanes_1r, first):
-  """As `store`, of one number a row."""
+  """As `store`, for one number per row, which lie along the lanes."""
   row = jax.lax.broadcasted_iota(jnp.int32, lanes_1r.shape, 1)
   ref[0, 0] = jnp.where(row >= first, lanes_1r, ref[0, 0])
 
@@ -351,10 +353,10 @@ def _d_gate_up(words_TW, d_gate_RF, d_up_RF, plan, visits):
 
 def _gradient_tiles(width, hidden, rows, dtype):
   """(number, height) of tiles of D and (number, width) of tiles of F:
-  D is cut, or F where it is too wide for that.
+  D is cut, or F where F is too wide for that.
   """
   size = dtype.itemsize
-  # Rows of F; gradients, fetched rows.
+  # Fixed: rows of F. Per row of D: gradients and fetched rows.
   fixed, per_row = 4 * rows * hidden * size, 16 * hidden + rows * (8 + size)
   d_tiles, height = tiles_of(width, columns_per_group(dtype), fixed, per_row)
   if fit(height, fixed, per_row):

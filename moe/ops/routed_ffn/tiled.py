@@ -1,13 +1,13 @@
 """The routed FFN for XLA:CPU: small batched products over tiles of rows, each of one expert.
 
 A grouped matmul costs O(E) FLOPs on this platform, and a product of one expert's rows is too small
-to fill the cores. So every expert's rows are cut into tiles of at most 256, tiles of about the same
-size are put side by side in `lanes`, and a loop over them runs gather, three products and SwiGLU as
-batched operations while the data is in cache, twice in a turn. Sizes are rounded up to the steps of
-a ladder, so an expert wastes less than 64 rows. The gate multiplies the F-wide activation, hence
+to fill the cores. So every expert's rows are cut into tiles of at most 256, and tiles of about the
+same size are put side by side in `lanes`. A loop over them runs gather, three products and SwiGLU
+as batched operations while the data is in cache, twice in a turn. Sizes are rounded up to the rungs
+of a ladder, so an expert wastes less than 64 rows. The gate multiplies the F-wide activation, hence
 combine is a plain sum of rows.
 
-U tiles, M turns of the loop, n lanes, r rows of a lane (a step of the ladder), A slots:
+U tiles, M turns of the loop, n lanes, r rows of a lane (a rung of the ladder), A slots:
 rows in the order in which the loop writes them.
 """
 
@@ -24,14 +24,15 @@ from moe.ops.routed_ffn.types import ExpertWeights
 from moe.ops.rows import as_bits, as_floats, gates_by_row, sum_rows, take_rows
 from moe.ops.swiglu import swiglu, swiglu_gradients
 
-# Rows of a lane, where experts have many rows each and few. A rung is a compiled loop each way, and
-# most of what a training step takes to compile: steps are half as high where they spare most.
+# Rows of a lane, by whether experts have many rows each or few. Every rung compiles to a loop
+# forward and one backward, and these take most of a training step's compile time: rungs are closer
+# only where that saves most.
 _COARSE, _FINE = (256, 192, 128, 64), (256, 192, 128, 96, 64, 32)
 _TILE, _STEP = 256, 64
 
 
 class _Layout(NamedTuple):
-  """Tiles by falling size, padded to whole turns of the loop, and where their rows are written."""
+  """Tiles from the largest down, padded to whole turns of the loop, and where their rows go."""
 
   group_U: jax.Array  # expert of a tile
   start_U: jax.Array  # its first row in the plan's order
@@ -133,7 +134,7 @@ routed_ffn.defvjp(_forward, _backward)
 
 
 def _lanes(weights):
-  """Tiles side by side: several where one expert's matrices are too
+  """How many tiles lie side by side: several where one expert's matrices are too
   small to keep the cores busy.
   """
   _, width, hidden = weights.gate_EDF.shape
@@ -141,17 +142,17 @@ def _lanes(weights):
 
 
 def _turn(lanes):
-  """Tiles in one turn of the loop: two steps of `lanes` tiles, of which neither waits for the
-  other's products, so that cores wait less. Between steps of a single tile XLA would copy whole
-  buffers, so of these a turn has one.
+  """Tiles in one turn of the loop: two steps of `lanes` tiles. Neither step waits for the other's
+  products, so cores wait less. Of steps of a single tile a turn has only one: XLA would copy whole
+  buffers between two.
   """
   return 2 * lanes if lanes > 1 else 1
 
 
 def _num_slots(plan, turn):
-  """Bounds the slots whatever the routing: an expert wastes up to 63 rows; tiles of a turn, as long
-  as its longest, no more than the ladder's height in all, since tiles come by size;
-  and the last turn may be padding.
+  """An upper bound on the slots, whatever the routing. Rounding up wastes up to 63 rows an expert.
+  A turn's tiles are padded to its longest: since tiles come by size, all turns together waste at
+  most one turn of the highest rung. The last turn may be padding.
   """
   highest, _ = _rungs(plan)[0]
   wasted = (_STEP - 1) * plan.group_sizes_E.shape[0]
@@ -168,7 +169,7 @@ def _make_layout(plan, turn):
   rung_M = sum(jnp.where(longest_M > smaller, rows - smaller, 0) for rows, smaller in _rungs(plan))
   slot_M = turn * (jnp.cumsum(rung_M) - rung_M)
   slot_U = (slot_M[:, None] + rung_M[:, None] * jnp.arange(turn)[None]).reshape(-1)[: order_U.size]
-  # By the tile's number in the plan.
+  # Reordered by the tile's number in the plan.
   slot_U = jnp.zeros_like(slot_U).at[order_U].set(slot_U, unique_indices=True)
 
   tiles_E = -(-plan.group_sizes_E // _TILE)
@@ -185,8 +186,8 @@ def _make_layout(plan, turn):
 
 def _rungs(plan):
   """(rows, the next smaller rung) from the top of the ladder down. An expert takes a
-  token once, so no tile has more rows than there are tokens; each rung that can't be
-  needed is a loop less to compile.
+  token once, so no tile has more rows than there are tokens; each rung left out as
+  unneeded is one loop less to compile.
   """
   num_tokens, num_experts = plan.experts_TK.shape[0], plan.group_sizes_E.shape[0]
   ladder = _COARSE if 2 * plan.token_R.shape[0] >= _TILE * num_experts else _FINE
@@ -232,13 +233,13 @@ def _joined(gate, up):
 
 
 def _parted(joined):
-  """Gate and up of what came of `_joined`."""
+  """Gate and up, from arrays that were computed from those of `_joined`."""
   arrays = tuple(joined)
   return arrays if len(arrays) == 2 else jnp.split(arrays[0], 2, axis=-1)
 
 
 def _add_lanes(total_EXY, lanes_nXY, group_n):
-  """One after another, since tiles of one expert may lie side by side."""
+  """total_EXY with each lane added to its expert, one after another: lanes may share an expert."""
   for lane in range(lanes_nXY.shape[0]):
     sum_XY = lax.dynamic_index_in_dim(total_EXY, group_n[lane], 0, keepdims=False) + lanes_nXY[lane]
     total_EXY = lax.dynamic_update_index_in_dim(total_EXY, sum_XY, group_n[lane], 0)

@@ -7,15 +7,15 @@ from jax import lax
 
 from moe.ops.quantized import Matrix
 
-# Tokens, of which reading the weights of their experts takes nearly all of the time.
+# Up to this many tokens, reading the weights of their experts takes nearly all of the time.
 FEW = 32
 
 
 class ExpertWeights(NamedTuple):
   """The three matrices of E SwiGLU experts.
 
-  uint16: the bits of bfloat16 (`moe.ops.rows.as_bits`). Those `xla` takes, for decoding: nothing is
-  differentiated in them, nor in quantized ones, which all take.
+  uint16 matrices hold the bits of bfloat16 (`moe.ops.rows.as_bits`): only `xla` takes them, for
+  decoding. Every implementation takes quantized ones. Neither can be differentiated.
   """
 
   gate_EDF: Matrix
@@ -24,6 +24,6 @@ class ExpertWeights(NamedTuple):
 
 
 def part_of(weights: ExpertWeights, first: jax.Array, num_experts: int) -> ExpertWeights:
-  """E of more experts' weights, from the `first` on: a copy, where they are not read in place."""
+  """A copy of the weights of E experts from `first` on, where they are not read in place."""
   cut = lambda w: lax.dynamic_slice_in_dim(w, first, num_experts)
   return jax.tree.map(cut, weights)

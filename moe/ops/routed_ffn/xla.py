@@ -1,5 +1,5 @@
-"""The routed FFN in plain XLA: of a few tokens one expert after another; of many on CPU tiles side
-by side, elsewhere grouped matmuls (`lax.ragged_dot`).
+"""The routed FFN in plain XLA. A few tokens go through a few experts at a time; many go through
+tiles side by side on CPU, and through grouped matmuls (`lax.ragged_dot`) elsewhere.
 """
 
 import functools
@@ -45,7 +45,7 @@ def routed_ffn_of_few(
   weights: ExpertWeights,
   dtype: jnp.dtype,
 ) -> jax.Array:
-  """Where nothing is differentiated; what is has backward's arrangement in forward, too."""
+  """Runs few.py unless it is differentiated: then forward has the arrangement of backward, too."""
   return few.routed_ffn(tokens_TD, gates_TK, plan, weights, dtype)
 
 

@@ -1,5 +1,5 @@
-"""Routing that is even by decree, for measuring machines:
-what a step costs where no expert waits for another.
+"""Forced balanced routing, for measuring machines:
+what a step costs when no expert waits for another.
 """
 
 import jax

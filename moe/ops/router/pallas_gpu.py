@@ -2,8 +2,8 @@
 
 Forward: softmax, K rounds of argmax, and the block's share of every sum; XLA adds the shares, in a
 fixed order. Backward: the gradient of the logits from those of the gates and of the sums,
-with the softmax computed anew.
-A block has all E affinities of its tokens, E rounded up to a power of two inside;
+with the softmax recomputed.
+A block holds all E affinities of its tokens, with E rounded up to a power of two inside;
 E up to a few thousand fits.
 """
 
@@ -21,7 +21,7 @@ from moe.ops.router.types import Routing, RoutingStats
 _ROUTER = Kernel('router')
 _D_LOGITS = Kernel('router_backward', backward=True)
 KERNELS = (_ROUTER, _D_LOGITS)
-# Of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays.
+# Elements of a block of tokens × experts: 16 registers a thread, for each of half a dozen arrays.
 _ELEMENTS = 2048
 _CHOSEN, _PADDING = -2.0, -1.0  # below every affinity
 
@@ -148,7 +148,7 @@ class _Blocks:
     self.per_sequence = pl.cdiv(length, self.tokens)
 
   def spans(self, program) -> tuple[Span, Span]:
-    """Where (B·L, E) has the program's tokens, and all experts."""
+    """The spans of the program's tokens, and of all experts, in an array (B·L, E)."""
     sequence, block = program // self.per_sequence, program % self.per_sequence
     own = span(block * self.tokens, self.tokens, self.length)
     return Span(sequence * self.length + own.index, own.inside), span(
@@ -156,11 +156,11 @@ class _Blocks:
     )
 
   def choice(self, tokens: Span, choice: int, k: int) -> Span:
-    """Where a flattened (B, L, K) array has the tokens' `choice`."""
+    """The span of the tokens' `choice` in a flattened (B, L, K) array."""
     return Span(tokens.index * k + choice, tokens.inside)
 
   def call(self, name, kernel, outputs, logits_BLE, is_token_BL, *operands) -> list[jax.Array]:
-    """`kernel` on every block; without any token, zeros."""
+    """The outputs of `kernel` on every block; zeros if there is no token."""
     if logits_BLE.size == 0:
       return [jnp.zeros(x.shape, x.dtype) for x in outputs]
     real = is_token_BL.astype(jnp.float32).reshape(-1)

@@ -21,7 +21,7 @@ from moe.ops.router.types import Routing, RoutingStats
 _ROUTER = Kernel('router')
 _D_LOGITS = Kernel('router_d_logits', backward=True)
 KERNELS = (_ROUTER, _D_LOGITS)
-# Of a step; l in suffixes.
+# Tokens of a grid step; l in suffixes.
 TOKENS = 512
 
 
@@ -87,7 +87,7 @@ def _route_kernel(
 ):
   log_affinities_lE, affinities_lE, log_sum_l1 = _softmax(logits_ref[...])
   expert_lE = lax.broadcasted_iota(jnp.int32, affinities_lE.shape, 1).astype(jnp.float32)
-  # As lax.top_k: NaN is the largest. Whatever the logits,
+  # NaN ranks as the largest, as in lax.top_k. Whatever the logits,
   # a token's experts must be distinct and exist.
   left_lE = jnp.where(affinities_lE != affinities_lE, 2.0, affinities_lE)
   choice_lK = lax.broadcasted_iota(jnp.int32, gates_ref.shape, 1)
@@ -98,7 +98,7 @@ def _route_kernel(
   chosen_lE = jnp.zeros(affinities_lE.shape, jnp.float32)
   for choice in range(k):
     largest_l1 = left_lE.max(axis=1, keepdims=True)
-    # Of equals the first.
+    # Of equal affinities the first.
     index_l1 = jnp.where(left_lE == largest_l1, expert_lE, jnp.inf).min(axis=1, keepdims=True)
     mine_lE = expert_lE == index_l1
     gate_l1 = jnp.where(mine_lE, affinities_lE, 0).sum(axis=1, keepdims=True)
@@ -172,7 +172,7 @@ def _backward_kernel(
   log_affinities_lE, affinities_lE, log_sum_l1 = _softmax(logits_ref[...])
   expert_lE = lax.broadcasted_iota(jnp.int32, affinities_lE.shape, 1)
   real_l1 = _real(is_token_ref, length)
-  # Of −s log s: −log s − 1, whose constant the softmax takes away again.
+  # −s log s has the derivative −log s − 1, whose constant cancels in the softmax's gradient.
   d_sums_lE = d_probability_ref[...] - d_entropy_ref[...] * log_affinities_lE
   d_affinities_lE = jnp.where(real_l1, d_sums_lE, 0)
   for choice in range(k):
@@ -193,14 +193,14 @@ def _softmax(logits_lE):
 
 
 def _real(is_token_ref, length):
-  """(l, 1): the token is there, and no padding. Behind L a block holds anything."""
+  """bool (l, 1): whether the token exists and is not padding. Past L a block may hold anything."""
   rows = is_token_ref.shape[0]
   position = lax.broadcasted_iota(jnp.int32, is_token_ref.shape, 0) + pl.program_id(1) * rows
   return (position < length) & (is_token_ref[...] != 0)
 
 
 def _add(ref, value):
-  """A sum over the steps of a sequence."""
+  """Adds to a sum over the steps of a sequence, which the first step begins."""
   before = jnp.where(pl.program_id(1) == 0, jnp.zeros_like(value), ref[...])
   ref[...] = before + value
 

@@ -1,4 +1,4 @@
-"""The router as it reads in the paper, on XLA's own softmax and top-k."""
+"""The router as the paper writes it, with XLA's own softmax and top-k."""
 
 import jax
 import jax.numpy as jnp

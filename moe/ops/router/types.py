@@ -22,8 +22,8 @@ class RoutingStats(NamedTuple):
 class Routing(NamedTuple):
   """The choice of every token, padding included, and the sums over real ones.
 
-  Of a router these are its gates. Of `Router.choose`, and of the op that ranks by softmax, they are
-  the affinities that gates are made from, and there may be more than K, best first.
+  A router returns gates in gates_BLK. `Router.choose` and the op `route` return the affinities that
+  gates are made from, and may return more than K, best first.
   """
 
   gates_BLK: jax.Array  # float32

@@ -1,4 +1,4 @@
-"""The router's plain XLA is its reference: nothing in it is O(E) more than it must be."""
+"""The router's plain XLA is its reference, which wastes no factor of E."""
 
 from moe.ops.router.reference import route
 

@@ -17,16 +17,15 @@ def scratch(rows: int, words: int, word_type: jnp.dtype) -> list:
 def fetch(
   source_IW, here_ref, ahead_ref, buffer_ref, semaphores, *, block, blocks: int, first, column=None
 ) -> jax.Array:
-  """Words of the block's rows, once per block in the order of blocks;
-  starts the DMAs of the next block's.
+  """The words of the block's rows; starts the next block's DMAs. Call once per block, in order.
 
   Args:
     source_IW: words in HBM.
     here_ref, ahead_ref: (1, 1, rows) in SMEM: source row of each row of this block,
       and of the next.
-    block, blocks, first: index of this block, their number,
+    block, blocks, first: index of this block, the number of blocks,
       whether this is the first that the kernel fetches.
-    column: first word of the columns that are wanted, as many as the buffer is wide; all if None.
+    column: first word of the wanted columns, as many as the buffer is wide; None for all.
   """
   rows, words = buffer_ref.shape[1:]
   slot = lax.rem(block, 2)
@@ -41,8 +40,8 @@ def fetch(
     lax.fori_loop(0, rows, copy, None, unroll=min(_UNROLL, rows))
 
   pl.when(first)(lambda: start(here_ref, slot))
-  # The other buffer is free: whoever fetched the block before this one has used its words by now.
+  # The other buffer is free: the words of the previous block have been used by now.
   pl.when(block + 1 < blocks)(lambda: start(ahead_ref, 1 - slot))
-  # A semaphore counts bytes: one wait for as many as all the row copies bring.
+  # A semaphore counts bytes: one wait covers as many as all the row copies bring.
   pltpu.make_async_copy(buffer_ref.at[slot], buffer_ref.at[slot], semaphores.at[slot]).wait()
   return buffer_ref[slot]

@@ -1,4 +1,4 @@
-"""Rows times the matrix of a group, inside kernels, as numbers or quantized.
+"""Rows times the matrix of a group, inside kernels. The matrix is numbers or quantized.
 
 r rows, X contracted, Y columns of the result.
 """
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from moe.ops.quantized import GROUP, HALF, Matrix, Quantized, nibbles
 from moe.ops.tpu.dot import dot
 
-# Rows of a quantized matrix that are there as numbers at a time: a whole one would not go into
-# VMEM in float32. A multiple of GROUP, and of a tile's rows of packed bytes.
+# Rows of a quantized matrix that become numbers at a time: a whole one would not fit into VMEM in
+# float32. A multiple of GROUP, and of a tile's rows of packed bytes.
 _ROWS = 256
 
 
@@ -26,7 +26,7 @@ def times(x_rX: jax.Array, matrix: Matrix) -> jax.Array:
 
 
 def _numbers(matrix, start, stop):
-  """float32 rows of the matrix; of int8 before their columns' scales."""
+  """float32 rows of the matrix; those of int8 are not yet scaled by column."""
   if not matrix.is_packed:
     return matrix.values[start:stop].astype(jnp.float32)
   groups = (stop - start) // GROUP

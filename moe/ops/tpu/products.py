@@ -40,16 +40,17 @@ def grouped_product(
   Args:
     pairs: rows and weights of one type, bfloat16 or float32; weights that are not `transposed` may
       be quantized.
-    packed: the result's type if it is wanted as words (Y then a multiple of
-      columns_per_group), else float32 comes.
+    packed: the type of a result that is wanted as words (Y is then a multiple of
+      columns_per_group); None for a float32 result.
 
-  A weight tile is the whole X by Y or, where that is too big for VMEM, a multiple of 128 columns.
+  A weight tile is all of X by all of Y or, where that is too big for VMEM, a multiple of 128
+  columns.
   """
   rows_RX, weights = pairs[0]
   (num_rows, contracted), size, rows = rows_RX.shape, rows_RX.dtype.itemsize, visits.rows
   width = weights.shape[1 if transposed else 2]
   fixed = 2 * rows * contracted * size * len(pairs)
-  # Weights and results, twice each, and a sum.
+  # Weights and results, double-buffered, and a sum.
   per_column = 2 * contracted * size * len(pairs) + 12 * rows
   if packed is None:
     per_column += split_bytes(contracted, rows_RX.dtype)
@@ -102,8 +103,8 @@ def _product_kernel(group_ref, start_ref, stop_ref, *refs, visits, structure, tr
 
 
 def grouped_outer(name: str, rows_RX: jax.Array, d_rows_RY: jax.Array, visits: Visits) -> jax.Array:
-  """float32 d_weights_EXY: of every group, rowsᵀ × d_rows.
-  `visits` visit empty groups too, which get zeros.
+  """float32 d_weights_EXY: rowsᵀ × d_rows of every group.
+  `visits` must include empty groups, which get zeros.
   """
   (num_rows, height), width, size = rows_RX.shape, d_rows_RY.shape[1], rows_RX.dtype.itemsize
   num_groups, rows = visits.groups, visits.rows
@@ -130,13 +131,13 @@ def _outer_kernel(group_ref, start_ref, stop_ref, x_ref, dy_ref, out_ref, *, vis
 
   @pl.when(stop_ref[pl.program_id(1)] > start_ref[pl.program_id(1)])
   def _():
-    # Both are masked: behind row R a block holds anything, and 0 × NaN is NaN.
+    # Both are masked: past row R a block may hold anything, and 0 × NaN is NaN.
     mine = functools.partial(own_rows, visits, start_ref, stop_ref)
     out_ref[...] += dot_tn(mine(x_ref[...]), mine(dy_ref[...]))
 
 
 def own_rows(visits: Visits, start_ref, stop_ref, x_rX: jax.Array) -> jax.Array:
-  """The block with zeros in the rows of other groups."""
+  """The visit's block with zeros in the rows of other groups."""
   i, first = pl.program_id(1), first_row(visits, start_ref)
   row = jax.lax.broadcasted_iota(jnp.int32, x_rX.shape, 0)
   mine = (row >= first) & (row < first + stop_ref[i] - start_ref[i])
@@ -144,7 +145,7 @@ def own_rows(visits: Visits, start_ref, stop_ref, x_rX: jax.Array) -> jax.Array:
 
 
 def zero_new_group(group_ref, *out_refs) -> None:
-  """Clears the gradients of weights on the first visit of their group."""
+  """Clears the gradients of a group's weights on its first visit."""
   i = pl.program_id(1)
 
   @pl.when((i == 0) | (group_ref[i] != group_ref[jnp.maximum(i - 1, 0)]))

@@ -36,8 +36,8 @@ _GATHER_BYTES = BLOCK_BYTES // 4  # for two buffers of gathered words
 
 
 def to_words(x_ID: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """words_IW of rows rounded to `dtype`, columns padded with zeros. A kernel of its own: as XLA's
-  reshapes it takes several times the memory.
+  """words_IW of rows rounded to `dtype`, columns padded with zeros. This is a kernel because XLA's
+  reshapes would take several times the memory.
   """
   width = padded_width(x_ID.shape[1], dtype)
   x_ID = pad_columns(x_ID, width)
@@ -67,7 +67,7 @@ def _words_kernel(x_ref, out_ref, *, dtype):
 
 
 def copy_rows(name: str, words_TW: jax.Array, token_R: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """rows_RD in `dtype`: of every row the token's, given as words of that type."""
+  """rows_RD in `dtype`: every row a copy of its token, which is given as words of that type."""
   return _gather_rows(name, _copy_kernel, words_TW, token_R, [], dtype, with_products=False)
 
 

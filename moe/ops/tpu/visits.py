@@ -21,7 +21,7 @@ from moe.ops.implementation import interpret
 from moe.ops.quantized import Matrix
 
 # Rows of a block. A block shared by two groups is computed twice,
-# so it is small against a group; an MXU wants 128.
+# so it should be small next to a group; an MXU wants 128.
 LEAST_ROWS, MOST_ROWS, VISITS_PER_GROUP = 128, 512, 4
 SUBLANES = 16  # of a bfloat16 tile
 # What a kernel's blocks may take in VMEM, and what the compiler may use in all:
@@ -36,35 +36,35 @@ class Visits(NamedTuple):
   groups: int  # E
 
   def block(self, start: jax.Array) -> jax.Array:
-    """The block of a tile; an empty tile behind the last row counts to the last block."""
+    """The block of a tile; an empty tile past the last row belongs to the last block."""
     # `//` asks for the device, absent in AOT.
     return jnp.minimum(lax.div(start, self.rows), self.blocks - 1)
 
   def read_bytes(self, weights_EXY: Matrix) -> int:
-    """Of the matrices that groups have rows for, at most."""
+    """An upper bound on the bytes of the matrices of groups that have rows."""
     read = min(self.groups, self.tiles.group_U.shape[0])
     return weights_EXY.nbytes // weights_EXY.shape[0] * read
 
   def row_spec(self, width: int, *, tiled: bool) -> pl.BlockSpec:
-    """Of rows_RX: the visit's block, all columns or (`tiled`) the outer tile's."""
+    """Selects the visit's block of rows_RX, with all columns or (`tiled`) the outer tile's."""
     return pl.BlockSpec(
       (self.rows, width), lambda o, i, group, start, stop: (self.block(start[i]), o * tiled)
     )
 
   def group_spec(self, height: int, width: int, *, tiled: int | None) -> pl.BlockSpec:
-    """Of weights_EXY: the matrix of the visit's group,
+    """Selects the matrix of the visit's group from weights_EXY,
     whole or cut into outer tiles along dimension `tiled`.
     """
     index = lambda o, i, group, start, stop: (group[i], o * (tiled == 0), o * (tiled == 1))
     return pl.BlockSpec((None, height, width), index)
 
   def matrix_specs(self, weights_EXY: Matrix, tile: int) -> list[pl.BlockSpec]:
-    """As `group_spec` of the visit's matrix cut into tiles of columns: of each of its arrays."""
+    """A `group_spec` for each array of the visit's matrix, cut into tiles of columns."""
     arrays = jax.tree.leaves(weights_EXY)
     return [self.group_spec(array.shape[1], tile, tiled=1) for array in arrays]
 
   def lane_spec(self, *, ahead: int = 0, memory_space=None) -> pl.BlockSpec:
-    """Of one number a row, as `by_block` lays them out: the visit's block, or the one `ahead`."""
+    """Selects the visit's block of numbers that `by_block` laid out, or the block `ahead` of it."""
     index = lambda o, i, group, start, stop: (
       jnp.minimum(self.block(start[i]) + ahead, self.blocks - 1),
       0,
@@ -74,11 +74,11 @@ class Visits(NamedTuple):
 
 
 def rows_per_block(num_rows: int, num_groups: int, row_bytes: int) -> int:
-  """128, or up to 512 where groups are so large that four blocks fit;
+  """Rows of a block: 128, or up to 512 where groups are so large that four blocks fit;
   fewer only where there are fewer rows.
 
-  row_bytes: of the widest row that a kernel holds whole. Four blocks of such rows, two arrays' here
-  and ahead, leave half of the room to the other blocks.
+  row_bytes: of the widest row that a kernel holds whole. Four blocks of such rows, of two arrays
+  and double-buffered, leave half of the room to the other blocks.
   """
   rows = MOST_ROWS
   crowded = lambda: (
@@ -98,9 +98,8 @@ def make_visits(
   visit_empty: bool = False,
   first: jax.Array | int = 0,
 ) -> Visits:
-  """num_rows > 0, of X or Y columns. `visit_empty`:
-  groups without rows get a visit, in which to write zeros. first: which matrix of the weights is
-  the first group's. dtype: of rows.
+  """The visits of num_rows > 0 rows, of X or Y columns in `dtype`. visit_empty: groups without rows
+  get a visit, in which to write zeros. first: index of the first group's matrix among the weights.
   """
   row_bytes = max(weights_EXY.shape[1:]) * jnp.dtype(dtype).itemsize
   rows = rows_per_block(num_rows, group_sizes_E.shape[0], row_bytes)
@@ -110,7 +109,7 @@ def make_visits(
 
 
 def balanced_count(num_rows: int, num_groups: int, rows: int) -> int:
-  """Visits where groups are as equal as they can be."""
+  """How many visits there are if groups are as equal as they can be."""
   ends = np.cumsum(num_rows // num_groups + (np.arange(num_groups) < num_rows % num_groups))
   begins = np.concatenate([[0], ends[:-1]])
   return int(np.where(ends > begins, -(-ends // rows) - begins // rows, 0).sum())
@@ -136,8 +135,8 @@ def visit_call(
   bytes_accessed: int,
   scratch: Sequence = (),
 ):
-  """pallas_call over (outer tiles, visits) with the tiles' groups,
-  first and last rows as its first three refs.
+  """pallas_call over (outer tiles, visits). The kernel's first three refs are the tiles' groups,
+  starts and stops.
   """
   return pl.pallas_call(
     kernel,
@@ -157,7 +156,7 @@ def visit_call(
 
 
 def compiler_params(*semantics: str) -> pltpu.CompilerParams:
-  # Row indices come from a plan, which is a permutation:
+  # Row indices come from a plan, a permutation, so they are in bounds:
   # without checks a row's DMA takes fewer instructions.
   return pltpu.CompilerParams(
     dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, disable_bounds_checks=True
@@ -168,8 +167,8 @@ def tiles_of(width: int, unit: int, fixed_bytes: int, bytes_per_column: int) -> 
   """(number, width) of equal tiles of `width`, a multiple of `unit`,
   that keep a kernel's blocks in BLOCK_BYTES.
 
-  Where even tiles of one unit do not, it is these:
-  the compiler may find room for them yet, or says that there is none.
+  Where even tiles of one unit do not, returns these:
+  the compiler may still find room for them, or says that there is none.
   """
   units = width // unit
   fitting = (
@@ -185,7 +184,7 @@ def fit(tile: int, fixed_bytes: int, bytes_per_column: int) -> bool:
 
 
 def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tuple[int, int]:
-  """As tiles_of for any width: one tile as wide as it,
+  """As tiles_of, for any width: one tile of that width,
   or several of a multiple of 128, the last one overhanging.
   """
   if fit(width, fixed_bytes, bytes_per_column):
@@ -196,32 +195,32 @@ def ragged_tiles_of(width: int, fixed_bytes: int, bytes_per_column: int) -> tupl
 
 
 def split_bytes(height: int, dtype: jnp.dtype) -> int:
-  """Of a column of weights: the parts that a float32 product splits them into.
-  bfloat16 goes as it is.
+  """Bytes of the parts that a float32 product splits a column of weights into.
+  bfloat16 is not split: 0.
   """
   return height * 4 * (dtype == jnp.float32)
 
 
 def first_row(visits: Visits, start_ref) -> jax.Array:
-  """The visit's first row of its own, counted in its block. Call in a kernel."""
+  """The first row of the visit's own group, counted within its block. Call in a kernel."""
   i = pl.program_id(1)
   return start_ref[i] - visits.block(start_ref[i]) * visits.rows
 
 
 def store(ref, value: jax.Array, first: jax.Array) -> None:
-  """Rows from `first` on; those before it belong to groups that have been here, and stay."""
+  """Writes the rows from `first` on; those before belong to groups visited earlier, and stay."""
   row = lax.broadcasted_iota(jnp.int32, value.shape, 0)
   ref[...] = jnp.where(row >= first, value.astype(ref.dtype), ref[...])
 
 
 def column_of(lanes_1I: jax.Array) -> jax.Array:
-  """(I, 1) of (1, I), in a kernel, for any I and exactly."""
+  """(I, 1) from (1, I), in a kernel, for any I and exactly."""
   n = lanes_1I.shape[1]
   return jnp.where(_diagonal(n), jnp.broadcast_to(lanes_1I, (n, n)), 0).sum(axis=1, keepdims=True)
 
 
 def lanes_of(column_I1: jax.Array) -> jax.Array:
-  """(1, I) of (I, 1)."""
+  """(1, I) from (I, 1), likewise."""
   n = column_I1.shape[0]
   return jnp.where(_diagonal(n), jnp.broadcast_to(column_I1, (n, n)), 0).sum(axis=0, keepdims=True)
 

@@ -1,8 +1,8 @@
-"""Compiles a program's Triton kernels for GPUs that this machine lacks,
-and says what the compiler made of them.
+"""Compiles a program's Triton kernels for GPUs that this machine lacks, and reports what the
+compiler made of them.
 
 Needs jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12 (for ptxas), but no GPU and no
-driver; the plugin is only loaded at the first compilation. Run with JAX_PLATFORMS=cpu.
+driver. The plugin is only loaded at the first compilation. Run with JAX_PLATFORMS=cpu.
 """
 
 import functools
@@ -31,7 +31,8 @@ from moe.planner.kernels.programs import Program, Shape
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
 
 COMPILER = 'jax_cuda12_plugin'  # the package
-# The target of Triton's custom call. Compiled programs have it, too; jax 0.12 leaves it at that.
+# The target of Triton's custom call. It also remains in programs with compiled kernels; jax 0.12
+# compiles none.
 _LEFT_TO_THE_DEVICE = '"__gpu$xla.gpu.triton"'
 
 
@@ -40,12 +41,12 @@ def targets() -> tuple[str, ...]:
 
 
 def compile_program(program: Program, target: str) -> dict[str, Any]:
-  """Compiles for one device of `target`: a JSON-able record.
+  """Compiles for one device of `target` and returns a JSON-able record.
 
-  AssertionError where a kernel is missing, work of the op is left to XLA, or bfloat16
-  products miss the tensor cores. UserError where this jax leaves Triton kernels to the device.
-  JaxRuntimeError from the compiler where registers spill or
-  shared memory does not suffice.
+  AssertionError if a kernel is missing, if work of the op is left to XLA, if products are rounded
+  to TF32, or if bfloat16 products miss the tensor cores. UserError if this jax leaves Triton
+  kernels to the device. JaxRuntimeError, from the compiler, if registers spill or shared memory is
+  too small.
   """
   mesh = Mesh([_device(target)], ('device',), axis_types=(AxisType.Auto,))
   sharding = NamedSharding(mesh, PartitionSpec())
@@ -54,7 +55,7 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
-    # Which GPU Pallas compiles for it asks the mesh in use.
+    # Pallas asks the mesh in use which GPU to compile for.
     with compiling_for('gpu'), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       lowered = jax.jit(program.function).lower(*jax.tree.map(place, program.arguments))
     compiled = lowered.compile(
@@ -87,14 +88,14 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
 
 
 def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
-  """FLOPs and bytes of routed_ffn, forward and backward, by kernel, for equal groups;
-  against the least.
+  """FLOPs and bytes of routed_ffn, forward and backward, by kernel, for equal groups, beside the
+  least that it needs.
 
-  Read off the traced kernels (see gpu_costs): their dots times the programs and iterations that
-  run. Bytes: `once` has each operand and result of a kernel once, as if L2 kept what programs
-  share; `requested` has every block that a program loads or stores, as if nothing were kept. HBM
-  sees something between, near `once` where one group's operands fit in L2 (50 MiB), since programs
-  of one group run side by side. Nothing is compiled.
+  They are read off the traced kernels (see gpu_costs): FLOPs are the dots times the programs and
+  iterations that run. `once` counts each operand and result of a kernel once, as if L2 kept what
+  programs share. `requested` counts every block that a program loads or stores, as if nothing were
+  kept. HBM traffic lies between them. It is near `once` if one group's operands fit in L2 (50 MiB),
+  since programs of one group run side by side. Nothing is compiled.
   """
   items = itemise(*balanced_layer(shape, dtype))
   once, requested = (sum(item[key] for item in items) for key in ('bytes_once', 'bytes_requested'))
@@ -105,8 +106,8 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
 
 
 def _read_dump(folder: Path, architecture: str) -> list[dict[str, Any]]:
-  """Every kernel that the program launches, XLA's too:
-  what ptxas, the PTX and XLA's launch dimensions say of it.
+  """A record of every kernel that the program launches, XLA's too, from ptxas, the PTX and XLA's
+  launch dimensions.
   """
   launches = {}
   for path in folder.glob('*thunk_sequence.txt'):
@@ -154,8 +155,8 @@ def _check(program: Program, kernels: list[dict], text: str, dtype: jnp.dtype) -
     assert not kernel['tf32'], f'{name}: {kernel["kernel"]} rounds to TF32'
     if dtype == jnp.bfloat16 and find(GPU[program.op], kernel['kernel']).products:
       assert kernel['tensor_core'], f'{name}: {kernel["kernel"]} misses the tensor cores'
-  # XLA may gather and scatter one number an assignment (a plan's arrays, gates by row
-  # and back) or a table of E.
+  # XLA may gather and scatter one number per (token, expert) assignment (a dispatch plan's arrays,
+  # gates by row and back) or a table of E.
   most = max(
     [
       1024,

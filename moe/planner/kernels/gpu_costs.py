@@ -1,10 +1,10 @@
-"""What traced Triton kernels compute and move at given routing, read off their jaxprs:
-nothing is run or compiled.
+"""What traced Triton kernels compute and move at a given routing. It is read off their jaxprs;
+nothing is compiled or run.
 
-Integers that the routing decides (group sizes, tiles) are computed from the known arguments. Each
-kernel's jaxpr is then evaluated once for all its programs together: scalars are arrays over the
-programs, a branch narrows the programs that take part,
-a loop multiplies by each program's number of iterations.
+Integers that depend on routing (group sizes, tiles) are computed from the known arguments. Each
+kernel's jaxpr is then evaluated once for all its programs together: scalars become arrays over the
+programs, a branch selects the programs that take it, and a loop multiplies by each program's number
+of iterations.
 """
 
 import math
@@ -16,11 +16,13 @@ from jax.extend import core
 
 from moe.planner.kernels.tracing import CALLS, inner, walk
 
-_LEAST_CAST = 1 << 20  # bytes: casts that XLA does outside kernels are listed from here on
+_LEAST_CAST = 1 << 20  # bytes that a cast outside kernels, by XLA, must move to be listed
 
 
 def itemise(function: Callable, arguments: tuple) -> list[dict[str, Any]]:
-  """The kernels that `function` calls, in order, and big casts; `arguments` as of `walk`."""
+  """Costs of the kernels that `function` calls and of big casts, in order. `arguments` are as in
+  `walk`.
+  """
   items = []
 
   def visit(equation, inputs):
@@ -55,11 +57,11 @@ def _kernel(equation, inputs) -> dict[str, Any]:
 
 
 def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
-  """Adds what runs to `totals`, each program counting `weight`;
-  returns the results, None where unknown.
+  """Adds what runs to `totals`, where each program counts `weight` times. Returns the results, None
+  for unknown ones.
 
-  A known scalar is an array over the programs (or one number for all),
-  a known ref the array behind it.
+  A known scalar is an array over the programs, or one number for all. A known ref is the array
+  behind it.
   """
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
   read = lambda v: v.val if isinstance(v, core.Literal) else values[v]
@@ -110,16 +112,18 @@ def _evaluate_kernel(jaxpr, consts, arguments, weight, totals):
 
 
 def _num_consts(scan: dict[str, Any]) -> int:
-  """How many operands of a scan are the same in each iteration, from the equation's parameters."""
+  """The number of a scan's operands that are constant over its iterations. `scan`: the equation's
+  parameters.
+  """
   if 'num_consts' in scan:
     return scan['num_consts']
-  # jax 0.12: what goes in as (constants, carry, rows).
+  # jax 0.12 has a tree of the operands: (constants, carry, rows).
   constants, _, _ = scan['ft_in'].unpack()
   return len(constants)
 
 
 def _evaluate_while(equation, inputs, weight, totals):
-  """A `fori_loop` with bounds of its own: its carry begins with the index and the bound."""
+  """Evaluates a `fori_loop` with bounds per program. Its carry begins with index and bound."""
   cond_consts, body_consts = equation.params['cond_nconsts'], equation.params['body_nconsts']
   start, stop, *carry = inputs[cond_consts + body_consts :]
   assert cond_consts == 0 and start is not None and stop is not None, (

@@ -1,6 +1,6 @@
 """GPUs that programs are compiled for, as XLA describes them to its compiler.
 
-Figures: docs.nvidia.com/cuda/hopper-tuning-guide and ampere-tuning-guide, and what CUDA reports of
+Figures: docs.nvidia.com/cuda/hopper-tuning-guide and ampere-tuning-guide, and what CUDA reports for
 such a device.
 """
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 
 class Target(NamedTuple):
-  """What of a GPU its compiler asks for. Bytes, bytes a second."""
+  """What the compiler must know about a GPU, in bytes and bytes per second."""
 
   name: str
   capability: tuple[int, int]
   architecture: str  # as ptxas names it
   cores: int  # streaming multiprocessors
-  units: int  # float32 units of a core
+  units: int  # float32 units per core
   gigahertz: float
-  shared_memory: int  # that a block may ask for; a core has 1 KiB more
+  shared_memory: int  # the most that a block may ask for; a core has 1 KiB more
   l2: int
   bandwidth: int
   memory: int

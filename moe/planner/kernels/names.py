@@ -35,12 +35,12 @@ GPU = {
 
 
 def of_direction(kernels: Sequence[Kernel], direction: str) -> list[Kernel]:
-  """What a program of that direction runs: 'backward' is both, all others forward alone."""
+  """The kernels that a program of that direction runs: all for 'backward', which includes the
+  forward; otherwise only those of the forward.
+  """
   return [kernel for kernel in kernels if direction == 'backward' or not kernel.backward]
 
 
 def of_op(op: str, name: str) -> Kernel | None:
-  """The kernel of that name in `op`, on whichever platform;
-  None where it is no kernel of that op.
-  """
+  """The kernel of that name in `op`, on either platform; None if the op has no such kernel."""
   return find((*TPU[op], *GPU[op]), name)

@@ -1,5 +1,5 @@
-"""What is compiled: every op, forward and backward,
-at the shapes of the paper's models and at odd ones.
+"""The programs to compile: every op, forward and backward, at the shapes of the paper's models and
+at odd ones.
 """
 
 from collections.abc import Callable
@@ -31,22 +31,22 @@ class Shape(NamedTuple):
   num_experts: int
   experts_per_token: int
   d_expert: int
-  devices: int = 1  # that share the layer's experts: E and K here are one device's part, on average
-  layers: int = 1  # whose experts lie in one array, as decoding has them
+  devices: int = 1  # that share the layer's experts; E and K here are one device's part on average
+  layers: int = 1  # whose experts are stacked in one array, as in decoding
 
   @property
   def tokens(self) -> int:
     return self.sequences * self.length
 
 
-# The layer of each model (Table 7; Sections 5.1, 7.1),
-# with the tokens that one device of a training run may hold.
+# The layer of each model (Table 7; Sections 5.1, 7.1), with as many tokens as one device of a
+# training run may hold.
 PAPER = (
   Shape('2b', 4, 2048, 1280, 10, 128, 63, 7, 864),
   Shape('16b', 2, 4096, 2048, 16, 128, 64, 6, 1408),
-  # Whole, it is more than a v5e's memory.
+  # The whole layer exceeds a v5e's memory.
   Shape('145b', 1, 4096, 4096, 32, 128, 32, 3, 1408, devices=4),
-  # Half its experts, as wide as dense FFNs.
+  # Half of the experts, which are as wide as dense FFNs.
   Shape('gshard_137b', 4, 4096, 4096, 32, 128, 4, 1, 10_944, devices=2),
 )
 ODD = (
@@ -57,7 +57,7 @@ ODD = (
 )
 
 
-# A token of every row, of as many of the 16B's 27 MoE layers as fit on every target in float32.
+# One token per row, through as many of the 16B's 27 MoE layers as fit on every target in float32.
 DECODING = (
   Shape('16b_row', 1, 1, 2048, 16, 128, 64, 6, 1408, layers=4),
   Shape('16b_rows', 64, 1, 2048, 16, 128, 64, 6, 1408, layers=4),
@@ -73,7 +73,7 @@ class Program(NamedTuple):
   arguments: tuple
 
   def described(self) -> dict:
-    """What a record says of it: the type is that of the first argument."""
+    """What a record says about the program. `dtype` is that of the first argument."""
     leaves = jax.tree.leaves(self.arguments)
     arguments = [f'{a.dtype}{list(a.shape)}' for a in leaves]
     return {
@@ -85,8 +85,8 @@ class Program(NamedTuple):
 
 
 def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
-  """Every op of the layer at one shape, through its api with implementation='auto'; of several
-  layers only what decoding runs.
+  """Every op of the layer at one shape, called through its API with implementation='auto'. For a
+  shape of several layers, only what decoding runs.
   """
   s, t, d, f, e, k = (
     shape,
@@ -142,8 +142,8 @@ def programs(shape: Shape, dtype: jnp.dtype) -> list[Program]:
 
 
 def with_gradients(function, num_floats):
-  """Values and gradients of the float arguments; the cotangents depend on the values,
-  so that none folds away.
+  """A function that returns the values and the gradients of the float arguments. The cotangents are
+  the values themselves, so that the compiler cannot fold a gradient away.
   """
 
   def run(*arguments):

@@ -1,5 +1,5 @@
-"""What launch.aot writes: a record a program that was compiled, or could not be,
-and its line for people.
+"""What launch.aot writes: a record for each program, whether it compiled or not, and a line of text
+for people.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ def records(
   ops: Sequence[str],
   costs: bool,
 ) -> Iterator[dict]:
-  """Of every program of `ops`, all if there are none, for every target, shape and type.
+  """Yields a record of every program for every target, shape and type. Empty `ops` means all ops.
 
-  With `costs` then of the layers of the first two shapes.
-  `module`: moe.planner.kernels.tpu or gpu, which compiles for all the targets.
+  With `costs`, records of layer costs for the first two shapes follow. `module`:
+  moe.planner.kernels.tpu or gpu, which compiles for all the targets.
   """
   for target in targets:
     for shape in shapes:
       for dtype in dtypes:
         for program in programs(shape, jnp.dtype(dtype)):
-          # Forward is a part of what backward compiles.
+          # A backward program contains the forward.
           if program.direction != 'forward' and program.op in (ops or [program.op]):
             yield {
               'target': target,
@@ -49,7 +49,7 @@ def _compiled(module, program, target: str, dtype: str) -> dict:
 
 
 def line(record: dict) -> str:
-  """One record for people."""
+  """A record as a line of text for people."""
   what = f'{record["op"]}, {record["direction"]}' if 'direction' in record else record['op']
   head = f'{record["target"]:<8}{record["shape"]:<12}{record["dtype"]:<9}{what:<28}'
   if 'error' in record:

@@ -1,8 +1,8 @@
-"""Compiles a program's Mosaic kernels for TPUs that this machine lacks,
-and says what the kernels do and move.
+"""Compiles a program's Mosaic kernels for TPUs that this machine lacks, and reports what the
+kernels compute and move.
 
-Needs libtpu (`pip install "jax[tpu]"`), which is only loaded at the first compilation;
-run with JAX_PLATFORMS=cpu.
+Needs libtpu (`pip install "jax[tpu]"`), which is only loaded at the first compilation. Run with
+JAX_PLATFORMS=cpu.
 """
 
 import functools
@@ -25,7 +25,7 @@ from moe.planner.kernels.tpu_costs import itemise, traced_kernels
 from moe.planner.kernels.tracing import against_the_least, balanced_layer
 
 COMPILER = 'libtpu'  # the package
-# The smallest; one device of each is used.
+# The smallest topology of each chip; only one device of it is used.
 TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -33,9 +33,9 @@ ENVIRONMENT = {
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-# Work that belongs into kernels. XLA may gather and scatter one number an assignment (a
-# plan's row_TK and token_R, gates by row and back), look up the tiles' tables, and
-# convert, pad or cut arrays.
+# Work that belongs in kernels. XLA may gather and scatter one number per (token, expert) assignment
+# (a plan's row_TK and token_R, gates by row and back), look up the tiles' tables, and convert, pad
+# or slice arrays.
 _FORBIDDEN = ('dot', 'convolution', 'ragged-dot')
 _NUMBERS_ONLY = ('gather', 'scatter', 'dynamic-update-slice')
 
@@ -45,8 +45,8 @@ def targets() -> tuple[str, ...]:
 
 
 def compile_program(program: Program, target: str) -> dict[str, Any]:
-  """Compiles for one device of `target`: a JSON-able record.
-  AssertionError where work of the op is left to XLA.
+  """Compiles for one device of `target` and returns a JSON-able record. AssertionError if a kernel
+  is missing, or work of the op is left to XLA.
   """
   sharding = _sharding(target)
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
@@ -71,15 +71,15 @@ def compile_program(program: Program, target: str) -> dict[str, Any]:
     'left_to_xla': leftovers,
     'peak_hbm_bytes': memory.peak_memory_in_bytes,
     'flops': sum(call['flops'] for call in calls),
-    # Kernels by their estimates, XLA's ops by their arrays.
+    # Kernels count by their cost estimates, XLA's ops by their arrays.
     'hbm_bytes': sum(i['bytes'] for i in instructions),
     'xla_bytes_accessed': cost.get('bytes accessed', 0.0) if cost else None,
   }
 
 
 def check_kernels(program: Program, calls: list[dict], text: str) -> list[str]:
-  """The gathers and scatters that are allowed to XLA;
-  raises on a missing kernel and on anything bigger.
+  """The gathers, scatters and updates that are left to XLA. AssertionError if a kernel is missing,
+  if XLA computes products, or if it moves more than single numbers.
   """
   empty = any(math.prod(a.shape) == 0 for a in jax.tree.leaves(program.arguments))
   wanted = [] if empty else of_direction(TPU[program.op], program.direction)
@@ -99,11 +99,12 @@ def check_kernels(program: Program, calls: list[dict], text: str) -> list[str]:
 
 
 def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
-  """FLOPs and HBM bytes of routed_ffn, forward and backward, by kernel, for equal groups;
-  against the least.
+  """FLOPs and HBM bytes of routed_ffn, forward and backward, by kernel, for equal groups, beside
+  the least that it needs.
 
-  Taken from the traced kernels: their dots, times the grid steps that compute; their blocks, times
-  the steps on which a block changes, as the pipeline copies it. Nothing is compiled.
+  They are read off the traced kernels. FLOPs are the dots times the grid steps that compute. Bytes
+  are the blocks times the steps on which a block changes, when the pipeline copies it. Nothing is
+  compiled.
   """
   function, arguments = balanced_layer(shape, dtype)
   items = [itemise(kernel) for kernel in traced_kernels(function, arguments)]
@@ -117,14 +118,14 @@ def layer_costs(shape: Shape, dtype: jnp.dtype) -> dict[str, Any]:
 
 
 def parse_entry(text: str) -> list[dict[str, Any]]:
-  """Instructions of the entry computation that move bytes:
-  name, op, result and operand bytes as if read once.
+  """Instructions of the entry computation that move bytes: name, op, and the bytes of the result
+  and of the operands, as if each is read once.
 
-  Of kernels also name, VMEM (the scoped memory that the compiler allotted, of the limit that it was
-  given), and FLOPs and bytes of the cost estimate, which replace operands and results: a kernel may
-  read an operand more than once.
+  For kernels also the kernel's name, its VMEM (the scoped memory that the compiler allotted within
+  the limit that it was given), and FLOPs and bytes of the cost estimate. Those bytes replace the
+  bytes of operands and result: a kernel may read an operand more than once.
   """
-  # A kernel's metadata may span lines.
+  # A kernel's metadata may span several lines.
   entry = re.split(r'\n(?=  (?:ROOT )?%)', text[text.index('\nENTRY ') :])[1:]
   sizes, instructions = {}, []
   for line in entry:
@@ -182,7 +183,7 @@ _ITEM_BYTES = {
 
 
 def _bytes(shapes: str) -> int:
-  """Of one shape in HLO text, or of a tuple of them; unknown types count nothing."""
+  """Bytes of a shape in HLO text, or of a tuple of them. Unknown types count nothing."""
   found = re.findall(r'(\w+)\[([\d,]*)\]', shapes)
   return sum(_ITEM_BYTES.get(kind, 0) * _elements(dims) for kind, dims in found)
 
@@ -192,8 +193,8 @@ def _elements(dims: str) -> int:
 
 
 def _assignments(program: Program) -> int:
-  """The most numbers that XLA may gather or scatter:
-  one a (token, expert) assignment, or a table of E by blocks.
+  """The most numbers that XLA may gather or scatter: one per (token, expert) assignment, or a table
+  of E by blocks.
   """
   of = {
     a.dtype: math.prod(a.shape) for a in jax.tree.leaves(program.arguments) if a.dtype == jnp.int32

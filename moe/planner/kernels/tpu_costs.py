@@ -1,8 +1,8 @@
-"""What traced Mosaic kernels compute and move at given routing, read off their jaxprs:
-nothing is run or compiled.
+"""What traced Mosaic kernels compute and move at a given routing. It is read off their jaxprs;
+nothing is compiled or run.
 
-The arrays that routing decides (groups and rows of tiles, grid sizes) are computed from the known
-arguments; every kernel's dots and index maps are then evaluated over its grid.
+The arrays that depend on routing (groups and rows of tiles, grid sizes) are computed from the known
+arguments. Then every kernel's dots and index maps are evaluated over its grid.
 """
 
 import math
@@ -16,7 +16,7 @@ from moe.planner.kernels.tracing import walk
 
 
 class Kernel(NamedTuple):
-  """A pallas_call: its equation, and its arguments as far as they are known (else None)."""
+  """A pallas_call: its equation, and its arguments, None where unknown."""
 
   equation: Any
   arguments: list
@@ -27,7 +27,7 @@ class Kernel(NamedTuple):
 
 
 def traced_kernels(function: Callable, arguments: tuple) -> list[Kernel]:
-  """The kernels that `function` calls, in order; `arguments` as of `walk`."""
+  """The kernels that `function` calls, in order. `arguments` are as in `walk`."""
   found = []
 
   def visit(equation, inputs):
@@ -49,9 +49,9 @@ def itemise(kernel: Kernel) -> dict[str, Any]:
     -1, len(grid)
   )
   computing = len(steps)
-  if len(tables) == 3:  # group, first row, end: kernels skip the tiles of empty groups
+  if len(tables) == 3:  # each tile's group, first row and end: kernels skip tiles without rows
     computing = int((tables[2] > tables[1])[steps[:, -1]].sum())
-  # Rows come into the one scratch with two buffers, whenever the block of their indices
+  # Rows are fetched into the scratch array with two buffers, each time the block of their indices
   # (the first operand) changes.
   scratch = [getattr(a, 'inner_aval', a) for a in mapping.scratch_avals]
   buffer = next((a for a in scratch if len(a.shape) == 3 and a.shape[0] == 2), None)
@@ -81,9 +81,7 @@ def itemise(kernel: Kernel) -> dict[str, Any]:
 
 
 def _changes(block, steps, tables) -> int:
-  """How often the pipeline copies the block: on the first step,
-  and wherever its index is another than before.
-  """
+  """How often the pipeline copies a block: on the first step, and whenever its index changes."""
   index = jax.jit(jax.vmap(lambda step: _block_index(block, step, tables)))
   indices = np.stack([np.asarray(i) for i in index(steps.astype(np.int32))], axis=-1)
   return 1 + int((indices[1:] != indices[:-1]).any(axis=1).sum())
@@ -102,7 +100,7 @@ def _dot_flops(jaxpr) -> Iterator[int]:
       yield (
         2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
       )
-    # Of a cond's branches (pl.when) the one that computes.
+    # Only one branch of a cond (pl.when) computes.
     branches = [list(_dot_flops(b.jaxpr)) for b in equation.params.get('branches', ())]
     yield from max(branches, key=sum, default=[])
     for parameter in equation.params.values():

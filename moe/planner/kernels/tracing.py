@@ -1,5 +1,5 @@
-"""What costs are read from: a traced program whose routing is known,
-and the least that it can do with.
+"""Traces a program whose routing is known, so that its costs can be read off, and sets them beside
+the least that the layer needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
 def walk(
   function: Callable, arguments: tuple, platform: str, visit: Callable[[Any, list], None]
 ) -> None:
-  """Calls `visit(equation, inputs)` for every kernel,
-  and every other equation whose inputs are not all known.
+  """Calls `visit(equation, inputs)` for every kernel, and for every other equation whose inputs are
+  not all known.
 
-  `arguments` are ShapeDtypeStructs or, where known, arrays. What follows from known ones (tiles,
-  grid sizes) is computed; the rest of `inputs` is None. Nothing is compiled, no kernel is run.
+  `arguments` are arrays where they are known, else ShapeDtypeStructs. What follows from known ones
+  (tiles, grid sizes) is computed; other `inputs` are None. Nothing is compiled, and no kernel runs.
   """
   flat, tree = jax.tree.flatten(arguments)
   known = [None if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
@@ -33,14 +33,14 @@ def walk(
 
 
 def inner(equation) -> core.ClosedJaxpr:
-  """What an equation of CALLS calls."""
+  """The jaxpr that an equation of CALLS calls."""
   called = next(p for p in equation.params.values() if isinstance(p, core.ClosedJaxpr | core.Jaxpr))
   return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
 
 
 def balanced_layer(shape: Shape, dtype: jnp.dtype) -> tuple[Callable, tuple]:
-  """routed_ffn, forward and backward, and its arguments for `walk`:
-  experts round robin, groups as equal as can be.
+  """routed_ffn, forward and backward, and its arguments for `walk`. Tokens choose experts round
+  robin, so the groups are as equal as possible.
   """
   t, k, e = shape.tokens, shape.experts_per_token, shape.num_experts
   program = next(
@@ -53,8 +53,8 @@ def balanced_layer(shape: Shape, dtype: jnp.dtype) -> tuple[Callable, tuple]:
 def against_the_least(
   shape: Shape, dtype: jnp.dtype, kernels: Sequence[dict], moved: int
 ) -> dict[str, Any]:
-  """The kernels' FLOPs, and the bytes `moved`, beside the least that routed_ffn,
-  forward and backward, can do with.
+  """A record of the kernels' FLOPs and the bytes `moved`, beside the least that routed_ffn needs,
+  forward and backward.
   """
   t, k, e, d, f = (
     shape.tokens,
@@ -85,7 +85,7 @@ def against_the_least(
 
 
 def _evaluate(closed, arguments, visit):
-  """Values of the results, None where they depend on unknown arguments."""
+  """Values of the results; None for those that depend on unknown arguments."""
   jaxpr = closed.jaxpr
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
   read = lambda v: v.val if isinstance(v, core.Literal) else values[v]
