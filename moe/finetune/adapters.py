@@ -1,5 +1,5 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): A and B beside a matrix W, which is used as
-W + α/r · A B; made, and merged into W.
+"""Makes low-rank adapters (LoRA, arXiv 2106.09685), and merges them: A and B beside a matrix W,
+which is used as W + α/r · A B.
 
 N layers of a stack, E routed experts, C places for a layer's chosen ones, X and Y any matrix.
 """
@@ -47,9 +47,9 @@ def declared(config: Config, boxes: Mapping[Path, Declared]) -> dict[Path, Decla
 
 
 def make(config: Config, boxes: dict, key: jax.Array) -> dict[Path, jax.Array]:
-  """Adapters before the first step: A from N(0, 1/X), B zero, so that W is what it was.
+  """Adapters before the first step: A from N(0, 1/X), B zero, so that W is unchanged.
 
-  boxes: of a model's parameters.
+  boxes: those of a model's parameters.
   """
   made = {}
   for number, (path, box) in enumerate(sorted(declared(config, flatten_dict(boxes)).items())):
@@ -61,8 +61,9 @@ def make(config: Config, boxes: dict, key: jax.Array) -> dict[Path, jax.Array]:
 
 
 def merged(config: Config, params: dict) -> dict:
-  """The model's parameters alone, of all of a run's or of some of them: adapters added to their
-  matrices, as a forward pass does it, in float32. Takes those matrices: never all are there twice.
+  """The model's own parameters, with adapters added to their matrices, from all of a run's
+  parameters or some. Adds in float32, as a forward pass does. Donates the matrices, so that never
+  all are in memory twice.
   """
   if not config.finetune.lora_rank:
     return params

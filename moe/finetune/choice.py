@@ -1,7 +1,6 @@
-"""The choice of experts that are tuned, as a file that people edit, and where it lies in the
-arrays.
+"""The choice of experts to tune, as a file that people edit, and as places in the arrays.
 
-As text, which configs have, it is in moe/expert_choice.py. No jax import.
+The text form, which configs have, is in moe/expert_choice.py. No jax import.
 """
 
 import dataclasses
@@ -19,8 +18,8 @@ if TYPE_CHECKING:  # every program reads a config, few choose experts
 
 
 def places(config: Config) -> 'np.ndarray':
-  """int32 (N, C): the chosen experts of each of N layers, of wider ones all units; C as many as the
-  layer with most has; in places that stay empty numbers from `num_units` on, each another one.
+  """int32 (N, C): the chosen experts of each of N layers, wider ones by all their units. C is the
+  number of the layer with most. Places that stay empty hold distinct numbers from `num_units` on.
   """
   import numpy as np
 
@@ -36,10 +35,10 @@ def places(config: Config) -> 'np.ndarray':
 
 
 def settled(config: Config, workdir: str | None = None) -> Config:
-  """The config with the choice written out, where it names a file.
+  """The config with the choice written out, if it names a file.
 
-  Of the run in `workdir`, if the file is there no more, the choice that the run has. UserError, one
-  line, for a file that cannot be read or does not fit the model.
+  If the file no longer exists, takes the choice that the run in `workdir` has. UserError, one line,
+  for a file that cannot be read or does not fit the model.
   """
   spec = config.finetune.experts
   if not is_file(spec):
@@ -55,7 +54,9 @@ def settled(config: Config, workdir: str | None = None) -> Config:
 
 
 def read(path: Path) -> Choice:
-  """The choice in a file of `launch.select_experts`. UserError that names file and layer."""
+  """The choice in a file of `launch.select_experts`. UserError, naming file and layer, if it is
+  damaged.
+  """
   where = f'{KEY}={path}'
   try:
     content = json.loads(path.read_text(encoding='utf-8'))

@@ -19,14 +19,14 @@ class Cost(NamedTuple):
   """Exact integers."""
 
   trained_params: int
-  # Of the optimizer, on all devices together; with the empty places of layers that have fewer
+  # Optimizer state on all devices together, including the empty places of layers that have fewer
   # chosen experts than others.
   optimizer_bytes: int
 
 
 def cost(config: Config) -> Cost:
-  """Of a config whose choice is settled."""
-  # Which platform runs an op is asked of the device, and changes no shape.
+  """The cost of a config whose choice is settled (`choice.settled`)."""
+  # 'auto' would ask the device; the implementation of an op changes no shape.
   config = dataclasses.replace(config, ops=OpsConfig('reference'))
   boxes = trained_boxes(config, declared(config))
   values = lambda of: jax.tree.map(of, boxes, is_leaf=is_declared)
@@ -38,7 +38,7 @@ def cost(config: Config) -> Cost:
 
 
 def in_words(config: Config) -> str:
-  """One line on a run that trains a part of its model; '' of one that trains all."""
+  """One line on a run that trains a part of its model; '' for one that trains all."""
   if config.finetune == FinetuneConfig():
     return ''
   ours = cost(config)

@@ -1,4 +1,4 @@
-"""Which experts a task needs: the fewest of each layer whose relevance reaches a share of all
+"""Which experts a task needs: the fewest of each layer that together reach a share of its relevance
 (ESFT, arXiv 2407.01906, Section 3.3), as a file that people read and edit.
 
 N MoE layers, E routed experts.
@@ -24,7 +24,7 @@ from moe.warm_start.source import identity_of
 
 
 class Chosen(NamedTuple):
-  """Of one layer, the most relevant first."""
+  """The chosen experts of one layer, the most relevant first."""
 
   experts: list[int]
   scores: list[float]  # shares of the layer's sum
@@ -60,7 +60,7 @@ def select(
 
 
 def reading(run: Run, is_chat: bool | None) -> Run:
-  """The run with texts, or conversations, for `data.format`; None: as it was trained."""
+  """The run with `data.format` for conversations, or for texts; None: as it was trained."""
   if is_chat is None:
     return run
   data = dataclasses.replace(run.config.data, format='chat' if is_chat else 'text')
@@ -74,15 +74,15 @@ def scores(found: Relevance, by: str) -> np.ndarray:
 
 
 def of_layer(scores_E: np.ndarray, mass: float) -> Chosen:
-  """The fewest experts whose scores add up to `mass`; of equals the one with the lower number."""
+  """The fewest experts whose scores add up to `mass`; of equal ones, the lower number first."""
   order = np.argsort(-scores_E, kind='stable')
-  # Rounding of the sum must not ask for one more.
+  # The tolerance keeps rounding of the sum from adding an expert.
   count = int(np.searchsorted(np.cumsum(scores_E[order]), mass - 1e-9)) + 1
   return _chosen(scores_E, order[: min(count, len(order))])
 
 
 def drawn(scores_E: np.ndarray, count: int, generator: np.random.Generator) -> Chosen:
-  """So many experts, each as likely as any other."""
+  """`count` experts, each as likely as any other."""
   experts = generator.choice(len(scores_E), count, replace=False)
   return _chosen(scores_E, experts[np.argsort(-scores_E[experts], kind='stable')])
 
@@ -97,8 +97,8 @@ def check_mass(mass: float) -> None:
 
 
 def write(path: Path, layers: list[Chosen], about: dict) -> None:
-  """A line a layer, 'experts' of which `finetune.experts` reads; `about` says what it was made
-  of.
+  """Writes a JSON file with a line per layer, whose 'experts' `finetune.experts` reads. `about`
+  says how it was made.
   """
   lines = [
     json.dumps({'layer': number, **chosen._asdict(), 'sum': round(sum(chosen.scores), 6)})
@@ -110,7 +110,7 @@ def write(path: Path, layers: list[Chosen], about: dict) -> None:
 
 
 def checkpoint(workdir: str, step: int) -> dict:
-  """What tells a run's checkpoint from others: {'path', 'step', 'checksum'}."""
+  """The identity of a run's checkpoint: {'path', 'step', 'checksum'}."""
   directory = folder(workdir)
   small = small_items.read(directory / 'checkpoints' / str(step))
   if '://' not in workdir:
@@ -119,7 +119,7 @@ def checkpoint(workdir: str, step: int) -> dict:
 
 
 def check_target(written: str) -> Path:
-  """The file to write. UserError where something is there already, or nothing can be written."""
+  """The file to write. UserError if it exists already, or cannot be written."""
   path = Path(written).expanduser()
   if '://' in written or not written.strip():
     raise UserError(f'--out={written}: it must be a file on this machine')
@@ -130,7 +130,7 @@ def check_target(written: str) -> Path:
 
 
 def table(layers: list[Chosen], num_experts: int) -> str:
-  """For people: of each layer how many experts, and the most relevant of them."""
+  """The table for people: for each layer, how many experts, and the most relevant of them."""
   lines = [f'{"MoE layer":>9}{"chosen":>8}{"score":>8}  most relevant']
   for number, chosen in enumerate(layers):
     first = ', '.join(

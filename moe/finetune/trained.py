@@ -1,8 +1,8 @@
 """The part of the parameters that is trained, as a tree of its own.
 
-A tree of parameters in two: what is trained, and what is frozen, nested dicts as the model's own.
-Of stacked experts the chosen ones of each layer are gathered, in as many places as the layer with
-most of them needs; a place that stays empty holds zeros, whose gradient is zero.
+The tree of parameters is split in two, the trained and the frozen part, nested dicts like the
+model's own. From the stacked experts the chosen ones of each layer are gathered, in as many places
+as the layer with most of them needs. A place that stays empty holds zeros, whose gradient is zero.
 
 N MoE layers, E routed experts, C places for a layer's chosen experts, X and Y any matrix.
 """
@@ -35,8 +35,8 @@ def split(config: Config, params: dict) -> tuple[dict, dict]:
 
 
 def join(trained: dict, frozen: dict) -> dict:
-  """The two parts as one tree, which a model's `apply` takes: chosen experts, adapters and which
-  experts they are of, beside the model's own parameters.
+  """The two parts as one tree, which a model's `apply` takes. Beside the model's own parameters it
+  has chosen experts, adapters, and which experts they belong to.
   """
   if not frozen:
     return trained
@@ -53,8 +53,8 @@ def put_back(config: Config, params: dict, trained: dict) -> dict:
 
 
 def as_applied(config: Config, params: dict) -> dict:
-  """What a model's `apply` takes of a run's parameters: with adapters of experts, which those are.
-  Merged ones are taken as they are.
+  """A run's parameters as a model's `apply` takes them: if experts have adapters, it adds which
+  experts those are. Parameters without such adapters, merged ones for example, stay as they are.
   """
   flat = flatten_dict(params)
   if not any(adapters.is_adapter(path) for path in flat if path[: len(EXPERTS)] == EXPERTS):
@@ -63,9 +63,10 @@ def as_applied(config: Config, params: dict) -> dict:
 
 
 def declared(config: Config, boxes: dict) -> dict:
-  """The boxes of a run's parameters, the model's and adapters, and of chosen experts beside them.
+  """The boxes of a run's parameters, the model's own and adapters, and beside them those of the
+  chosen experts.
 
-  boxes: of the model's.
+  boxes: those of the model's own.
   """
   flat = flatten_dict(boxes)
   more = adapters.declared(config, flat)
@@ -80,13 +81,13 @@ def declared(config: Config, boxes: dict) -> dict:
 
 
 def trained_boxes(config: Config, boxes: dict) -> dict:
-  """The trained part as boxes, given those of a model's parameters."""
+  """The boxes of the trained part, given those of a model's parameters."""
   flat = flatten_dict(declared(config, boxes))
   return unflatten_dict({path: box for path, box in flat.items() if _is_trained(config, path)})
 
 
 def filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
-  """Elements of a trained array, less those of places that no expert fills."""
+  """How many elements a trained array has, without those of places that no expert fills."""
   size = int(np.prod(box.value.shape))
   if not config.finetune.experts or path[: len(EXPERTS)] != EXPERTS:
     return size
@@ -95,7 +96,7 @@ def filled(config: Config, path: tuple[str, ...], box: Declared) -> int:
 
 
 def _rows_of(config: Config) -> tuple[str, ...]:
-  """The matrices of which the chosen experts' rows are trained themselves."""
+  """The matrices whose rows for the chosen experts are trained directly, without adapters."""
   return MATRICES if config.finetune.trainable == 'experts' else ()
 
 

@@ -1,7 +1,7 @@
 """The end of a run's metrics.jsonl, read backwards:
 a restart costs the same however long the file is.
 
-A line is a JSON object with 'step', an integer; the end of the file without its line break is none.
+A line is a JSON object with an integer 'step'. What follows the last line break is not a line.
 """
 
 import json
@@ -17,35 +17,35 @@ _BLOCK = 1 << 16  # bytes read at once
 
 
 class _End(NamedTuple):
-  """How far the lines up to a step reach: `size` bytes,
-  the last of step `step` (None without any).
+  """Where the lines up to a step end: after `size` bytes,
+  with a line of step `step` (None if there is no line).
   """
 
   size: int
   step: int | None
-  later: tuple[int, ...]  # steps of the lines after them, from the last one on
-  damaged: int  # bytes at the very end of the file that are no lines
+  later: tuple[int, ...]  # steps of the lines after them, the last line first
+  damaged: int  # bytes at the very end of the file that are not lines
 
 
 def take_back(path: Path, step: int) -> str:
-  """Removes the lines after `step`, which a run that goes on from there writes again;
-  returns what there is to tell.
+  """Removes the lines after `step`, which a run that resumes there writes again;
+  returns a message for the user, or ''.
 
-  Bytes at the end that are no line, as a kill or a crash of the machine leaves, go too; into a file
-  beside where they may be of a step that is not written again. UserError for a damaged line further
-  up of which nothing tells whether it comes after `step`.
+  A kill or a crash of the machine can leave bytes at the end that are not a line. They are removed
+  too, and kept in a file beside this one if they may belong to a step that is not written again.
+  UserError for a damaged line further up that may come before or after `step`.
   """
   if not path.exists():
     return f'{path} is missing: what was logged up to step {step} is lost' if step else ''
   whole = path.stat().st_size
   if step == 0:
     os.truncate(path, 0)
-    return f'{path} is begun again, as no checkpoint has taken a step' if whole else ''
+    return f'{path} starts over, since no checkpoint has been saved yet' if whole else ''
   end = _end(path, step)
   told = []
   if end.later:
     first, last = end.later[-1], end.later[0]
-    told.append(f'{path}: the lines of steps {first} to {last} are taken back, to be written again')
+    told.append(f'{path}: the lines of steps {first} to {last} are removed, to be written again')
   if end.step != step:
     told.append(f'{path} has no line of step {step}, where the run goes on; its last is {end.step}')
     if end.damaged:
@@ -60,7 +60,7 @@ def take_back(path: Path, step: int) -> str:
 
 
 def last_up_to(path: Path, step: int) -> dict | None:
-  """The last line of a step up to `step`; None where there is none."""
+  """The last line whose step is at most `step`; None if there is none."""
   whole = (_parsed(text) for _, text in _backwards(path)) if path.is_file() else ()
   return next((line for line in whole if line and line['step'] <= step), None)
 
@@ -69,7 +69,7 @@ def amend_last(path: Path, values: Mapping[str, object]) -> None:
   """Adds values to the last line, which must be whole."""
   begin, text = next(_backwards(path))
   line = files.to_json(_parsed(text) | values) + '\n'
-  # One write over the line's place: the new one is the longer one.
+  # A single write over the old line, none of which remains: the new line is longer.
   with path.open('r+b') as file:
     file.seek(begin)
     file.write(line.encode('utf-8'))
@@ -95,7 +95,7 @@ def _end(path, step):
 
 
 def _refuse(path, begin):
-  """UserError that names the line that begins there; nothing where `begin` is None."""
+  """Raises UserError, naming the line at byte `begin`; does nothing if `begin` is None."""
   if begin is None:
     return
   number, left = 1, begin
@@ -109,10 +109,10 @@ def _refuse(path, begin):
 
 
 def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
-  """(offset, text with its line break) of every line, the last one first."""
+  """Yields (offset, text with its line break) of every line, the last one first."""
   with path.open('rb') as file:
     begin = file.seek(0, os.SEEK_END)
-    # What is read of lines whose beginning is not read yet, in pieces, the first one last.
+    # The pieces read so far of a line whose beginning is not read yet, the last piece first.
     pieces: list[bytes] = []
     while begin > 0:
       size = min(_BLOCK, begin)
@@ -133,7 +133,7 @@ def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _split_lines(content):
-  """Lines with their \\n, and only \\n, at the end."""
+  """The lines, each with its \\n. No other line break ends a line."""
   lines = [line + b'\n' for line in content.split(b'\n')]
   lines[-1] = lines[-1][:-1]
   return lines if lines[-1] else lines[:-1]

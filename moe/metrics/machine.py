@@ -1,4 +1,4 @@
-"""What a run takes of the machine: memory, and the share of the chips' peak that it computes at."""
+"""How much of the machine a run uses: memory, and the share of the chips' peak FLOP/s."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ from moe.chips import peak_flops
 
 
 def memory() -> dict[str, int]:
-  """`memory_in_use` and `memory_peak`, bytes: of this process's fullest device.
+  """`memory_in_use` and `memory_peak` of this process's fullest device, in bytes.
 
   CPU devices have no memory of their own: there it is the process's resident memory.
   """
@@ -21,9 +21,9 @@ def memory() -> dict[str, int]:
 
 
 def mfu(model_flops_per_second: float) -> dict[str, float]:
-  """`mfu`: the model's own FLOPs, recomputation not counted, over the peak of all devices.
+  """`mfu`: the model's own FLOP/s, without recomputation, over the peak of all devices.
 
-  Nothing where a chip's peak is not known, as on CPU.
+  {} if a chip's peak is not known, as on CPU.
   """
   peaks = [peak_flops(device.device_kind) for device in jax.devices()]
   if None in peaks:
@@ -32,12 +32,12 @@ def mfu(model_flops_per_second: float) -> dict[str, float]:
 
 
 def _peak_resident() -> int:
-  unit = 1 if sys.platform == 'darwin' else 1024  # getrusage tells bytes there, KiB elsewhere
+  unit = 1 if sys.platform == 'darwin' else 1024  # getrusage counts bytes on macOS, else KiB
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _resident() -> int:
-  """Resident memory now; its peak where the system does not tell."""
+  """Resident memory now; its peak where the system has no /proc."""
   try:
     with open('/proc/self/statm', encoding='ascii') as file:
       return int(file.read().split()[1]) * resource.getpagesize()

@@ -1,6 +1,6 @@
-"""Pictures of what a run tells: the experts' load, and a step's time by scope.
+"""Pictures of a run's measurements: the experts' load, and a step's time by scope.
 
-matplotlib is imported by what draws: it is a seventh of what a start of training imports.
+Only functions that draw import matplotlib: it is a seventh of what a start of training imports.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import numpy as np
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-_SCOPES = 12  # of a picture of time, the longest
+_SCOPES = 12  # at most in a picture of time: the longest ones
 
 
 def expert_load(load_NE: np.ndarray, step: int) -> 'Figure':
-  """A row a MoE layer, a column an expert; colour is the load over the layer's mean."""
+  """A heatmap of load over the layer's mean, with a row per MoE layer and a column per expert."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def expert_load(load_NE: np.ndarray, step: int) -> 'Figure':
 
 
 def write_time_by_scope(rows: Sequence[tuple[str, str, float, float]], path: Path) -> None:
-  """An SVG with a bar a scope, forward and backward. `rows`: those of `profile.table`."""
+  """Writes an SVG with a bar per scope, forward and backward. `rows`: from `profile.table`."""
   from matplotlib.backends.backend_svg import FigureCanvasSVG
   from matplotlib.figure import Figure
 

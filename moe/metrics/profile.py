@@ -1,9 +1,9 @@
-"""A profile of a few training steps: an xplane trace, and the time that it gives each named scope.
+"""A profile of a few training steps: an xplane trace, and the time spent in each named scope.
 
 `train.profile_steps=(a, b)` traces the steps from a to b. WORKDIR/profile then holds the trace, for
-TensorBoard, XProf or Perfetto, and scopes.json and scopes.svg, the table that is printed: device
-time by `jax.named_scope`, forward and backward apart, a step. Scopes are those of the source:
-attention, router, routed_ffn, cross_entropy, …
+TensorBoard, XProf or Perfetto, and the printed table as scopes.json and scopes.svg: device time a
+step by `jax.named_scope`, forward and backward apart. Scopes are those of the source: attention,
+router, routed_ffn, cross_entropy, …
 """
 
 import json
@@ -18,7 +18,7 @@ from moe.metrics import pictures
 
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-# These contain others, whose time would be counted twice.
+# These instructions contain others, whose time would be counted twice.
 _CONTROL_FLOW = ('while', 'conditional', 'call')
 # Parts of a name that say how JAX or Flax got there, not where in the model it is.
 _WRAPPED = re.compile(r'^(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)$')
@@ -26,8 +26,8 @@ _STRUCTURE = re.compile(
   r'^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|branch_\d+_fun'
   r'|custom_jvp_call|custom_vjp_call\w*|p?jit\(.*\)|[A-Z]\w*|.*\..*|)$'
 )
-# Of the scan over layers itself, 'layers': a layer's weights taken out of their stacks, what
-# backward needs put into others, which are zeros first, and the residual stream.
+# The scan over layers itself, shown as 'layers': it takes a layer's weights out of their stacks,
+# puts what backward needs into stacks that start as zeros, and carries the residual stream.
 _SCAN = '.run_stack/'
 _DEPTH = 3  # levels of scopes that a row of the table tells apart
 
@@ -42,9 +42,9 @@ class Row(NamedTuple):
 
 
 class Profile:
-  """The trace of a run's steps from the first to the last of `steps`; none where that is empty.
+  """Traces a run's steps from the first to the last of `steps`; none if `steps` is empty.
 
-  A run that goes on within these steps traces what is left of them.
+  A run that resumes within these steps traces those that are left.
   """
 
   def __init__(self, steps: Sequence[float], directory: Path, compiled: jax.stages.Compiled):
@@ -59,7 +59,7 @@ class Profile:
       self._since = step
 
   def after(self, step: int, results: object) -> str:
-    """Call it with a step's results, for which it waits at the last step. The table, or ''."""
+    """Call it with a step's results. Waits for the last step's and returns the table; else ''."""
     if self._since is None or step != self._last:
       return ''
     jax.block_until_ready(results)
@@ -103,7 +103,7 @@ def stop(directory: Path, program: str, steps: int) -> list[Row]:
 
 
 def times(trace: Path) -> dict[str, float]:
-  """{HLO instruction: nanoseconds}, over all threads and devices of a trace."""
+  """{HLO instruction: nanoseconds}, summed over all threads and devices of a trace."""
   total: dict[str, float] = {}
   for name, duration in _events(trace):
     total[name] = total.get(name, 0.0) + duration
@@ -139,7 +139,7 @@ def scope(op_name: str) -> tuple[str, str]:
 def table(
   nanoseconds: Mapping[str, float], where: Mapping[str, tuple[str, str]], steps: int
 ) -> list[Row]:
-  """The rows, the longest first. What the program does not name, or names no scope of, is ''."""
+  """The rows, the longest first. Leaves out instructions not in `where`. No scope is ''."""
   sums: dict[tuple[str, str], float] = {}
   for name, duration in nanoseconds.items():
     if name in where:
@@ -150,7 +150,7 @@ def table(
 
 
 def text(rows: list[Row], most: int = 20) -> str:
-  """The table for people."""
+  """The table as text, with its first `most` rows."""
   lines = [f'{"scope":<44}{"direction":<10}{"ms a step":>10}{"share":>8}']
   lines += [
     f'{row.scope or "(no scope)":<44}{row.direction:<10}{row.milliseconds:>10.2f}{row.share:>8.1%}'
@@ -160,7 +160,9 @@ def text(rows: list[Row], most: int = 20) -> str:
 
 
 def _events(trace: Path) -> Iterator[tuple[str, float]]:
-  """Every execution of an HLO instruction: on CPU a thunk, elsewhere a line of a device's plane."""
+  """Yields (instruction, nanoseconds) of each execution of an HLO instruction: on CPU a thunk,
+  elsewhere an event in a device's plane.
+  """
   for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
     of_device = plane.name.startswith('/device:')
     for line in plane.lines:

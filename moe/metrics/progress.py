@@ -1,4 +1,4 @@
-"""Speed, time left and what a step takes of the machine: the progress line, and its numbers."""
+"""The progress line and its numbers: speed, time left, and how much of the machine a step uses."""
 
 import time
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from moe.metrics import machine
 
 
 class Progress:
-  """Of a run's steps. Pauses (evaluation, saving) are taken out of the speed."""
+  """Measures a run's steps. Pauses (evaluation, saving) do not count towards the speed."""
 
   def __init__(
     self, num_steps: int, tokens_per_step: int, flops_per_token: float, epochs: Mapping[str, float]
@@ -29,10 +29,10 @@ class Progress:
     self._waited += seconds
 
   def rates(self, step: int) -> dict[str, object]:
-    """Since the last call, which comes after waiting for the device.
+    """Rates since the last call. Call it after waiting for the device.
 
-    tokens_per_second, model_flops_per_second, `mfu` where the chips' peak is known; step_seconds
-    and of these data_wait_seconds, in which the next batch was not ready; memory_in_use and
+    tokens_per_second, model_flops_per_second, `mfu` where the chips' peak is known; step_seconds,
+    and data_wait_seconds, the part of them spent waiting for the next batch; memory_in_use and
     memory_peak, bytes; tokens_seen and epochs_by_domain, since the run began.
     """
     now = time.perf_counter()
@@ -54,7 +54,7 @@ class Progress:
   def line(self, step: int, metrics: Mapping[str, object], is_sample: bool = False) -> str:
     """step 120/600 | loss 4.312 | … | 1:31 left.
 
-    `is_sample`: the held-out loss is of a part of that text.
+    `is_sample`: the held-out loss covers only a part of the held-out text.
     """
     rate = metrics['tokens_per_second']
     left = (self._num_steps - step) * self._tokens / rate

@@ -11,7 +11,7 @@ from moe.ops.router import RoutingStats
 
 
 def routing_telemetry(stats: RoutingStats) -> Telemetry:
-  """Of N routers, whose statistics have a leading axis N:
+  """The readings of N routers, whose statistics have a leading axis N:
   sums over the real tokens of all sequences.
   """
   return {
@@ -21,17 +21,17 @@ def routing_telemetry(stats: RoutingStats) -> Telemetry:
 
 
 def load_over_mean(counts_NE: jax.Array) -> jax.Array:
-  """float32: every expert's assignments over its layer's mean; zero where there are none at all."""
+  """float32: every expert's assignments over its layer's mean; zeros for a layer without any."""
   counts_NE = counts_NE.astype(jnp.float32)
   return counts_NE / jnp.maximum(counts_NE.mean(axis=1, keepdims=True), 1e-30)
 
 
 def metrics(telemetry: Telemetry, num_tokens: jax.Array) -> dict[str, jax.Array]:
-  """Of a batch with `num_tokens` real tokens: NAME_N of every reading,
-  and from those of `routing_telemetry`
+  """The metrics of a batch with `num_tokens` real tokens: NAME_N for every reading,
+  but for those of `routing_telemetry`
 
-  max_vio_N: MaxVio = max load ÷ mean load − 1 (arXiv 2408.15664, Eq. 4): 0 is balance, E/K − 1 one
-    expert that takes every token.
+  max_vio_N: MaxVio = max load ÷ mean load − 1 (arXiv 2408.15664, Eq. 4): 0 is balance; at E/K − 1
+    one expert takes every token.
   router_entropy_N: mean entropy of the affinities, nats.
   dead_experts_N: experts that got no token, int32.
   expert_load_NE: every expert's load over the mean load.

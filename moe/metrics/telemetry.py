@@ -1,9 +1,8 @@
-"""Telemetry: what a layer measures beside its result, each value with how to reduce it.
+"""Telemetry: what a layer measures beside its result. Each value says how to reduce it.
 
-A layer returns {name: Reading}. A stack of layers adds a leading axis N; microbatches, pipeline
-stages and devices reduce every reading by its own word, and a step's metrics have it as NAME_N.
-None of them knows a name; but one that begins with an underscore is for `Router.after_step` alone,
-and no metric of the step.
+A layer returns {name: Reading}. A stack of layers adds a leading axis N. Microbatches, pipeline
+stages and devices combine every reading as its `reduce` says, whatever its name. A step's metrics
+have it as NAME_N, unless the name begins with an underscore: that is for `Router.after_step` alone.
 
   {'residual_rms': Reading(rms, 'mean')}
 """
@@ -19,7 +18,7 @@ from jax import lax
 
 @struct.dataclass
 class Reading:
-  """A value over all sequences of a microbatch, and how several microbatches' become the batch's.
+  """A value over all sequences of a microbatch, and how to combine those of several microbatches.
 
   'sum': they add up. 'max': the largest counts. 'mean': weighted by each microbatch's real tokens.
   """
@@ -32,8 +31,8 @@ Telemetry = dict[str, Reading]
 
 
 def weighted(telemetry: Any, share: jax.Array) -> Any:
-  """Readings of a microbatch with this share of the batch's tokens, ready for `combine`:
-  means become summands.
+  """The readings of a microbatch that has this share of the batch's tokens, ready for `combine`:
+  means are scaled by the share, so that they add up.
   """
   return _map(
     lambda r: r.replace(value=r.value * share if r.reduce == 'mean' else r.value), telemetry
@@ -52,7 +51,7 @@ def combine(a: Any, b: Any) -> Any:
 
 
 def nothing(shapes: Any) -> Any:
-  """Readings of these shapes that change nothing they are combined with."""
+  """Neutral readings of these shapes: to combine them with others changes nothing."""
   return _map(lambda r: r.replace(value=_neutral(r)), shapes)
 
 
@@ -65,8 +64,8 @@ def over_axis(telemetry: Any, axis: str) -> Any:
 
 
 def by_layer(*stacks: Telemetry) -> Telemetry:
-  """The readings of stacks of layers that follow one another,
-  each with one row a layer that has it.
+  """Joins the readings of consecutive stacks of layers.
+  Each reading gets one row for every layer that has it.
   """
   joined: Telemetry = {}
   for name, reading in ((name, r) for stack in stacks for name, r in stack.items()):
@@ -77,7 +76,7 @@ def by_layer(*stacks: Telemetry) -> Telemetry:
 
 
 def values(telemetry: Mapping[str, Reading]) -> dict[str, jax.Array]:
-  """As metrics: NAME_N of every reading."""
+  """Metrics: NAME_N for every reading."""
   return {f'{name}_N': reading.value for name, reading in telemetry.items()}
 
 

@@ -11,7 +11,7 @@ from moe.metrics import pictures
 
 
 class TensorBoard:
-  """See `writers.Writer`. Events after the step that a run goes on from are hidden."""
+  """A `writers.Writer`. Hides earlier events after the step from which the run resumes."""
 
   def __init__(self, directory: Path, resumed_from: int):
     self._board = SummaryWriter(str(directory), purge_step=resumed_from + 1)

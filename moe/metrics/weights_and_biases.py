@@ -1,6 +1,7 @@
 """Weights & Biases: needs `pip install 'deepseek-moe[wandb]'`.
 
-Its own environment variables say where to: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline, …
+Its environment variables say where the numbers go: WANDB_PROJECT, WANDB_ENTITY,
+WANDB_MODE=offline, …
 """
 
 import hashlib
@@ -16,10 +17,10 @@ from moe.metrics import pictures
 
 
 class WeightsAndBiases:
-  """See `writers.Writer`. A run's id follows from its workdir, so that it goes on as one run there.
+  """A `writers.Writer`. The id is a hash of the workdir, so that a resumed run stays one run there.
 
-  `step` is the axis of everything: what a run writes again after it was resumed is drawn over the
-  same steps.
+  `step` is the x axis of every metric: what a resumed run writes again is drawn over the same
+  steps.
   """
 
   def __init__(self, config: Config, workdir: Path):
@@ -51,7 +52,7 @@ class WeightsAndBiases:
 
   def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
     figure = pictures.expert_load(load_NE, step)
-    # Its pixels: given the figure, wandb would need all of pyplot.
+    # Log pixels: for the figure itself, wandb would need all of pyplot.
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())
     self._run.log({'expert_load': self._wandb.Image(picture), 'step': step})

@@ -1,6 +1,6 @@
 """Where a run's numbers go: metrics.jsonl always, and the writers of `train.writers`.
 
-A writer of one's own is a file with a class like TensorBoard, and a line in WRITERS.
+A new writer needs a file with a class like TensorBoard, and a line in WRITERS.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from moe.metrics import lines
 
 
 class Writer(Protocol):
-  """One place that numbers go to. Opened by process 0, with the step that the run goes on from."""
+  """A place where numbers go. Process 0 opens it, with the step from which the run resumes."""
 
   def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-    """Scalars by name, such as loss or max_vio_N/layer_0; None where a number was not finite."""
+    """Writes scalars by name, such as loss or max_vio_N/layer_0; None: a number was not finite."""
 
   def write_expert_load(self, step: int, load_NE: np.ndarray) -> None:
-    """Every expert's load over its layer's mean."""
+    """Writes every expert's load over its layer's mean."""
 
   def close(self) -> None: ...
 
@@ -46,7 +46,7 @@ WRITERS: dict[str, Callable[[Config, Path, int], Writer]] = {
 
 
 def chosen(names: str) -> list[str]:
-  """The writers of a comma-separated `train.writers`. UserError for one that does not exist."""
+  """The names in a comma-separated `train.writers`. UserError for one that does not exist."""
   listed = [name.strip() for name in names.split(',') if name.strip()]
   for name in listed:
     if name not in WRITERS:
@@ -55,9 +55,9 @@ def chosen(names: str) -> list[str]:
 
 
 class MetricWriter:
-  """A run's metrics.jsonl and its writers. One open at a time a workdir.
+  """A run's metrics.jsonl and its writers. Only one may be open in a workdir at a time.
 
-  A resumed run has taken back the lines of steps after its checkpoint (`lines.take_back`): it
+  A resumed run first removes the lines of steps after its checkpoint (`lines.take_back`), as it
   writes them again.
   """
 
@@ -69,16 +69,16 @@ class MetricWriter:
     ]
 
   def write(self, step: int, metrics: Mapping[str, object], heatmap: bool = False) -> None:
-    """One logged step. Values are numbers, lists by layer, or dicts by domain.
+    """Writes one logged step. Values are numbers, lists by layer, or dicts by domain.
 
-    Arrays of two axes, such as the experts' load, are written where `heatmap` asks for it: to
+    Of arrays with two axes only expert_load_NE is written, if `heatmap` asks for it: to
     metrics.jsonl rounded to three decimals, to the writers as a heatmap.
     """
     plain = files.plain({key: value for key, value in metrics.items() if np.ndim(value) < 2})
     load_NE = metrics.get('expert_load_NE') if heatmap else None
     detail = {}
     if load_NE is not None:
-      # As float64, in which three decimals are three digits of JSON.
+      # float64: a rounded float32 would take more than three decimals in JSON.
       detail['expert_load_NE'] = np.round(np.asarray(load_NE, np.float64), 3).tolist()
     self._file.write(files.to_json({'step': step, **plain, **detail}) + '\n')
     self._file.flush()
@@ -88,7 +88,7 @@ class MetricWriter:
         writer.write_expert_load(step, load_NE)
 
   def amend(self, step: int, metrics: Mapping[str, object]) -> None:
-    """Adds to the last line, which is of `step`."""
+    """Adds metrics to the last line, which must be that of `step`."""
     plain = files.plain(metrics)
     lines.amend_last(self._path, plain)
     for writer in self._writers:

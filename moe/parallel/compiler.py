@@ -1,4 +1,4 @@
-"""What XLA is asked for on a mesh, and what its compilers for some machines lack."""
+"""XLA's options for a mesh, and what its compilers lack on some machines."""
 
 import os
 
@@ -9,8 +9,8 @@ _LEVEL = 'xla_backend_optimization_level'
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
-  """XLA's options for a training step on a mesh: on TPU tokens travel while others compute only
-  where this is asked for; on CPU more than level 1 takes longer to compile and no less to run.
+  """XLA's options for a training step on a mesh. TPUs exchange some tokens while they compute
+  others only if asked to. On CPU, levels above 1 take longer to compile and run no faster.
   """
   device = mesh.devices.flat[0]
   if device.platform == 'cpu' and _LEVEL not in os.environ.get('XLA_FLAGS', ''):
@@ -21,16 +21,14 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
 
 
 def has_ragged_exchange() -> bool:
-  """Whether XLA can compile `lax.ragged_all_to_all` for the mesh that is in use,
-  if it is one of TPUs.
-  """
+  """Whether XLA can compile `lax.ragged_all_to_all` for the mesh in use, if that is a TPU slice."""
   mesh = jax.sharding.get_abstract_mesh()
   return _exchanges(getattr(mesh.abstract_device, 'device_kind', ''), mesh.size)
 
 
 def _exchanges(device_kind, devices):
-  """v5e slices route around missing links from 4x8 on;
-  there its compiler has neither a ragged nor an asynchronous one.
+  """Whether XLA has ragged and asynchronous all-to-alls for these devices. It lacks both for v5e
+  slices of 4x8 or more, which route around missing links.
 
   Tried for 2x4 to 16x16 of v5e and v6e, 2x2x2 to 8x8x8 of v5p.
   """

@@ -16,20 +16,20 @@ from moe.parallel.sharding import spec
 
 
 def batch_parts(sizes: Mapping[str, int] | None = None) -> int:
-  """Parts that a batch is in, on a mesh of these sizes by axis;
-  without them, on the mesh that is in use.
+  """How many parts a batch is split into, on a mesh of these sizes by axis;
+  without `sizes`, on the mesh in use.
   """
   return math.prod(size(axis) if sizes is None else sizes[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of arrays whose first axis is that of a batch's sequences."""
+  """The sharding of arrays whose first axis is a batch's sequences."""
   return NamedSharding(mesh, spec('batch'))
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
-  """This process's part of a batch (see `batch_share`) as arrays of the whole,
-  spread over the mesh.
+  """Global arrays of a batch, spread over the mesh, from this process's part of it
+  (see `batch_share`).
   """
   if mesh.size == 1:
     return batch
@@ -43,8 +43,8 @@ def place(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_whole(batch: Any, mesh: Mesh | None) -> Any:
-  """A batch that every process has whole, spread over the mesh, if there is one;
-  rows of zeros fill it up to equal parts.
+  """Spreads a batch that every process has whole over the mesh, if there is one.
+  Rows of zeros fill it up to equal parts.
   """
   if mesh is None or mesh.size == 1:
     return batch
@@ -73,10 +73,10 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
   """`batch_share` of a process, from the rows that the devices of every process hold.
 
-  The rows of a part need not follow each other: on a TPU slice the mesh runs through the hosts'
-  blocks of chips, each of which has rows from here and there. Where two processes have some rows in
-  common and others not, or some have more than others, all of them feed the whole batch, and each
-  device takes its own of it.
+  The rows of a part need not be adjacent: on a TPU slice the mesh runs through the hosts' blocks of
+  chips, and each block has rows from here and there. If two processes share only some of their
+  rows, or some hold more than others, every process feeds the whole batch, and each device takes
+  its own rows.
   """
   parts = sorted({tuple(sorted(rows)) for rows in held.values()})
   every_row = set().union(*parts)

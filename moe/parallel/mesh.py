@@ -1,8 +1,8 @@
-"""The device mesh: its axes, how it is made of a config,
+"""The device mesh: its axes, how it is made from a config,
 and the context in which a program is laid out on it.
 
-Layers find the mesh in JAX's context (`use`), so that none is handed one;
-without a mesh there is one device.
+Layers find the mesh in JAX's context (`use`), so none takes it as an argument.
+Without a mesh there is one device.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from jax.sharding import AxisType, Mesh
 from moe.config import MESH_AXES, Config, MeshConfig
 from moe.errors import UserError
 
-# Outermost first: neighbours in the last axes are neighbours on the machine, and talk most.
+# Outermost first: the last axes communicate most, and have neighbours on the machine.
 AXES = ('stage', 'data', 'fsdp', 'expert', 'tensor')
 BATCH_AXES = ('data', 'fsdp', 'expert')  # attention, embedding and loss treat all three as data
 
-# ZeRO's stage (mesh.zero) of the mesh in use. A context of JAX's own: it is part of jit's cache
-# key, as the mesh is, so that no function compiled for one stage is ever taken for the other.
+# ZeRO's stage (mesh.zero) on the mesh in use. A JAX context, as it is then part of jit's cache key,
+# like the mesh: a function compiled for one stage is never reused for the other.
 _ZERO_STAGE = jax.make_user_context(3)
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The mesh of config.mesh over `devices` (all there are), −1 filled in.
-  UserError where something does not divide.
+  """The mesh of config.mesh over `devices` (default: all), with −1 filled in.
+  UserError if it does not fit the devices, or an axis does not divide what it splits.
   """
   devices = jax.devices() if devices is None else devices
   sizes = fill(config.mesh, len(devices))
@@ -56,8 +56,8 @@ def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, zero: int) -> Iterator[None]:
-  """What is traced inside is laid out on `mesh`, by stage `zero` (mesh.zero).
-  A single device changes nothing.
+  """Programs traced inside are laid out on `mesh`, at ZeRO's stage `zero` (mesh.zero).
+  A mesh of a single device changes nothing.
   """
   if mesh.size == 1:
     yield
@@ -67,14 +67,14 @@ def use(mesh: Mesh, zero: int) -> Iterator[None]:
 
 
 def zero_stage() -> int:
-  """Of the mesh in use: 3 where parameters lie over the devices that share a batch,
-  1 where each has them whole.
+  """ZeRO's stage on the mesh in use: 3 if the devices that share a batch split the parameters,
+  1 if each has them whole.
   """
   return _ZERO_STAGE.value
 
 
 def size(axis: str) -> int:
-  """Devices along a mesh axis, in the mesh that is in use; 1 without one."""
+  """Devices along an axis of the mesh in use; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else mesh.shape[axis]
 
@@ -85,7 +85,7 @@ def is_one_device() -> bool:
 
 
 def _check(config: Config, sizes: dict[str, int]) -> None:
-  """UserError naming both keys where an axis does not divide what it splits."""
+  """Raises UserError, naming both keys, if an axis does not divide what it splits."""
   model, moe, data = config.model, config.moe, config.data
 
   def divides(axes, key, value):

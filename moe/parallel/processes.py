@@ -1,9 +1,9 @@
 """Several processes as one program: how they find each other, fail as one,
 and stop at the same step.
 
-Alone, everything here returns at once and starts nothing. What a process does by itself, such as
-reading a file, may fail for it alone; `together` and `main_first` make that the failure of all, so
-that none waits for one that has left.
+For a single process, everything here returns at once and starts nothing. What a process does by
+itself, such as reading a file, may fail there alone; `together` and `main_first` make it fail in
+all processes, so that none waits for one that has left.
 """
 
 import contextlib
@@ -29,32 +29,32 @@ from orbax.checkpoint import multihost
 from moe.errors import TryAgain, UserError, of_file
 
 T = TypeVar('T')
-# Seconds for process 0 to prepare data; if it dies meanwhile, the heartbeat tells.
+# Seconds process 0 may take to prepare data; if it dies meanwhile, the others miss its heartbeat.
 _LONGEST_WAIT = 7 * 24 * 3600
-_PATIENCE = 20  # seconds for the others to come to an error that all should share
-_MESSAGE_BYTES = 1000  # of an error that is told to the other processes
+_PATIENCE = 20  # seconds to wait for the others to reach an error that all should share
+_MESSAGE_BYTES = 1000  # at most, of an error message that the other processes get
 
 
 class Cluster(NamedTuple):
-  """How processes find each other: by the first three, or, without them, by what Slurm,
+  """How processes find each other: by the first three fields, or, without them, by what Slurm,
   a TPU pod or MPI says.
   """
 
   coordinator: str | None = None  # HOST:PORT, of process 0
-  num_processes: int | None = None  # 1 alone: no cluster, whatever the environment says
+  num_processes: int | None = None  # 1, the others None: no cluster, whatever the environment says
   process_id: int | None = None
-  # Seconds without a sign of life after which a process is dead, and the others end.
+  # Seconds without a sign of life after which a process counts as dead, and the others end.
   heartbeat_timeout: int = 60
-  start_timeout: int = 300  # seconds for all of them to come
+  start_timeout: int = 300  # seconds for all processes to join
 
 
 @contextlib.contextmanager
 def join(cluster: Cluster) -> Iterator[None]:
-  """Inside, this process is one of the cluster's. Before any use of a device.
+  """Inside, this process is part of the cluster. Enter it before any use of a device.
 
   Leaves together with the others, at the end or with a UserError that all share. Any other
-  exception ends the process at once, exit code 1 (Ctrl-C: 130):
-  were it to wait for the others, they would not notice.
+  exception ends the process at once, with exit code 1 (Ctrl-C: 130):
+  if it waited for the others, they would not notice.
   """
   _check(cluster)
   if not _start(cluster):
@@ -80,10 +80,10 @@ def is_main() -> bool:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What `action` returns, which every process calls;
-  UserError (TryAgain) in all of them if it raised one in any.
+  """What `action` returns. Every process calls it;
+  if it raises a UserError (TryAgain) in any, all of them raise one.
 
-  Of files, too: what a full disk refuses to one process ends all of them.
+  An OSError becomes a UserError, too: a disk that is full for one process ends all of them.
   """
   result, error = None, None
   try:
@@ -101,7 +101,7 @@ def together(action: Callable[[], T]) -> T:
 
 
 def first_told(message: str) -> str:
-  """'', or the first message that is not empty, in every process."""
+  """The first message of any process that is not empty, or '', the same in every process."""
   if jax.process_count() == 1:
     return message
   message_B = np.zeros(_MESSAGE_BYTES, np.uint8)
@@ -112,8 +112,8 @@ def first_told(message: str) -> str:
 
 
 def main_first(name: str, action: Callable[[], T]) -> T:
-  """As `together`, but the others start when process 0 has succeeded,
-  however long that takes. `name`: used once.
+  """As `together`, but the others call `action` only after process 0 has succeeded,
+  however long that takes. `name`: must not be used twice.
   """
   if jax.process_count() == 1:
     return action()
@@ -136,20 +136,20 @@ def from_main(value: int) -> int:
 
 
 class Stop:
-  """A wish to stop, by the first SIGTERM, SIGHUP or Ctrl-C in any process; a second
+  """A request to stop, made by the first SIGTERM, SIGHUP or Ctrl-C in any process; a second
   Ctrl-C interrupts at once.
 
-  Alone, a run stops after the step at hand. With others, each hands its wish to every step
-  (`asked`), the compiled step joins them among its other collectives, and all read the answer
-  (`agreed`) when the next step has been started: one step later, for a few bytes a step, and
-  without the device waiting for the host.
+  A single process stops after the current step. Of several, each passes its request to every step
+  (`asked`), and the compiled step joins the requests among its other collectives. All processes
+  read the answer (`agreed`) once the next step has started: they stop one step later, for a few
+  bytes a step, and the device never waits for the host.
   """
 
   def __init__(self, mesh: Mesh):
     self.requested, self.name = False, 'a signal to another process'
     self._alone = jax.process_count() == 1
     self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    self._answer = None  # of the step before
+    self._answer = None  # 'stop' of the previous step
 
   def __call__(self, number, frame):
     del frame
@@ -163,7 +163,7 @@ class Stop:
     return bool(first_told(self.name if self.requested else ''))
 
   def asked(self) -> tuple[jax.Array, ...]:
-    """(wish by device,), the argument that `with_stop` adds to a step; () alone."""
+    """(request by device,), the argument that `with_stop` adds to a step; () for one process."""
     if self._alone:
       return ()
     wish_P = np.full(jax.local_device_count(), self.requested)
@@ -180,8 +180,8 @@ class Stop:
 
 
 def with_stop(train_step: Callable) -> Callable:
-  """train_step(state, batch, numbers, *Stop.asked()) → (state, metrics),
-  with metrics['stop'] where there are others.
+  """train_step(state, batch, numbers, *Stop.asked()) → (state, metrics).
+  With several processes, metrics['stop'] says whether any of them asked to stop.
   """
 
   def step(state, batch, numbers, *wish_P):
@@ -193,10 +193,10 @@ def with_stop(train_step: Callable) -> Callable:
 
 @contextlib.contextmanager
 def stop_on_signal(mesh: Mesh) -> Iterator[Stop]:
-  """A Stop that hears this process's signals."""
+  """A Stop that receives this process's signals."""
   stop = Stop(mesh)
   heard = [signal.SIGTERM, signal.SIGINT]
-  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup has asked for
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup sets SIG_IGN
     heard.append(signal.SIGHUP)
   try:
     old = {number: signal.signal(number, stop) for number in heard}
@@ -212,7 +212,7 @@ def stop_on_signal(mesh: Mesh) -> Iterator[Stop]:
 
 
 def _check(cluster):
-  """UserError naming the flags at fault."""
+  """Raises UserError, naming the flags at fault."""
   given = {
     'coordinator': cluster.coordinator,
     'num_processes': cluster.num_processes,
@@ -246,7 +246,7 @@ def _declined(cluster):
 
 
 def _start(cluster):
-  """Joins; False where there is nothing to join."""
+  """Joins the cluster; returns False if there is none."""
   if _declined(cluster):
     return False
   if cluster.coordinator:
@@ -254,7 +254,7 @@ def _start(cluster):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    # Of a Kubernetes pod that is no part of a cluster.
+    # JAX warns about a Kubernetes pod that is not part of a cluster.
     with warnings.catch_warnings(action='ignore'):
       jax.distributed.initialize(
         cluster.coordinator,
@@ -266,21 +266,21 @@ def _start(cluster):
         coordinator_bind_address=_bind_address(cluster),
       )
   except ValueError as error:
-    # JAX's way to say that it knows of no cluster.
+    # This is how JAX says that it knows of no cluster.
     if 'coordinator_address should be defined' in str(error):
       return False
     raise UserError(f'cannot join the cluster: {error}') from error
-  except RuntimeError as error:  # such as another process that has not come in time
+  except RuntimeError as error:  # such as another process that has not joined in time
     raise TryAgain(f'cannot join the cluster: {error}') from error
-  # JAX now takes SIGTERM as notice for its own service, which nothing here asks:
-  # it would go unheard until `Stop`.
+  # JAX now takes SIGTERM for its own preemption service, which nothing here asks:
+  # the signal would have no effect until `Stop` handles it.
   signal.signal(signal.SIGTERM, handler)
   return True
 
 
 def _meet(cluster):
-  """Looks whether process 0 can be there: where it cannot,
-  JAX ends the process with pages of C++.
+  """Process 0: checks that it can listen. The others: wait until it answers.
+  If either failed inside JAX, it would end the process with pages of C++.
   """
   host, _, port = cluster.coordinator.rpartition(':')
   host = host.strip('[]')
@@ -292,7 +292,7 @@ def _meet(cluster):
       try:
         taken.bind((address, int(port)))
       except OSError as error:
-        # A port in use may be that of a start before this one, which is about to end.
+        # A port in use may still belong to the previous start, which is about to end.
         kind = TryAgain if error.errno == errno.EADDRINUSE else UserError
         raise kind(
           f'--coordinator={cluster.coordinator}: process 0 cannot listen there: {error}'
@@ -322,7 +322,7 @@ def _bind_address(cluster):
 
 
 def _own_address(host):
-  """The address to listen at: the one given; '' for a name,
+  """The address to listen at: `host` if it is one; '' for a name,
   which may mean another interface to other machines.
   """
   if host == 'localhost':
@@ -334,8 +334,8 @@ def _own_address(host):
 
 
 def _leave_after_an_error():
-  """Waits for the others to come to the same error:
-  the coordinator's end would end them before they could tell it.
+  """Leaves once the others have reached the same error:
+  if the coordinator ended earlier, they would end before they could report it.
   """
   try:
     multihost.sync_global_processes('leaving after an error', timeout=_PATIENCE)

@@ -1,5 +1,5 @@
-"""Names of scopes that say to planners what a compiled program cannot:
-each is written and read here.
+"""Scope names that tell the planner what a compiled program cannot.
+Each is written and read here.
 """
 
 import contextlib
@@ -11,18 +11,20 @@ _FURTHER_ROUNDS = 'further_rounds'
 
 
 def runs(*shares: float) -> contextlib.AbstractContextManager:
-  """Around a cond or switch: how often each branch is taken, on the mean of stages and ticks."""
+  """A scope around a cond or switch: how often each branch is taken, as a mean over stages and
+  ticks.
+  """
   return jax.named_scope(f'runs({",".join(f"{share:.6f}" for share in shares)})')
 
 
 def branch_shares(name: str) -> list[float]:
-  """What `runs` wrote into the name of a cond or switch; []."""
+  """The shares that `runs` wrote into the name of a cond or switch, or []."""
   match = re.search(r'runs\(([\d.,]+)\)\)*(?:/(?:cond|switch)\b[^/]*)?(?:"|$)', name)
   return [float(share) for share in match[1].split(',')] if match else []
 
 
 def further_rounds() -> contextlib.AbstractContextManager:
-  """Around the loop over rounds of an exchange that balanced routing does not need."""
+  """A scope around the loop over an exchange's further rounds: balanced routing needs none."""
   return jax.named_scope(_FURTHER_ROUNDS)
 
 

@@ -1,10 +1,10 @@
 """What parameters declare, the ONE table from logical axes to mesh axes,
-and how arrays lie on the mesh by both.
+and how both together lay arrays out on the mesh.
 
-`param` makes a parameter and says at that place which logical axis each dimension is; shardings,
-ZeRO's gathers, weight decay and checkpoints read it there. `constrain` says how an activation lies;
+`param` makes a parameter and declares the logical axis of each dimension; shardings, ZeRO's
+gathers, weight decay and checkpoints read what it declares. `constrain` lays out an activation;
 `per_shard` runs a function on every device's own shard.
-On one device, where no mesh is in use, neither does anything.
+On one device, where no mesh is in use, these two change nothing.
 """
 
 import math
@@ -29,8 +29,7 @@ _MESH_AXES: dict[str | None, tuple[str, ...]] = {
   'heads': ('tensor',),
   'hidden': ('tensor',),  # of FFNs and experts
   'experts': ('expert',),
-  # d_model, which ZeRO spreads over all devices that hold other tokens;
-  # less what splits another dimension already.
+  # d_model, which ZeRO spreads over these axes, except those that already split another dimension.
   'width': ('fsdp', 'expert'),
 }
 
@@ -39,7 +38,7 @@ Path = tuple[str, ...]
 
 @struct.dataclass
 class Declared(nn.meta.AxisMetadata):
-  """A parameter and what was declared of it where it was made. In Flax's trees until `unboxed`."""
+  """A parameter and what `param` declared of it. Flax's trees hold these boxes until `unboxed`."""
 
   value: Any
   # The logical axis of every dimension.
@@ -53,7 +52,7 @@ class Declared(nn.meta.AxisMetadata):
     return self.replace(value=val)
 
   def add_axis(self, index: int, params: dict) -> 'Declared':
-    """By `nn.scan`, with metadata_params=STACKED."""
+    """Called by `nn.scan`, with metadata_params=STACKED."""
     return self.replace(axes=(*self.axes[:index], params['axis'], *self.axes[index:]))
 
   def remove_axis(self, index: int, params: dict) -> 'Declared':
@@ -61,7 +60,7 @@ class Declared(nn.meta.AxisMetadata):
     return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
 
 
-STACKED = {'axis': 'layers'}  # of nn.scan over blocks
+STACKED = {'axis': 'layers'}  # metadata_params of nn.scan over blocks
 
 
 def param(
@@ -72,10 +71,10 @@ def param(
   init: nn.initializers.Initializer | None = None,
   decayed: bool = True,
 ) -> Matrix:
-  """A float32 parameter of a module that has `config`; or what stands for it (`moe.quantize`).
+  """A float32 parameter of a module that has `config`, or its quantised form (`moe.quantize`).
 
   Args:
-    axes: the logical axis of every dimension, as in the table above; None is split by nothing.
+    axes: the logical axis of every dimension, as in the table above; None is never split.
     init: N(0, model.init_std²) (Section 4.1.3) unless given.
     decayed: whether weight decay acts on it.
   """
@@ -124,12 +123,12 @@ class Stored(NamedTuple):
 
 
 def stored(axes: Sequence[str | None], shape: Sequence[int]) -> Stored:
-  """A parameter with these declared axes, within its layer, on the mesh in use."""
+  """How a parameter with these declared axes, those within its layer, lies on the mesh in use."""
   return resolve(axes, shape, {axis: size(axis) for axis in AXES}, zero_stage())
 
 
 def specs(w: Matrix, stored: Stored) -> Any:
-  """The PartitionSpec of a parameter, of every array where those are several."""
+  """The PartitionSpec of a parameter; for a quantised one, that of each of its arrays."""
   if not isinstance(w, Quantized):
     return stored.spec
   *leading, rows, columns = stored.spec
@@ -139,11 +138,11 @@ def specs(w: Matrix, stored: Stored) -> Any:
 def resolve(
   axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int], zero: int
 ) -> Stored:
-  """From declared axes to mesh axes, on a mesh of these sizes, at ZeRO's stage `zero`.
+  """How a parameter with these axes lies on a mesh of these sizes, at ZeRO's stage `zero`.
 
-  Experts and layers are split where they can be dealt out evenly. Where not (63 experts on
-  8 devices, 27 layers on 4 stages) they are stored by width, over the same devices, and
-  dealt out when they are used.
+  Experts and layers are split if they can be dealt out evenly. If not (63 experts on 8 devices,
+  27 layers on 4 stages), the same devices split their width instead (that of experts at stage 3
+  only), and they are dealt out when they are used.
   """
   evenly = lambda axis, length: length % math.prod(sizes[name] for name in _MESH_AXES[axis]) == 0
   may_be_uneven = ('experts', 'layers')
@@ -169,8 +168,8 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
   """A NamedSharding for every leaf of a training state, or of its parameters.
 
   A leaf whose path ends like a parameter's, and which has its shape, lies as that parameter
-  declares: Adam's moments, say. All others, counters, a router's own state, factored moments,
-  are on every device.
+  declares: Adam's moments, for example. All others (counters, a router's own state, factored
+  moments) are replicated.
 
   Args:
     declared: the parameters' `Declared` boxes, holding their shapes.
@@ -199,7 +198,7 @@ def shardings(mesh: Mesh, tree: Any, declared: Any, zero: int) -> Any:
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
-  """Of results that every process is to read: on every device.
+  """The sharding of results that every process is to read: whole on every device.
   None on one device, where there is no choice.
   """
   return NamedSharding(mesh, PartitionSpec()) if mesh and mesh.size > 1 else None
@@ -221,8 +220,8 @@ def per_shard(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
   """`function` on each device's own shard of its arguments;
   `function` itself where there is no mesh.
 
-  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. An
-  argument that a spec does not split over some axis gets the sum of that axis's gradients.
+  Kernels and sorts know nothing of meshes: without this XLA would gather their operands. If a spec
+  does not split an argument over some axis, its gradients are summed over that axis.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

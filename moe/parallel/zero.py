@@ -10,11 +10,11 @@ from moe.parallel.sharding import Stored
 
 
 def gathers(stored: Stored) -> list[tuple[int, str]]:
-  """(dimension, mesh axis) of every gather that makes a parameter whole that ZeRO-3
-  spreads over the mesh in use.
+  """(dimension, mesh axis) of every gather that it takes to make a parameter whole,
+  as ZeRO-3 spreads it over the mesh in use.
 
-  One a mesh axis, the minor first: of one over a whole 3D torus TPU's compiler makes an
-  all-reduce, of twice the bytes.
+  One gather per mesh axis, the minor axis first: TPU's compiler turns a single gather over a whole
+  3D torus into an all-reduce, of twice the bytes.
   """
   return [
     (dimension, name)
@@ -27,7 +27,7 @@ def gathers(stored: Stored) -> list[tuple[int, str]]:
 def gathered(w: jax.Array, stored: Stored, dtype: Any) -> jax.Array:
   """Inside `per_shard`: a parameter, whole along the axes over which ZeRO-3 spreads it.
 
-  dtype: what it is used in, see `in_compute_type`.
+  dtype: the type it is used in, see `in_compute_type`.
   """
   steps = gathers(stored)
 
@@ -40,12 +40,12 @@ def gathered(w: jax.Array, stored: Stored, dtype: Any) -> jax.Array:
 
 
 def in_compute_type(move: Callable, w: jax.Array, dtype: Any) -> jax.Array:
-  """move(w), a linear function of collectives, for a parameter that is used in `dtype`,
+  """move(w), for a linear function of collectives and a parameter that is used in `dtype`,
   which may be narrower.
 
-  It crosses the network rounded, as products would round it anyway. Its gradient takes the
-  transposed way in w's own type: gathers become reduce-scatters. So a sum of many devices'
-  gradients is exact, and stays where w is stored.
+  The parameter crosses the network rounded, as products would round it anyway. Its gradient takes
+  the transposed way in w's own type: gathers become reduce-scatters. So the gradients of many
+  devices are summed without that rounding, and the sum ends where w is stored.
   """
   stored = jax.ShapeDtypeStruct(w.shape, w.dtype)
 

@@ -1,3 +1,3 @@
-"""What a run's folder needs besides its arrays: lock, checksums, what to keep,
-what must stay, where it was made.
+"""What a run's folder needs besides its arrays: lock, checksums, which checkpoints to keep,
+what must not change, provenance.
 """

@@ -13,15 +13,16 @@ from jax.experimental import multihost_utils
 
 
 def of_arrays(tree) -> dict[str, int]:
-  """{path: checksum}: the sum over elements of bits · an odd number for their index, modulo 2³².
+  """{path: checksum}: Σ bits · (2 · index + 1) over the elements of an array, modulo 2³².
 
   Computed where the arrays lie. Integer sums do not depend on order, hence not on devices either.
-  Every process that has parts of them calls it.
+  Every process that has parts of the arrays must call it.
   """
   flat = {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-  # XLA:CPU would hold them all once more, twice as wide, and takes ten times as long.
+  # NumPy sums these: XLA:CPU would hold them all once more, twice as wide, and take ten times as
+  # long.
   in_memory = {name: leaf for name, leaf in flat.items() if _is_in_memory(leaf)}
   elsewhere = {name: leaf for name, leaf in flat.items() if name not in in_memory}
   sums = jax.device_get(_of_leaves(elsewhere)) | _of_shards(in_memory)
@@ -29,22 +30,22 @@ def of_arrays(tree) -> dict[str, int]:
 
 
 def of_part(part: np.ndarray, begins: Sequence[int], strides: Sequence[int]) -> int:
-  """What a box of an array adds to its checksum: that of the array is the sum of its boxes',
+  """What a box of an array adds to the array's checksum, which is the sum over its boxes,
   modulo 2³².
 
-  An element's index is a sum over dimensions: sums over all other dimensions are all that is
-  needed of the elements.
+  An element's index is a sum of one term per dimension. So it is enough to sum the elements, for
+  each dimension, over all the others.
 
   Args:
     part: the box, its dimensions in any order; fastest where it is contiguous.
-    begins: the first index of each.
-    strides: elements of the whole array, row-major, between neighbours along each.
+    begins: the first index along each dimension.
+    strides: elements of the whole array, row-major, between neighbours along each dimension.
   """
   first = sum(begin * stride for begin, stride in zip(begins, strides, strict=True))
   if not part.ndim:
     part, strides = part.reshape(1), [1]
   bits = part.view(_BITS[part.dtype.itemsize])
-  # NumPy's sums are fast over two axes: the last one, and all before it as one.
+  # NumPy's sums are fast over two axes: the last one, and all before it merged into one.
   rows = bits.reshape(-1, bits.shape[-1])
   by_row, by_column = (rows.sum(axis=axis, dtype=np.uint32) for axis in (1, 0))
   lead = by_row.reshape(bits.shape[:-1])
@@ -69,12 +70,12 @@ def of_bytes(content: bytes) -> int:
 
 
 def difference(tree, expected: dict[str, int]) -> str:
-  """'', or which array is not the one whose checksum is expected."""
+  """'', or a message that names an array whose checksum is not the expected one."""
   different = [name for name, value in of_arrays(tree).items() if expected.get(name) != value]
   return f'the bytes of {different[0]} are not those that were saved' if different else ''
 
 
-# Of a number's width in bytes.
+# Unsigned types by width in bytes.
 _BITS = {2: np.uint16, 4: np.uint32}
 
 
@@ -83,8 +84,8 @@ def _is_in_memory(leaf):
 
 
 def _of_shards(leaves):
-  """Checksums of arrays of this machine's memory, or of the parts of each that this process has,
-  added up over processes.
+  """Checksums of arrays in this machine's memory. If a process has only parts of them, the
+  checksums of the parts are added up over processes.
   """
   sums, whole = [], True
   for leaf in leaves.values():
@@ -113,7 +114,7 @@ def _of_leaves(leaves):
   def checksum(x):
     bits = lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize]).astype(jnp.uint32)
     index = jnp.uint32(0)
-    # In place of a flat array, which would gather what devices share.
+    # The array is not flattened: that would gather what is spread over devices.
     for axis, size in enumerate(x.shape):
       index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return (bits * (2 * index + 1)).sum(dtype=jnp.uint32)

@@ -1,9 +1,10 @@
 """One program at a time in a run's folder, also where several machines share it.
 
-DIR/.lock names its holder: host, process, since when. A holder on this machine is dead when its
-process is gone, or its number belongs to one that started at another time. One elsewhere (another
-host, or another container) shows that it lives by touching the file every BEAT seconds; after
-SILENCE seconds without a sign it is dead. The lock of a dead holder is taken over.
+DIR/.lock names its holder: host, process, since when. A holder on this machine is dead if its
+process is gone, or if its number belongs to a process that started at another time. A holder
+elsewhere (another host, or another container) touches the file every BEAT seconds to show that it
+lives; after SILENCE seconds without such a sign it counts as dead. The lock of a dead holder is
+taken over.
 """
 
 import contextlib
@@ -37,8 +38,8 @@ class Hold:
     self._heart.start()
 
   def check(self) -> None:
-    """TryAgain if another program has taken the lock over,
-    as from a machine that slept too long.
+    """Raises TryAgain if another program has taken over the lock,
+    as happens after this machine has slept too long.
     """
     other = _read(self._path)
     if other and other.get('token') != self._holder['token']:
@@ -48,7 +49,7 @@ class Hold:
       )
 
   def close(self) -> None:
-    """Lets it go."""
+    """Releases the lock."""
     self._ended.set()
     self._heart.join()
     _HELD.discard(self._holder['token'])
@@ -58,13 +59,13 @@ class Hold:
 
   def _beat(self):
     while not self._ended.wait(BEAT):
-      # A folder that cannot be written now is told by whoever writes what matters.
+      # If the folder cannot be written now, whoever writes something that matters reports it.
       with contextlib.suppress(OSError):
         os.utime(self._path)
 
 
 def acquire(folder: Path) -> Hold:
-  """The lock of an existing folder. TryAgain, with host, process and since when,
+  """Takes the lock of an existing folder. TryAgain, with host, process and since when,
   if a living program has it.
   """
   path = folder / '.lock'
@@ -75,8 +76,8 @@ def acquire(folder: Path) -> Hold:
 
 
 def _take(path, holder):
-  """Writes `holder` into the lock; returns '' or whose lock was taken over.
-  TryAgain if that one lives.
+  """Writes `holder` into the lock; returns '' or a sentence on the dead holder it was taken from.
+  TryAgain if the present holder lives.
   """
   while True:
     with _guarded(path) as guarded:
@@ -90,7 +91,7 @@ def _take(path, holder):
         f'{path.parent} is in use by {_named(other)}: let it end or stop it; '
         'the same command then goes on'
       )
-    # It was silent: dead, unless another start has taken its place meanwhile.
+    # The holder was silent, so it is dead, unless another start has taken its place meanwhile.
     with _guarded(path) as guarded:
       if _read(path) == other:
         path.write_text(json.dumps(holder), encoding='utf-8')
@@ -109,8 +110,8 @@ def _take(path, holder):
 
 @contextlib.contextmanager
 def _guarded(path):
-  """Alone with the lock's file, among those that look at it now;
-  False where the file system has no locks.
+  """Inside, no other program that uses this function reads or writes the lock's file.
+  Yields False, and guards nothing, where the file system has no locks.
   """
   with contextlib.ExitStack() as stack:
     try:
@@ -124,8 +125,8 @@ def _guarded(path):
 
 
 def _read(path):
-  """The holder; None if nobody holds it. What is no holder, such as half a one,
-  is a dead one without a name.
+  """The holder; None if nobody holds the lock. Any other content, such as half a holder,
+  counts as a holder without a name, of which only signs can tell whether it lives.
   """
   try:
     content = path.read_bytes()
@@ -160,8 +161,8 @@ def _lives(holder):
 
 
 def _gives_a_sign(path):
-  """Waits until the lock is touched, or has been silent for SILENCE seconds by the
-  clock of its file system.
+  """Waits, and returns True once the lock is touched, or False once it has been silent for SILENCE
+  seconds. The file system's clock says for how long it was silent before.
   """
   seen = _touched(path)
   clock = path.with_name(f'.lock.{secrets.token_hex(4)}')
@@ -196,8 +197,8 @@ def _this_process():
 
 
 def _started(number):
-  """When a process started, in ticks since the machine did;
-  None where it has ended or /proc does not tell.
+  """When a process started, in ticks since boot;
+  None if it has ended or /proc does not tell.
   """
   # The name, in brackets, may hold spaces; a zombie has ended.
   state, *rest = (_first_line(f'/proc/{number}/stat') or ')').rpartition(')')[2].split() or ['Z']

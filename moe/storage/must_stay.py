@@ -1,5 +1,5 @@
-"""What may not differ when a run goes on: config, tokenizer, text.
-Each fault is a sentence that names it.
+"""What must not change when a run resumes: config, tokenizer, text.
+Each fault is reported as a sentence that names it.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from moe.data import corpus
 from moe.data.store import HELD_OUT, TRAIN, PreparedData
 from moe.errors import UserError
 
-# Where text and tokenizer lie: the bytes themselves are compared.
+# Where text and tokenizer lie. These may change: the bytes themselves are compared.
 _PLACES = ('data.sources', 'data.validation_sources', 'data.tokenizer')
 
 
 def check_can_go_on(has_training: bool, where: str) -> None:
-  """UserError for a checkpoint without optimizer and data."""
+  """Raises UserError for a checkpoint without the states of optimizer and data."""
   if not has_training:
     raise UserError(
       f'{where} holds weights only, converted from elsewhere: there is no training to go on with; '
@@ -28,8 +28,8 @@ def check_can_go_on(has_training: bool, where: str) -> None:
 def config_changes(stored: Config, config: Config, text_is_compared: bool) -> str:
   """'', or the keys that differ though they decide a run's results, with both values.
 
-  `stored`: the run's. `text_is_compared`: by `text_changes` and by the tokenizer's bytes, so that
-  the same text may have moved; the weights of its domains must stay all the same.
+  `stored`: the run's config. `text_is_compared`: the caller compares the text by `text_changes` and
+  the tokenizer by its bytes. Both may then have moved; the domains' weights must still be equal.
   """
   changed = moe_config.differences(stored.to_dict(), config.to_dict())
   fixed = [key for key in changed if moe_config.must_stay(key)]
@@ -44,8 +44,8 @@ def config_changes(stored: Config, config: Config, text_is_compared: bool) -> st
 
 
 def text_of(data: PreparedData) -> dict:
-  """What identifies prepared data, as JSON: where it lies and which version
-  prepared it have no part in it.
+  """What identifies prepared data, as JSON, independent of where it lies and
+  which version prepared it.
   """
   entries = {
     split: {domain: _of_domain(data, split, domain) for domain in domains}
@@ -57,7 +57,7 @@ def text_of(data: PreparedData) -> dict:
 
 def text_changes(stored: Mapping, text: Mapping) -> str:
   """'', or what differs between two results of `text_of`.
-  What only one of them has is not compared.
+  A domain's entries that only one of them has are not compared.
   """
   if stored['order'] != text['order']:
     return f'its domains are {", ".join(stored["order"])} there, {", ".join(text["order"])} now'
@@ -89,7 +89,7 @@ def _of_domain(data, split, domain):
 
 
 def same_weights(old: str, new: str) -> bool:
-  """Whether two data.sources draw from the same domains by the same weights."""
+  """Whether two data.sources draw from the same domains with the same weights."""
   try:
     return corpus.weights(old) == corpus.weights(new)
   except (UserError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Some arrays of a checkpoint, by name: what they are, and each read to where it is to lie.
+"""Some arrays of a checkpoint, by name: their shapes and types, and reading each into its sharding.
 
 A name is the tuple of keys on the way to an array: ('moe_blocks', 'moe', 'router', 'experts').
 """
@@ -17,7 +17,7 @@ Name = tuple[str, ...]
 
 
 def name_of(path) -> Name:
-  """Of a JAX key path: of dicts, of dataclasses and named tuples, of lists."""
+  """The name of a JAX key path, through dicts, dataclasses, named tuples and lists."""
   keys = (getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', None))) for key in path)
   return tuple(map(str, keys))
 
@@ -28,18 +28,18 @@ def named(tree: Any) -> dict[Name, Any]:
 
 
 def stored(path: epath.Path, item: str) -> dict[Name, jax.ShapeDtypeStruct]:
-  """The arrays of an item of the step in `path`: shapes and types, nothing else is read.
-  What Orbax raises if it cannot be read.
+  """Shapes and types of the arrays of an item of the step in `path`; nothing else is read.
+  Raises what Orbax raises if they cannot be read.
   """
   leaves = named(_metadata(path, item))
   return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in leaves.items()}
 
 
 def read(path: epath.Path, item: str, where: Mapping[Name, Any]) -> dict[Name, jax.Array]:
-  """The arrays of `where` alone, in the type they are stored in.
+  """Only the arrays that `where` names, in the type they are stored in.
 
   where: the sharding of each; this process reads the parts that its devices hold.
-  What Orbax raises if they cannot be read.
+  Raises what Orbax raises if they cannot be read.
   """
   if not where:
     return {}
@@ -60,14 +60,14 @@ _UNREAD = object()
 
 
 def _only(where, tree, name=()):
-  """The metadata that `where` names: Orbax leaves unread what a dict lacks; lists stay whole."""
+  """The metadata that `where` names. Orbax does not read what a dict lacks; lists stay whole."""
   if isinstance(tree, dict):
     kept = {key: _only(where, value, (*name, str(key))) for key, value in tree.items()}
     return {key: value for key, value in kept.items() if value is not _UNREAD} or _UNREAD
   if isinstance(tree, (list, tuple)):
     kept = [_only(where, value, (*name, str(place))) for place, value in enumerate(tree)]
     return [{} if value is _UNREAD else value for value in kept]
-  if tree is None:  # what has no array, such as the state of weight decay
+  if tree is None:  # a state without arrays, such as that of weight decay
     return None
   return (
     jax.ShapeDtypeStruct(tree.shape, tree.dtype, sharding=where[name]) if name in where else _UNREAD

@@ -1,5 +1,5 @@
-"""DIR/provenance.json: with which code, versions and command, and where,
-each part of a run was made.
+"""DIR/provenance.json: the code, versions, command and machine
+that made each part of a run.
 """
 
 import datetime
@@ -19,11 +19,11 @@ from etils import epath
 from moe import files
 
 FILE = 'provenance.json'
-# What a part says of the checkpoint that the run's weights started from.
+# The key under which a part describes the checkpoint that the run's weights started from.
 SOURCE = 'init_from'
 _ROOT = Path(__file__).parent.parent.parent
-# What no run depends on. Results are what sweeps write: a line more is no change of the code. What
-# a study asks of a run is in its config.
+# Files that no run depends on. Sweeps write results: a new line there is no change of the code.
+# What a study asks of a run is in the run's config.
 NO_CODE = (
   *(':!experiments/results', ':!experiments/studies', ':!experiments/reports'),
   *(':!experiments/notebooks', ':!tests', ':!docs', ':!*.md'),
@@ -38,7 +38,7 @@ _COMPARED = ('commit', 'dirty', 'versions', 'machine')
 
 
 def describe() -> dict:
-  """Of this process, now. Starts the device."""
+  """The provenance of this process, now. Starts the device."""
   import jax
 
   device = jax.devices()[0]
@@ -58,8 +58,8 @@ def describe() -> dict:
 
 
 def note(workdir: Path, now: Mapping) -> str:
-  """Adds this start to the file; '' or one line on what differs from the last one,
-  which may change results.
+  """Adds this start to the file. Returns '' or one line: what differs from the last start
+  and may change results, or that the file was damaged.
   """
   path = workdir / FILE
   parts, damage = _read(path)
@@ -76,7 +76,7 @@ def note(workdir: Path, now: Mapping) -> str:
 def source(workdir: str | os.PathLike) -> dict | None:
   """The checkpoint that a run's weights started from: {'path', 'step', 'checksum'}.
 
-  None of a run that started from none, or whose provenance.json tells of none.
+  None if the run started from no checkpoint, or its provenance.json names none.
   `workdir` may be in a bucket.
   """
   try:
@@ -96,14 +96,14 @@ def source_in_words(source: Mapping | None) -> str:
 
 def commit(root: Path = _ROOT) -> tuple[str | None, bool | None]:
   """(the commit of the repository at `root`, whether files that a run depends on differ from it);
-  None outside of a repository.
+  (None, None) outside a repository.
   """
   git = lambda *arguments: subprocess.run(
     ['git', *arguments], cwd=root, capture_output=True, text=True, check=True
   ).stdout.strip()
   try:
     if not os.path.samefile(git('rev-parse', '--show-toplevel'), root):
-      return None, None  # installed below a repository of somebody else's
+      return None, None  # installed inside somebody else's repository
     return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.', *NO_CODE))
   except (OSError, subprocess.CalledProcessError):
     return None, None
@@ -111,7 +111,7 @@ def commit(root: Path = _ROOT) -> tuple[str | None, bool | None]:
 
 def cpu() -> str:
   """This process's cores, their model and vector units:
-  what decides how fast, and with which rounding, it computes.
+  they decide how fast it computes and how it rounds.
   """
   try:
     lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
@@ -140,7 +140,9 @@ def _versions():
 
 
 def _read(path):
-  """(the parts of the run so far, '' or that they cannot be read): a damaged file is set aside."""
+  """(the parts of the run so far, '' or a message that they cannot be read). Moves a damaged file
+  aside.
+  """
   try:
     parts = files.read_json_list(path)
   except FileNotFoundError:
@@ -165,4 +167,4 @@ def _changes(last, now):
       ]
     elif old != new:
       changed.append(f'{name} {old} then, {new} now')
-  return f'this run was begun otherwise: {"; ".join(changed)}' if changed else ''
+  return f'this run was started under other conditions: {"; ".join(changed)}' if changed else ''

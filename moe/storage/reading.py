@@ -1,4 +1,4 @@
-"""Reads of a checkpoint that may be damaged, by one process alone, and quiet where they fail."""
+"""Reads a checkpoint that may be damaged, in one process alone, and quietly if it fails."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ from moe.errors import OF_A_SHARED_FOLDER, TryAgain, UserError, is_transient, on
 
 
 def attempt(read: Callable) -> tuple[object, str]:
-  """(what `read` returns, '') or (None, why it failed);
-  TryAgain if that says nothing of what was to be read.
+  """(what `read` returns, '') or (None, why it failed, in one line).
+  TryAgain if the failure says nothing about the files, such as a shared folder that is away.
 
-  A UserError goes through: it says more than that something is unreadable. After one failure, the
-  reads still under way print a traceback each, straight to the process's stderr: what is written
-  there meanwhile is dropped with the failure, which is told in one line instead.
+  A UserError goes through: it says more than that something is unreadable. After one failure, each
+  read still under way prints a traceback straight to the process's stderr. So if `read` fails, all
+  that was written there meanwhile is dropped.
   """
   sys.stderr.flush()
   stderr = os.dup(2)
@@ -36,12 +36,12 @@ def attempt(read: Callable) -> tuple[object, str]:
     # Orbax raises a different type for each way in which files can be damaged.
     except Exception as error:
       fault = one_line(error)
-      # A failing disk says EIO as long as it lives: what it cannot read is as good as damaged.
+      # A failing disk returns EIO as long as it lives: what it cannot read is as good as damaged.
       transient = is_transient(error, OF_A_SHARED_FOLDER - {errno.EIO})
     finally:
       if fault:
-        gc.collect()  # coroutines that nobody awaits any more complain when they are collected
-        time.sleep(0.3)  # and reads when they end
+        gc.collect()  # coroutines that nobody awaits any more complain when they are collected,
+        time.sleep(0.3)  # and reads complain when they end
       os.dup2(stderr, 2)
       os.close(stderr)
     if not fault:
@@ -53,10 +53,10 @@ def attempt(read: Callable) -> tuple[object, str]:
 
 
 def read_items(path: epath.Path, concurrent_gb: int | None = None, **items) -> dict:
-  """Items of a checkpoint, without any other process: one that fails then leaves none waiting.
+  """Items of a checkpoint, read without any other process: if one fails, none waits for it.
 
-  `path`: of the step. `items`: Orbax's arguments of restoring, by name. `concurrent_gb`:
-  of arrays, so much at most is on its way to the devices.
+  `path`: the step's folder. `items`: Orbax's restore arguments, by name. `concurrent_gb`: how many
+  GB of arrays may be in transit to the devices at once.
   """
   own = ocp.options.MultiprocessingOptions(
     primary_host=jax.process_index(),
@@ -83,7 +83,7 @@ def available_steps(workdir: str | os.PathLike) -> list[int]:
   """Steps with a complete checkpoint folder, ascending."""
   folder = epath.Path(workdir) / 'checkpoints'
   if '://' in os.fspath(folder):
-    # A bucket says here that it cannot be read; asked whether a folder is there, it says no.
+    # For a bucket that cannot be read, glob raises an error; is_dir would return False.
     found = folder.glob('*')
   else:
     # No glob: brackets in the folder's own name would be patterns.

@@ -1,8 +1,8 @@
-"""Which checkpoints stay: the last ones, and those of the lowest held-out loss, whatever came
+"""Which checkpoints stay: the last ones, and those with the lowest held-out loss, whatever came
 between and however often the run was stopped.
 
 DIR/held_out_losses.json has the losses by step, since Orbax keeps none:
-strict JSON, null for one that is not finite.
+strict JSON, null for a loss that is not finite.
 """
 
 import json
@@ -20,15 +20,15 @@ FILE = 'held_out_losses.json'
 
 
 class HeldOutLosses:
-  """Of a run's checkpoints. Every process holds them all; process 0 writes the file."""
+  """The losses of a run's checkpoints. Every process holds them all; process 0 writes the file."""
 
   def __init__(self, workdir: Path, writes: bool):
     self._path, self._writes = workdir / FILE, writes
     self._losses = _read(self._path, workdir / 'metrics.jsonl')
 
   def note(self, step: int, loss: float | None, steps: Collection[int]) -> None:
-    """A checkpoint's loss, None if it has none. `steps`: those that have a checkpoint;
-    others are forgotten.
+    """Records a checkpoint's loss, None if it has none. `steps`: the steps that have a checkpoint;
+    the losses of all others are dropped.
     """
     before = dict(self._losses)
     self._losses = {each: before[each] for each in steps if each in before and each != step}
@@ -38,13 +38,13 @@ class HeldOutLosses:
       files.replace(self._path, files.to_json(self._losses, indent=2) + '\n')
 
   def best(self, steps: Collection[int], count: int) -> set[int]:
-    """At most `count` of `steps`, those of the lowest finite losses, the earlier of equal ones."""
+    """At most `count` of `steps`: those with the lowest finite losses, ties to the earlier step."""
     finite = [(self._losses[step], step) for step in steps if self._losses.get(step) is not None]
     return {step for _, step in sorted(finite)[:count]}
 
 
 class Kept(managers.PreservationPolicy):
-  """Orbax asks it after each save, of all checkpoints on disk."""
+  """After each save, Orbax asks this policy which of the checkpoints on disk to keep."""
 
   def __init__(self, config: CheckpointConfig, losses: HeldOutLosses):
     self._config, self._losses = config, losses
@@ -75,7 +75,7 @@ def _read(path, metrics):
 
 
 def _logged(metrics):
-  """The losses in metrics.jsonl; lines that say nothing of any are skipped, whatever they hold."""
+  """The losses in metrics.jsonl. Skips lines without a valid one, damaged lines too."""
   losses = {}
   if not metrics.is_file():
     return losses

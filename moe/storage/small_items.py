@@ -16,10 +16,10 @@ from moe.storage.reading import attempt, available_steps, read_items
 
 
 class SmallItems(NamedTuple):
-  """As they were saved. `text` is None, and `checked` False,
-  of checkpoints from before these were kept.
+  """The small items as they were saved. `text` is None for converted weights; in checkpoints from
+  before these items were kept, it is None, too, and `checked` is False.
 
-  `tokenizer` is empty where the run has none: weights of others whose tokenizer is not read.
+  `tokenizer` is empty if the run has none, as for converted weights whose tokenizer is not read.
   """
 
   config: dict
@@ -31,17 +31,17 @@ class SmallItems(NamedTuple):
   checked: bool
 
   def open_tokenizer(self) -> Tokenizer | None:
-    """None where the run has none."""
+    """The tokenizer; None if the run has none."""
     return from_bytes(self.tokenizer, self.tokenizer_config) if self.tokenizer else None
 
   @property
   def has_training(self) -> bool:
-    """Whether a run can go on from it: converted weights come without optimizer and data."""
+    """Whether a run can resume from it: converted weights come without optimizer and data."""
     return 'training' in self.checksums
 
 
 def to_save(config: dict, tokenizer: Tokenizer | None, text: dict | None, of_rest: Mapping) -> dict:
-  """Orbax's arguments that save them. `of_rest`: checksums of the other items, by name."""
+  """Orbax's arguments that save small items. `of_rest`: checksums of the other items, by name."""
   files = {}
   if tokenizer:
     files = {'model': tokenizer.to_bytes(), 'config': tokenizer.tokenizer_config}
@@ -62,8 +62,8 @@ def to_save(config: dict, tokenizer: Tokenizer | None, text: dict | None, of_res
 
 
 def read(path: epath.Path) -> SmallItems:
-  """Of the checkpoint in `path`. ValueError if one is not what was saved;
-  what Orbax raises if it cannot be read.
+  """The small items of the checkpoint in `path`. ValueError if one is not what was saved;
+  raises what Orbax raises if one cannot be read.
   """
   names = ['config', 'checksums'] + ['text'] * (path / 'text').is_dir()
   tokenizer = {'tokenizer': ocp.args.StandardRestore()} if (path / 'tokenizer').is_dir() else {}
@@ -92,8 +92,8 @@ def read(path: epath.Path) -> SmallItems:
 
 
 def newest(workdir: str | os.PathLike) -> tuple[int, SmallItems | None]:
-  """(step, small items) of a run's newest checkpoint whose own can be read;
-  (0, None) without one.
+  """(step, small items) of a run's newest checkpoint whose small items can be read;
+  (0, None) if there is none.
   """
   for step in reversed(available_steps(workdir)):
     path = epath.Path(workdir) / 'checkpoints' / str(step)

@@ -32,8 +32,8 @@ def find(config: Config, workdir: Path | None = None) -> Source | None:
 
 
 def settled(config: Config, workdir: Path) -> Config:
-  """The config with `train.init_from` as the run in `workdir` has it, where what is given now leads
-  to the same checkpoint: a source may move, and be deleted.
+  """The config with the `train.init_from` of the run in `workdir`, if the one given now leads to
+  the same checkpoint: the source may have moved since, or been deleted.
   """
   given, stored = config.train.init_from, files.stored_key(workdir, 'train', 'init_from')
   identity = provenance.source(workdir)
@@ -46,10 +46,10 @@ def settled(config: Config, workdir: Path) -> Config:
 
 
 def tokenizer(config: Config, source: Source | None, workdir: Path | None) -> Tokenizer | None:
-  """What the text of a warm-started run is tokenised with where data.tokenizer names none.
+  """The tokenizer of a warm-started run whose data.tokenizer names none.
 
-  The source's, unless every parameter that knows the vocabulary is new; of a run that goes on its
-  own. None: as data.tokenizer says.
+  A new run takes the source's, unless every parameter that depends on the vocabulary is new. A run
+  that resumes has its own. None: as data.tokenizer says.
   """
   if not config.train.init_from or config.data.tokenizer:
     return None
@@ -63,8 +63,8 @@ def tokenizer(config: Config, source: Source | None, workdir: Path | None) -> To
 
 
 def check_text(config: Config, source: Source | None, text: Mapping) -> None:
-  """UserError if the run is to go on with the source's text, and has prepared another.
-  `text`: `must_stay.text_of` it.
+  """Raises UserError if the run is to continue the source's text, but has prepared another.
+  `text`: `must_stay.text_of` the prepared one.
   """
   if not source or not config.train.init_data or source.small.text is None:
     return
@@ -78,7 +78,9 @@ def check_text(config: Config, source: Source | None, text: Mapping) -> None:
 def newest(
   config: Config, directory: epath.Path, step: int | None, below: int | None = None
 ) -> Source:
-  """The source of this step, or of the newest that can be read before step `below`."""
+  """The source at `step`; if that is None, at the newest step before `below` that can be read.
+  UserError if it cannot be read, or does not fit.
+  """
   spec = config.train.init_from
   steps = processes.together(lambda: _steps(spec, directory, step))
   tried = []
@@ -105,7 +107,9 @@ def newest(
 
 
 def _place(config, workdir):
-  """(the source's folder, the step that is named or None). UserError if there is none."""
+  """(the source's folder, the step that is named or None). UserError if there is no such folder, or
+  it is this run's own.
+  """
   spec = config.train.init_from
   written, step = parse(spec)
   directory = folder(written, 'train.init_from')
@@ -113,7 +117,7 @@ def _place(config, workdir):
     if not directory.is_dir():
       raise UserError(
         f'train.init_from={spec}: there is no folder {directory}'
-        + (f'; a folder that is named so is written {spec}:' if step is not None else '')
+        + (f'; a folder of that name is written {spec}:' if step is not None else '')
       )
     if workdir and os.path.realpath(directory) == os.path.realpath(workdir):
       raise UserError(
@@ -147,7 +151,7 @@ def _open(directory, step):
 
 
 def _leads_to(spec, identity):
-  """Whether a train.init_from leads to the checkpoint of a provenance's identity."""
+  """Whether a train.init_from leads to the checkpoint with this identity (`provenance.source`)."""
   try:
     written, step = parse(spec)
     directory = folder(written, 'train.init_from')

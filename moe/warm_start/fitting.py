@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits the run that is to start from it: what does not is named."""
+"""Checks that a checkpoint fits the run that is to start from it, and names what does not."""
 
 import dataclasses
 import fnmatch
@@ -26,7 +26,7 @@ from moe.warm_start.source import (
   parameters,
 )
 
-# What the place in the data is counted in: with another value it is another place.
+# The keys that a place in the data depends on: with another value it is another place.
 _OF_THE_PLACE = (
   *('data.format', 'data.seed', 'data.seq_len', 'data.batch_size', 'data.reset_at_documents'),
   'data.too_long',
@@ -41,8 +41,8 @@ def fitting(
   stored: dict[Name, jax.ShapeDtypeStruct],
   training: dict[Name, jax.ShapeDtypeStruct],
 ) -> Source:
-  """The Source, of what a checkpoint holds: its parameters, and what its item `training` has.
-  UserError, one line, for the first kind of thing that does not fit, with all there is of it.
+  """The Source, from what a checkpoint holds: `stored` are its parameters, `training` the arrays of
+  its item of that name. UserError, one line, lists all mismatches of the first kind found.
   """
   where = f'train.init_from={config.train.init_from}: step {step}'
   theirs = dataclasses.replace(
@@ -66,9 +66,9 @@ def fitting(
 
 
 def check(config: Config, theirs: Config, where: str) -> None:
-  """UserError unless what a run of `theirs` will leave fits a run of `config` that is to start from
-  it: parameters, and, where they are asked for, optimizer and place in the data.
-  `where`: what `theirs` is called. Starts no device.
+  """Raises UserError unless a run of `config` can start from what a run of `theirs` will save:
+  parameters, and, if they are asked for, optimizer and place in the data.
+  `where`: what messages call `theirs`. Starts no device.
   """
   own = adapters_of(theirs)
   stored = {name: x for name, x in parameters(theirs).items() if name not in own}
@@ -131,7 +131,9 @@ def _check_shapes(config, theirs, stored, skipped, where):
 
 
 def _check_widths(config, theirs, stored, skipped, where):
-  """As many units of experts have one shape, whichever are of one expert."""
+  """Raises UserError if the experts' widths differ though their arrays have equal shapes: a shape
+  tells only how many units all experts have together.
+  """
   ours, there = config.moe.units_of_experts, theirs.moe.units_of_experts
   taken = [name for name in stored.keys() - skipped if 'experts' in name[:-1]]
   if taken and ours != there and sum(ours) == sum(there):
@@ -145,7 +147,7 @@ def _check_widths(config, theirs, stored, skipped, where):
 
 
 def _causes(theirs, ours):
-  """{'KEY VALUE there, VALUE here': the parameters that change with that key alone}."""
+  """{'KEY VALUE there, VALUE here': the parameters whose shapes change with that key alone}."""
   causes, shapes = {}, _shapes(theirs)
   differing = moe_config.differences(theirs.to_dict(), ours.to_dict())
   for key, (_, here) in differing.items():

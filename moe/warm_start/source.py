@@ -17,7 +17,7 @@ from moe.storage import checksums, partial, provenance, small_items
 from moe.storage.partial import Name
 from moe.train_step import TrainState
 
-# DIR:STEP, or DIR: with a name that itself ends in a number.
+# DIR, DIR:STEP, or DIR: if DIR itself ends in a colon and a number.
 _SPEC = re.compile(r'(.*?)(?::(\d*))?', re.DOTALL)
 
 
@@ -28,12 +28,12 @@ class Source(NamedTuple):
   step: int
   small: small_items.SmallItems
   stored: dict[Name, jax.ShapeDtypeStruct]  # its model's parameters
-  config: Config  # the run's, by which adapters are merged into them
+  config: Config  # of the source's run; says how adapters are merged into the parameters
   new: frozenset[Name]  # parameters of the run that are initialised anew
 
   @property
   def identity(self) -> dict:
-    """What provenance.json and results say of it."""
+    """How provenance.json and results identify it."""
     return identity_of(self.directory, self.step, self.small)
 
   @property
@@ -55,8 +55,8 @@ def parse(spec: str) -> tuple[str, int | None]:
 
 
 def identity_of(directory: epath.Path, step: int, small: small_items.SmallItems) -> dict:
-  """Of a checkpoint: {'path': its run's folder, 'step', 'checksum': over the checksums of all that
-  it holds}. A copy has the same checksum.
+  """The identity of a checkpoint: {'path': its run's folder, 'step', 'checksum': over the checksums
+  of all that it holds}. A copy has the same checksum.
   """
   return {
     'path': os.fspath(directory),
@@ -68,8 +68,8 @@ def identity_of(directory: epath.Path, step: int, small: small_items.SmallItems)
 def leaves_taken(
   shapes: TrainState, new: Set[Name], init_optimizer: bool
 ) -> dict[str, dict[Name, jax.ShapeDtypeStruct]]:
-  """By item of the source's checkpoint, the leaves of a TrainState that it gives. What goes with a
-  new parameter, its moments, is new too.
+  """The leaves of a TrainState that the source provides, by item of its checkpoint. The moments of
+  a new parameter are new, too.
   """
   taken = {'params': {}, 'training': {}}
   for name, x in partial.named(shapes).items():
@@ -87,26 +87,26 @@ def parameters(config: Config) -> dict[Name, jax.ShapeDtypeStruct]:
 
 
 def adapters_of(config: Config) -> set[Name]:
-  """The adapters of a config's model."""
+  """The names of the adapters of a config's model."""
   return set(adapters.declared(config, declared_by_path(config)))
 
 
 def of_the_vocabulary(config: Config) -> set[Name]:
-  """The parameters that have a row or column a token."""
+  """The names of the parameters that have a row or column for each token of the vocabulary."""
   return {name for name, box in declared_by_path(config).items() if 'vocab' in box.axes}
 
 
 def is_of_any_vocabulary(config: Config, new: Set[Name]) -> bool:
-  """Whether no parameter that is taken knows what an id means."""
+  """Whether no parameter taken from the source depends on what a token's id means."""
   return of_the_vocabulary(config) <= new
 
 
 def in_path(name: Name) -> str:
-  """As train.init_skip and messages write it."""
+  """The name as train.init_skip and messages write it."""
   return '/'.join(name)
 
 
 def log_error(message: str) -> None:
-  """Once, however many processes there are."""
+  """Logs an error once, however many processes there are."""
   if processes.is_main():
     logging.error('%s', message)

@@ -1,4 +1,6 @@
-"""The state that a run starts with: what the source gives, read where it is to lie; the rest."""
+"""The state that a run starts with: what the source provides, read into the run's shardings, and
+the rest, as in any new run.
+"""
 
 from collections.abc import Callable
 
@@ -32,8 +34,9 @@ def start_from(
 ) -> tuple[Source, TrainState, dict | None]:
   """(the source, the state before step 0, the data's state or None: from its beginning).
 
-  Another source than was found where that one's arrays turn out to be damaged and no step was
-  named. `shardings`: TrainState of shapes → TrainState of shardings. UserError if none can be read.
+  If the source's arrays turn out to be damaged and no step was named, an older checkpoint becomes
+  the source. `shardings`: TrainState of shapes → TrainState of shardings. UserError if none can be
+  read.
   """
   wanted = parse(config.train.init_from)[1]
   while True:
@@ -89,7 +92,7 @@ def _start(source, config, shardings):
   if fault := processes.first_told(fault):
     return None, fault
   found, place = read
-  # All have read their parts: checksums, which need every process, can be taken.
+  # All have read their parts: now checksums can be computed, which need every process.
   fault = ''
   for item, arrays in found.items():
     fault = fault or checksums.difference(
@@ -110,7 +113,7 @@ def _read_place(source):
 
 
 def _like_saved(shapes, item, arrays):
-  """The arrays in the tree that they were saved in, by whose paths checksums are named."""
+  """The arrays in the tree that they were saved in: its paths are the names of the checksums."""
   if item == 'params':
     return unflatten_dict(arrays)
   tree = {'optimizer_state': shapes.optimizer_state}
@@ -118,7 +121,7 @@ def _like_saved(shapes, item, arrays):
 
 
 def _with_the_rest(leaves, shapes, config, where):
-  """The state of these leaves, cast to its types one by one, all others as a new run has them."""
+  """The state with these leaves, cast to its types; all others are as in a new run."""
   kinds = partial.named(shapes)
   rest = [name for name in kinds if name not in leaves]
 
@@ -130,7 +133,7 @@ def _with_the_rest(leaves, shapes, config, where):
   fresh = init(np.uint32(config.train.seed))
   for name in list(leaves):
     if leaves[name].dtype != kinds[name].dtype:
-      # Never all are there in both types.
+      # One by one: never are all in memory in both types.
       leaves[name] = leaves.pop(name).astype(kinds[name].dtype)
   fill = lambda path, _: leaves.get(
     partial.name_of(path), fresh.get('/'.join(partial.name_of(path)))

@@ -10,7 +10,7 @@ from moe.parallel import sharding
 class Capacity(NamedTuple):
   """Room for one round, from one device to another.
 
-  Whole tokens: a token's assignments arrive together.
+  Tokens arrive whole: a token's assignments to a device arrive together.
   """
 
   tokens: int  # c
@@ -30,12 +30,12 @@ class Capacity(NamedTuple):
 
     Args:
       tokens: T.
-      units_E: of how many units each expert is, 1 where all are as wide. Units are dealt out in
-        their order, without those of zeros that fill up the last devices: with 4 on 8, half the
-        devices get all.
+      units_E: how many units each expert has, 1 if all are equally wide. Devices get units in
+        order; units of zeros that fill up the last devices are left out: 4 units on 8 devices
+        lie on half of them.
       per_token: K.
       devices: P.
-      all_tokens: room for every token.
+      all_tokens: make room for every token.
     """
     here = max(sharding.shard_sizes(sum(units_E), devices))
     reached = max(_shares_of_tokens(units_E, per_token, devices))
@@ -50,18 +50,18 @@ class Capacity(NamedTuple):
 def expected_fill(
   tokens: int, units_E: Sequence[int], per_token: int, devices: int, buffer: float
 ) -> float:
-  """Of the room for one round, the share used when every expert is equally likely.
+  """The share of the room for one round that is used when every expert is equally likely.
 
-  It is what a ragged exchange sends. A mean over devices: 1 / `buffer` where all hold as many
-  experts, but more where that room would hold more than all of a device's `tokens`.
+  A ragged exchange sends only this share. It is a mean over devices: 1 / `buffer` if all hold
+  equally many experts, but more if all of a device's `tokens` need less room than that.
   """
   room = Capacity.of(tokens, units_E, per_token, devices, buffer, all_tokens=False).tokens
   return tokens * sum(_shares_of_tokens(units_E, per_token, devices)) / devices / room
 
 
 def _shares_of_tokens(units_E, per_token, devices):
-  """Of all tokens, those that choose an expert of which a device has a part, all equally likely: of
-  every device.
+  """Yields, for each device, the share of tokens that choose an expert of which it has a part, when
+  all experts are equally likely.
   """
   expert_U = [expert for expert, units in enumerate(units_E) for _ in range(units)]
   ways, first = math.comb(len(units_E), per_token), 0

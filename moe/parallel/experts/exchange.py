@@ -47,20 +47,20 @@ def exchanged(
   window_TP: jax.Array,
   rules: Rules,
 ) -> jax.Array:
-  """float32: what the experts make of the tokens of one round, zero for others.
+  """float32: the experts' output for the tokens of one round, zeros for the others.
 
   Differentiable in the first three. Inside `per_shard`.
 
   Args:
     weights: of this device's G experts.
-    experts_TK: int32 in [0, P · G].
-    device_TK: int32, that of each choice; P where a token goes nowhere.
+    experts_TK: int32 in [0, P · G]; P · G is no choice.
+    device_TK: int32, the device of each choice; P where there is none.
     window_TP: bool, which tokens go to which device in this round.
   """
   transport, capacity, run = rules
   moves, sent_P = _slots(device_TK, window_TP, capacity, packed=transport != 'all_gather')
   devices, here = sent_P.shape[0], weights.gate_EDF.shape[0]
-  # With a token travel its gates, and which experts of the receiver it is for; `here` is none.
+  # A token travels with its gates and the experts of the receiver that it is for; `here` is none.
   device_A = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), capacity.tokens)
   experts_AK = take(experts_TK, moves.source_A) - device_A[:, None] * here
   wanted_AK = (moves.source_A < x_TD.shape[0])[:, None] & (experts_AK >= 0) & (experts_AK < here)
@@ -87,7 +87,8 @@ def exchanged(
 def _slots(device_TK, window_TP, capacity, packed):
   """(Moves of the window's tokens to the slots to send, sent_P: how many go to each device).
 
-  packed: a device's slots follow one another; otherwise token t has the t-th, as if all were sent.
+  packed: the tokens for a device fill its first slots; otherwise token t has the t-th slot, as if
+  all were sent.
   """
   tokens, devices = window_TP.shape
   within_TP = (
@@ -101,20 +102,20 @@ def _slots(device_TK, window_TP, capacity, packed):
   )
   source_A = jnp.full(slots, tokens, jnp.int32)
   source_A = source_A.at[slot_TP].set(jnp.arange(tokens, dtype=jnp.int32)[:, None], mode='drop')
-  # A token crosses once to a device: only the first of its choices there has the slot.
+  # A token crosses to a device only once: the first of its choices there has the slot.
   k = jnp.arange(device_TK.shape[1])
   again_TK = (
     (device_TK[:, :, None] == device_TK[:, None]) & (k[None, None] < k[None, :, None])
   ).any(axis=2)
   # Padding's choices lie past the last column. By default JAX fills in the least integer there,
-  # which `take` takes for a row.
+  # which `take` would read as a row's index.
   slot_TK = jnp.take_along_axis(slot_TP, device_TK, axis=1, mode='fill', fill_value=slots)
   slot_TK = jnp.where(again_TK, slots, slot_TK)
   return Moves(source_A, slot_TK), window_TP.sum(axis=0, dtype=jnp.int32)
 
 
 def _to_all(rows_A):
-  """The i-th of P equal parts goes to device i; parts arrive in the order of the devices."""
+  """Sends the i-th of P equal parts to device i; parts arrive in the order of the devices."""
   return lax.all_to_all(rows_A, AXIS, split_axis=0, concat_axis=0, tiled=True)
 
 

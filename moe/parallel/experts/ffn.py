@@ -29,10 +29,10 @@ def expert_parallel_ffn(
 
   Args:
     x_BLD, gates_BLK, experts_BLK, is_token_BL: laid out by batch.
-    experts_BLK: int32; from E on: none, which is exchanged nowhere.
-    is_token_BL: bool; False for padding, which is exchanged nowhere.
+    experts_BLK: int32; E or more: no expert, which is not exchanged.
+    is_token_BL: bool; False for padding, which is not exchanged.
     weights: of all E experts, by units of their width (`moe.layers.experts`).
-    stored: how each of them lies: `Stored` by expert, width (mesh.zero = 3) and hidden width.
+    stored: how each matrix lies: split by expert, width (mesh.zero = 3) and hidden width.
   """
   dtype, devices, moe = jnp.dtype(config.model.dtype), mesh.size(AXIS), config.moe
   transport = transport_of(config.mesh.transport)
@@ -51,7 +51,7 @@ def expert_parallel_ffn(
       config.mesh.receive_buffer,
       all_tokens=transport == 'all_gather',
     )
-    # Past the experts of zeros, too, which are on some device.
+    # Past the experts of zeros, too: those are on some device.
     no_expert = devices * own.gate_EDF.shape[0]
     is_choice_TK = is_token_BL.reshape(-1, 1) & (experts_TK < moe.num_units)
     experts_TK = saveable(jnp.where(is_choice_TK, experts_TK, no_expert))
@@ -70,8 +70,8 @@ def expert_parallel_ffn(
 def _own(weights_EXY, stored, dtype):
   """This device's experts, of their whole width, from what it stores.
 
-  Experts that cannot be dealt out evenly are stored by width. Dealt out here, some devices get one
-  of zeros.
+  Experts that cannot be dealt out evenly are stored by width, or whole at ZeRO's stage 1. They are
+  dealt out here, and the last devices get experts of zeros.
   """
   if stored.split[0]:
     return zero.gathered(weights_EXY, stored, dtype)

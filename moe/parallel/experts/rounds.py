@@ -18,14 +18,14 @@ from moe.parallel.scopes import further_rounds
 class Demand(NamedTuple):
   """What a device's tokens ask of every device along the axis."""
 
-  device_TK: jax.Array  # int32: device of a choice; P for padding's
-  assignments_TP: jax.Array  # int32: choices of a token on a device
+  device_TK: jax.Array  # int32: the device of each choice; P where there is none
+  assignments_TP: jax.Array  # int32: how many of a token's choices are on the device
   position_TP: jax.Array  # int32: tokens before this one that need the device, too
-  total_P: jax.Array  # int32: tokens that need it
+  total_P: jax.Array  # int32: tokens that need the device
 
   @classmethod
   def of(cls, experts_TK: jax.Array, devices: int, here: int) -> 'Demand':
-    """Of choices that are `devices` · `here` where there is none. here: experts a device, G."""
+    """The demand of choices; `devices` · `here` is no choice. here: G, experts on a device."""
     device_TK = experts_TK // here
     assignments_TP = (device_TK[:, :, None] == jnp.arange(devices)[None, None]).sum(
       axis=1, dtype=jnp.int32
@@ -37,9 +37,8 @@ class Demand(NamedTuple):
 
 
 def window(demand: Demand, start_P: jax.Array, capacity: Capacity) -> jax.Array:
-  """window_TP: which tokens go where in the round that begins with each device's start_P-th token.
-
-  As many as fit.
+  """window_TP: which tokens go to which device in the round that begins with each device's
+  start_P-th token: as many as fit.
   """
   needs_TP = demand.assignments_TP > 0
   waiting_TP = needs_TP & (demand.position_TP >= start_P[None])
@@ -51,7 +50,7 @@ def window(demand: Demand, start_P: jax.Array, capacity: Capacity) -> jax.Array:
 
 
 def _next_round(demand, start_P, window_TP):
-  """Where the round after that of the window begins, and whether any device still needs it."""
+  """(start_P of the round after the window's, whether any device still needs that round)."""
   start_P = start_P + window_TP.sum(axis=0, dtype=jnp.int32)
   return start_P, lax.pmax((start_P < demand.total_P).any(), mesh.BATCH_AXES)
 
@@ -64,11 +63,11 @@ def all_rounds(
   experts_TK: jax.Array,
   rules: Rules,
 ) -> tuple[jax.Array, Exchange]:
-  """(float32 Σ_k gate · FFN(x), telemetry): rounds until nothing is left. Inside `per_shard`.
+  """(float32 Σ_k gate · FFN(x), telemetry). Runs rounds until nothing is left. Inside `per_shard`.
 
   Args:
     weights: of this device's G experts.
-    experts_TK: int32 in [0, P · G); P · G, past them all, where a token goes nowhere.
+    experts_TK: int32 in [0, P · G); P · G, past them all, is no choice.
   """
   return _forward(x_TD, gates_TK, weights, experts_TK, rules)[0]
 
@@ -121,9 +120,9 @@ all_rounds.defvjp(_forward, _backward)
 
 
 def _further_rounds(again, state):
-  """Rounds while a device has tokens left, which `state[1]` says.
+  """Runs rounds while any device has tokens left, as `state[1]` says.
 
-  By the scope's name the planner knows the loop.
+  The planner recognises the loop by its scope's name.
   """
   with further_rounds():
     return lax.while_loop(lambda state: state[1], again, state)

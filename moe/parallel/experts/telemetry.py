@@ -1,4 +1,4 @@
-"""What a layer tells of its exchange."""
+"""What a layer measures of its exchange."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from moe.parallel.experts.exchange import AXIS
 
 
 class Exchange(NamedTuple):
-  """Telemetry of one layer's exchange, over all devices; of real tokens only."""
+  """Telemetry of one layer's exchange, over all devices and real tokens only."""
 
-  # int32: of the exchange; 1 unless routing is lopsided.
+  # int32: how many rounds the exchange took; 1 unless routing is lopsided.
   rounds: jax.Array
   # float32: the fullest device's share of its room for tokens, or assignments, in the first round.
   buffer_share: jax.Array
@@ -25,7 +25,7 @@ class Exchange(NamedTuple):
 def telemetry(
   assignments_TP: jax.Array, first_TP: jax.Array, rounds: jax.Array, capacity: Capacity
 ) -> Exchange:
-  """Inside `per_shard`.
+  """The telemetry of an exchange. Inside `per_shard`.
 
   Args:
     assignments_TP: int32, choices of this device's tokens on each device.

@@ -286,7 +286,7 @@ def test_another_tokenizer_needs_new_parameters_of_the_vocabulary(finished, tmp_
     (['--config.train.init_from={tmp}/nowhere'], 'there is no folder {tmp}/nowhere'),
     (
       ['--config.train.init_from={tmp}/nowhere:3'],
-      'a folder that is named so is written {tmp}/nowhere:3:',
+      'a folder of that name is written {tmp}/nowhere:3:',
     ),
     (['--config.train.init_from={tmp}'], 'there is no checkpoint in {tmp}/checkpoints'),
     (
