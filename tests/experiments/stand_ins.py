@@ -1,4 +1,4 @@
-"""Workers of the device benchmark that compute nothing. What they import is little: each is a new
+"""Workers for the device benchmark that compute nothing. They import little, since each is a new
 process.
 """
 
@@ -11,7 +11,7 @@ CASES = ['good', 'crashes', 'after a crash', 'hangs', 'after it']
 
 
 def serve(connection, rounds, log):
-  """Cases that do as their names say; the other part has no time of its own."""
+  """Runs cases that do as their names say; the second part has no time of its own."""
   connection.send((WHERE, [('first', 60.0, CASES), ('second', 0.0, ['put off'])]))
   for name in iter(connection.recv, None):
     if name == 'crashes':
@@ -20,7 +20,7 @@ def serve(connection, rounds, log):
     if name == 'hangs':
       time.sleep(60)
     record = {'name': name, 'ratio_median': None, 'bar': None, 'process': os.getpid()}
-    # After the first record of all nothing more is computed there.
+    # 'good' says that its process is not well, so the next case gets a new process.
     connection.send(([record], name != 'good'))
 
 
@@ -30,7 +30,7 @@ def refuse(connection, rounds, log):
 
 
 def slow(connection, rounds, log):
-  """Two cases, the first of which takes all the time there is."""
+  """Announces two cases; the first takes all the time there is."""
   connection.send((WHERE, [('only', 60.0, ['hangs', 'never begun'])]))
   connection.recv()
   time.sleep(60)

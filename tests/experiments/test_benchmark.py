@@ -28,8 +28,8 @@ from tests.small import small_config, small_params
 
 
 class Clock:
-  """Stands in for time.perf_counter; `work(s, …)` takes the given seconds, one after another,
-  for ever.
+  """Stands in for time.perf_counter. `work(s, …)` returns a function whose calls take the given
+  seconds in turn, over and over.
   """
 
   def __init__(self, monkeypatch):
@@ -111,7 +111,7 @@ def test_skewed_routing_gives_one_expert_four_fifths_of_the_tokens(monkeypatch):
   shape = moe_layer.Shape(d_model=16, d_expert=4, num_experts=16, experts_per_token=2)
   moe_layer.moe_layer(shape, 'float32', skewed=True)()
   share = seen[0].sum(axis=0)[0] / (moe_layer._SEQUENCES * moe_layer._LENGTH)
-  assert 0.8 <= share < 0.85  # and of the rest as few as any other
+  assert 0.8 <= share < 0.85  # of the rest it gets no more than the others
 
 
 def test_the_dense_twin_activates_as_much():

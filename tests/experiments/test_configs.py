@@ -1,9 +1,9 @@
 """Every published config: frozen as golden text, valid, and kept in its proportions by proxy.py.
 
-golden/base.txt has what every config starts from, golden/FILE.txt where the variants of a file
-differ from that: what all of them change, then what each changes beside. A key that is new and that
-no variant sets changes no golden text. After an intended change,
-write them anew and review their diff:
+golden/base.txt holds what every config starts from. golden/FILE.txt holds where a file's variants
+differ from that: first what all of them change, then what each changes besides. A new key that no
+variant sets changes no golden text. After an intended change, write the texts anew and review
+their diff:
 
   python -m tests.experiments.test_configs
 """
@@ -133,7 +133,7 @@ def test_a_proxy_has_the_architecture_of_its_original(name):
   ):
     relative = full / original.model.d_model * small.model.d_model
     assert (full == 0) == (width == 0)
-    # Up to a multiple of 8, but for the original's own.
+    # Rounded up to a multiple of 8, after taking off the original's own rounding of up to 0.4%.
     assert 0.996 * relative <= width + 0.01 < relative + 8.01
   every_layer = original.model.num_dense_layers == original.model.num_layers
   assert small.model.num_dense_layers == (
@@ -149,8 +149,8 @@ def test_proxy_has_every_variant_once():
 
 
 def test_groups_that_are_balanced_are_the_devices_of_the_mesh():
-  """Eq. 15 balances what the devices of expert parallelism get.
-  Two keys, so that the loss is the same on any mesh.
+  """Eq. 15 balances the devices of expert parallelism. Its groups have a key of their own,
+  so that the loss is the same on any mesh.
   """
   configs = [file.get_config(name) for name, file in proxy.VARIANTS.items()]
   balanced = [

@@ -1,6 +1,4 @@
-"""The device benchmark on tiny shapes: its records, and what becomes of wrong, missing and hanging
-kernels.
-"""
+"""The device benchmark on tiny shapes: its records, also for wrong, missing and hanging kernels."""
 
 import json
 import time
@@ -54,7 +52,7 @@ def test_an_op_beside_the_reference():
     achieved = products * 2 * 16 * 16 * 8 / row['ms'] * 1e3
     assert np.isclose(row['flops_per_second'], achieved)
     assert row['ms_min'] <= row['ms'] <= row['ms_max']
-    assert row['share_of_peak_flops'] is None  # of a CPU
+    assert row['share_of_peak_flops'] is None  # a CPU's peak is unknown
   # Rows and weights in bfloat16 and four sizes are read, a float32 result is written.
   moved = 2 * (16 * 16 + 4 * 16 * 8) + 4 * 4 + 4 * 16 * 8
   assert np.isclose(forward['bytes_per_second'], moved / forward['ms'] * 1e3)
@@ -132,7 +130,7 @@ def test_drawn_routing_is_a_permutation_and_tokens_differ():
 
 
 def test_a_layer_beside_others(quick_compile):
-  # Balanced routing is in the training step's test.
+  # The training step's test covers balanced routing.
   for other in ('dense', 'ragged_dot'):
     (row,) = layer.records(TINY, other, 1)
     assert row['name'] == f'layer tiny bfloat16 ÷ {other}'
@@ -141,7 +139,7 @@ def test_a_layer_beside_others(quick_compile):
 
 
 def test_a_training_step_beside_one_with_balanced_routing(monkeypatch):
-  """Real steps, which compile for 10 seconds, are the suite's own business."""
+  """The steps are stand-ins: real ones take 10 seconds to compile, and are tested elsewhere."""
   balanced = []
 
   def make_train_step(config):
@@ -177,7 +175,7 @@ def test_decoding_is_what_more_tokens_take_longer(monkeypatch):
 
 def test_models_are_cut_to_the_memory(monkeypatch):
   config = sizes.of_platform('tpu').train
-  # 2B parameters in 9 layers; 6 have 1.35B of them.
+  # 9 layers have 2B parameters, 6 have 1.35B; at 20 bytes each, 1.4B fit.
   stats = {'bytes_limit': 20 * 1_400_000_000}
   device = types.SimpleNamespace(memory_stats=lambda: stats)
   monkeypatch.setattr(jax, 'devices', lambda: [device])
@@ -242,7 +240,7 @@ def test_crashes_and_hangs_are_records(monkeypatch):
     'crashes': 'the process crashed, exit code 3: illegal address',
     'hangs': 'ended after 3 s',
   }
-  # One that said it was not well was replaced, too.
+  # The process that said it was not well was replaced, too.
   assert len({row['process'] for row in rows if 'process' in row}) == 3
   json.dumps(rows)
 

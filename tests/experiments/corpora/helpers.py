@@ -22,7 +22,7 @@ def tar(files: dict[str, bytes], prefix: str = '') -> bytes:
 
 
 def deb(files: dict[str, bytes]) -> bytes:
-  """A .deb: an `ar` of the version, no control files, and data.tar.xz.
+  """A .deb: an `ar` archive of the version, a dummy control member, and data.tar.xz.
   Members of odd length are padded.
   """
   members = {

@@ -74,7 +74,7 @@ def member(name, data, size=None):
 
 
 def damaged_wheel():
-  """Its first file's deflate stream has a byte that zlib refuses."""
+  """A wheel whose first file has a byte in its deflate stream that zlib refuses."""
   whole = helpers.wheel({'a': b'text ' * 400}, zipfile.ZIP_DEFLATED)
   return whole[:35] + b'\xff' * 8 + whole[43:]
 

@@ -1,4 +1,4 @@
-"""Instructions made from a seed: every answer right, no held-out wording trained on."""
+"""Instructions made from a seed: every answer is right, and no held-out wording is trained on."""
 
 import json
 import re
@@ -16,7 +16,7 @@ PAIRS = dict(zip(*(wordings.WORDS['things'][each] for each in LANGUAGES), strict
 
 
 def turns(language, count=1500, **options):
-  """(skill, question, answer)"""
+  """Yields (skill, question, answer)."""
   for row in conversations(language, count, seed=3, **options):
     questions, answers = row['messages'][::2], row['messages'][1::2]
     for skill, asked, answered in zip(row['skills'], questions, answers, strict=True):
@@ -32,7 +32,7 @@ def listed(text):
 
 
 def is_right(skill, asked, answered):
-  """From the words of the question and the answer alone."""
+  """Whether the answer is right, judged by the words of question and answer alone."""
   given, said = numbers(asked), numbers(answered)
   if skill in ('addition', 'subtraction', 'multiplication'):
     a, b, result = said

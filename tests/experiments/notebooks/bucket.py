@@ -1,8 +1,8 @@
 """A Cloud Storage bucket to read from, on this machine:
-a folder, served over what its JSON API says of objects.
+a folder, served over the part of Google's JSON API that reads objects.
 
-With `environment` set, gcsfs and TensorStore take it for Google's,
-so that gs://BUCKET/… is the folder.
+With the environment that `serve` yields, gcsfs and TensorStore
+ask this server, and gs://BUCKET/… is the folder.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ BUCKET = 'pod'
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[dict[str, str]]:
   """Serves the files below `folder` as objects of gs://pod;
-  yields the environment that makes clients ask here.
+  yields the environment variables that send clients here.
   """
   handler = type('Handler', (_Handler,), {'folder': folder})
   with _Server(('127.0.0.1', 0), handler) as server:
@@ -29,7 +29,7 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
     url = f'http://127.0.0.1:{server.server_port}'
     yield {
       'STORAGE_EMULATOR_HOST': url,  # gcsfs
-      # Otherwise it asks Google what kind of bucket this is.
+      # Otherwise gcsfs asks Google what kind of bucket this is.
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
       'TENSORSTORE_GCS_HTTP_URL': url,
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',  # else TensorStore looks for a metadata server
@@ -39,13 +39,13 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
 
 class _Server(http.server.ThreadingHTTPServer):
   def handle_error(self, request, client_address):
-    """A client that has gone, as kernels do, is no error."""
+    """Ignores clients that hang up, as kernels do when they end."""
     if not isinstance(sys.exception(), ConnectionError):
       super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """GET of a list of objects, of what is known of one, and of (part of) its bytes."""
+  """Answers GET for a list of objects, for an object's metadata, and for (part of) its bytes."""
 
   protocol_version = 'HTTP/1.1'
   folder: Path

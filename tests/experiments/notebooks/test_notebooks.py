@@ -1,5 +1,5 @@
-"""The notebooks, run from top to bottom: in kernels of their own on a trained run,
-and where models lack something.
+"""The notebooks, run from top to bottom: in their own kernels on a trained run,
+and in this process on models that lack something.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def tiny_config(**overrides):
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A short run's, to be read only; `gs://pod/run` is its address in the bucket."""
+  """The workdir of a short run, to be read only; in the bucket it is gs://pod/run."""
   folder = tmp_path_factory.mktemp('bucket')
   sources = tmp_path_factory.mktemp('text')
   for domain in ('prose', 'code'):
@@ -84,8 +84,8 @@ def read(name):
 
 
 def execute(name, workdir, folder, monkeypatch):
-  """The notebook with outputs, from a fresh kernel of this interpreter that
-  starts where Jupyter starts it.
+  """Returns the notebook with its outputs, from a fresh kernel of this interpreter that
+  starts in the notebooks' folder, as Jupyter's does.
   """
   spec = {
     'argv': [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
@@ -110,7 +110,7 @@ def execute(name, workdir, folder, monkeypatch):
   client = NotebookClient(
     notebook, km=kernel, timeout=300, resources={'metadata': {'path': str(FOLDER)}}
   )
-  client.execute()  # raises for a cell that does
+  client.execute()  # raises if a cell does
   return notebook
 
 
@@ -120,7 +120,7 @@ def printed(notebook, stream='stdout'):
 
 
 def figures(notebook):
-  """Cells that show one."""
+  """How many cells show a figure."""
   has_figure = lambda cell: any(
     'image/png' in output.get('data', ()) for output in cell.get('outputs', ())
   )
@@ -134,7 +134,7 @@ def test_committed_without_outputs(name):
   for cell in notebook.cells:
     assert not cell.get('outputs') and cell.get('execution_count') is None and not cell.metadata
   assert set(notebook.metadata) == {'kernelspec', 'language_info'}
-  # Without the version of whoever saved it last.
+  # Not the Python version of whoever saved it last.
   assert notebook.metadata.language_info == {'name': 'python'}
 
 
@@ -157,7 +157,7 @@ def test_specialization_from_a_folder(workdir, tmp_path, monkeypatch):
 
 
 def run_cells(name):
-  """Runs a notebook's cells in this process: (what it prints, figures, its variables)."""
+  """Runs a notebook's cells in this process: (printed text, number of figures, variables)."""
   plt.switch_backend('agg')
   variables, out = {}, io.StringIO()
   with contextlib.redirect_stdout(out):
@@ -171,7 +171,7 @@ def run_cells(name):
 
 @pytest.fixture
 def run_untrained(workdir, monkeypatch):
-  """Runs a notebook's cells with a model that is not trained."""
+  """A function that runs a notebook's cells with an untrained model."""
   trained = load_run(workdir)
 
   def run(name, overrides):
@@ -214,7 +214,7 @@ def test_a_dense_model_is_restored_without_experts_to_look_at(run_untrained):
 
 @pytest.fixture(scope='module')
 def weights():
-  """What `weights.ipynb` prints, figures and variables, of the checkpoint that it makes."""
+  """What run_cells returns for weights.ipynb, on the checkpoint that the notebook makes."""
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('HF_DIR', raising=False)
     text, shown, variables = run_cells('weights')
@@ -244,7 +244,7 @@ def test_weights_of_a_folder(tmp_path, monkeypatch):
 
 
 def test_every_line_of_the_page_runs(weights):
-  """On the run of weights.ipynb, whose programs are most of the page's."""
+  """They run on the run of weights.ipynb, which has compiled most of what they need."""
   page, folder = (ROOT / 'docs/notebooks.md').read_text(encoding='utf-8'), weights[2]['folder']
   lines, variables = '\n'.join(blocks(page)).replace("'DIR'", repr(str(folder / 'run'))), {}
   exec(lines, variables)
@@ -276,7 +276,7 @@ def test_parameters_from_a_bucket_are_those_of_the_folder(workdir, in_bucket):
 
 
 def test_a_run_starts_from_a_bucket(workdir, in_bucket, tmp_path):
-  """With weights, moments, tokenizer and place in the data; named otherwise it goes on."""
+  """It takes weights, moments, tokenizer and place in the data, and goes on without `:4`."""
   stored = from_stored(json.loads((workdir / 'config.json').read_text()), 'config.json')
   taken = {'init_optimizer': True, 'init_data': True, 'num_steps': 1}
 

@@ -1,4 +1,4 @@
-"""Lines of runs that never were, with known numbers: what a finished sweep would have written."""
+"""Made-up lines with known numbers, as a finished sweep would write them."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from experiments.studies.common import PROXY
 from experiments.sweeps import ledger, plan
 from moe.accounting import account
 
-# What all runs of a seed have in common, which a paired difference removes:
-# far more than models differ by.
+# The shift that all runs of a seed share, far larger than the differences between models:
+# only a paired difference removes it.
 SEED = (0.0, 0.3, -0.2, 0.15, -0.25)
-# Losses at which every claim holds, by config and evaluation: the paper's, where it has them.
+# Losses at which every claim holds, by config and evaluation; the paper's, where it gives them.
 LOSS = {
   'dense': 2.060,
   'hash': 1.932,
@@ -57,13 +57,13 @@ Loss = Callable[[str, str, int], float]
 
 
 def loss(run: str, evaluation: str, seed: int) -> float:
-  """Of LOSS and EVALUATION, with the seed's own shift and a little noise, the same each time."""
+  """A loss of LOSS or EVALUATION, plus the seed's shift and a little noise, the same each time."""
   true = EVALUATION[run][evaluation] if evaluation else LOSS.get(run, 1.808)
   return true + SEED[seed] + random.Random(f'{run} {evaluation} {seed}').gauss(0.0, 0.0005)
 
 
 def lines(study: str, of: Loss = loss, seeds: Sequence[int] = range(3)) -> list[dict]:
-  """Of every run and seed of a study."""
+  """A line for every run and seed of a study."""
   jobs = plan.jobs(plan.load(f'experiments/studies/{study}.py'), PROXY, seeds, {}, Path('runs'))
   return [_line(study, job, run, of) for job in jobs for run in job.runs]
 

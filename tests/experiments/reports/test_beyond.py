@@ -1,4 +1,4 @@
-"""Studies beyond the paper, of made-up lines: what their analyses make of known numbers."""
+"""The studies beyond the paper: what their analyses make of made-up lines with known numbers."""
 
 import math
 
@@ -24,7 +24,7 @@ _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 
 def _line(run, seed, loss, **rest):
-  """A line as far as an analysis reads it. `evaluations`: losses by name."""
+  """A line with the fields that analyses read. `evaluations`: losses by name."""
   scored = lambda value: {'total': {'loss': value, 'bits_per_byte': value}}
   evaluations = {name: scored(value) for name, value in rest.pop('evaluations', {}).items()}
   final = scored(loss) | {'domains': {domain: {'loss': loss} for domain in _DOMAINS}}
@@ -45,7 +45,7 @@ def _analysed(study, lines):
   return {each.what: each for each in found.comparisons}, outcomes(found.comparisons)
 
 
-@pytest.mark.parametrize('name', sorted({*BEYOND} - {'esft'}))  # whose lines have such names
+@pytest.mark.parametrize('name', sorted({*BEYOND} - {'esft'}))  # its runs' names have commas
 def test_they_can_be_planned_and_their_names_be_asked_for(name):
   loaded = plan.load(f'experiments/studies/{name}.py')
   jobs = plan.jobs(loaded, plan.common.SCALES[loaded.scale], [0], {}, plan.Path('runs'))
@@ -54,7 +54,7 @@ def test_they_can_be_planned_and_their_names_be_asked_for(name):
 
 
 def _whole(study, seeds):
-  """Lines with all that any analysis reads; of `seeds`, the runs of seed 1 have diverged."""
+  """Lines with everything that analyses read; the runs of seed 1 have diverged."""
   made = []
   for run in study.sweep():
     for seed in seeds:

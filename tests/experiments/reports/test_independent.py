@@ -1,5 +1,5 @@
-"""The committed verdicts, computed again from the committed lines by other code: json, NumPy and
-SciPy, and nothing of experiments/. What is compared is what the page of each study says.
+"""The committed verdicts, computed again from the committed lines by independent code: json, NumPy
+and SciPy, nothing from experiments/. The results are compared with each study's page.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 from tests.launch.runs.programs import ROOT
 
 RESULTS = ROOT / 'experiments' / 'results'
-# Of each study, what its table calls a difference → the two losses it is of: (run, evaluation).
+# For each study: a name in its table of differences → the run, or (run, evaluation), it stands for.
 _RUN = {
   'Dense': 'dense',
   'Hash Layer': 'hash',
@@ -42,7 +42,7 @@ _FIGURE_4 = r"top (\d)/16 masked: rise − GShard×1.5's"
 
 
 def _folders():
-  """Of both scales, those that are there."""
+  """The studies' result folders, of both scales, that exist."""
   names = [*_STUDIES, 'disable_top', 'balance', 'scaling']
   folders = [RESULTS / part / name for part in ('', 'earlier') for name in names]
   return [folder for folder in folders if (folder / 'README.md').is_file()]
@@ -53,7 +53,7 @@ def _lines(folder: Path) -> list[dict]:
 
 
 def _losses(lines, which) -> dict[int, float]:
-  """By seed."""
+  """The losses of `which`, a run or (run, evaluation), by seed; NaN where the run diverged."""
   run, evaluation = (which, None) if isinstance(which, str) else which
   scored = lambda line: line['evaluations'][evaluation] if evaluation else line['final']
   number = lambda value: np.nan if value is None else value  # diverged
@@ -63,7 +63,7 @@ def _losses(lines, which) -> dict[int, float]:
 
 
 def _table(folder: Path) -> list[dict[str, str]]:
-  """The rows of the comparisons, by column."""
+  """The table of comparisons: each row as {column: cell}."""
   text = (folder / 'README.md').read_text(encoding='utf-8')
   [table] = re.findall(r'^\| paired difference \|.*?(?=\n\n)', text, re.DOTALL | re.MULTILINE)
   lines = table.replace('−0', '-0').splitlines()  # numbers, not the names of differences
@@ -72,7 +72,7 @@ def _table(folder: Path) -> list[dict[str, str]]:
 
 
 def _differences(name: str, lines, what: str) -> np.ndarray | None:
-  """Within seeds; None of what is not computed here."""
+  """The paired differences, one a seed; None for a comparison that is not computed here."""
   if name == 'scaling':
     return _shares(lines) if what.endswith('by the law') else None
   if name == 'balance':
@@ -106,7 +106,7 @@ _BALANCE = {
 def _balance(lines, kind: str, run: str) -> dict[int, float]:
   measures = {
     'loss': lambda line: line['final']['total']['loss'],
-    # Lines from before max ÷ mean became that minus 1 are converted in the files.
+    # Max ÷ mean − 1 in every line: the files' older ones, without the − 1, have been converted.
     'MaxVio': lambda line: line['max_vio']['last_tenth'],
     'idle experts': lambda line: line['idle_experts'],
     'group load': lambda line: np.mean(
@@ -117,8 +117,8 @@ def _balance(lines, kind: str, run: str) -> dict[int, float]:
 
 
 def _shares(lines) -> np.ndarray:
-  """Of each seed: power laws of one floor through both models' losses over compute; the MoE's
-  compute over that of the best dense run, at equal loss.
+  """For each seed, the MoE's compute over that of the best dense run, at equal loss: by power laws
+  of loss over compute, fitted to both models with one shared floor.
   """
   from scipy.optimize import brentq, curve_fit
 
@@ -163,7 +163,7 @@ def test_a_study_says_what_its_lines_say(folder):
       assert row['mean'] == '–'
       continue
     digits = len(row['mean'].partition('.')[2])
-    # The law is a fit: the last digit may be another minimiser's.
+    # The law is fitted: another minimiser may differ in the last digit.
     near = {'abs': 0.6 * 10**-digits + (0.004 if folder.name == 'scaling' else 0)}
     assert float(row['mean']) == pytest.approx(values.mean(), **near)
     if len(values) < 2:
@@ -191,14 +191,14 @@ def _bounds(expected: str) -> tuple[float, float]:
 
 
 def _p(stats, values, expected) -> float:
-  """Of the nearest bound."""
+  """The p-value against the nearest bound."""
   finite = [bound for bound in _bounds(expected) if np.isfinite(bound)]
   return max(stats.ttest_1samp(values, bound).pvalue for bound in finite)
 
 
 def _check_outcomes(rows):
-  """By the intervals; of those that decide the claim also by Holm's steps."""
-  # One that lacks runs decides nothing, and counts.
+  """Checks outcomes by the intervals, and those that decide the claim also by Holm's steps."""
+  # A comparison that lacks runs decides nothing, but counts as one of the family.
   family = [row for row in rows if row['decides the claim'] != 'no']
   family.sort(key=lambda row: row.get('p', 1.0))
   steps, open_from = len(family), None
@@ -222,8 +222,8 @@ def _check_outcomes(rows):
 
 
 def test_five_seeds_are_what_the_spread_of_three_asks_for():
-  """Half of the paper's differences at a power of 0.9, by a noncentral t, where studies.intervals
-  adds quantiles.
+  """The seeds for a power of 0.9 at half of the paper's differences, by a noncentral t;
+  studies.intervals adds quantiles instead.
   """
   from scipy import stats
 
@@ -253,6 +253,5 @@ def test_what_two_kinds_of_machine_make_of_a_run():
   epyc, xeon = of('table1'), of('disable_top')
   apart = [epyc[seed] - xeon[seed] for seed in range(5)]
   said = (RESULTS / 'method.html').read_text()
-  assert (
-    f'{np.std(apart, ddof=1):.4f} (standard deviation over seeds), {np.mean(apart):.4f}' in said
-  )
+  spread, shift = np.std(apart, ddof=1), np.mean(apart)
+  assert f'{spread:.4f} (standard deviation over seeds), and by {shift:.4f} in the mean' in said

@@ -137,7 +137,7 @@ def test_a_loss_that_was_to_be_lower_may_be_shown_to_be_level():
   for other in (
     of(0.01, -0.02, 0.005, 0.0),  # its interval reaches beyond 0.02
     of(-0.001, -0.0011, -0.001),  # holds
-    of(0.001, -0.001, 0.0, 0.002, below=0.001),  # of another bound
+    of(0.001, -0.001, 0.0, 0.002, below=0.001),  # has another bound
     of(0.001, -0.001, 0.0, 0.002, unit='share'),
     of(0.001, -0.001, 0.0, 0.002, at_most=True),
     of(0.001),
@@ -210,7 +210,9 @@ def test_what_is_the_same_for_all_seeds_is_decided_beside_others(stats):
 
 
 def test_holms_correction_is_of_a_claims_comparisons_alone(stats):
-  """Two clear ones and one that its own interval decides, at p between 0.025 and 0.05 of two."""
+  """A comparison with p between 0.025 and 0.05 is decided by its own interval, but two such in one
+  claim are not: Holm's first step asks for 0.05 / 2.
+  """
   generator = np.random.default_rng(0)
   noise = generator.normal(size=5)
   noise = (noise - noise.mean()) / noise.std(ddof=1)

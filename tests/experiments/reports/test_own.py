@@ -38,7 +38,7 @@ def analyse(results):
 
 @pytest.fixture
 def own(tmp_path):
-  """(study's file, results folder) of a study that is nobody's but the user's, with two seeds."""
+  """(study's file, results folder) of a user's own study, with two seeds."""
   file = tmp_path / 'my_study.py'
   file.write_text(_OWN)
   jobs = plan.jobs(plan.load(str(file)), PROXY, [0, 1], {}, tmp_path / 'runs')
@@ -69,7 +69,7 @@ def test_a_study_of_ones_own_is_reported_and_no_other(own):
 
 
 def test_lines_of_a_try_with_other_settings_are_not_the_studys(own):
-  """Written after them, into the same file."""
+  """The lines of the try come after the study's in the same file."""
   file, results = own
   runs = results / 'my_study' / 'runs.jsonl'
   before = page.of_file(str(file), results)

@@ -38,7 +38,7 @@ def browser():
   except debian.CannotRun as error:
     pytest.skip(f'no Chromium here: {error}')
   with sync_api.sync_playwright() as playwright:
-    # No sandbox: as root, which CI is, Chromium has none; the page is our own.
+    # CI runs as root, where Chromium has no sandbox; the page is our own.
     started = playwright.chromium.launch(
       executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage']
     )
@@ -47,7 +47,7 @@ def browser():
 
 
 def _open(browser, file, scheme='light', width=1000):
-  """The page, and what went wrong in it or left the file, as it goes."""
+  """The page, and a list that collects its errors and its requests for anything but `file`."""
   context = browser.new_context(
     color_scheme=scheme, offline=True, viewport={'width': width, 'height': 800}
   )
@@ -95,7 +95,7 @@ def test_a_page_without_runs_has_no_figure(browser, tmp_path):
   in_process.check('report', f'--results={tmp_path}')
   page, faults = _open(browser, tmp_path / 'index.html')
   assert page.locator('svg').count() == 0 and faults == []
-  # In the table of all, and in its section.
+  # Once in the table of all studies, once in the study's section.
   assert page.get_by_text('0 of 25 runs finished').count() == 2
 
 
@@ -103,12 +103,12 @@ def test_a_figure_by_itself(browser, results):
   """As the README shows it."""
   in_process.check('report', f'--results={results}')
   page, faults = _open(browser, results / 'table1' / 'figure.svg', 'dark')
-  # A loss of each of the five, seven differences here, and the paper's of these.
+  # Five losses, seven differences here, and the paper's seven.
   assert page.locator('.point').count() == 5 + 7 + 7 and faults == []
 
 
 def test_the_committed_page(browser):
-  """Every study that has lines is on it, those of no paper too, and both pilots."""
+  """It has every study with lines, also those beyond the paper, and both pilots."""
   results = programs.ROOT / 'experiments' / 'results'
   page, faults = _open(browser, results / 'index.html')
   sections = page.eval_on_selector_all('section', 'found => found.map(each => each.id)')

@@ -1,4 +1,4 @@
-"""The report, of runs with known numbers: what it says and draws,
+"""The report on runs with known numbers: what it says and draws,
 and that its bytes depend on nothing else.
 """
 
@@ -128,7 +128,7 @@ def test_an_open_comparison_says_what_would_decide_it(tmp_path):
 
 def test_absent_and_partial_studies_say_what_is_missing(tmp_path):
   absent = study.load('table1', tmp_path)
-  # Of its own scale, which has 5 seeds; the lines below are of the earlier one.
+  # The study's own scale has 5 seeds; the lines below are of the earlier scale.
   assert absent.in_words == 'undecided: 0 of 25 runs finished' and absent.figure == ''
   assert absent.missing[0] == 'dense (seed 0, 1, 2, 3, 4)' and len(absent.missing) == 5
   made = synthetic.lines('table1')
@@ -154,7 +154,7 @@ def test_every_study_can_be_drawn_without_runs_and_of_one_seed(name, seeds, tmp_
 
 
 def test_what_does_not_count_is_missing(results):
-  """Lines of another config, or with other evaluations."""
+  """A line of another config does not count, nor does one that lacks an evaluation."""
   made = {(line['run'], line['seed']): line for line in synthetic.lines('fewer_active')}
   other, lacking = (made['deepseek_moe', seed] for seed in range(2))
   file = ledger.path(results, 'fewer_active')
@@ -236,8 +236,8 @@ def test_the_share_of_the_compute():
   # Half way in log FLOPs.
   assert scaling.compute_share(dense, [(1e12, 2.5), (4e12, 1.5)]) == pytest.approx(0.5)
   assert scaling.compute_share(dense, [(1e12, 2.0), (4e12, 1.5)]) == 0.25
-  assert scaling.compute_share(dense, [(2e12, 1.9), (4e12, 1.5)]) == 0.5  # no more than that
-  assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # no less than that
+  assert scaling.compute_share(dense, [(2e12, 1.9), (4e12, 1.5)]) == 0.5  # at most
+  assert scaling.compute_share(dense, [(2e12, 3.0), (6e12, 2.1)]) == 1.5  # at least
   assert scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], 2e12) == pytest.approx(2.0)
   assert [scaling.loss_at([(1e12, 2.5), (4e12, 1.5)], compute) for compute in (1, 1e15)] == [
     2.5,
@@ -254,7 +254,7 @@ def test_the_law_finds_what_curves_were_made_with():
   assert found.error < 1e-6 and found.floor == pytest.approx(1.7, abs=1e-3)
   assert found.dense[1] == pytest.approx(0.31, abs=1e-3)
   assert moe_law(found.share(2e13) * 2e13) == pytest.approx(dense_law(2e13))
-  # Lines over log compute have no floor that can be told, but a share.
+  # Straight lines over log compute determine no floor, but they determine a share.
   line = lambda compute: 4 - 0.1 * math.log(compute / 1e13)
   found = scaling.fit(
     [(compute, line(compute)) for compute, _ in dense],
@@ -312,8 +312,8 @@ def test_two_builds_are_the_same_bytes_whatever_the_order_of_the_lines(results, 
   for folder in (results, again):
     programs.check('report', f'--results={folder}')
   files = sorted(path.relative_to(results) for path in results.rglob('*') if path.is_file())
-  assert len(files) == 3 + 3 * len(STUDIES)  # of the page three; of the pilots there is no line
-  # Their commands name the folder.
+  assert len(files) == 3 + 3 * len(STUDIES)  # three of the page; the pilots have no lines
+  # The commands in the files name the folder.
   of = lambda folder, file: (folder / file).read_bytes().replace(str(folder).encode(), b'FOLDER')
   for file in files:
     if file.name != 'runs.jsonl':
@@ -338,8 +338,8 @@ def test_what_is_committed_is_what_the_runs_give():
 
 
 def test_a_config_and_seed_have_one_loss_in_all_studies():
-  """One that several share is trained once; a second training on such a machine must have come out
-  the same. (Another kind of CPU rounds otherwise, and a training's end is as sensitive as a seed.)
+  """A config that studies share is trained once; training it again on the same kind of machine must
+  give the same loss. (Another CPU rounds otherwise, which changes a loss as much as a seed does.)
   """
   losses = collections.defaultdict(set)
   for path in Path('experiments/results').rglob('runs.jsonl'):

@@ -1,4 +1,4 @@
-"""JobSets of a study, submitted to a kubectl that stands in for a cluster's."""
+"""JobSets of a study, submitted to a stand-in for kubectl."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from tests.experiments.sweeps.jobs import CONFIG, jobs_of
 from tests.launch.cluster.scripts import FOLDER, fake
 from tests.launch.runs.programs import ROOT
 
-# Keeps what is applied, forgets what is deleted, and says of all what `conditions` says of each.
+# Records its arguments, keeps the manifest that is applied, and lists the JobSets in `jobsets`.
 _KUBECTL = """
 echo "$*" >> {folder}/called
 case "$1 $2" in
@@ -34,7 +34,7 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.fixture
 def manifest(cluster):
-  """The shipped one, filled in; its volume is where the runs are."""
+  """(the shipped manifest, filled in; its path). Its volume is mounted where the runs are."""
   found = yaml.safe_load((FOLDER / 'jobset.yaml').read_text())
   container = gke._container(found)
   container['image'] = 'europe-docker.pkg.dev/ours/images/deepseek-moe:1'
@@ -80,7 +80,7 @@ def test_a_job_set_has_the_flags_of_its_run_and_the_rest_of_the_manifest(cluster
     script, script_name, *flags = gke._container(each)['args']
     assert ['-m', 'launch.train', *flags] == job.arguments('train') and script_name == 'train'
     assert f'--coordinator={name}-slice-0-0.{name}:1234' in script and 'launch.train "$@"' in script
-    # What is left is the manifest's.
+    # All else is as in the manifest.
     back = copy.deepcopy(each)
     back['metadata'].pop('labels')
     back['metadata']['name'] = template['metadata']['name']
@@ -159,7 +159,7 @@ def test_a_config_that_no_pod_has_is_told(cluster, manifest, tmp_path_factory):
 
 
 def test_a_relative_config_is_named_in_full(cluster, manifest, monkeypatch):
-  """Below the volume; what lies in the checkout is named from there, where the image has it."""
+  """This one is on the volume. One in the checkout is named from there, where the image has it."""
   (cluster / 'mine.py').write_text((ROOT / 'experiments/proxy.py').read_text())
   monkeypatch.chdir(cluster)
   jobs = jobs_of(cluster / 'runs', Run('mine', 'mine.py:dense', {}))

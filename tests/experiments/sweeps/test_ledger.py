@@ -1,4 +1,4 @@
-"""The ledger of a study: its lines put, read and refused; what another study has recorded."""
+"""The ledger of a study: lines put, read and refused, and the commits that they name."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def test_a_line_says_its_format_and_that_of_a_newer_version_is_refused(tmp_path)
 
 
 def test_max_vio_of_old_lines_and_old_logs_is_read_as_one_less(tmp_path):
-  """1 was balance then; 0 is now."""
+  """In old ones balance is 1; now it is 0."""
   file = tmp_path / 'runs.jsonl'
   ledger.put(file, _LINE | {'seed': 1, 'format': ledger.FORMAT, 'max_vio': {'final': 0.5}})
   old = {key: value for key, value in _LINE.items() if key != 'format'}
@@ -125,7 +125,7 @@ def test_figures_of_different_data_are_refused(tmp_path):
   (job,) = plan.jobs(plan.load(study), ledger.PROXY, [0], {}, tmp_path)
   file = ledger.path(tmp_path, 'shared_off')
   made = {'run': 'deepseek_moe', 'config_hash': job.config_hash}
-  # The first lines ever had none.
+  # The oldest lines name no data.
   for seed, data in enumerate([{'data': 'a'}, {}, {'data': None}, {'data': 'a'}]):
     ledger.put(file, made | data | {'seed': seed})
   assert len(ledger.current(study, tmp_path)) == 4
@@ -161,7 +161,7 @@ def test_the_same_code_is_known_by_what_differs_between_commits(tmp_path, monkey
   for unclear in ([], ['unknown'], [f'{last}-dirty'], ['0' * 40], ['--output=x']):
     assert not machine.is_of(unclear, last)
   assert not machine.is_of([f'{last}-dirty'], f'{last}-dirty')
-  # As an installed package, in an environment inside of a repository of somebody else's.
+  # As for a package installed in an environment inside somebody else's repository.
   monkeypatch.setattr(machine, '_ROOT', tmp_path / 'moe')
   assert machine.commit() == 'unknown'
 

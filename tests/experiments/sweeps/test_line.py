@@ -1,4 +1,4 @@
-"""What a run has left, as the line of a study."""
+"""The line of a study, made from what a run leaves."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_a_line_without_all_evaluations_is_missing(tmp_path):
 
 
 def test_text_of_another_vocabulary_has_another_name():
-  """A line's data are named with their tokenizer."""
+  """The name of a line's data depends on their tokenizer, and so on its vocabulary."""
   line = lambda data, size: {
     'run': 'x',
     'seed': 0,
@@ -58,7 +58,7 @@ def test_text_of_another_source_is_other_text_where_the_study_says_so():
 
 
 def _prepare(job, tokens=5, **settings):
-  """Leaves what names a job's prepared text."""
+  """Writes the metadata that names a job's prepared text; returns the name."""
   job.data_dir.mkdir(parents=True, exist_ok=True)
   entry = {'documents': 1, 'bytes': 9, 'tokens': tokens, 'files': {}}
   metadata = {
@@ -221,7 +221,7 @@ def test_figures_leave_out_lines_of_another_config(tmp_path):
 
 
 def _write_run(job, scores):
-  """What training and scoring leave, of 1000 logged steps."""
+  """Writes what training and scoring leave, for 40 logged steps."""
   job.workdir.mkdir(parents=True)
   metrics = [
     {
@@ -279,7 +279,7 @@ def test_a_line_from_what_a_run_has_left(tmp_path, monkeypatch):
   source = {'path': '/runs/a', 'step': 30, 'checksum': '0a1b2c3d'}
   provenance.note(job.workdir, {'commit': 'abc', 'init_from': source})
   assert line.make('study', run, job, 'proxy', [])['init_from'] == source
-  # The report's tests make lines up: of what a real line has, and nothing else.
+  # The lines that the report's tests make up have no key that a real line lacks.
   monkeypatch.chdir(programs.ROOT)
   made_up = synthetic.lines('shared_off', seeds=[0])[0]
   assert tuple(made) == ledger.FIELDS

@@ -19,7 +19,7 @@ from moe.errors import UserError
 from tests.experiments.sweeps.jobs import CONFIG, jobs_of
 from tests.launch.runs import programs
 
-# A sweep that has started a child, and is killed.
+# A sweep that starts a child and is then killed.
 _KILLED = """
 import os, sys
 from pathlib import Path
@@ -177,7 +177,7 @@ def test_a_study_fixes_its_number_of_seeds(tmp_path):
 
 
 def test_a_default_that_only_rounds_differently_names_no_run(tmp_path):
-  """The loop over layers is written out where runs before the key had it as a loop."""
+  """Runs from before model.unroll looped over the layers; today's default writes the loop out."""
   asked = Run('asked', CONFIG, {'model.unroll': 1})
   usual, looped = jobs_of(tmp_path, Run('usual', CONFIG), asked)
   assert 'model.unroll' not in plan.settings(usual.config)
@@ -188,7 +188,7 @@ def test_a_default_that_only_rounds_differently_names_no_run(tmp_path):
 
 @pytest.mark.parametrize('is_at_hand', [True, False])
 def test_what_lies_beside_a_config_is_found_where_it_is_here(is_at_hand, tmp_path, monkeypatch):
-  """As in a program that was started by `python -m`, and by its script."""
+  """A child finds it if the program was started by `python -m`, but not if by its script."""
   (tmp_path / 'helper.py').write_text('')
   monkeypatch.chdir(tmp_path)
   rest = [each for each in sys.path if each not in ('', str(tmp_path))]

@@ -1,4 +1,4 @@
-"""Cores and GPUs dealt to runs, and runs on them."""
+"""Cores and GPUs dealt to runs, and runs on their shares."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.experiments.sweeps.jobs import CONFIG, jobs_of
 
 
 def _at_hand(commands):
-  """Stands for children.Children: starts the next of some programs, whatever it is asked for."""
+  """Stands in for children.Children: starts the next of `commands`, whatever it is asked for."""
   start = lambda arguments, log, share: subprocess.Popen([sys.executable, '-c', commands.pop(0)])
   return types.SimpleNamespace(stopped_by=None, start=start)
 
@@ -95,7 +95,7 @@ def test_the_threads_of_a_core_go_together(monkeypatch):
 def test_gpus_are_those_that_jax_would_take(monkeypatch):
   plugins = [types.SimpleNamespace(name='xla_cuda12')]
   monkeypatch.setattr(shares.importlib.metadata, 'entry_points', lambda group: plugins)
-  # As in a container that was given the third and the eleventh.
+  # As in a container that was given the third and the eleventh GPU.
   monkeypatch.setattr(
     Path, 'glob', lambda *unused: map(Path, ['/dev/nvidia10', '/dev/nvidia2', '/dev/nvidiactl'])
   )

@@ -65,7 +65,7 @@ _ODD = [
 
 @pytest.mark.parametrize('argument', _ODD)
 def test_a_task_gets_its_arguments_as_they_are_from_one_line(argument, tmp_path):
-  """As launch/cluster/slurm.sbatch takes them: eval of the line of a task's number."""
+  """A task takes them as launch/cluster/slurm.sbatch does: by eval of the line of its number."""
   line = f'printf %s\\\\0 {slurm.quoted([argument, "last"])}'
   (tmp_path / 'commands').write_text(f'false\n{line}\nfalse\n')
   script = f'eval "command=($(sed -n "2p" {tmp_path}/commands))"; "${{command[@]}}"'

@@ -56,7 +56,7 @@ def test_a_start_is_named_by_its_settings_and_found_by_its_place(tmp_path):
   assert 'init_from' not in command
   assert f'--config.train.init_from={upcycled.workdir}/start' in upcycled.arguments('train')
   assert not any('init_from' in flag for flag in on.arguments('prepare_data'))
-  # Which experts, nobody knows yet.
+  # The experts are not chosen yet.
   assert not any('finetune' in flag for flag in few.arguments('prepare_data'))
   command = ' '.join(few.arguments('select_experts'))
   assert f'--workdir={scratch.workdir} --out={few.workdir}/experts.json --by=gate' in command
@@ -70,7 +70,7 @@ def test_a_start_on_other_text_has_the_tokenizer_of_the_first(tmp_path):
   dense, tuned, alone = jobs_of(tmp_path / 'here', *runs)
   assert tuned.config.data.tokenizer == str(dense.data_dir / 'tokenizer.model')
   assert len({dense.data_dir, tuned.data_dir, alone.data_dir}) == 3
-  # By settings, not by place, as the start itself.
+  # The tokenizer is named by its run's settings, not by its place, as the start itself is.
   assert jobs_of(tmp_path / 'there', *runs)[1].config_hash == tuned.config_hash
   assert not any(str(tmp_path) in str(value) for value in _names(tuned).values())
   assert f'--start={dense.workdir}' in local.score_arguments(tuned)
@@ -218,7 +218,7 @@ def test_a_start_goes_with_what_needs_one(tmp_path):
 
 @pytest.mark.parametrize('goes_well', [True, False])
 def test_a_run_waits_for_what_it_starts_from(goes_well, tmp_path, monkeypatch):
-  """`dense` ends well or not; what a program leaves is there when it ends."""
+  """`dense` succeeds or fails; a program's output appears when the program ends."""
   monkeypatch.setattr(local.machine, 'commit', lambda: 'unknown')
   jobs, started = jobs_of(tmp_path, *_RUNS), []
 
@@ -282,7 +282,7 @@ def test_a_preparation_that_makes_nothing_is_not_started_again(tmp_path):
 
 
 def test_what_is_started_from_is_trained_though_its_line_is_there(tmp_path, monkeypatch, capsys):
-  """As on a fresh clone, whose lines came with it and whose runs did not."""
+  """As on a fresh clone, which has the lines but not the runs."""
   study = plan.Study('study.py', lambda scale: _RUNS[:3])
   monkeypatch.setattr(sweep.plan, 'load', lambda path: study)
   lacking = lambda job, lines: [] if job.runs[0].name == 'dense' else list(job.runs)

@@ -1,5 +1,5 @@
 """Every study of experiments/studies: its runs are configs that can be trained,
-and comparable with each other.
+and that are comparable with each other.
 """
 
 import importlib
@@ -33,7 +33,7 @@ _OWN = (
   'model.num_kv_heads',
 )
 
-# One has room for fewer rows at a time; two have another learning rate where the pilot says so.
+# dense_x16 has room for fewer rows at a time; in LONG.rates the pilot gives another learning rate.
 _OF_ITS_OWN = {('validation:dense_x16', 'train.microbatches')} | {
   (f'proxy:{name}', 'optimizer.peak_lr') for name in LONG.rates
 }
@@ -81,7 +81,7 @@ def test_a_study_opens_with_its_claim_and_its_command(name):
 @pytest.mark.parametrize('scale', SCALES.values(), ids=SCALES)
 def test_a_config_has_one_folder_whatever_the_study(scale, tmp_path):
   """A later study finds the folder that an earlier one has made,
-  under its own variant's name or another.
+  even where that is named after another variant.
   """
   folders = {}
   for name in STUDIES:

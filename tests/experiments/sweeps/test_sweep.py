@@ -304,7 +304,7 @@ def test_a_bad_flag_is_one_line(flag, words, tmp_path):
 
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
-  """(options, its one job) of a study with three finished runs, of a commit that no clone has."""
+  """(options, job of seed 0) of a study with three finished runs of a commit that no clone has."""
   monkeypatch.chdir(programs.ROOT)
   monkeypatch.setattr(sweep.machine, 'commit', lambda: 'f' * 40)
   synthetic.write(tmp_path / 'results', 'shared_off', synthetic.lines('shared_off'))
@@ -341,7 +341,7 @@ def test_retrain_sets_aside_what_other_code_has_left(recorded, capsys, monkeypat
   aside = job.workdir.with_name(f'seed0-{"a" * 12}')
   assert (aside / 'checkpoints').is_dir() and not job.workdir.exists()
   assert str(aside) in capsys.readouterr().out
-  sweep.machine.note_commit(job.workdir, 'f' * 40)  # what this code has begun goes on
+  sweep.machine.note_commit(job.workdir, 'f' * 40)  # a run that this code began goes on
   sweep.run(retrain)
   assert job.workdir.is_dir() and f'now in {aside}' not in capsys.readouterr().out
 

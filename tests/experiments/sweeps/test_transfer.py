@@ -1,4 +1,4 @@
-"""Both runs on the held-out text of both, and replies that are exactly right."""
+"""The losses of two runs on the held-out text of both, and the share of exactly right replies."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_losses_are_of_each_runs_weights_on_each_text(runs, measured, monkeypatc
 
 
 def test_a_reply_is_right_if_it_says_the_same_and_ends(runs, monkeypatch):
-  """Every second reply is repeated; of the others one lacks its end, one goes on."""
+  """Every second answer is the reply itself; the others lack its end token or go on past it."""
   tuned, data, _, _ = runs
   eos, context = tuned.tokenizer.eos_id, tuned.config.data.seq_len
   said, expected = {}, {}

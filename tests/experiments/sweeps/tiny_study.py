@@ -1,4 +1,4 @@
-"""A study of seconds; its first run fails, for want of devices."""
+"""A study that takes seconds; its first run fails because it needs more devices than there are."""
 
 from experiments.studies.common import Run
 

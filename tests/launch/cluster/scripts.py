@@ -1,6 +1,4 @@
-"""What the scripts under test lie in and call: their folder,
-and programs that stand in for the real ones.
-"""
+"""The folder of the scripts under test, and stand-ins for the programs that they call."""
 
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ PYTHON_BIN = Path(sys.executable).parent
 
 
 def fake(path: Path, script: str) -> Path:
-  """Writes a program of bash. Returns the folder it lies in, to be put at the front of PATH."""
+  """Writes a bash program; returns its folder, to be put at the front of PATH."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(f'#!/bin/bash\n{script}\n')
   path.chmod(0o755)

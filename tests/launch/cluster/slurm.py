@@ -1,8 +1,8 @@
-"""A Slurm cluster of two nodes on this machine, of Debian's packages:
-real daemons, everything else in one folder.
+"""A Slurm cluster of two nodes on this machine, from Debian's packages:
+real daemons, whose files are all in one folder.
 
-No file of the system is changed and no fixed port is taken:
-configuration, keys, sockets and state lie in the folder.
+It changes no file of the system and takes no fixed port:
+configuration, keys, sockets and state are in the folder.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from tests.debian import CannotRun
 _HOST = socket.gethostname().split('.')[0]
 # JAX connects to the first node in the order of their names, so only that one must resolve: this
 # machine's own name does, and the other needs no line in /etc/hosts. (Slurm treats the name
-# localhost in a way of its own.)
+# localhost specially.)
 NODES = (_HOST, f'{_HOST}x')
-_JAX_PORTS = range(65536 - 4096, 65536)  # of JAX's coordinator: the first + job id modulo 4096
+_JAX_PORTS = range(65536 - 4096, 65536)  # JAX's coordinator takes the first + job id modulo 4096
 
 
 class Cluster:
-  """slurmctld, a slurmd a node, and a munged, from `start` to `stop`."""
+  """slurmctld, a slurmd for each node, and a munged, from `start` to `stop`."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -36,7 +36,7 @@ class Cluster:
     self._daemons: list[subprocess.Popen] = []
 
   def start(self) -> None:
-    """Returns when both nodes are idle. CannotRun without Slurm, or,
+    """Returns when both nodes are idle. Raises CannotRun without Slurm, or,
     with the daemons' last words, after 60 s.
     """
     debian.find(debian.SLURM)
@@ -77,7 +77,7 @@ class Cluster:
   def run(
     self, *command: str, cwd=None, environment=None, timeout=20
   ) -> subprocess.CompletedProcess:
-    """One of Slurm's commands, on this cluster."""
+    """Runs one of Slurm's commands on this cluster."""
     environment = self.environment | (environment or {})
     return subprocess.run(
       command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout
@@ -95,8 +95,8 @@ class Cluster:
     return dict(field.split('=', 1) for field in shown.split() if '=' in field)
 
   def wait(self, number: str, timeout: float) -> dict[str, str]:
-    """`job` once it has ended for good, after any requeueing;
-    as it is after `timeout` seconds if it has not.
+    """Returns `job` once it has ended for good, after any requeueing,
+    or as it is after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -107,8 +107,8 @@ class Cluster:
       time.sleep(0.3)
 
   def processes(self) -> Iterator[int]:
-    """Ids of the daemons, of those that watch over jobs (slurmstepd),
-    and of the jobs' own processes.
+    """Yields the process ids of the daemons, of those that watch over jobs
+    (slurmstepd), and of the jobs themselves.
     """
     mark = f'SLURM_CONF={self.folder}/slurm.conf'.encode()
     for entry in Path('/proc').iterdir():
@@ -155,8 +155,8 @@ class Cluster:
 
   def _daemon(self, program, *arguments):
     name = '-'.join((program, *(a for a in arguments if a in NODES)))
-    # A signal to the tests, such as Ctrl-C, is theirs alone;
-    # should they be killed, so are the daemons.
+    # A signal to the tests, such as Ctrl-C, does not reach the daemons;
+    # but if the tests are killed, so are the daemons.
     command = ('setpriv', '--pdeathsig', 'KILL', program, *arguments)
     with open(self.folder / f'{name}.log', 'w') as log:
       self._daemons.append(
@@ -171,7 +171,7 @@ class Cluster:
       )
 
   def _all_idle(self):
-    # Of a command that asks a daemon still starting.
+    # The command times out if the daemon that it asks is still starting.
     with contextlib.suppress(subprocess.TimeoutExpired):
       return self.run('sinfo', '-h', '-o', '%T %D').stdout == f'idle {len(NODES)}\n'
 
@@ -184,7 +184,7 @@ class Cluster:
 
 
 def _free_ports(count):
-  """`count` free ports, and one of those where JAX's coordinator may be."""
+  """Yields `count` free ports, and a free one of _JAX_PORTS."""
   with contextlib.ExitStack() as stack:
     for _ in range(count):
       stack.enter_context(taken := socket.socket()).bind(('127.0.0.1', 0))

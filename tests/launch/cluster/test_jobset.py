@@ -21,10 +21,10 @@ def manifest():
 
 
 def _check(manifest):
-  """ValueError unless every field is one of the schema's, present where required,
-  and of its type.
+  """Raises ValueError unless every field is in the schema and of its type,
+  and every required one is present.
   """
-  # Here, since it takes seconds to import and every worker imports every file.
+  # Imported here: it takes seconds, and every worker imports every file.
   from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
   # The models, generated from JobSet's OpenAPI schema, leave out fields they do not know:
@@ -78,7 +78,7 @@ def test_the_slice_and_its_names_agree(manifest):
   assert job['parallelism'] * container['resources']['limits']['google.com/tpu'] == chips
   assert job['completions'] == job['parallelism']
   assert job['podFailurePolicy']['rules'][0]['onExitCodes']['containerName'] == container['name']
-  # Those that launch/supervise.sh ends with, but success.
+  # The exit codes of launch/supervise.sh, without success.
   assert job['podFailurePolicy']['rules'][0]['onExitCodes']['values'] == [2, 129, 130]
   assert [mount['name'] for mount in container['volumeMounts']] == [
     volume['name'] for volume in pod['volumes']
@@ -90,8 +90,8 @@ def test_the_slice_and_its_names_agree(manifest):
 
 @pytest.fixture
 def start(manifest, tmp_path):
-  """start(script) runs the container's command with a `python` that does
-  what the script of bash says.
+  """start(script) runs the container's command, in which `python` runs
+  the bash script instead.
   """
   pods = []
 

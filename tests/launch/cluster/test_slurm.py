@@ -32,7 +32,7 @@ def cluster(tmp_path_factory):
 
 
 class _Job:
-  """A submitted batch file; `python` there is the first on PATH in `bin_folder`."""
+  """A submitted batch file. Its `python` is the one in `bin_folder`, which is first on PATH."""
 
   def __init__(
     self, cluster, log: Path, bin_folder: Path, *flags: str, environment=None, options=()
@@ -70,7 +70,7 @@ def _losses(workdir):
 
 
 def _config(folder, save_every=1_000_000):
-  """Keys of a run of seconds on text of its own."""
+  """Config keys of a run that takes seconds, on its own text."""
   return {
     'model.num_layers': 1,
     'ops.implementation': 'reference',  # compiles fastest
@@ -106,7 +106,7 @@ def folder(tmp_path):
 @pytest.mark.usefixtures('quick_compile')
 def test_two_nodes_stop_queue_again_and_compute_what_one_process_does(cluster, folder):
   workdir = folder / 'nodes'
-  # Saving at every step takes it long enough to be stopped on the way.
+  # Saving at every step makes the run slow enough to be stopped on the way.
   flags = (
     '--config=tests/launch/runs/config.py',
     f'--flagfile={_flag_file(folder, save_every=1)}',
@@ -218,7 +218,7 @@ def test_a_stopped_task_of_an_array_queues_again_and_leaves_the_others_alone(clu
   )
   started = [tmp_path / f'{number}.started' for number in (0, 1)]
   job.until(lambda: all(path.exists() and path.read_text() for path in started))
-  # Of one task the number is that of the array as well; `scancel NUMBER` would mean both.
+  # One task has the array's own number, so `scancel NUMBER` would signal both tasks.
   numbers = [path.read_text().strip() for path in started]
   stopped = numbers.index(job.number)
 

@@ -18,7 +18,7 @@ _FLAGS = (
   "--workdir=/mnt/it's here",
   '--config.data.sources=a=$HOME/*;b=c',
 )
-# Writes its arguments down, and notes the SIGTERM that a real one hands on.
+# Writes down its arguments, and notes the SIGTERM that the real script hands on.
 _SUPERVISE = (
   'printf "%s\\n" "$@" >arguments; trap "echo stopped >>stopped; exit" TERM; '
   'while :; do sleep 0.05; done'
@@ -58,7 +58,7 @@ class _Pod:
     return done.stdout
 
   def files(self, name: str) -> list[str]:
-    """What every worker has in a file, which may be still to come."""
+    """The content of a file on every worker; waits until it is there."""
     paths = [repository / name for repository in self.repositories]
     deadline = time.monotonic() + 20
     while not all(path.exists() and path.read_text() for path in paths):

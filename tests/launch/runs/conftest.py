@@ -30,7 +30,7 @@ def _made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Pat
   """The folder that `make` fills, for all workers: the first that asks makes it, others wait."""
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
-    folder = folder.parent  # a worker's own is in the session's
+    folder = folder.parent  # a worker's folder is in the session's
   made = folder / f'{name}.made'
   with open(folder / f'{name}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -42,7 +42,7 @@ def _made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Pat
 
 @pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
-  """Two domains of small documents: a source spec."""
+  """The source spec of two domains of small documents."""
   folder = _made_once(tmp_path_factory, 'corpus', _write_corpus)
   return f'prose={folder}/prose-*.txt;code={folder}/code-*.txt'
 
@@ -80,5 +80,5 @@ def finished(data_flags, tmp_path_factory):
     assert 'step 40/40' in output
 
   made = _made_once(tmp_path_factory, 'undisturbed', train)
-  # A worker's own: a program that is refused may lock the folder for a moment.
+  # Each worker has its own copy: a program that is refused may lock the folder for a moment.
   return shutil.copytree(made, tmp_path_factory.mktemp('runs') / 'undisturbed')

@@ -68,7 +68,7 @@ def test_it_goes_on_bit_for_bit(made, tmp_path):
 
 
 def alone(run, conversations):
-  """Nats of every reply's token, from the logits of conversations no longer than the context."""
+  """Yields the nats of every reply token, from the logits of conversations that fit the context."""
   logits = run.logits([tokens_N[:-1].tolist() for tokens_N, _ in conversations])
   for (tokens_N, learnt_N), logits_LV in zip(conversations, logits, strict=True):
     logits_LV = logits_LV.astype(np.float64)

@@ -35,7 +35,7 @@ KEYS = {
 
 @pytest.fixture(scope='module')
 def chosen(data_flags, finished, tmp_path_factory):
-  """A choice of half of each layer's gates."""
+  """The file of a choice: in each layer, the experts that together get half of the gate mass."""
   path = tmp_path_factory.mktemp('choice') / 'experts.json'
   printed = in_process.check(
     'select_experts', f'--workdir={finished}', f'--out={path}', '--mass=0.5', '--max_batches=2'
@@ -46,8 +46,8 @@ def chosen(data_flags, finished, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def started(data_flags, finished, chosen, tmp_path_factory):
-  """(finetune.trainable, other keys) → (workdir, config) of a run of four steps from `finished`, of
-  which checkpoints 0, 2 and 4 are there.
+  """(finetune.trainable, other keys) → (workdir, config) of a run of four steps from `finished`,
+  with checkpoints 0, 2 and 4.
   """
 
   def start(trainable, **keys):

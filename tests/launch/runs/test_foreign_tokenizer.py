@@ -24,7 +24,7 @@ def documents(seed, count):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """{text, flags, run, tokenizer}: a run of 20 steps, with a checkpoint at 10 and one at 20."""
+  """{text, flags, run, folder}: a run of 20 steps, with a checkpoint at 10 and one at 20."""
   folder = tmp_path_factory.mktemp('foreign')
   held_out = [*documents(1, 10), f'a text may spell {EOS} and {BOS}']
   for name, texts in (('train', documents(0, 60)), ('held_out', held_out)):
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-  """A copy of it, to be changed."""
+  """A copy of the run, to be changed."""
   return shutil.copytree(made['run'], tmp_path / 'run')
 
 
@@ -73,10 +73,10 @@ def test_bits_per_byte_are_over_the_bytes_of_the_text(made):
   row = json.loads(printed)['domains']['d']
   library = library_of((made['folder'] / 'tokenizer.json').read_bytes())
   ids = [library.encode(text, add_special_tokens=False).ids for text in made['text']]
-  # And the end of each.
+  # The end of each document is a token, too.
   assert row['tokens'] == sum(map(len, ids)) + len(ids)
   assert row['bytes'] == sum(len(text.encode()) for text in made['text'])
-  # Its decoder has another sign for ø, but every byte is told by a token.
+  # The library's decoder mistakes the added letter ø, but the bytes of every token are known.
   bits = row['loss'] * row['tokens'] / math.log(2) / row['bytes']
   assert row['bits_per_byte'] == pytest.approx(bits, rel=1e-6)
 
@@ -94,7 +94,7 @@ def test_neither_padding_nor_control_pieces_are_ever_sampled(made):
 
 
 def refusal(*flags):
-  """The error, after what preparing the data tells."""
+  """The last line that a refused run prints, after those of preparing the data."""
   done = in_process.run('train', programs.CONFIG, *flags)
   assert done.returncode == 2 and 'Traceback' not in done.stderr
   return done.stderr.splitlines()[-1]
@@ -108,7 +108,7 @@ def test_another_tokenizer_is_refused_by_name(made, run, tmp_path):
   line = in_process.error_line('train', programs.CONFIG, *flags)
   assert 'was prepared with other settings (data.tokenizer: sha256' in line
   assert 'was trained with another tokenizer' in refusal(*flags, f'--config.data.dir={tmp_path}/d')
-  # Another end of documents is another tokenizer; another chat template is not.
+  # Another end-of-document token makes another tokenizer; another chat template does not.
   for changed, refused in (({'eos_token': 'ø'}, True), ({'chat_template': ''}, False)):
     folder = tmp_path / str(refused)
     shutil.copytree(made['folder'], folder, ignore=shutil.ignore_patterns('run'))

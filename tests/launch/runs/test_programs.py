@@ -96,7 +96,7 @@ def test_evaluate_text_table(finished):
 
 @pytest.fixture(scope='module')
 def other_text(tmp_path_factory):
-  """(documents, sources): text in two domains, one of them called as the row of all."""
+  """(documents, sources): text in two domains, one of them named as the row of all, `total`."""
   folder = tmp_path_factory.mktemp('other')
   documents = {
     'new': ['the gate of an expert: 中文\n' * 9, 'one'],
@@ -129,7 +129,7 @@ def test_evaluate_scores_other_text_whole(finished, run, logits_of, other_text):
 
 
 def test_evaluate_tells_which_text_was_trained_on(finished, run, corpus):
-  """Of the run's own corpus: all that was not held out."""
+  """Of the run's own corpus, that is all that was not held out."""
   done = in_process.run('evaluate', f'--workdir={finished}', f'--sources={corpus}', '--format=json')
   data = prepare(run.config, data_directory(run.config, finished))
   trained = {domain: len(data.documents(TRAIN, domain)) for domain in data.domains}
@@ -194,7 +194,9 @@ def test_generate_on_a_mesh_says_the_same(finished):
 
 
 def test_prompts_of_a_file_in_a_small_batch(finished, tmp_path):
-  """A line each, after those of the command line; beside others, with a stop string."""
+  """Each line is a prompt, after those of the command line. Its completion is the same in another
+  batch, and ends at a stop string.
+  """
   (tmp_path / 'lines.txt').write_text('one\ntwo words\n\nthree')
   (tmp_path / 'rows.jsonl').write_text('{"prompt": "two\\nlines"}\n{"prompt": "three"}\n')
   flags = f'--workdir={finished}', '--max_new_tokens=8', '--temperature=1', '--format=json'
@@ -301,6 +303,6 @@ def test_evaluate_saves_the_routing_of_what_it_scores(finished, run, scores, tmp
   path.unlink()
   assert f' rows in {path}\n' in in_process.check('evaluate', *flags)
   elsewhere = f'--save_routing={path}/below'
-  # Before anything is read: there is no such run.
+  # The path is checked before the run is read: there is no such run.
   line = in_process.error_line('evaluate', f'--workdir={tmp_path}/none', elsewhere)
   assert 'cannot write the routing in' in line

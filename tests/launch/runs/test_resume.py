@@ -17,7 +17,7 @@ from tests.launch.runs.programs import CONFIG
 
 
 def _flags(data_flags, workdir):
-  # Without pictures: importing what draws them, and drawing, is a sixth of so short a run.
+  # Without pictures: drawing them, with its imports, takes a sixth of so short a run.
   return CONFIG, *data_flags, f'--workdir={workdir}', '--config.train.writers='
 
 
@@ -67,7 +67,7 @@ def test_keeps_the_last_ones_and_the_best(finished):
 
 
 def _content(item):
-  """The file that holds most of an item: of arrays the largest, of JSON the one."""
+  """The file that holds most of an item: the largest one of arrays, the only one of JSON."""
   files = [path for path in item.rglob('*') if path.is_file() and path.name != 'commit_success.txt']
   return max(files, key=lambda path: path.stat().st_size)
 
@@ -96,9 +96,10 @@ def _two_checkpoints(finished, workdir):
 
 @pytest.fixture(scope='module')
 def damaged(data_flags, finished, tmp_path_factory):
-  """Workdirs whose checkpoint 40 is damaged, and what the programs say to them, by name.
+  """(folder of the workdirs whose checkpoint 40 is damaged, the programs' results by name).
 
-  One process for all: reads of arrays that are under way when one fails end with the process.
+  One other process runs all: when a read of an array fails, the reads under way go on until
+  their process ends.
   """
   folder, commands = tmp_path_factory.mktemp('damaged'), {}
   for damage, item in itertools.product(DAMAGES, ITEMS):
@@ -141,7 +142,7 @@ def test_evaluation_names_an_unreadable_checkpoint_and_takes_the_one_before(dama
   folder, results = damaged
   workdir, done = folder / 'evaluated', results['newest']
   assert json.loads(done.stdout)['step'] == 30 and 'step 40' in done.stderr
-  # Its one line would stand among those of reads that failed before: a process of its own.
+  # In a process of its own: elsewhere its one line would stand among those of earlier failed reads.
   assert 'step 40' in programs.error_line('evaluate', f'--workdir={workdir}', '--step=40')
   assert _steps(workdir) == [30, 40]
 

@@ -26,5 +26,5 @@ def test_scores_are_logged_where_held_out_losses_are(data_flags, tmp_path):
   assert 'score_by_task' not in first and 'held_out_loss' in last
   scores = last['score_by_task']
   assert scores.keys() == {'piqa/acc', 'piqa/acc_norm'}
-  # Of three rows.
+  # Each score is a share of three rows.
   assert all(round(3 * score, 6) in (0, 1, 2, 3) for score in scores.values())

@@ -36,7 +36,7 @@ def test_metrics_of_every_logged_step(finished):
     for name in ('max_vio_N', 'router_entropy_N', 'dead_experts_N'):
       assert len(line[name]) == 2  # MoE layers
     assert 'force_balanced_routing' not in line
-    # 0 is balance, E/K − 1 = 1 one expert taking every token.
+    # 0 is balance; at E/K − 1 = 1, one expert takes every token.
     assert all(0 <= value <= 1 for value in line['max_vio_N'])
     assert all(0 < value <= np.log(4) + 1e-6 for value in line['router_entropy_N'])
     assert line['objective'] >= line['loss']
@@ -44,7 +44,7 @@ def test_metrics_of_every_logged_step(finished):
     assert by_domain.keys() <= {'prose', 'code'}
     assert min(by_domain.values()) - 1e-5 <= line['loss'] <= max(by_domain.values()) + 1e-5
   assert logged[-1]['loss'] < logged[0]['loss'] - 1
-  # Every checkpoint, for the best.
+  # Every checkpoint is scored, to find the best.
   assert [line['step'] for line in logged if 'held_out_loss' in line] == [10, 20, 30, 40]
 
 
@@ -66,7 +66,9 @@ def test_files_of_a_run(finished):
 
 
 def _events(folder):
-  """Summary values of TensorBoard's files: records of length, its CRC, an Event, its CRC."""
+  """Yields the summary values of TensorBoard's files. A record is a length, its CRC, an Event and
+  its CRC.
+  """
   for path in folder.iterdir():
     content, at = path.read_bytes(), 0
     while at < len(content):

@@ -1,5 +1,5 @@
-"""Runs from another run's weights: what they take, what is refused, and that they need the source
-never again.
+"""Runs from another run's weights: what they take, what is refused, and that they never need the
+source again.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ QUIET = {
 
 
 def _train(data_flags, workdir, **overrides):
-  """Steps of a warm-started run on one device: the logged lines."""
+  """Trains a warm-started run for a few steps on one device; returns the logged lines."""
   short = {'train.num_steps': 2, 'optimizer.warmup_steps': 0}
   with one_device():
     train(programs.config(data_flags, **QUIET, **{**short, **overrides}), workdir)
@@ -111,7 +111,7 @@ def test_starts_from_the_very_weights_with_other_router_options_and_data_seed(
 def test_the_first_loss_is_that_of_the_source_and_a_step_can_be_named(
   data_flags, finished, tmp_path
 ):
-  """The first batch of a new run is that of the source's own first step."""
+  """At step 0 the new run has the weights of the source's step 30, and scores the same."""
   _train(data_flags, tmp_path / 'run', **{'train.init_from': f'{finished}:30'})
   taken = load_run(tmp_path / 'run', 0)
   assert _same(taken.params, load_run(finished, 30).params)
@@ -141,7 +141,7 @@ def test_a_fork_in_mid_schedule_takes_its_parents_next_steps_bit_for_bit(
   # Without its parent's moments it is another run.
   cold = _train(data_flags, tmp_path / 'cold', **{**fork, 'train.init_optimizer': False})
   assert cold[0]['loss'] == theirs[0]['loss'] and cold[-1]['loss'] != theirs[-1]['loss']
-  # With its moments alone it reads the text from its beginning.
+  # With its moments but not its place in the data, it reads the text from the beginning.
   again = _train(data_flags, tmp_path / 'again', **{**fork, 'train.init_data': False})
   assert again[0]['loss'] != theirs[0]['loss']
 
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_bit_for_bit_without_its_source(data_flags, source,
   )
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   in_process.check('train', *flags(whole))
-  # Before its first checkpoint but the one of step 0.
+  # Killed when the only checkpoint is that of step 0.
   code, output = programs.interrupt(signal.SIGKILL, killed, 1, *flags(killed))
   assert code == -signal.SIGKILL, output
   identity = provenance.source(killed)
@@ -220,7 +220,7 @@ def test_what_is_skipped_is_initialised_as_in_a_run_of_its_own(data_flags, finis
   start = {'train.init_from': str(finished), 'train.init_skip': patterns, 'train.num_steps': 1}
   start |= {'train.init_optimizer': True}
   _train(data_flags, tmp_path / 'run', **start)
-  # Compiled, as in training: what is computed one by one rounds otherwise.
+  # Compiled, as in training: op by op, the numbers round differently.
   config = load_run(finished).config
   fresh = jax.jit(lambda: init_params(config, jax.random.key(config.train.seed)))()
   ours, theirs = _named(load_run(tmp_path / 'run', 0).params), _named(load_run(finished).params)
@@ -341,7 +341,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(data_flags, finished, tmp_path
 
 
 def test_weights_without_optimizer_state_give_none(data_flags, source, tmp_path):
-  """As of a converted run."""
+  """A source may have weights only, as a converted run does."""
   step = source / 'checkpoints' / '40'
   sums = json.loads((step / 'checksums' / 'metadata').read_text())
   for item in ('training', 'data'):

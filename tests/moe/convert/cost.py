@@ -1,8 +1,8 @@
-"""Time and memory of conversion in the 16B's shapes, beside `cp` of the same bytes: `verify` runs
-it. 30 GB of disk, a few minutes on an idle machine.
+"""Measures time and memory of conversion in the 16B's shapes, beside `cp` of the same bytes.
+`verify` runs it. It takes 30 GB of disk, and a few minutes on an idle machine.
 
-Each conversion is paired with a `cp -r` and `sync` right before it, and rounds alternate: what
-other work takes of the machine, it takes of both.
+Each conversion is paired with a `cp -r` and `sync` right before it, and rounds alternate, so that
+other work on the machine slows both alike.
 """
 
 import shutil
@@ -20,7 +20,8 @@ import numpy as np
 from experiments.notebooks import released
 
 ROOT = Path(__file__).parents[3]
-# What the system tells a parent includes the parent's own memory, of before the program began.
+# The program reports its own peak: the system's figure for a child includes the parent's memory
+# from before the program began.
 _MEASURED = """
 import atexit, runpy
 peak = lambda: open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]
@@ -30,8 +31,8 @@ runpy.run_module('launch.convert', run_name='__main__', alter_sys=True)
 
 
 class Repeated(Mapping):
-  """Tensors by name, each made when it is asked for: pieces of one random block,
-  from a place of its own.
+  """Tensors by name, each made on access: from one random block, repeated, starting at a place
+  that the name decides.
   """
 
   def __init__(self, hf: dict):
@@ -51,7 +52,7 @@ class Repeated(Mapping):
 
 
 def convert(*flags: str) -> dict:
-  """Runs launch.convert: its time and peak memory, Python and JAX included."""
+  """Runs launch.convert; returns its time and peak memory, including Python's and JAX's own."""
   begin = time.monotonic()
   command = [sys.executable, '-c', _MEASURED, *flags]
   told = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -70,7 +71,9 @@ def same_bytes(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def measure(hf: dict, folder: Path, rounds: int) -> dict:
-  """The costs of `hf` by rounds, and that of the smallest checkpoint: what Python and JAX take."""
+  """Returns the costs of converting `hf`, by round. Each round's `start` is a tiny checkpoint's
+  cost, which is what Python and JAX take.
+  """
   weights = Repeated(hf)
   source = released.write(folder / 'hf', hf, weights, shards=12)
   size = sum(path.stat().st_size for path in source.glob('*.safetensors'))
@@ -99,7 +102,7 @@ def measure(hf: dict, folder: Path, rounds: int) -> dict:
 
 
 def table(line: dict) -> str:
-  """Markdown: medians over the rounds, and the range of the ratio."""
+  """Returns a Markdown table: medians over the rounds, and the range of the ratio."""
   rows = [
     ['', 'peak memory', 'seconds', '`cp` before it', 'ratio (rounds)', 'without start-up'],
     ['---'] * 6,
@@ -126,7 +129,7 @@ def table(line: dict) -> str:
 
 
 def _copy(source, target):
-  """Seconds of `cp -r` and `sync`."""
+  """Returns the seconds that `cp -r` and `sync` take."""
   begin = time.monotonic()
   subprocess.run(['cp', '-r', str(source), str(target)], check=True)
   subprocess.run(['sync'], check=True)

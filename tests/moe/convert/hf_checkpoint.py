@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every kind that conversion takes, and the stacked layout."""
+"""Tiny checkpoints of every kind that conversion accepts, and the stacked layout."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ CASES = {
 
 
 def stacked(hf: dict, each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same weights with a layer's routed experts stacked: gate_up_proj [E, 2F, D],
+  """Returns the same weights with each layer's routed experts stacked: gate_up_proj [E, 2F, D],
   down_proj [E, D, F].
   """
   found = {name: w for name, w in each.items() if '.mlp.experts.' not in name}

@@ -1,5 +1,5 @@
-"""Bad checkpoints and folders: one line each that names what is wrong,
-and nothing half-done left behind.
+"""Bad checkpoints and folders give one line that names what is wrong,
+and leave nothing half-done behind.
 """
 
 import json
@@ -72,7 +72,7 @@ def with_config(**changes):
 
 
 def rewritten(change):
-  """The checkpoint with other tensors, in one file without an index."""
+  """Rewrites the checkpoint with changed tensors, in one file without an index."""
 
   def damage(folder):
     shutil.rmtree(folder)
@@ -84,7 +84,9 @@ def rewritten(change):
 
 
 def renamed_type(folder):
-  """One tensor of float8, which NumPy has not: as many bytes, with another name of the type."""
+  """Makes one tensor's type float8, which NumPy lacks. Only the type's name in the header changes,
+  not the bytes.
+  """
   rewritten(lambda weights: None)(folder)
   path = folder / 'model.safetensors'
   content = path.read_bytes()

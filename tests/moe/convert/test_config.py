@@ -1,5 +1,5 @@
-"""config.json ↔ Config: published ones are the configs of experiments/scaling.py;
-what cannot be said is refused.
+"""config.json ↔ Config: published files equal the configs of experiments/scaling.py;
+what either cannot express is refused.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def config_of(hf: dict) -> dict:
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_a_published_config_is_ours_key_by_key(name):
   keys, ours = config_of(PUBLISHED[name]), scaling.get_config(name)
-  # They start training elsewhere; the batch is a step's, of no model.
+  # init_std and the batch size belong to training, not to the model.
   beside = {'model.init_std', 'data.batch_size'}
   found = {key: ours[key.split('.')[0]][key.split('.')[1]] for key in keys}
   assert {k: v for k, v in keys.items() if k not in beside} == {

@@ -1,4 +1,4 @@
-"""GGUF out: the file holds the weights, and llama.cpp computes, encodes and continues as here."""
+"""GGUF out: the file holds the weights, and llama.cpp computes, encodes and continues as we do."""
 
 import contextlib
 import importlib.util
@@ -43,7 +43,7 @@ _FFN = {'gate_proj': 'ffn_gate', 'up_proj': 'ffn_up', 'down_proj': 'ffn_down'}
 
 
 def read(folder) -> dict[str, np.ndarray]:
-  """Every tensor of a file, by the `gguf` package; bfloat16 as float32."""
+  """Reads every tensor of a file with the `gguf` package; bfloat16 comes as float32."""
   found = {}
   for each in gguf.GGUFReader(folder / FILE).tensors:
     shape = [int(n) for n in each.shape][::-1]
@@ -54,7 +54,7 @@ def read(folder) -> dict[str, np.ndarray]:
 
 
 def expected(hf: dict, weights: dict) -> dict[str, np.ndarray]:
-  """The tensors that llama.cpp's architectures have for these."""
+  """Returns the tensors that llama.cpp's architectures have for these weights."""
   found = {
     'token_embd.weight': weights['model.embed_tokens.weight'],
     'output_norm.weight': weights['model.norm.weight'],
@@ -62,7 +62,7 @@ def expected(hf: dict, weights: dict) -> dict[str, np.ndarray]:
   }
 
   def neighbours(w, heads):
-    """Pairs that turn together: (i, i + C/2) of a head to (2i, 2i + 1)."""
+    """Moves the pairs that RoPE rotates together, (i, i + C/2) of a head, to (2i, 2i + 1)."""
     _, columns = w.shape
     return w.reshape(heads, 2, -1, columns).swapaxes(1, 2).reshape(w.shape)
 
@@ -83,7 +83,7 @@ def expected(hf: dict, weights: dict) -> dict[str, np.ndarray]:
       each = [there(f'mlp.experts.{e}.{name}') for e in range(hf['n_routed_experts'])]
       here[f'{short}_exps'] = np.stack(each)
       here['ffn_gate_inp'] = there('mlp.gate')
-      # One of zeros, where there is none.
+      # A model without shared experts gets one of zeros.
       zeros = np.zeros_like(each[0])
       here[f'{short}_shexp'] = (
         there(f'mlp.shared_experts.{name}') if hf['n_shared_experts'] else zeros
@@ -119,7 +119,7 @@ def test_matrices_are_of_a_chosen_type_and_the_rest_float32(tmp_path, dtype):
 
 
 def test_what_a_mesh_wrote_is_the_same_file(tmp_path):
-  """Its pieces end within heads, and within rows."""
+  """The mesh splits weights within heads and within rows."""
   generator = np.random.default_rng(0)
   config = small_config(
     **{'mesh.data': 1, 'mesh.fsdp': 4, 'mesh.expert': 1, 'mesh.tensor': 2, 'data.batch_size': 8},
@@ -139,7 +139,7 @@ def test_what_a_mesh_wrote_is_the_same_file(tmp_path):
 
 
 def tokenizer_json(**changes) -> bytes:
-  """One as DeepSeek Coder's, with keys of its model or of the file changed."""
+  """Returns a tokenizer.json like DeepSeek Coder's, with keys of the model or the file changed."""
   described = json.loads(train_like_deepseek(TEXTS, 400))
   for key, value in changes.items():
     (described['model'] if key in described['model'] else described)[key] = value
@@ -147,7 +147,7 @@ def tokenizer_json(**changes) -> bytes:
 
 
 def like_deepseek_llm() -> bytes:
-  """Its splits; of the letters the first ones."""
+  """Returns a tokenizer.json with DeepSeek LLM's splits, but only the first of its letters."""
   described = json.loads(tokenizer_json())
   splits = described['pre_tokenizer']['pretokenizers']
   letters, punctuation, han = splits[1:4]
@@ -158,7 +158,9 @@ def like_deepseek_llm() -> bytes:
 
 
 def run_with(tmp_path, content: bytes, config: bytes = b''):
-  """A converted run with random weights and this tokenizer, whose model has more rows."""
+  """Returns a converted run with random weights and this tokenizer. The model has more rows than
+  the tokenizer has pieces.
+  """
   hf = LLAMA | {'vocab_size': 448}
   source = write(tmp_path / 'hf', hf, tensors(hf))
   (source / from_bytes(content).file_name).write_bytes(content)
@@ -178,7 +180,7 @@ SAID = [
   '<s> </s> <unk> <｜begin▁of▁sentence｜>'.replace('▁', '_'),
   '',
 ]
-# Where llama.cpp takes another of our newline pieces.
+# Text where llama.cpp chooses a different one of our newline pieces.
 _OVERLAP = re.compile('(?<!\n)(\n\n)+  ')
 
 
@@ -201,7 +203,7 @@ def test_llama_cpp_encodes_as_the_run(tmp_path, kind):
         assert server.decode(there) == text
         continue
       assert there == ids, repr(text)
-      # Of an added token the library decodes the letter as a byte.
+      # Compares with the text, because the library decodes an added token's letter as a byte.
       assert server.decode(ids) == text
       equal += 1
   assert equal > len(SAID) / 2
@@ -280,7 +282,7 @@ TRAINED = {
 @needs_llama_cpp
 @pytest.mark.parametrize('layout', TRAINED)
 def test_llama_cpp_continues_as_the_run(tmp_path, layout):
-  """Greedily, in float32, after enough training that most tokens are far from a tie."""
+  """Continues greedily in float32, after enough training that most tokens are far from a tie."""
   tokenizer = {'data.tokenizer': ''}
   if layout == 'llama':
     pages = [page.read_text() for page in sorted(ROOT.glob('docs/*.md'))]

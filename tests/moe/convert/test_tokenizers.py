@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, in and out: byte for byte, and another model's is refused."""
+"""A checkpoint's tokenizer goes in and out byte for byte, and another model's is refused."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ ROWS = 448
 
 
 def hash_of(seed: int) -> str:
-  """Letters enough for any number of pieces."""
+  """Returns a seed's word of letters; enough words train any number of pieces."""
   return (
     hashlib.sha256(bytes([seed])).hexdigest().translate(str.maketrans('0123456789', 'ghijklmnop'))
   )
@@ -43,7 +43,7 @@ def test_tokenizer_json_comes_along_and_out_again(source, tmp_path):
   }
   for name, content in contents.items():
     (source / name).write_bytes(content)
-  # Beside it a file for other programs.
+  # A tokenizer.model beside tokenizer.json is for other programs.
   (source / 'tokenizer.model').write_bytes(train_tokenizer(TEXTS, 400).to_bytes())
   from_hf(source, tmp_path / 'run')
   run = load_run(tmp_path / 'run')

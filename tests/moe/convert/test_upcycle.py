@@ -1,5 +1,5 @@
-"""Dense runs made MoE runs: at step 0 they compute what the dense run does, by an independent
-forward pass in NumPy and float64; what does not fit is one line and leaves nothing behind.
+"""Dense runs made MoE runs. At step 0 they compute what the dense run does, by an independent
+forward pass in NumPy and float64. What does not fit gives one line and leaves nothing behind.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def moe_config(shared, routed, active, width, **overrides):
   return small_config(**AS_LLAMA | keys | overrides)
 
 
-# shared, routed, active, width; experts of a group, groups a token, copies of a unit.
+# (shared, routed, active, width), (experts per group, groups per token, copies of a unit).
 DIVISIONS = {
   'each unit once': ((1, 8, 4, 16), (4, 1, {1})),
   'some units twice': ((1, 12, 6, 16), (6, 1, {1, 2})),
@@ -67,7 +67,7 @@ DIVISIONS = {
   'larger groups, for there is an expert more': ((0, 9, 4, 40), (4, 1, {2})),
   'a unit in every expert': ((1, 7, 7, 80), (1, 7, {2})),
 }  # fmt: skip
-# Of these the logits, too.
+# For these the logits are compared too.
 CASES = ('two groups of two', 'an expert of no group', 'one group, and an expert beside')
 ONE_DENSE = {'model.num_dense_layers': 1, 'model.d_ff': 80}
 
@@ -79,7 +79,7 @@ def weights():
 
 @pytest.fixture(scope='module')
 def llama(weights, tmp_path_factory):
-  """A converted dense run, without a tokenizer, float32."""
+  """A converted dense run in float32, without a tokenizer."""
   folder = tmp_path_factory.mktemp('llama')
   from_hf(write(folder / 'hf', LLAMA, weights), folder / 'run')
   return folder / 'run'
@@ -87,7 +87,9 @@ def llama(weights, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def upcycled(llama, tmp_path_factory):
-  """`llama` as a MoE of 1 + 12 (6), the first layer dense: a run to be read only."""
+  """`llama` as a MoE of 1 shared and 12 routed experts, 6 active, the first layer dense. Tests only
+  read it.
+  """
   workdir = tmp_path_factory.mktemp('upcycled') / 'run'
   made = upcycle(llama, moe_config(1, 12, 6, 16, **ONE_DENSE), workdir)
   assert made.notes == (
@@ -101,7 +103,7 @@ def upcycled(llama, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(corpus, tmp_path_factory):
-  """A dense run of a few steps, d_ff 64."""
+  """A dense run of a few training steps, d_ff 64."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   none = dict.fromkeys(('num_experts', 'num_shared_experts', 'experts_per_token', 'd_expert'), 0)
   short = {'train.num_steps': 8, 'train.writers': '', 'checkpoint.keep_best': 0}
@@ -114,7 +116,7 @@ def trained(corpus, tmp_path_factory):
 
 
 def exported(workdir, folder):
-  """A run as the released layout has it: (config.json, tensors)."""
+  """Returns a run in the released layout: (config.json, tensors)."""
   to_hf(workdir, folder)
   return json.loads((folder / 'config.json').read_text()), read(folder)
 
@@ -126,7 +128,7 @@ def test_shared_experts_and_a_group_hold_every_unit(name):
   found = divide(moe_config(*sizes), 80, np.random.default_rng(0))
   assert (found.group, found.groups, set(found.copies_X)) == (group, groups, copies)
   assert found.parts_GF.shape == (group, width)
-  assert all(len(set(part)) == width for part in found.parts_GF)  # none twice in an expert
+  assert all(len(set(part)) == width for part in found.parts_GF)  # no unit twice in an expert
   assert list(found.shared_X) == list(range(shared * width))
   held = [*found.shared_X, *found.parts_GF.ravel()]
   assert [held.count(unit) for unit in range(80)] == list(found.copies_X)
@@ -147,7 +149,9 @@ def test_so_it_is_by_the_model_itself(weights, upcycled):
 
 
 def assert_layers_are(run, weights, first_layer, routed):
-  """Shared experts and what `routed` makes of the experts' outputs_ELD, beside the dense FFN."""
+  """Compares shared experts plus each sum that `routed` makes of the experts' outputs, an array
+  [L, D] per expert, with the dense FFN.
+  """
   moe = jax.tree.map(np.float64, run.params['moe_blocks']['moe'])
   u_LD, names = np.random.default_rng(2).normal(size=(5, 32)), ('gate', 'up', 'down')
 
@@ -165,13 +169,13 @@ def assert_layers_are(run, weights, first_layer, routed):
 
 
 def test_a_layer_is_the_ffn_whichever_group_is_chosen(weights, upcycled):
-  """Also groups that no token of a text comes to: gates of 1/E."""
+  """This covers groups that no token of a text chooses. All gates are 1/E."""
   groups = lambda experts_ELD: [sum(experts_ELD[first : first + 6]) / 12 for first in (0, 6)]
   assert_layers_are(upcycled, weights, 1, groups)
 
 
 def test_a_layer_is_the_ffn_whatever_the_hash(weights, llama, tmp_path):
-  """A token's experts are 4 consecutive ones, in a circle; their gates are 1."""
+  """A token's experts are 4 consecutive ones, wrapping around; their gates are 1."""
   upcycle(llama, moe_config(1, 8, 4, 24, **{'moe.router': 'hash'}), tmp_path / 'run')
   chosen = lambda experts_ELD: [
     sum(experts_ELD[(first + i) % 8] for i in range(4)) for first in range(8)
@@ -190,7 +194,7 @@ def test_all_but_the_ffns_is_the_dense_run_byte_for_byte(llama, upcycled):
   jax.tree.map(np.testing.assert_array_equal, experts, rest)
   others = {k: v for k, v in dense.params.items() if k != 'dense_blocks'}
   jax.tree.map(np.testing.assert_array_equal, ours, others)
-  # A column a group.
+  # All experts of a group share one router column.
   np.testing.assert_array_equal(router_NDE[..., :6], np.repeat(router_NDE[..., :1], 6, axis=-1))
   np.testing.assert_array_equal(router_NDE[..., 6:], np.repeat(router_NDE[..., 6:7], 6, axis=-1))
   assert 0 < np.abs(router_NDE).max() < 1e-5 and (router_NDE[..., 0] != router_NDE[..., 6]).all()

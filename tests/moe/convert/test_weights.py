@@ -1,5 +1,5 @@
 """Weights in and out: every tensor comes back byte for byte,
-and the run computes what the released layout says.
+and the run computes what the released layout defines.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 def read(folder) -> dict[str, np.ndarray]:
-  """Every tensor of a folder, by the `safetensors` package."""
+  """Reads every tensor of a folder with the `safetensors` package."""
   found = {}
   for path in sorted(folder.glob('*.safetensors')):
     part = load_file(path)
@@ -85,7 +85,7 @@ def test_every_tensor_comes_back_byte_for_byte(case, tmp_path):
   assert index['metadata']['total_size'] == sum(w.nbytes for w in weights.values())
   assert index['weight_map'].keys() == weights.keys()
   config = json.loads((tmp_path / 'out/config.json').read_text())
-  # null and 0 shared experts are the same.
+  # null and 0 shared experts mean the same.
   said = {key: value for key, value in hf.items() if key in config and key != 'n_shared_experts'}
   assert {key: config[key] for key in said} == said
   assert (config.get('n_shared_experts') or 0) == (hf.get('n_shared_experts') or 0)
@@ -109,7 +109,9 @@ def test_stacked_experts_are_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
 def test_other_types_go_in_and_out(tmp_path, dtype):
-  """bfloat16 as it is; float16, which nothing here computes in, exactly in float32."""
+  """bfloat16 stays as it is. float16, in which nothing here computes, is widened to float32
+  exactly.
+  """
   hf = DEEPSEEK | {'torch_dtype': np.dtype(dtype).name}
   weights = tensors(hf, dtype=dtype)
   wide = None if dtype == ml_dtypes.bfloat16 else 'float32'
@@ -146,7 +148,7 @@ def test_a_run_opens_on_a_mesh(tmp_path):
 
 @pytest.mark.parametrize('sizes', [{'fsdp': 4, 'expert': 2}, {'data': 4, 'tensor': 2}])
 def test_a_run_trained_on_a_mesh_is_written_out(tmp_path, sizes):
-  """Its files hold what each device had: parts of rows and of columns, of all layers at once."""
+  """Its files hold what each device had: parts of rows and columns, for all layers at once."""
   changes = {f'mesh.{axis}': 1 for axis in ('data', 'fsdp', 'expert')}
   changes |= {f'mesh.{axis}': size for axis, size in sizes.items()}
   changes |= {'model.num_dense_layers': 1, 'model.d_ff': 24, 'data.batch_size': 8}

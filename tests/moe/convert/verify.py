@@ -1,9 +1,9 @@
-"""What was converted, and how it was checked: `make verify-weights`.
+"""Converts checkpoints and records how the results were checked: `make verify-weights`.
 
 Every case is a checkpoint of random weights, taken through the programs as a user would: in from
 the released layout, out again, and out as GGUF. It writes experiments/results/weights.jsonl, and
-the tables of docs/weights.md. A quarter of an hour, 30 GB of disk, and 12 GB of memory for the
-largest. `python -m tests.moe.convert.verify CASE` does one alone.
+the tables of docs/weights.md. It takes a quarter of an hour, 30 GB of disk, and 12 GB of memory for
+the largest case. `python -m tests.moe.convert.verify CASE` runs one case alone.
 """
 
 import datetime
@@ -40,7 +40,7 @@ RESULTS, PAGE = ROOT / 'experiments/results/weights.jsonl', ROOT / 'docs/weights
 BEGIN, END = '<!-- written by make verify-weights: {} -->\n', '<!-- end -->\n'
 CHECKED, COST = 'checked', '16B shapes, 5 layers: cost'
 PROMPTS, NEW_TOKENS, ROUNDS = 4, 32, 3
-# DeepSeekMoE 16B but for the number of layers.
+# DeepSeekMoE 16B except for the number of layers.
 _16B = DEEPSEEK | {
   **{'vocab_size': 102400, 'hidden_size': 2048, 'intermediate_size': 10944},
   **{'moe_intermediate_size': 1408, 'num_hidden_layers': 2, 'num_attention_heads': 16},
@@ -50,7 +50,7 @@ _16B = DEEPSEEK | {
 
 
 def main(only=None):
-  """Every case, and then the cost; or one of them, whose line alone is replaced."""
+  """Runs every case and then the cost, or `only` one of these and replaces its line alone."""
   lines = {line['what']: line for line in map(json.loads, RESULTS.read_text().splitlines())}
   cases = {name: hf | {'vocab_size': 448} for name, hf in CASES.items()}
   of_case = lambda hf: lambda folder: verify(hf, folder)
@@ -69,7 +69,7 @@ def main(only=None):
 
 
 def verify(hf: dict, folder: Path) -> dict:
-  """One case. What fails, raises."""
+  """Runs one case and returns its record. Raises where a check fails."""
   is_large = hf['torch_dtype'] == 'bfloat16'
   kind = ml_dtypes.bfloat16 if is_large else np.float32
   weights = tensors(hf, dtype=kind, std=0.02 if is_large else 0.2)
@@ -111,14 +111,14 @@ def verify(hf: dict, folder: Path) -> dict:
 
 
 def common(a: list[int], b: list[int]) -> int:
-  """How many tokens of two completions are equal before the first that is not."""
+  """Returns how many tokens two completions have in common before the first that differs."""
   return next(
     (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
   )
 
 
 def table(lines: list[dict]) -> str:
-  """Markdown."""
+  """Returns the Markdown table of the records."""
   cost = lambda each: f'{each["seconds"]:.0f} s, {each["peak_mb"] / 1000:.2f} GB'
   head = [
     *('checkpoint', 'GB', 'tensors, out byte for byte', 'largest logit difference (of)'),
@@ -135,7 +135,7 @@ def table(lines: list[dict]) -> str:
 
 
 def _with_table(page, name, text):
-  """The page with another table of this name."""
+  """Returns the page with the table of this name replaced."""
   before, begin, rest = page.partition(BEGIN.format(name))
   return before + begin + text + END + rest.partition(END)[2]
 

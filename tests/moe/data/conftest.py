@@ -6,8 +6,8 @@ from tests.moe.data.helpers import small_config, write_corpus
 
 @pytest.fixture(scope='session')
 def corpus_spec(tmp_path_factory):
-  """Two domains: `a` of weight 3 with short documents, `b` of weight 1 with few,
-  one far longer than a record.
+  """Two domains: `a`, weight 3, has short documents; `b`, weight 1, has few, and one of them is
+  far longer than a record.
   """
   folder = tmp_path_factory.mktemp('corpus')
   write_corpus(folder, 'a', 60)

@@ -28,8 +28,8 @@ WORDS += ['(', ')', ':', ',', '.', '\n', '\n\n', '', 'x', 'y\n   ']
 
 
 def foreign_model() -> bytes:
-  """A tokenizer of 40 pieces as spm_train makes it by default: no byte fallback, a dummy prefix,
-  spaces normalised.
+  """Returns a tokenizer of 40 pieces, as spm_train makes it by default: no byte fallback, a dummy
+  prefix, spaces normalised.
   """
   written = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -43,8 +43,8 @@ def foreign_model() -> bytes:
 
 
 def small_config(**data):
-  """base.py with a 400-piece tokenizer and 4 rows of 32 tokens;
-  keyword arguments change keys of `data`.
+  """Returns base.py's config with a 400-piece tokenizer and 4 rows of 32 tokens.
+  Keyword arguments change keys of `data`.
   """
   config = base.get_config()
   config.model.vocab_size = data.pop('model_vocab_size', 400)
@@ -54,13 +54,13 @@ def small_config(**data):
 
 
 def text(seed, words):
-  """Pseudo-random text of so many words, different for every seed."""
+  """Returns pseudo-random text of so many words, different for every seed."""
   dice = random.Random(seed)
   return f'page {seed}: ' + ' '.join(dice.choice(WORDS) for _ in range(words))
 
 
 def write_corpus(folder, domain, documents, seed=0, words=(3, 120)):
-  """Text files DOMAIN-NNN.txt of varied length; returns their texts."""
+  """Writes text files DOMAIN-NNN.txt of varied length; returns their texts."""
   dice, texts = random.Random(f'{domain} {seed}'), []
   folder.mkdir(parents=True, exist_ok=True)
   for number in range(documents):

@@ -8,7 +8,7 @@ from moe.data import arithmetic, builtin, corpus
 from moe.errors import UserError
 from tests.moe.data.helpers import small_config
 
-# A whole sum or product on the left, a whole number on the right.
+# Matches an equation: a complete sum or product on the left, an integer on the right.
 _CLAIM = r'(?<![\w*+/-])(?<![*+/-] )(-?\d+(?: [*+-] -?\d+)+) = (-?\d+)(?!\d| [*+/-])'
 
 

@@ -14,7 +14,7 @@ from moe.data import corpus, matching
 from moe.errors import UserError
 from tests.moe.data.helpers import small_config, text, write_corpus
 
-# Without the time: all workers must name their cases alike.
+# mtime=0 leaves out the time: all test workers must give their cases the same names.
 zipped = functools.partial(gzip.compress, mtime=0)
 
 TEXTS = [text(i, 40) + ' 中文\t\r\n é' for i in range(30)]

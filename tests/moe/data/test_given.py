@@ -1,4 +1,4 @@
-"""Text that is scored beside the held-out text: what of it a run was trained on."""
+"""Text that is scored beside the held-out text, and how much of it the run was trained on."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_documents_that_were_trained_on_are_counted(prepared, tmp_path):
   long = 'long ' * 9000  # several records
   trained = [*texts_of(prepared, TRAIN, 'a')[:3], long]
   held_out = texts_of(prepared, HELD_OUT, 'a')[:2]
-  # One of the size of a training document, and another text.
+  # It has the size of a training document, but another text.
   like = trained[0][::-1]
   rows = [*trained, *held_out, like, trained[0], 'new ' + trained[1]]
   (tmp_path / 'x.jsonl').write_text('\n'.join(json.dumps({'text': row}) for row in rows))
@@ -92,7 +92,7 @@ def test_what_the_tokens_do_not_say_is_counted_and_told(tmp_path, capfd):
   sources, tokenizer = f'x={tmp_path}/x.jsonl', from_bytes(foreign_model())
   found = given.open_given(sources, small_config().data, tokenizer)
   totals = found.totals(HELD_OUT, 'x')
-  # The blank one has no token; its two bytes count all the same.
+  # The blank row has no token, but its two bytes count.
   assert totals['documents'] == 3 and totals['bytes'] == sum(len(row.encode()) for row in rows)
   assert totals['lost'] == {'documents': 2, 'bytes': 2 + 6}
   assert 'lossy: it does not give back 2 of 3 given documents' in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""tokenizer.json beside the library itself, on text of every sort; and files of no use."""
+"""tokenizer.json: the same results as the library's on all sorts of text; and unusable files."""
 
 import json
 import os
@@ -53,7 +53,7 @@ LIBRARY = library_of(CONTENT)
 
 
 def edited(**changes) -> bytes:
-  """The file with some of its keys changed; `model` may have a few keys only."""
+  """Returns the file with some keys changed. `model` need give only its changed keys."""
   described = json.loads(CONTENT)
   described['model'] |= changes.pop('model', {})
   return json.dumps(described | changes).encode()
@@ -76,7 +76,7 @@ def test_pieces_say_every_byte():
   for written, ids_N in zip(TEXTS, TOKENIZER.encode_arrays(TEXTS), strict=True):
     assert b''.join(TOKENIZER.piece_bytes[i] for i in ids_N) == written.encode()
     lost = TOKENIZER.lost(written, ids_N)
-    # The library's decoder takes its added letter for the byte that it stands for elsewhere.
+    # The library's decoder takes the added letter ø for the byte that ø stands for elsewhere.
     assert lost == (('ø' in written), 0)
 
 
@@ -189,8 +189,8 @@ def test_ends_that_the_file_does_not_call_special():
 
 
 def sentencepiece_like(model: dict) -> bytes:
-  """As LLaMA's tokenizer.json: spaces are U+2581, one of them before the text;
-  bytes for what has no piece.
+  """Returns a tokenizer.json like LLaMA's: spaces become U+2581, one is put before the text,
+  and text without a piece becomes bytes.
   """
   added = {
     'single_word': False,
@@ -324,7 +324,7 @@ def test_it_is_imported_only_for_its_files():
 
 
 def test_a_fork_after_threads_is_silent(tmp_path):
-  """The library's own threads would tell that they do not survive it."""
+  """The library would warn that its threads do not survive the fork."""
   (tmp_path / 'tokenizer.json').write_bytes(CONTENT)
   program = (
     'import os, sys\nfrom moe.data.tokenizers import open_tokenizer\n'

@@ -12,13 +12,13 @@ DOCUMENTS = st.lists(st.integers(1, 40), min_size=1, max_size=8)  # lengths
 
 
 def numbered(lengths):
-  """Documents whose tokens are all different, from 10 up."""
+  """Returns documents whose tokens are all different, from 10 up."""
   ends = np.cumsum(lengths) + 10
   return [np.arange(end - length, end) for end, length in zip(ends, lengths)]
 
 
 def slow_rows(documents, seq_len, reset):
-  """Token-by-token: lists (token, target, position, segment, weight) of each row."""
+  """Returns each row's lists (token, target, position, segment, weight), made token by token."""
   stream = [(token, number) for number, doc in enumerate(documents) for token in [BOS, *doc, EOS]]
   rows, row, previous = [], [], None
   for (token, number), (target, next_number) in itertools.pairwise(stream):

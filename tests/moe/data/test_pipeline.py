@@ -71,14 +71,14 @@ def identity(row):
 
 
 def rows_of(prepared, config, domain):
-  """Every row of an epoch."""
+  """Returns every row of an epoch."""
   rows = data_batches.TrainingRows(prepared, domain, config.data.seq_len, config.data.seed, True)
   return [rows[i] for i in range(len(rows))]
 
 
 def test_epochs_and_mixing(prepared, config):
-  """Each epoch of a domain has each row once, whatever the other domain does meanwhile,
-  in an order of its own.
+  """Each epoch of a domain has each row once, in an order of its own, whatever the other domain
+  does meanwhile.
   """
   wanted = {
     domain: Counter(map(identity, rows_of(prepared, config, domain))) for domain in prepared.domains
@@ -174,7 +174,7 @@ def test_permutation():
   for count in (1, 2, 1000):
     order = data_batches.permutation(count, 5)
     assert sorted(order) == list(range(count))
-  # A run that another version of the code goes on with has to find its place again.
+  # The order is fixed: a run resumed by another version of the code must find its place again.
   assert data_batches.permutation(6, 0).tolist() == [0, 3, 5, 2, 1, 4]
   assert data_batches.permutation(6, 5).tolist() == [4, 5, 3, 1, 0, 2]
   assert data_batches.permutation(1000, 0).tolist() != data_batches.permutation(1000, 1).tolist()

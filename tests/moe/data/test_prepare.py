@@ -159,7 +159,7 @@ def test_what_cannot_be_prepared(corpus_at, tmp_path, change, message):
 
 
 def filled(tmp_path, name):
-  """Every way in which a place for prepared data can be there already, empty."""
+  """Makes the place for prepared data as `name` says: each way it can exist without any data."""
   place = tmp_path / name
   if name == 'link':
     (tmp_path / 'large disk').mkdir()
@@ -282,7 +282,7 @@ def test_a_name_in_metadata_leads_nowhere_else(prepared, tmp_path, name, where):
 
 
 def foreign(tmp_path):
-  """Keys of `data` for such a tokenizer."""
+  """Returns keys of `data` for a tokenizer that is not ours."""
   (tmp_path / 'mine.model').write_bytes(foreign_model())
   return {'tokenizer': f'{tmp_path}/mine.model', 'vocab_size': 40, 'batch_size': 1, 'seq_len': 8}
 
@@ -386,7 +386,7 @@ def _ignore_vocab_size(self, name, value):
 
 
 def test_full_disk(corpus_at, tmp_path):
-  """A limit on the size of files stands for a full disk:
+  """A limit on the size of files stands in for a full disk:
   writing fails with an OSError either way.
   """
   write_corpus(tmp_path / 'text', 'a', 40, seed=1, words=(2000, 3000))
@@ -417,8 +417,8 @@ def test_full_disk(corpus_at, tmp_path):
   'stop_at', ['tokenizer.model', 'train-a-00000.array_record', 'metadata.json']
 )
 def test_killed_at_any_moment_then_run_again(corpus_at, tmp_path, stop_at):
-  """kill -9 when a file of the unfinished directory appears;
-  the next run builds as if nothing had been.
+  """kill -9 comes when a file of the unfinished directory appears;
+  the next run builds as if nothing had happened.
   """
   program = (
     'import sys, time\nfrom moe.data import prepare as module\n'

@@ -83,7 +83,7 @@ def test_training_is_deterministic_and_silent(capfd):
   'mark', ['\u2585', '\0', '\t', '\u2581', '\ufffd', '\u2047', '<unk>', '<s>']
 )
 def test_no_character_keeps_a_text_out_of_training(mark):
-  """Each document has one: the same words must be learnt as with a letter in its place."""
+  """Every document has the mark, and must teach as much as with a letter in its place."""
   learnt = [
     train_tokenizer([sample.replace(' ', f' {letter} ', 3) for sample in SAMPLE], 400)
     for letter in (mark, 'é')

@@ -1,4 +1,4 @@
-"""The choice of experts: as text, as a file, and what is wrong with one."""
+"""The choice of experts: as text, as a file, errors in it, and its cost."""
 
 import dataclasses
 import json
@@ -112,17 +112,19 @@ def test_contradictions(keys, words):
 
 
 def test_the_cost_by_hand():
-  """Embedding, head, per layer attention, two norms, router and 7 experts; a last norm."""
+  """The model has embedding, head and a last norm; and per layer attention, two norms, router and
+  7 experts.
+  """
   config = small_config(**CHOSEN)
   expert, router = 3 * 16 * 8, 16 * 6
   total = 2 * 32 * 16 + 2 * (4 * 16 * 16 + 2 * 16 + router + 7 * expert) + 16
-  # Both layers have places for two, of which the second fills one.
+  # Both layers have places for two experts; the second layer fills one of them.
   assert cost(config) == (3 * expert, 2 * 4 * 4 * expert + 4)
   whole = dataclasses.replace(config, finetune=small_config().finetune)
   assert cost(whole) == (total, 2 * 4 * total + 4)
   frozen = small_config(**{'finetune.trainable': 'router_frozen'})
   assert cost(frozen) == (total - 2 * router, 2 * 4 * (total - 2 * router) + 4)
-  # Of a value matrix 16 × 16, and of three chosen experts; both layers have two places again.
+  # Adapters of a value matrix 16 × 16, and of three chosen experts. Both layers have two places.
   adapters = 2 * 2 * (16 + 16), 3 * 2 * (16 + 8)
   lora = small_config(**CHOSEN | LORA)
   assert cost(lora) == (adapters[0] + 3 * adapters[1], 8 * (adapters[0] + 4 * adapters[1]) + 4)

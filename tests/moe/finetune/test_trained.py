@@ -1,5 +1,5 @@
-"""Training a part of a model: frozen parameters bit for bit, trained ones as an independent AdamW
-on the same gradients, whatever the mesh.
+"""Training a part of a model: frozen parameters stay bit for bit, and trained ones take the steps
+of an independent AdamW on the same gradients, whatever the mesh.
 """
 
 import collections
@@ -24,7 +24,7 @@ from tests.small import assert_close, packed_batch, small_config, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
-# Layers differ in how many are chosen; the second has none.
+# Layers differ in how many experts are chosen; the second layer has none.
 CHOICE = '0,3,5;;2'
 BASE = {
   'model.num_layers': 3,
@@ -56,7 +56,7 @@ _gradients = jax.jit(loss_and_gradients, static_argnums=0)
 
 
 def is_trained(config, name, shape):
-  """A mask of a parameter's elements, told from the config alone."""
+  """Returns a mask of a parameter's trained elements, derived from the config alone."""
   mask, trainable = np.zeros(shape, bool), config.finetune.trainable
   if trainable == 'router_frozen':
     mask[...] = 'router' not in name
@@ -70,7 +70,7 @@ def is_trained(config, name, shape):
 
 @functools.cache
 def start(config):
-  """The same model for all; adapters of which none is zero."""
+  """Returns the parameters to start from: the same model in every case, and nonzero adapters."""
   shapes = jax.eval_shape(lambda: init_state(config)).params
   own, generator = named(small_params(ALL)), np.random.default_rng(0)
   draw = lambda path, x: own.get(name_of(path), generator.normal(0, 0.3, x.shape).astype('f4'))
@@ -78,7 +78,7 @@ def start(config):
 
 
 def pairs(config, params):
-  """(name of a matrix, index of one in its stack, A, B, their index) of every adapter."""
+  """Yields (matrix's name, its index in the stack, A, B, their index) for every adapter."""
   flat = named(params)
   for name, a in flat.items():
     if name[-1].endswith('_lora_a'):
@@ -93,7 +93,7 @@ def pairs(config, params):
 
 
 def merged_by_hand(config, params):
-  """The model's parameters, W + α/r · A B in float64 and rounded."""
+  """Returns the model's parameters W + α/r · A B, with the product in float64, then rounded."""
   flat = {name: np.array(x) for name, x in named(params).items()}
   for target, index, a, b, _ in pairs(config, params):
     flat[target][index] += 3.0 / 2 * (exact(a) @ exact(b))
@@ -102,9 +102,9 @@ def merged_by_hand(config, params):
 
 
 def expected_gradients(config, params, batch):
-  """Of all parameters, by the gradient of the whole merged model: zero where frozen; and its loss.
+  """Returns all parameters' gradients, zero where frozen, and the loss, from the merged model.
 
-  Of W + s A B: d A = s · dW Bᵀ, d B = s · Aᵀ dW.
+  With W + s A B: d A = s · dW Bᵀ, d B = s · Aᵀ dW.
   """
   whole, metrics = jax.device_get(_gradients(ALL, merged_by_hand(config, params), batch))
   whole = {name: exact(g) for name, g in named(whole).items()}
@@ -119,7 +119,9 @@ def expected_gradients(config, params, batch):
 
 
 def trained_for(config):
-  """(parameters before and after each step, metrics, optimizer state), on the config's mesh."""
+  """Returns (parameters at the start and after each step, metrics, optimizer state); trains on the
+  config's mesh.
+  """
   devices = int(np.prod([getattr(config.mesh, axis) for axis in mesh_lib.AXES]))
   mesh = mesh_lib.make_mesh(config, jax.devices()[:devices])
   with mesh_lib.use(mesh, config.mesh.zero):
@@ -138,7 +140,7 @@ def trained_for(config):
 
 
 def batches():
-  """The second one is bad."""
+  """Returns three batches. The second makes the step bad: its weights are infinite."""
   first, second = (packed_batch(ALL, seed, padding_row=True) for seed in (0, 1))
   return [first, first._replace(weights_BL=np.full_like(first.weights_BL, np.inf)), second]
 
@@ -157,8 +159,8 @@ def check_frozen(config, before, after):
 
 @pytest.mark.parametrize('part', PARTS)
 def test_frozen_parameters_stay_and_the_rest_takes_the_steps_of_adamw(part):
-  """AdamW in float64 on the gradients of all, those of the frozen zeroed, clipped by the norm of
-  the rest.
+  """The reference is AdamW in float64. Frozen gradients are zeroed, the others clipped by their
+  norm.
   """
   config = small_config(**BASE, **PARTS[part])
   params, metrics, state = on_one_device(part)
@@ -178,8 +180,8 @@ def test_frozen_parameters_stay_and_the_rest_takes_the_steps_of_adamw(part):
     for index in map(tuple, indices[:: max(1, len(indices) // 20)]):
       given = [float(g[name][index]) for g in gradients]
       if min(map(abs, given)) < 1e-6:
-        continue  # of rounding size, where Adam's quotient magnifies it
-      # The bad step between the two moves the schedule on.
+        continue  # as small as rounding errors, which Adam's quotient magnifies
+      # The bad step between the two advances the schedule.
       truth = oracles.adamw(
         float(before[index]), given, [0.005, 0.01], b1=0.9, b2=0.95, eps=1e-8, decay=decay
       )
@@ -214,7 +216,7 @@ def test_adapters_are_merged_as_they_are_used():
   ids=['expert 4, fsdp 2', 'stage 2, expert 2, ZeRO-1, microbatches'],
 )
 def test_the_mesh_changes_nothing(part, mesh):
-  """6 experts are dealt out unevenly to 4 devices, 3 layers to 2 stages."""
+  """6 experts are dealt out unevenly to 4 devices, and 3 layers to 2 stages."""
   config = small_config(**BASE | PARTS[part] | {'mesh.transport': 'padded'} | mesh)
   params, metrics, _ = trained_for(config)
   expected, truth, _ = on_one_device(part)

@@ -64,7 +64,7 @@ def test_bits_of_a_weight():
 
 
 def test_groups_must_divide_the_rows():
-  with pytest.raises(UserError, match='every 32 rows of a matrix: 40'):
+  with pytest.raises(UserError, match='one scale per 32 rows of a matrix: 40 rows'):
     quantize(drawn(40, 8), 'int4')
 
 

@@ -1,11 +1,11 @@
-"""Twenty training steps of the proxy DeepSeekMoE on eight devices, beside one device.
+"""Compares twenty training steps of the proxy DeepSeekMoE on eight devices with one device.
 
-The model is proxy.py:deepseek_moe made narrower. As a program it measures a group of cases at the
-proxy's own width with --whole (8 GB, a minute a case):
+The model is a narrower proxy.py:deepseek_moe. Run as a program, this measures a group of cases;
+--whole takes the proxy's own width (8 GB, a minute a case):
 
   python -m tests.moe.parallel.cases GROUP [--whole]
 
-One JSON line a case: how far it is, relative.
+It prints one JSON line a case: its relative distances from one device.
 """
 
 import contextlib
@@ -41,15 +41,16 @@ _NARROW = {
   'model.init_std': 0.1,
   'moe.d_expert': 16,
 }
-# At full width rounding is larger, and 20 steps of many tokens always meet a token with two experts
-# within it of each other, whose flipped choice no order of summation can avoid: few tokens, and
-# parameters with which none comes as near. The proxy's own warm-up of 30 steps makes so few tokens
-# a bad measure of meshes: gradients then amplify rounding a hundredfold by step 16, and one device
-# differs from itself by 1e-5 if the parameters' last bits do (2e-7 with 300).
+# At full width rounding errors are larger. In 20 steps of many tokens, some token always has two
+# experts that score within rounding of each other, and no order of summation keeps its choice from
+# flipping. Hence few tokens, and parameters with which none comes as near. With so few tokens, the
+# proxy's own warm-up of 30 steps measures meshes badly: gradients amplify rounding a hundredfold by
+# step 16, and one device differs from itself by 1e-5 if the parameters' last bits do (2e-7 with a
+# warm-up of 300).
 _WHOLE = {'data.seq_len': 8, 'optimizer.warmup_steps': 300}
 _SEED, _SEED_WHOLE = 0, 5
 _COMMON = {
-  'moe.expert_balance_weight': 0.1,  # large, for its errors to show
+  'moe.expert_balance_weight': 0.1,  # large, so that its errors show
   'moe.device_balance_weight': 0.1,
   'moe.device_groups': 3,
   'moe.router_z_weight': 0.01,
@@ -57,20 +58,20 @@ _COMMON = {
   'data.seq_len': 24,
   'train.num_steps': STEPS,
   'train.loss_chunk': 20,
-  'ops.implementation': 'reference',  # compiles fastest; some cases take what a user gets
+  'ops.implementation': 'reference',  # compiles fastest; some cases use a user's default, `_AUTO`
   'mesh.data': 1,
 }
 _AUTO = {'ops.implementation': 'auto'}
-# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token meets two experts within
-# rounding of each other by step 20, and one flipped choice shows in expert_load_NE; no order of
-# summation is right there.
+# 5 MoE layers on 4 stages: 2, 2, 1, 0. At d_ff 48 or 64 some token has two experts that score
+# within rounding of each other by step 20. One flipped choice shows in expert_load_NE, and no order
+# of summation is the right one.
 _UNEVEN = {'model.num_layers': 6, 'model.num_dense_layers': 1, 'model.d_ff': 40}
 _FEW, _EIGHT = (
   {'moe.num_experts': e, 'moe.experts_per_token': 2, 'moe.device_groups': 2} for e in (4, 8)
 )
 
 
-# With seeds 5 and 6 a token's experts hold the mass within rounding at some step.
+# With seeds 5 and 6 some token's gates reach gate_mass only to within rounding at some step.
 _GATES = {'moe.gate_mass': 0.8, 'moe.shared_gate': True, 'seed_whole': 7}
 # 83 units.
 _UNEQUAL = {'moe.wide_experts': 20, 'moe.device_balance_weight': 0.0, 'moe.device_groups': 1}
@@ -81,8 +82,8 @@ def _mesh(**sizes):
   return {f'mesh.{axis}': size for axis, size in sizes.items()}
 
 
-# Case → (what differs from one device, what both have: keys of the config, and two of this
-# file). Groups run side by side.
+# Case → (settings that differ from one device, settings that both have). Keys are the config's,
+# and this file's own `skewed` and `seed_whole`. Groups run in parallel.
 GROUPS = {
   'axes': {
     'data 8': (_AUTO | _mesh(data=8), {}),
@@ -153,8 +154,8 @@ GROUPS = {
 
 
 def trajectory(config: Config, skewed: bool, seed: int = _SEED) -> tuple[dict, list[dict]]:
-  """Gradients of the first step (clipped: Adam's first moments after it, but for a factor),
-  and the metrics of all.
+  """Returns the gradients of the first step and the metrics of every step.
+  The gradients are clipped: they are Adam's first moments after the step, up to a factor.
   """
   devices = int(np.prod([getattr(config.mesh, axis) for axis in mesh_lib.AXES]))
   mesh = mesh_lib.make_mesh(config, jax.devices()[:devices])
@@ -194,8 +195,8 @@ def _params(shapes, scale, seed):
 
 
 def distance(tree, truth) -> tuple[float, str]:
-  """The largest difference in an array of a tree, relative to the array's largest magnitude,
-  and its name.
+  """Returns the largest difference in any array, relative to that array's largest magnitude in
+  `truth`, and the array's name.
   """
   found = {'': 0.0}
 
@@ -211,7 +212,7 @@ def distance(tree, truth) -> tuple[float, str]:
 
 
 def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
-  """lax.ragged_all_to_all from an all-gather, which XLA has for no CPU:
+  """Emulates lax.ragged_all_to_all, which XLA lacks on CPUs, by an all-gather:
   sender s writes its part for me at to_s[me].
   """
   del received
@@ -228,7 +229,7 @@ def _emulated_ragged(rows, output, first, sent, to, received, *, axis_name):
 
 @contextlib.contextmanager
 def ragged_emulated() -> Iterator[None]:
-  """What is traced inside may take the ragged transport, on CPUs too."""
+  """Lets programs traced inside take the ragged transport on CPUs too."""
   with (
     mock.patch.object(lax, 'ragged_all_to_all', _emulated_ragged),
     mock.patch.object(exchange, 'platform', lambda: 'tpu'),
@@ -260,8 +261,8 @@ def _seed(shared, whole):
 
 
 def measure(group: str, name: str, whole: bool = False) -> dict:
-  """How far a case is from one device: gradients, the first step, losses, all metrics;
-  and what it took.
+  """Returns how far a case is from one device in gradients, first step, losses and all metrics,
+  the exchange's rounds, and how far one device's loss fell.
   """
   changed, shared = GROUPS[group][name]
   with ragged_emulated():
@@ -283,7 +284,7 @@ def measure(group: str, name: str, whole: bool = False) -> dict:
 
 
 def check(group: str, name: str) -> dict:
-  """What `measure` says of a case, which must be one device's training to within 1e-5."""
+  """Returns `measure` of a case, which must match one device's training to within 1e-5."""
   record = measure(group, name)
   assert record['loss_fell'] > 0.1  # the steps do train
   for what in ('gradients', 'first_step', 'loss', 'trajectory'):
@@ -293,7 +294,7 @@ def check(group: str, name: str) -> dict:
 
 @functools.cache
 def _truth(shared: str, whole: bool):
-  """One device's trajectory, of what a case has in common with it, as JSON."""
+  """Returns one device's trajectory under the settings a case shares with it, given as JSON."""
   return _trained(json.loads(shared), {}, whole)
 
 

@@ -1,4 +1,4 @@
-"""The exchange of a routed FFN alone, on eight devices, with padding full of NaN."""
+"""Runs the exchange of a routed FFN alone, on eight devices, with NaN in the padding."""
 
 import functools
 from typing import NamedTuple
@@ -18,16 +18,17 @@ SEQUENCES, LENGTH, K, D, F, DEVICES = 16, 10, 2, 16, 4, 8
 
 
 class Case(NamedTuple):
-  """One exchange: `experts` on `devices`, of eight; the rest of the mesh is `data`."""
+  """One exchange: `experts` split over `devices` of the eight; the rest of the mesh is `data`."""
 
   experts: int
   devices: int
-  # Experts that most choices are of; none: every device's tokens choose all equally often.
+  # Experts that tokens choose most often. Empty: every device's tokens choose all equally often.
   often: tuple[int, ...]
-  padding: str = 'some'  # among it the last two sequences, whole; 'none'; 'all'
+  # 'some' includes the last two sequences whole; 'none' and 'all' are the other values.
+  padding: str = 'some'
   transport: str = 'padded'
   buffer: float = 1.0
-  none: float = 0.0  # so many of the choices are of no expert
+  none: float = 0.0  # the share of choices that are of no expert
 
 
 CASES = {
@@ -43,7 +44,7 @@ CASES = {
 
 
 class Inputs(NamedTuple):
-  """What the exchange is given, but for the weights; padding's rows of x are NaN."""
+  """What the exchange takes beside the weights; padding's rows of x are NaN."""
 
   x_BLD: np.ndarray
   gates_BLK: np.ndarray
@@ -82,7 +83,7 @@ def weights(case: Case) -> ExpertWeights:
 
 
 def every_expert(x_BLD, gates_BLK, weights, experts_BLK):
-  """Σ_k gates[k] · FFN_experts[k](x) from all experts of all tokens."""
+  """Returns Σ_k gates[k] · FFN_experts[k](x), computing every expert for every token."""
   each = lambda w: jnp.einsum('bld,edf->blef', x_BLD, w)
   hidden_BLEF = jax.nn.silu(each(weights.gate_EDF)) * each(weights.up_EDF)
   gates_BLE = (jax.nn.one_hot(experts_BLK, weights.gate_EDF.shape[0]) * gates_BLK[..., None]).sum(
@@ -93,8 +94,8 @@ def every_expert(x_BLD, gates_BLK, weights, experts_BLK):
 
 @functools.cache
 def measure(case: Case) -> dict:
-  """The telemetry; how far output and gradients are from `every_expert`;
-  the largest of them in padding.
+  """Returns the telemetry, how far output and gradients are from `every_expert`,
+  and the largest value that either has in padding.
   """
   config = small_config(
     **{
@@ -126,7 +127,7 @@ def measure(case: Case) -> dict:
     *results, exchange = jax.device_get(jax.jit(run)(given.x_BLD, given.gates_BLK, w))
   x_BLD = np.where(mask_BL1, given.x_BLD, 0)
   y_BLD, pull = jax.vjp(lambda *o: every_expert(*o, given.experts_BLK), x_BLD, given.gates_BLK, w)
-  d_x_BLD, d_gates_BLK, d_w = pull(dy_BLD * mask_BL1)  # padding: nobody reads what becomes of it
+  d_x_BLD, d_gates_BLK, d_w = pull(dy_BLD * mask_BL1)  # nothing reads the output of padding
   truth = y_BLD * mask_BL1, d_x_BLD, d_gates_BLK * mask_BL1, d_w
   return {
     'distance': distance(tuple(results), jax.device_get(truth)),

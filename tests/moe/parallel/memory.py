@@ -1,14 +1,14 @@
-"""What steps of proxy.py:deepseek_moe take of memory on simulated devices, by the compiler and by
-the process.
+"""Measures the memory that steps of proxy.py:deepseek_moe take on simulated devices, as the
+compiler reports it and as the process grows.
 
   python -m tests.moe.parallel.memory DEVICES [--return] [KEY=VALUE …]
 
-DEVICES lie along mesh.expert; KEY=VALUE changes the config, train.num_steps=40 the 10 steps. One
-line of JSON, sizes in MiB: `accounting`, parameters and Adam's moments by moe/accounting.py;
-`state` and `temporary` of the compiled step, of one device and of all; `resident`, the process when
-jax has started, has a state, has compiled the step, after every step, and its peak by then. Freed
-memory stays with the process, as in launch.train on one device; with --return it goes back to the
-system, as there on several.
+DEVICES lie along mesh.expert. KEY=VALUE changes the config, e.g. train.num_steps=40 instead of 10.
+Prints one line of JSON, sizes in MiB. `accounting` is parameters and Adam's moments by
+moe/accounting.py. `state` and `temporary` are those of the compiled step, on one device and on all.
+`resident` is the process's memory when jax has started, has a state, has compiled the step, and
+after every step, and its peak by then. Freed memory stays with the process, as in launch.train on
+one device; with --return it goes back to the system, as in launch.train on several.
 """
 
 import ast
@@ -35,7 +35,7 @@ from tests.small import packed_batch
 
 
 def measure(config: Config) -> dict:
-  """See above; the devices are those that there are."""
+  """Returns the sizes that the module's docstring lists, on all devices of this process."""
   devices, resident = jax.device_count(), {'started': _resident()}
   mesh = mesh_lib.make_mesh(config)
   with mesh_lib.use(mesh, config.mesh.zero):

@@ -1,5 +1,5 @@
-"""Interventions and counts of choices on parameters and a batch that four devices share:
-as on one device.
+"""Interventions and counts of choices give the same on four devices,
+which share the parameters and the batch, as on one.
 """
 
 import functools
@@ -23,11 +23,11 @@ INTERVENTION = Intervention(masked_share=1 / 6, experts_per_token=3, without_sha
 
 
 def measure(config, params, batch):
-  """Losses of the tokens, statistics, choices and counts."""
+  """Returns the tokens' losses, the statistics, the choices and the counts."""
   class_V = np.arange(config.model.vocab_size, dtype=np.int32) % len(TOKEN_CLASSES)
   hidden_BLD, (stats, *_) = analysis.forward(config, params, batch, INTERVENTION)
   choices = analysis.routing(config, params, batch, INTERVENTION)
-  # Those of padding say nothing, and differ: where experts are split, they add nothing to it.
+  # Padding's choices mean nothing, and differ between meshes: split experts add nothing to padding.
   of_tokens = lambda x_NBLK: jnp.where(choices.is_token_BL[None, :, :, None], x_NBLK, 0)
   return {
     'losses': token_losses(hidden_BLD, params['head'], batch.targets_BL, config.train.loss_chunk)
@@ -42,7 +42,7 @@ def measure(config, params, batch):
 
 @pytest.mark.usefixtures('quick_compile')
 def test_probes_and_redundancy_of_parameters_on_a_mesh(monkeypatch):
-  """Each is asked with a mesh by hand: a sweep scores on one device."""
+  """Both take a mesh explicitly here, since a sweep scores on one device."""
   batch = packed_batch(small_config())
   tokenizer = types.SimpleNamespace(is_text=np.arange(small_config().model.vocab_size) >= 4)
   held_out = lambda data, config, mesh, *_: [('a', place_whole(batch, mesh))]

@@ -1,4 +1,4 @@
-"""Decoding on meshes of eight simulated devices: the tokens of one device, in float32."""
+"""Decoding on meshes of eight simulated devices gives the tokens of one device, in float32."""
 
 import jax
 import pytest
@@ -25,7 +25,7 @@ def one():
 
 
 def on_mesh(run, **sizes):
-  """The run, laid out on a mesh; config.mesh has what else there is to say of it."""
+  """Returns the run laid out on a mesh of these sizes and `config.mesh` settings."""
   config = small_config(**CHANGED, **{f'mesh.{axis}': size for axis, size in sizes.items()})
   mesh = mesh_lib.make_mesh(config)
   params = jax.device_put(run.params, shardings(config, mesh, run.params))
@@ -43,7 +43,7 @@ def on_mesh(run, **sizes):
   ids=lambda sizes: '-'.join(sizes),
 )
 def test_every_mesh_says_the_same(one, sizes):
-  """More prompts than rows; of the experts 6 on 8 devices; a batch that is filled up."""
+  """Covers more prompts than rows, 6 experts on 8 devices, and a batch that must be filled up."""
   many = on_mesh(one, **sizes)
   for sampling in (Sampling(), Sampling(1.5, top_p=0.9)):
     asked = PROMPTS, 6, sampling, 3
@@ -58,8 +58,8 @@ def test_every_mesh_says_the_same(one, sizes):
   ids=lambda sizes: '-'.join(sizes),
 )
 def test_a_gpu_says_the_same_on_a_mesh(one, sizes):
-  """Its kernels, interpreted, of experts that stay stacked, and of a device's own. (TPU's
-  interpreter knows no mesh, and XLA on CPU no ragged exchange.)
+  """Runs GPU kernels in the interpreter, on experts that stay stacked and on a device's own.
+  (TPU's interpreter knows no mesh, and XLA on CPU no ragged exchange.)
   """
   many, asked = on_mesh(one, **sizes), (PROMPTS[:3], 2, Sampling())
   with compiling_for('gpu', interpret=True), many.on_mesh():

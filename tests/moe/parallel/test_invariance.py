@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_record_at_full_width_has_every_case():
-  """What the README says of it."""
+  """It backs what the README says, so it covers every case and stays within those bounds."""
   lines = (ROOT / 'experiments/results/invariance_whole.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
   cases = [(group, case) for group, of_group in GROUPS.items() for case in of_group]

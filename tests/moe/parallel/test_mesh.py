@@ -1,4 +1,4 @@
-"""The mesh's sizes, its table, and what it says when something does not fit."""
+"""The mesh's sizes, how it splits parameters, and its errors when something does not fit."""
 
 import dataclasses
 
@@ -135,15 +135,15 @@ def _held(*processes):
   'held, shares',
   [
     (_held([0, 1], [2, 3]), [(0, 2), (1, 2)]),
-    # The mesh of a TPU slice of 4 × 4 chips, fsdp 16, runs through its hosts' blocks of 2 × 2.
+    # On a TPU slice of 4 × 4 chips, fsdp 16 winds through the hosts' blocks of 2 × 2.
     (
       _held([0, 1, 6, 15], [2, 3, 4, 5], [7, 8, 13, 14], [9, 10, 11, 12]),
       [(0, 4), (1, 4), (2, 4), (3, 4)],
     ),
-    # Along another axis, too.
+    # Processes that differ only along another mesh axis hold the same rows.
     (_held([4, 5], [0, 1], [4, 5], [0, 1]), [(1, 2), (0, 2), (1, 2), (0, 2)]),
     (_held([0], [0]), [(0, 1), (0, 1)]),
-    # Some in common, others not: all feed everything.
+    # Where processes share only some of their rows, all feed everything.
     (_held([0, 1], [1, 2], [2, 3], [3, 0]), [(0, 1)] * 4),
     (_held([0, 1, 2], [3]), [(0, 1)] * 2),
   ],

@@ -1,5 +1,5 @@
-"""The pipeline: the same training as one device, and 1F1B's schedule,
-in which only neighbours wait for each other.
+"""The pipeline trains as one device does, and follows the 1F1B schedule,
+in which only neighbouring stages wait for each other.
 """
 
 import pytest
@@ -16,8 +16,8 @@ def test_training(case):
 @pytest.mark.parametrize('stages', [1, 2, 3, 4, 8])
 @pytest.mark.parametrize('microbatches', [1, 2, 5, 16])
 def test_schedule(stages, microbatches):
-  """Everything once, just after what it needs; at most S − s inputs kept on stage s;
-  2 (M + S − 1) ticks in all.
+  """Everything runs once, on the tick after what it needs; stage s keeps at most S − s inputs;
+  the schedule takes 2 (M + S − 1) ticks.
   """
   forward, backward = {}, {}
   ticks = 2 * (microbatches + stages - 1)
@@ -38,7 +38,7 @@ def test_schedule(stages, microbatches):
       forward[stage, n] <= forward[stage, m] < backward[stage, n] for n in range(microbatches)
     )
     assert kept <= stages - stage
-    # The slot of an input is free again before the next one comes into it.
+    # An input's slot is free again before the next input arrives in it.
     if m + stages < microbatches:
       assert backward[stage, m] < forward[stage, m + stages]
   assert max(backward.values()) == ticks - 1
@@ -46,8 +46,8 @@ def test_schedule(stages, microbatches):
 
 @pytest.mark.parametrize('stages', [2, 3, 4, 8])
 def test_partners(stages):
-  """Whatever is made at a tick comes to the stage that takes it up at the next,
-  and no stage hears from two.
+  """Each tick's result goes to the stage that uses it at the next tick,
+  and no stage receives from two.
   """
   for tick in range(4 * stages):
     swaps = partners(tick % 2, stages)

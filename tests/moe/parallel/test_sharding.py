@@ -84,7 +84,7 @@ SIZES = {'stage': 2, 'data': 2, 'fsdp': 2, 'expert': 4, 'tensor': 2}
     (('experts', 'hidden', 'width'), (8, 4, 16), 3, (('expert',), ('tensor',), ('fsdp',))),
     (('experts', 'hidden', 'width'), (6, 4, 16), 3, ((), ('tensor',), ('fsdp', 'expert'))),
     (('experts', 'hidden', 'width'), (6, 4, 16), 1, ((), ('tensor',), ())),
-    # So do stages with layers, where they divide the width.
+    # Likewise the stage axis splits layers, or else the width if it divides that.
     (('layers', 'width', None), (4, 16, 6), 3, (('stage',), ('fsdp', 'expert'), ())),
     (('layers', 'width', None), (3, 16, 6), 3, ((), ('fsdp', 'expert', 'stage'), ())),
     (('layers', 'width', None), (3, 16, 6), 1, ((), ('stage',), ())),

@@ -1,5 +1,5 @@
-"""A small config planned for real machines: in the compilers' own environments,
-where they are installed.
+"""A small config is planned for real machines, in the compilers' own environments
+where those are installed.
 """
 
 import json
@@ -10,8 +10,7 @@ import pytest
 from tests.launch.runs.programs import ROOT
 from tests.small import plain_environment
 
-# A step small enough to compile in seconds, with layers,
-# loss and optimizer of the published models.
+# A step small enough to compile in seconds, with the published models' layers, loss and optimizer.
 SMALL = (
   '--config=experiments/proxy.py:dense',
   '--config.model.num_layers=2',
@@ -23,7 +22,7 @@ SMALL = (
 
 
 def plan(environment: str, *options: str) -> subprocess.CompletedProcess:
-  """Runs launch.plan with a compiler's own python; skips where there is none."""
+  """Runs launch.plan with a compiler's own Python; skips the test if that is not installed."""
   python = ROOT / f'.venv-{environment}/bin/python'
   if not (python.parent.parent / '.installed').exists():
     pytest.skip(f'the {environment} compiler is not installed: make setup-aot')
@@ -58,9 +57,8 @@ def test_a_step_with_experts_is_planned(environment, topology):
   assert 0 < record['peak_bytes_per_device'] < record['capacity_bytes_per_device']
   assert record['flops_per_step']['model_over_accounting'] == pytest.approx(1, abs=0.05)
   sent = record['collective_bytes_per_device']
-  # One MoE layer: each of a device's 4 · 256 tokens crosses to the other device at most once, and
-  # nothing is sent twice but what comes back, forward and backward: 4 times D bfloat16 numbers, and
-  # a few words of bookkeeping.
+  # One MoE layer: each of a device's 4 · 256 tokens crosses to the other device at most once and
+  # comes back, forward and backward: 4 times D bfloat16 numbers, and a few words of bookkeeping.
   rows = 4 * 256 * 256 * 2
   assert 4 * rows * 0.9 <= sent['ragged-all-to-all']['expert'] <= 4 * rows * 1.6
   assert {axis for row in sent.values() for axes in row for axis in axes.split('+')} == {
@@ -73,7 +71,7 @@ def test_a_step_with_experts_is_planned(environment, topology):
 
 @pytest.mark.parametrize(('environment', 'topology'), [('tpu', 'v5e:2x2'), ('gpu', 'h100:4')])
 def test_a_pipeline_is_planned(environment, topology):
-  """3 layers on 2 stages, 4 microbatches of 4 sequences, of which a device has half."""
+  """3 layers on 2 stages, and 4 microbatches of 4 sequences; a device has half of each."""
   stages = ('--config.mesh.stage=2', '--config.train.microbatches=4', '--config.model.num_layers=3')
   options = (
     *SMALL,
@@ -87,9 +85,9 @@ def test_a_pipeline_is_planned(environment, topology):
   record = json.loads(done.stdout)
   assert record['mesh'] == {'stage': 2, 'fsdp': 2}
   sent = record['collective_bytes_per_device']
-  # One direction at a time: in 5 of the 10 ticks each stage has something for the other.
+  # Each stage sends in one direction at a time: in 5 of the 10 ticks it has something to send.
   assert sent['collective-permute'] == {'stage': 5 * 2 * 256 * 256 * 2}
-  # Layers that stages do not divide change places, and are whole on no stage.
+  # Stages do not divide the layers, so the weights are exchanged; no stage holds them whole.
   assert sent['all-to-all']['stage'] > 0
   gathered = sum(size for axes, size in sent['all-gather'].items() if 'stage' in axes)
   assert gathered < record['memory']['parameters'] / 4

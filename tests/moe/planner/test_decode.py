@@ -1,4 +1,4 @@
-"""Decoding planned for devices of the CPU, with the kernels of none: bytes counted by hand."""
+"""Decoding planned for CPU devices, without any device's kernels; bytes are counted by hand."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SMALL = {
 }
 CHIP = Chip('cpu', 'cpu', 2**30, 1e12, 1e11, 1e10, 0)
 EXPERT, OF_LAYER = 3 * D * F, 4 * D * X + 2 * D
-# What every row needs of the weights: the embedding is looked up.
+# The weights that every row reads whole. The embedding is not among them: it is looked up.
 ALWAYS = 3 * OF_LAYER + 3 * D * 32 + 2 * (EXPERT + D * E) + V * D + D
 CACHE = ROWS * S * 3 * 2 * X
 
@@ -45,7 +45,7 @@ def _decoding(devices, axes=None, **overrides):
 
 @pytest.fixture(scope='module')
 def plans():
-  """Devices → the plan."""
+  """Maps a number of devices to the plan."""
   made = {}
   with compiled_anew():
     for devices in (1, 4):
@@ -84,7 +84,7 @@ def test_devices_along_tensor_add_up_what_each_has(plans):
   assert plans[1]['collective_bytes_per_device'] == {}
   sent = plans[4]['collective_bytes_per_device']
   assert set(axis for row in sent.values() for axis in row) == {'tensor'}
-  # Two sums a layer of rows × D, the embedding's too, in rings: 2 · 3/4 of the array.
+  # Two sums of rows × D per layer, and the embedding's. A ring sends 2 · 3/4 of the array.
   assert sent['all-reduce']['tensor'] >= 7 * ROWS * D * 4 * 2 * 3 / 4
 
 
@@ -161,7 +161,7 @@ def test_rows_are_those_of_a_program():
 
 @pytest.mark.parametrize(('environment', 'topology'), [('tpu', 'v5e:1'), ('gpu', 'a100-40:1')])
 def test_experts_are_read_out_of_the_stack(environment, topology):
-  """By the compilers themselves: no layer's experts are read whole, nor copied."""
+  """As the compilers themselves count it, no layer's experts are read whole or copied."""
   done = plan(
     environment,
     '--config=experiments/proxy.py:deepseek_moe',
@@ -174,6 +174,6 @@ def test_experts_are_read_out_of_the_stack(environment, topology):
   assert done.returncode == 0, done.stdout + done.stderr
   [record] = json.loads(done.stdout)
   assert record['fits'] and record['mesh'] == {}
-  # Nine tenths of the weights are experts', of which a row chooses a ninth.
+  # Nine tenths of the weights are experts', and a row chooses a ninth of the experts.
   assert record['hbm_bytes_per_device'] < 0.5 * record['memory']['weights']
   assert record['memory']['temporaries'] < 0.1 * record['memory']['weights']

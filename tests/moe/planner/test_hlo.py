@@ -1,4 +1,4 @@
-"""HLO text read by hand-computed examples: loops, groups of devices, bytes sent and moved."""
+"""Reading HLO text, on hand-computed examples: loops, device groups, bytes sent and moved."""
 
 import jax
 import pytest
@@ -10,8 +10,8 @@ from moe.planner.traffic import memory_traffic
 
 MESH = {'data': 2, 'fsdp': 2, 'expert': 2}
 
-# A loop of 4 trips (counter from 1, by 2, below 9) around one of 3, and one
-# whose end depends on data.
+# A loop of 4 trips (counter from 1, by 2, below 9) around two loops: one of 3 trips,
+# and one whose end depends on data.
 LOOPS = """HloModule step
 
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -86,7 +86,7 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 
 
 def entry(*lines: str) -> str:
-  """A program of one computation."""
+  """Returns a program of one computation."""
   return '\n'.join(
     [
       'HloModule m',
@@ -100,7 +100,7 @@ def entry(*lines: str) -> str:
 
 
 def one(line: str, mesh=MESH, **options) -> Collective:
-  """The one collective of a program that has `line` on x, 128 bytes."""
+  """Returns the one collective of a program that runs `line` on x, 128 bytes."""
   [found] = collectives(entry('%x = f32[8,4]{1,0} parameter(0)', line), mesh, **options)
   return found
 
@@ -114,7 +114,7 @@ def test_loops_multiply_and_further_rounds_run_no_time():
 
 
 def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
-  """As TPU's compiler writes some of them."""
+  """TPU's compiler writes some reduce-scatters this way."""
   fused = """%all-reduce-scatter (input: f32[8,4]) -> f32[4,4] {
   %input = f32[8,4]{1,0} parameter(0)
   %sum.1 = f32[8,4]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
@@ -127,7 +127,7 @@ def test_a_sum_of_which_a_fusion_keeps_only_a_slice_is_a_reduce_scatter():
   text = entry('%x = f32[8,4]{1,0} parameter(0)', calls).replace('ENTRY', fused + 'ENTRY')
   [found] = collectives(text, MESH)
   assert (found.kind, found.axes, found.sent) == ('reduce-scatter', ('data',), 128 / 2)
-  # One of which all is used.
+  # A fusion that uses the whole sum is an all-reduce.
   whole = text.replace('ROOT %own', '%own').replace('%sum.1 = ', 'ROOT %sum.1 = ')
   assert [c.kind for c in collectives(whole, MESH)] == ['all-reduce']
 
@@ -211,7 +211,7 @@ def test_steps_of_an_asynchronous_collective_are_no_others_wherever_they_lie():
     '  %one.1 = ', call.replace('NAME', 'then').replace('IN', 'x.1') + '  %one.1 = '
   )
   found = [c for c in collectives(text, MESH) if c.kind == 'all-gather']
-  # The outer loop's; its steps lie in the inner one.
+  # It counts in the outer loop, where it starts; its later step lies in the inner loop.
   assert [(c.times, c.sent) for c in found] == [(4, 128)]
 
 
@@ -272,8 +272,8 @@ def test_what_a_kernel_says_that_it_moves():
 
 def test_memory_traffic_in_loops_is_told_from_what_runs_once():
   text = LOOPS.replace('  %one = ', '  %n = f32[8,4]{1,0} negate(%x)\n  %one = ')
-  # In loops 12 all-reduces of 128 bytes, read and written, and 16 turns of a counter:
-  # it and 1 read, it written.
+  # The loops run 12 all-reduces that read and write 128 bytes, and 16 counter updates,
+  # each of which reads the counter and a constant, and writes the counter.
   assert memory_traffic(text) == (256, 12 * 256 + 16 * 3 * 4)
 
 

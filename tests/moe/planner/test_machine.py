@@ -1,4 +1,4 @@
-"""Names of machines, and the program's one line where something is wrong with them."""
+"""Names of machines, and the program's one-line errors about them."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recorded plans, their table, and which configs are to have one."""
+"""Recorded plans, their table, and which configs must have a plan."""
 
 import json
 import re
@@ -22,13 +22,13 @@ FILES = {'ablations': ablations, 'scaling': scaling, 'validation': validation}  
 
 
 def _of_paper_scale(config: str):
-  """A config of one of FILES, but for its name."""
+  """Returns a config of one of FILES, with its name blanked."""
   file, variant = config.split(':')
   return FILES[file].get_config(variant).to_dict() | {'name': ''}
 
 
 def test_every_config_of_paper_scale_has_a_plan():
-  """Some are the same model under two names. Of a new one: experiments/plans.py, then make plan."""
+  """Some are one model under two names. Add a new one to experiments/plans.py, then `make plan`."""
   planned = [_of_paper_scale(record['config']) for record in RECORDS]
   names = [f'{file}:{variant}' for file, module in FILES.items() for variant in module.VARIANTS]
   assert not [name for name in names if _of_paper_scale(name) not in planned]
@@ -49,7 +49,7 @@ def test_what_make_plan_plans_is_recorded():
 
 
 def test_what_decodes_is_recorded_and_the_16b_fits_on_40_gb_and_is_fast():
-  """The paper's claim (5.2.1), by the bars of its roofline."""
+  """The paper's claims on fit and speed (5.2.1), as decoding's roofline predicts them."""
   path = ROOT / 'experiments/results/decode_plans.jsonl'
   records = [json.loads(line) for line in path.read_text().splitlines()]
   table = decode_report.table(records, 'scaling:deepseek_7b')

@@ -1,4 +1,4 @@
-"""Roofline times against arithmetic by hand."""
+"""Roofline times agree with arithmetic by hand."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from moe.planner.roofline import (
 )
 
 V5E, V5P, H100 = CHIPS['v5e'], CHIPS['v5p'], CHIPS['h100']
-# v5e:2x4, in the order of a mesh (fsdp 2, expert 4).
+# The chips' coordinates in v5e:2x4, in the order of a mesh (fsdp 2, expert 4).
 GRID = list(itertools.product(range(2), range(4)))
 MESH = {'fsdp': 2, 'expert': 4}
 
@@ -48,7 +48,7 @@ def test_sides_wrap():
 def test_bandwidth():
   assert bandwidth(V5P, (8, 8, 8), {0: 8}, 'all-gather') == 200e9  # both ways round a ring
   assert bandwidth(V5P, (8, 8, 8), {0: 8, 1: 8}, 'reduce-scatter') == 400e9
-  assert bandwidth(V5P, (8, 8, 8), {0: 4}, 'all-gather') == 100e9  # a part of a side is a line
+  assert bandwidth(V5P, (8, 8, 8), {0: 4}, 'all-gather') == 100e9  # part of a side is no ring
   assert bandwidth(V5P, (8, 8, 8), {0: 8}, 'all-to-all') == 100e9  # 8 links' worth over 8 devices
   assert bandwidth(V5E, (8, 8), {0: 8}, 'ragged-all-to-all') == 25e9  # half of it without wrapping
   assert bandwidth(V5P, (8, 8, 8), {0: 8, 1: 8}, 'collective-permute') == 100e9

@@ -1,4 +1,4 @@
-"""What the search compiles, and how it ranks."""
+"""What the search compiles, and how it ranks the plans."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ DENSE = {'moe.num_experts': 0, 'moe.experts_per_token': 0, 'data.batch_size': 8,
 
 
 def meshes(capacity=2**30, **overrides):
-  """(stage, data, fsdp, expert, tensor) of what is tried on eight devices,
-  in its order and each once.
+  """Returns the (stage, data, fsdp, expert, tensor) that the search tries on eight devices,
+  in its order, each once.
   """
   chip = dataclasses.replace(CHIPS['h100'], capacity=capacity)
   tried = candidates(
@@ -86,8 +86,8 @@ def test_stages_that_do_not_divide_the_devices_are_one_line():
 
 
 def test_zero_1_keeps_parameters_and_gradients_whole():
-  """Bytes a parameter: ZeRO-3 takes 16 / (fsdp · tensor);
-  ZeRO-1 8 / tensor + 8 / (fsdp · tensor).
+  """Bytes per parameter: ZeRO-3 takes 16 / (fsdp · tensor);
+  ZeRO-1 takes 8 / tensor + 8 / (fsdp · tensor).
   """
   room = 4 * account(small_config(**DENSE)).total_params
   assert meshes(room) == [(1, 1, 8, 1, 1), (1, 1, 4, 1, 2)]

@@ -1,6 +1,4 @@
-"""How long a pipeline's stages wait: as long as with 1F1B,
-which is worked out here event by event.
-"""
+"""A pipeline's stages wait as long as with 1F1B, which is simulated here event by event."""
 
 import dataclasses
 
@@ -10,8 +8,8 @@ import pytest
 from moe.planner.stages import Stage, elapsed, stage_costs, stretch
 from tests.small import small_config
 
-# A layer: 2 · (2 · 16 · 8 · (2 + 2) + 16 · 6 (router) + 3 · 16 · 8 · 3) + 4 · 12 · 16; the head:
-# 2 · 32 · 16; a dense layer with d_ff 8: as a layer, but 2 · 3 · 16 · 8 for its FFN and no router.
+# A layer: 2 · (2 · 16 · 8 · (2 + 2) + 16 · 6 (router) + 3 · 16 · 8 · 3) + 4 · 12 · 16. The head:
+# 2 · 32 · 16. A dense layer with d_ff 8: like a layer, but 2 · 3 · 16 · 8 for its FFN, no router.
 LAYER, HEAD, DENSE = 2 * (1024 + 96 + 1152) + 768, 1024, 2 * (1024 + 384) + 768
 
 
@@ -22,8 +20,8 @@ def small(layers, microbatches, **more):
 
 
 def one_forward_one_backward(costs, microbatches):
-  """1F1B with stages that wait only for what they need:
-  S − s forwards, then a backward and a forward in turn.
+  """Returns how long 1F1B takes when stages wait only for what they need: stage s does S − s
+  forwards, then a backward and a forward in turn.
   """
   stages = len(costs)
   orders = []
@@ -58,8 +56,8 @@ def test_stages_wait_no_longer_than_with_1f1b(stages, microbatches):
 
 
 def test_two_stages_by_hand():
-  """S = 2, M = 2: forward 0 (until 1); backward 0 on the last,
-  of 3; on the first (7) beside 1 on the last; 1 (10).
+  """S = 2, M = 2: forward 0 ends at 1, and backward 0 on the last stage at 4. Backward 0 on the
+  first and 1 on the last run together until 7; backward 1 on the first ends at 10.
   """
   assert elapsed([Stage(1, 3), Stage(0, 3)], 2) == 1 + 3 * 3
 
@@ -77,9 +75,9 @@ def test_what_stages_have(remat, backward):
 def test_stretch():
   config = small(64, 80)
   assert stretch(config, 1) == pytest.approx(1)
-  # The head is next to nothing. Two forwards of the first stage; it waits from 2 until the last has
-  # done a backward, at 1 + 3, and has 80 backwards and 78 forwards left; over the time of (M · (f +
-  # b), and one f less) on the mean.
+  # The head costs next to nothing. The first stage does two forwards, waits from 2 until the last
+  # has done a backward, at 1 + 3, and has 80 backwards and 78 forwards left. The divisor is the
+  # mean stage's work: M · (f + b) on the first, and no f on the last.
   assert stretch(config, 2) == pytest.approx((1 + 81 * 3 + 78) / (80 * (4 + 3) / 2), rel=0.005)
   assert stretch(
     dataclasses.replace(config, model=dataclasses.replace(config.model, remat='full')), 2

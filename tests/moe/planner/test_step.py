@@ -1,5 +1,5 @@
-"""A tiny dense training step compiled for eight devices of the CPU,
-its FLOPs and collectives checked by hand.
+"""Checks by hand the FLOPs and collectives of a tiny training step
+compiled for eight CPU devices.
 """
 
 import math
@@ -41,13 +41,13 @@ CASES = {
     'moe.experts_per_token': 2,
     'moe.d_expert': 8,
   },
-  'stage': {'mesh.data': 4, 'mesh.stage': 2, 'train.microbatches': 4},  # 2 layers, and 1
+  'stage': {'mesh.data': 4, 'mesh.stage': 2, 'train.microbatches': 4},  # 2 layers and 1 layer
 }
 
 
 @pytest.fixture(scope='module')
 def plans():
-  """Case → its plan."""
+  """Maps each case to its plan."""
   configs = {name: small_config(**DENSE | overrides) for name, overrides in CASES.items()}
   with compiled_anew():
     return {
@@ -65,7 +65,7 @@ def test_flops_are_those_of_the_products(plans):
     flops = record['flops_per_step']
     assert flops['model'] == flops['accounting'] == 3 * forward
     assert flops['padding'] == flops['skipped'] == 0
-  # Of a block, forward again but its last product, whose result nobody needs: the FFN's down.
+  # A block's forward runs again, except its last product, the FFN's down: nothing needs its result.
   block = 2 * tokens * (4 * D * X + 2 * D * F) + 4 * tokens * L * X
   assert plans['fsdp']['flops_per_step']['recomputed'] == LAYERS * block
   assert plans['data']['flops_per_step']['recomputed'] == 0
@@ -76,7 +76,7 @@ def test_data_parallel_devices_add_up_their_gradients_once(plans):
   assert set(sent) == {'all-reduce'}
   assert set(sent['all-reduce']) == {'data'}
   gradients = 2 * 4 * PARAMETERS * 7 / 8
-  # A few counts and losses go beside the gradients.
+  # A few counts and losses are summed beside the gradients.
   assert gradients <= sent['all-reduce']['data'] <= gradients + 100
 
 
@@ -103,22 +103,22 @@ def test_a_split_over_widths_sends_activations(plans):
 
 
 def test_experts_on_four_devices_exchange_tokens_and_no_loop_is_guessed(plans):
-  """Of a device's 32 tokens a share of 1 − C(6, 2) / C(8, 2) chooses one of the 2 of 8
-  experts that another has.
+  """A share of 1 − C(6, 2) / C(8, 2) of a device's 32 tokens chooses one of the 2 of 8
+  experts that another device has.
 
-  One and a half times that many, 23, travel to each of three others and back, and their gradients
-  too. The exchange's further rounds count as none.
+  One and a half times that many rows, 23, travel to each of the three others and back, and so do
+  their gradients. The exchange's further rounds count as none.
   """
   sent = plans['expert']['collective_bytes_per_device']['all-to-all']
   rows = LAYERS * 4 * 3 * 23 * D * 4
-  # Which expert, and gates, go beside the rows.
+  # Expert indices and gates travel beside the rows.
   assert set(sent) == {'expert'} and rows < sent['expert'] < 1.2 * rows
   assert [record['loops_counted_once'] for record in plans.values()] == [[]] * len(plans)
 
 
 def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
-  """4 microbatches in 10 ticks: 4 backwards on each of 2 stages,
-  which share 3 layers and have one end each.
+  """4 microbatches take 10 ticks. Each of 2 stages does 4 backwards; together they have 3 layers,
+  and each has one end of the model.
   """
   record = plans['stage']
   forward_of_a_layer = 2 * B * L * (4 * D * X + 3 * D * F) + 4 * B * L * L * X
@@ -133,8 +133,8 @@ def test_of_a_pipeline_counts_what_a_stage_does_on_the_mean(plans):
 
 
 def test_a_stage_sends_only_to_its_partner(plans):
-  """Of two, in 5 of the 10 ticks, when the first goes forward and the last backward:
-  a sequence's activations.
+  """A stage of the two sends one sequence's activations in 5 of the 10 ticks: when the first
+  stage goes forward and the last backward.
   """
   assert plans['stage']['collective_bytes_per_device']['collective-permute'] == {
     'stage': 5 * 4 * L * D
@@ -142,12 +142,12 @@ def test_a_stage_sends_only_to_its_partner(plans):
 
 
 def test_stages_wait_for_one_another(plans):
-  """In forwards of a layer the first stage of two layers has 2 and 6, the last 3 + 3 · 1/6,
-  its head's share: V / 192.
+  """The unit is one layer's forward. The first stage, of two layers, takes 2 forward and 6
+  backward. The last takes 3 + 3 · 1/6 backward; 1/6 is its head: V / 192.
 
-  The first has two forwards, waits until the last has done a backward, at 2 + 3.5, and has
-  4 backwards and 2 forwards left: 5.5 + 28 = 33.5, of which the mean stage is at work for
-  4 · (2 + 6 + 3.5) / 2 = 23.
+  The first does two forwards, and waits until the last has done a backward, at 2 + 3.5. It has
+  4 backwards and 2 forwards left: 5.5 + 28 = 33.5. The mean stage works for
+  4 · (2 + 6 + 3.5) / 2 = 23 of these.
   """
   assert plans['data']['stage_stretch'] == plans['fsdp']['stage_stretch'] == 1
   record = plans['stage']
@@ -170,12 +170,12 @@ def test_a_plan_adds_up(plans):
 
 
 def test_experts_of_two_widths_are_planned_by_their_units():
-  """Of 6 experts one is four times as wide: 9 units, 2 experts a token, 3 units on the mean."""
+  """One of 6 experts is four times as wide: 9 units. A token has 2 experts, 3 units on average."""
   config = small_config(**{'moe.wide_experts': 1, 'moe.wide_factor': 4, 'moe.experts_per_token': 2})
   mesh = dict.fromkeys(('data', 'fsdp', 'tensor', 'stage'), 1) | {'expert': 4}
   own = config.data.batch_size // 4 * config.data.seq_len
   assert planner._rows_a_device(config, mesh) == own * 3
-  # 3, 3, 3 and 0 units on the devices: of the wide expert; of it and 2; of 3; and nothing.
+  # Devices hold 3, 3, 3 and 0 units: of the wide expert; of it and 2 more; of 3 more; of none.
   shares = 1 - 5 * 4 / 30, 1 - 3 * 2 / 30, 1 - 3 * 2 / 30, 0
   room = min(own, math.ceil(config.mesh.receive_buffer * own * max(shares)))
   assert planner._ragged_share(config, mesh) == pytest.approx(own * sum(shares) / 4 / room)

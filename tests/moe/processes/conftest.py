@@ -6,7 +6,7 @@ from tests.moe.processes import group
 
 corpus, data_flags = of_runs.corpus, of_runs.data_flags
 
-# Of 24 steps; held-out text is scored at the end only.
+# 24 steps; held-out text is scored at the end only.
 SHORT = (
   '--config.train.num_steps=24',
   '--config.checkpoint.every_steps=8',
@@ -26,7 +26,7 @@ def flags(data_flags):
 
 @pytest.fixture(scope='session')
 def by_one(flags, tmp_path_factory):
-  """The workdir of a run by one process, to be read only."""
+  """The workdir of a run by one process. Tests only read it."""
   workdir = tmp_path_factory.mktemp('runs') / 'by_one'
   programs.check('train', programs.CONFIG, *flags, BOARD, f'--workdir={workdir}')
   return workdir
@@ -34,7 +34,9 @@ def by_one(flags, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def by_two(flags, tmp_path_factory):
-  """The workdir of an undisturbed run by two, each half of every batch; to be read only."""
+  """The workdir of an undisturbed run by two processes, each fed half of every batch. Tests only
+  read it.
+  """
   workdir = tmp_path_factory.mktemp('runs') / 'by_two'
   group.check(2, workdir, *flags, BOARD)
   return workdir

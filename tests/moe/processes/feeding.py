@@ -1,9 +1,9 @@
-"""Two processes feed a batch to a mesh whose rows run through both,
-as those of a TPU slice run through its hosts.
+"""Two processes feed a batch to a mesh whose rows alternate between them,
+as the rows of a TPU slice wind through its hosts.
 
   python -m tests.moe.processes.feeding PORT PROCESS
 
-Prints, as JSON, this process's share, and the batch that all devices then hold together, by row.
+Prints as JSON this process's share, and the batch that all devices then hold together, by row.
 """
 
 import json
@@ -23,7 +23,7 @@ ROWS = 8
 def main(port: str, process: str) -> None:
   jax.config.update('jax_num_cpu_devices', 2)
   with processes.join(processes.Cluster(f'127.0.0.1:{port}', 2, int(process))):
-    first, second, third, fourth = jax.devices()  # two of each process
+    first, second, third, fourth = jax.devices()  # two for each process
     grid = np.array([first, third, fourth, second]).reshape(1, 4, 1, 1, 1)
     mesh = Mesh(grid, mesh_lib.AXES)
     index, count = feeding.batch_share(mesh)

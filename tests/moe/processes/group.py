@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tests.launch.runs import programs
 
-PATIENCE = 280  # seconds for what takes half a minute when nobody else needs the machine
+PATIENCE = 280  # seconds, for what takes half a minute on an idle machine
 HEARTBEAT = 15  # seconds
 
 
 class Group:
-  """`count` processes of launch.train, each under launch/supervise.sh where `supervised`.
+  """`count` processes of launch.train, each under launch/supervise.sh if `supervised`.
   Use it in a `with`.
   """
 
@@ -62,11 +62,11 @@ class Group:
       time.sleep(0.01)
 
   def send(self, number: int, process: int) -> None:
-    """A signal to one process, not to the shell around it."""
+    """Sends a signal to one process, not to the shell around it."""
     os.kill(self.pid(process), number)
 
   def pid(self, process: int) -> int:
-    """Of a process of the run; of the one in the shell, where it is supervised."""
+    """Returns the id of the run's own process, also where a supervising shell runs it."""
     outer = self._processes[process].pid
     if not self._supervised:
       return outer
@@ -74,7 +74,7 @@ class Group:
     return int(children.read_text().split()[0])
 
   def wait_for_end(self, pid: int) -> None:
-    """Returns when a process is no more, which must be within the heartbeat and
+    """Returns when a process has ended, which must be within the heartbeat plus
     what a busy machine adds.
     """
     deadline = time.monotonic() + HEARTBEAT + 30
@@ -83,11 +83,11 @@ class Group:
       time.sleep(0.05)
 
   def codes(self) -> list[int | None]:
-    """Exit codes so far."""
+    """Returns the exit codes so far, None for a process that still runs."""
     return [process.poll() for process in self._processes]
 
   def wait(self) -> list[int]:
-    """Exit codes when all have ended."""
+    """Returns the exit codes when all have ended."""
     deadline = time.monotonic() + PATIENCE
     while None in self.codes():
       assert time.monotonic() < deadline, self.output()
@@ -95,13 +95,13 @@ class Group:
     return self.codes()
 
   def output(self, process: int | None = None) -> str:
-    """What one or all have written so far."""
+    """Returns what one process or all have written so far."""
     paths = self._outputs if process is None else [self._outputs[process]]
     return '\n----\n'.join(path.read_text() for path in paths)
 
 
 def check(count: int, workdir: Path, *flags: str) -> str:
-  """Output of a run that must succeed."""
+  """Returns the output of a run that must succeed."""
   with Group(count, workdir, *flags) as group:
     assert group.wait() == [0] * count, group.output()
     return group.output()

@@ -1,4 +1,4 @@
-"""How processes are told of each other: wrong flags are one line,
+"""How processes find each other: wrong flags give a one-line error
 before anything is started or written.
 """
 

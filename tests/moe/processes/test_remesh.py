@@ -1,7 +1,7 @@
 """A run handed from mesh to mesh and from process count to process count, on eight devices.
 
-What one mesh has saved the next must restore bit for bit, laid out its own way; and its processes
-must read together exactly the rows that one process reads. An iterator stands for each process.
+Each mesh must restore bit for bit what the last one saved, laid out its own way. Its processes
+together must read exactly the rows that one process reads. An iterator stands for each process.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from moe.run import open_workdir
 from moe.train_step import init_state
 from tests.launch.runs import config as tiny
 
-# Mesh and number of processes. 6 experts: dealt out over 2 and 3 devices, stored by width over 4. 3
-# layers: dealt out to 3 stages, stored by width over 2.
+# Mesh and number of processes. 6 experts are dealt out over 2 devices, and stored by width over 4.
+# 3 layers are dealt out to 3 stages, and stored by width over 2.
 CASES = (
   ({}, 1),
   ({'data': 8}, 8),
@@ -59,14 +59,14 @@ def make_config(data_flags, axes):
 
 
 def random_state(config):
-  """A state in which every array differs from every other."""
+  """Returns a state in which all arrays differ."""
   generator = np.random.default_rng(0)
   draw = lambda x: (generator.random(x.shape) * 1000).astype(x.dtype)
   return jax.tree.map(draw, jax.eval_shape(lambda: init_state(config)))
 
 
 def read(data, config, count, state):
-  """(rows of STEPS steps as `count` processes read them, iterator state)."""
+  """Returns (rows of STEPS steps as `count` processes read them, iterator state)."""
   iterators = [train_iterator(data, config, number, count) for number in range(count)]
   for iterator in iterators if state else ():
     iterator.set_state(state)
@@ -94,7 +94,7 @@ def test_a_run_handed_from_mesh_to_mesh_keeps_every_bit_and_the_next_example(dat
     size = int(np.prod([n for axis, n in axes.items() if axis != 'zero']))
     mesh = mesh_lib.make_mesh(config, jax.devices()[:size])
     open_workdir(config, tmp_path)
-    (tmp_path / 'metrics.jsonl').touch()  # a run that has logged a step: its config is held to
+    (tmp_path / 'metrics.jsonl').touch()  # once a run has logged a step, its config is checked
     where = functools.partial(shardings, config, mesh)
     with (
       contextlib.closing(Checkpointer(tmp_path, config, data.tokenizer)) as checkpointer,

@@ -1,4 +1,4 @@
-"""Runs by several real processes: the losses of one process, whatever stops them."""
+"""Runs by several real processes have the losses of one process, whatever stops them."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ from tests.moe.processes.group import Group, check
 
 
 def _assert_same_losses(workdir, truth, after=0):
-  """Float32 sums in another order: the same to 1e-5 until training amplifies the last bits.
-  `after`: the step of `truth` that the run began at.
+  """Float32 sums come in another order, so losses agree to 1e-5, until training amplifies the
+  last bits. `after`: the step of `truth` from which the run began.
   """
   lines, true_lines = programs.lines(workdir), programs.lines(truth)[after:]
   assert [line['step'] + after for line in lines] == list(range(after + 1, 25))
@@ -73,18 +73,20 @@ def test_two_stages_in_two_processes_go_on_with_a_run_of_halved_batches(
 def test_sigterm_in_one_stops_all_at_the_same_step_and_one_process_goes_on(
   asked, after, flags, by_one, tmp_path
 ):
-  """Of a new run, and of one that starts in the middle of another: a fork takes its next steps."""
+  """Covers a new run, and a fork, which starts in the middle of another run and takes its next
+  steps.
+  """
   flags, end = (*flags, *(_fork(by_one, after) if after else ())), 24 - after
   with Group(2, tmp_path, *flags, '--config.mesh.data=1', '--config.mesh.fsdp=2') as group:
     group.wait_for_step(4)
-    with pytest.raises(ConnectionRefusedError):  # at another address of this machine nobody listens
+    with pytest.raises(ConnectionRefusedError):  # nothing listens at this machine's other addresses
       socket.create_connection(('127.0.0.2', group.port), timeout=5)
     group.send(signal.SIGTERM, asked)
     assert group.wait() == [0, 0], group.output()
     output = group.output(0)
   stopped_at = programs.lines(tmp_path)[-1]['step']
   assert 4 <= stopped_at < end and max(_steps(tmp_path)) == stopped_at
-  # Process 0 alone says what it starts from.
+  # Only process 0 says what the run starts from.
   assert group.output().count(f'warm start from {by_one}, step {after}') == bool(after)
   cause = 'a signal to another process' if asked else 'SIGTERM'
   assert f'stopped by {cause}: saved step {stopped_at}' in output
@@ -111,14 +113,14 @@ def test_bad_input_ends_all_with_one_line(flags, tmp_path):
     assert group.wait() == [2, 2], group.output()
     for process in (0, 1):
       lines = group.output(process).splitlines()
-      (line,) = (line for line in lines if not line.startswith('[Gloo]'))  # which greets on stdout
+      (line,) = (line for line in lines if not line.startswith('[Gloo]'))  # Gloo greets on stdout
       assert line.startswith('error: mesh.data=3')
   assert not (tmp_path / 'run').exists()
 
 
 def test_what_one_process_cannot_write_ends_all_with_one_line(flags, tmp_path):
-  """Process 0 alone writes it. A code that says to start again would have
-  the others do so for ever.
+  """Only process 0 writes the file. If the others exited with the code for a restart, they would
+  restart for ever.
   """
   (tmp_path / 'run/tokenizer.model').mkdir(parents=True)
   with Group(2, tmp_path / 'run', *flags) as group:

@@ -1,4 +1,4 @@
-"""Checksums: the same by hand, on the device, over parts in any layout,
+"""Checksums are the same computed by hand, on the device, over parts in any layout,
 and over a mesh's shards.
 """
 

@@ -1,4 +1,4 @@
-"""Who has a run's folder, and whose death lets another in."""
+"""Who holds a run's folder, and whose death lets another process in."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_a_living_process_elsewhere_on_this_machine_keeps_it(tmp_path):
   with pytest.raises(TryAgain, match=f'process {process.pid} on'):
     lock.acquire(tmp_path)
   process.kill()
-  # Dead, though its parent has not yet asked how it ended.
+  # It is dead, though its parent has not yet reaped it.
   time.sleep(0.2)
   hold = lock.acquire(tmp_path)
   assert f'process {process.pid}' in hold.taken_over and 'has ended' in hold.taken_over
@@ -68,7 +68,7 @@ def test_a_living_process_elsewhere_on_this_machine_keeps_it(tmp_path):
   'left',
   [
     {'process': 2**22 + 1},  # beyond the largest number that Linux gives
-    {'started': '1'},  # the number is another process's by now
+    {'started': '1'},  # the number belongs to another process by now
     {'host': 'elsewhere'},
     {'boot': 'before the machine was started again'},
     {'namespace': 'pid:[1]'},

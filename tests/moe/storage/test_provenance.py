@@ -1,4 +1,4 @@
-"""Where a run's parts were made, and what is said when they differ."""
+"""Where a run's parts were computed, and what is reported when that differs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last ones and the best finite ones, over restarts and signals."""
+"""Which checkpoints stay: the last ones, and those of the best finite losses, over restarts too."""
 
 import json
 import math
@@ -12,8 +12,8 @@ NAN, INF = math.nan, math.inf
 
 
 def kept_after(folder, starts, last=1, best=1):
-  """Steps that are left after saves of [[(step, loss)], …], a list a start,
-  deleting as Orbax does after each save.
+  """Returns the steps left after the saves [[(step, loss)], …], one list per start of the run.
+  Deletes after each save, as Orbax does.
   """
   config = small_config(**{'checkpoint.keep_last': last, 'checkpoint.keep_best': best}).checkpoint
   steps = []
@@ -47,11 +47,11 @@ def test_a_loss_that_is_not_finite_never_counts_as_best(tmp_path, losses, wanted
   'starts, wanted',
   [
     ([[(1, 4.0), (2, 1.0)], [(3, 2.0), (4, 3.0)], [(5, 3.0), (6, 2.5)]], [2, 6]),
-    # A stop saves without a loss.
+    # A stopped run saves without a loss.
     ([[(1, 4.0), (2, None)], [(3, 3.0), (4, None)], [(5, 2.0), (6, None)]], [5, 6]),
-    # A step that is reached again after a kill.
+    # A killed run reaches a step again.
     ([[(1, 2.0), (2, 5.0)], [(2, 1.0), (3, 3.0)]], [2, 3]),
-    # A best one that was damaged and has been set aside is forgotten.
+    # A best checkpoint that was damaged and set aside is forgotten.
     ([[(1, 1.0)], [(1, None), (2, 3.0), (3, 4.0)]], [2, 3]),
   ],
 )

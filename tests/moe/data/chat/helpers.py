@@ -13,7 +13,7 @@ def words(dice, most):
 
 
 def conversation(seed, turns=None, most=12):
-  """Messages; the reply to a question names it, so that all differ."""
+  """Returns messages. Each reply names its question, so that all replies differ."""
   dice, messages = random.Random(f'chat {seed}'), []
   if dice.random() < 0.3:
     messages.append(('system', f'rules {words(dice, 4)}'))
@@ -34,7 +34,7 @@ def write(path, rows):
 
 
 def write_chats(folder):
-  """Two sources, the second of prompt/response pairs; data.sources."""
+  """Writes two sources, the second of prompt/response pairs; returns `data.sources`."""
   write(folder / 'a.jsonl', [as_row(conversation(f'a{n}')) for n in range(60)])
   pairs = [conversation(f'b{n}', turns=1)[-2:] for n in range(40)]
   write(

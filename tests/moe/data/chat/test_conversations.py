@@ -1,4 +1,4 @@
-"""Rows of JSON that are conversations, and rows that are none: file and line."""
+"""Rows of JSON that are conversations; for rows that are not, errors give file and line."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_messages_and_pairs(tmp_path):
   assert read(path) == wanted
   (tmp_path / 'x.json').write_text(json.dumps(rows, indent=1))
   assert read(tmp_path / 'x.json') == wanted
-  # What a name does not tell the contents do.
+  # Where the name does not tell the format, the contents do.
   (tmp_path / 'x').write_bytes(path.read_bytes())
   assert read(tmp_path / 'x') == wanted
 
@@ -120,7 +120,7 @@ def test_whole_conversations_are_held_out_with_their_copies(tmp_path):
   for document in corpus.documents(chat_config(sources=sources).data):
     assert held_out.setdefault(document.text, document.held_out) == document.held_out
   assert len(held_out) == 50 and 0 < sum(held_out.values()) < 25
-  # Too few to hold one out: none is cut.
+  # There are too few to hold one out, and none is cut.
   sources = f'x={write(tmp_path / "y.jsonl", rows[:1])}'
   with pytest.raises(UserError, match=r'domain .x.* (no held-out text|every document is held out)'):
     prepare(chat_config(sources=sources, vocab_size=300), tmp_path / 'data')

@@ -1,4 +1,6 @@
-"""Conversations in rows: best fit beside a slow search, every epoch whole, resumed and divided."""
+"""Packing conversations into rows: best fit agrees with a slow search; every epoch is complete,
+also when resumed and when divided by processes.
+"""
 
 import dataclasses
 import itertools
@@ -48,7 +50,7 @@ def slow_best_fit(sizes, room, window):
         mine.append([])
         fits = [mine[-1]]
       least = min(map(left, fits))
-      # Of rows with the same room, the one that came to it last.
+      # Of rows with the same room left, take the one that reached it last.
       [row for row in fits if left(row) == least][-1].append(index)
     rows += mine
   return rows
@@ -62,7 +64,7 @@ def test_best_fit_against_a_slow_search(sizes, room, window):
   assert sorted(itertools.chain(*rows)) == list(range(len(sizes)))
   filled = lambda rows: [sum(sizes[i] for i in row) for row in rows]
   assert max(filled(rows)) <= room
-  # Rows with the same room left may be taken one for the other.
+  # Rows with the same room left may be swapped.
   assert sorted(filled(rows)) == sorted(filled(slow))
 
 
@@ -70,7 +72,7 @@ def test_best_fit_against_a_slow_search(sizes, room, window):
   'mean, spread, room', [(500, 1.0, 4096), (1200, 0.8, 4096), (250, 1.2, 2048)]
 )
 def test_rows_are_full_on_lengths_as_chats_have(mean, spread, room):
-  """Lognormal, as those of public chats are, about."""
+  """The lengths are lognormal, roughly like those of public chats."""
   drawn = np.random.default_rng(0).lognormal(np.log(mean) - spread**2 / 2, spread, 20_000)
   sizes = np.clip(drawn.astype(int), 8, room).tolist()
   rows = best_fit(sizes, room)
@@ -82,7 +84,7 @@ def test_rows_are_full_on_lengths_as_chats_have(mean, spread, room):
 
 
 def truth(prepared, config, domain):
-  """{tokens: learnt} of the training conversations of a domain, from the files themselves."""
+  """Returns {tokens: learnt} for a domain's training conversations, from the files themselves."""
   template, found = open_template(config.data.chat_template, prepared.tokenizer), {}
   for document in documents(config.data):
     if document.domain == domain and not document.held_out:
@@ -96,7 +98,7 @@ def truth(prepared, config, domain):
 
 
 def joined(parts):
-  """`User: …` and `Assistant:` side by side are one text."""
+  """Joins adjacent texts that are not learnt, such as `User: …` and `Assistant:`, into one."""
   out = []
   for said, learnt in parts:
     if (
@@ -113,7 +115,7 @@ def joined(parts):
 
 
 def segments(batch):
-  """(tokens with the last target, weights, positions) of every segment of a batch."""
+  """Yields (tokens with the last target, weights, positions) for every segment of a batch."""
   for row in map(data_batches.Batch._make, zip(*batch)):
     for number in range(1, row.segment_ids_BL.max() + 1):
       here = np.flatnonzero(row.segment_ids_BL == number)
@@ -179,7 +181,7 @@ def test_restart_from_any_state_and_divided_by_processes(prepared, config):
     assert_same(whole, batches[:20])
   other = take(data_batches.train_iterator(prepared, changed(config, seed=1)), 3)
   assert any((a.tokens_BL != b.tokens_BL).any() for a, b in zip(other, batches))
-  # Weights 3 and 1.
+  # The domains' weights are 3 and 1.
   of_a = sum(batch.domains_BJ[:, 0].sum() for batch in batches)
   assert abs(of_a - 0.75 * 4 * 60) < 2
 

@@ -1,4 +1,6 @@
-"""Which tokens are learnt, beside a walk token by token over a text written from the definition."""
+"""Which tokens are learnt, compared token by token with text written from each template's
+definition.
+"""
 
 import dataclasses
 import json
@@ -45,7 +47,7 @@ MARKED = (
 
 
 def with_template(template: str):
-  """A byte-level BPE with ChatML's control pieces and this template."""
+  """Returns a byte-level BPE tokenizer with ChatML's control pieces and this template."""
   described = json.loads(train_like_deepseek(TEXTS, 500))
   first = max(token['id'] for token in described['added_tokens']) + 1
   for number, piece in enumerate(('<|im_start|>', '<|im_end|>')):
@@ -62,7 +64,7 @@ FOREIGN = with_template(CHATML)
 
 
 def written(name, messages, tokenizer):
-  """[(a character or the id of a control piece, whether it is learnt)] by the definition."""
+  """Returns [(character or control piece's id, whether it is learnt)] by the definition."""
   out = []
   text = lambda said, learnt=False: out.extend((character, learnt) for character in said)
   controls = {piece: i for i, piece in enumerate(tokenizer.pieces) if not tokenizer.is_text[i]}
@@ -87,7 +89,9 @@ def written(name, messages, tokenizer):
 
 
 def slow_mask(expected, tokens_N, tokenizer):
-  """Token by token, byte by byte: whether each token is learnt. No token may be of both."""
+  """Returns whether each token is learnt, found byte by byte. No token may mix learnt and not
+  learnt bytes.
+  """
   stored = escape if tokenizer is TRAINED else str
   stream = []
   for said, learnt in expected:
@@ -131,7 +135,7 @@ def test_the_mask_token_by_token(template, definition, tokenizer):
     lead = ' ' if definition == 'deepseek' else ''
     assert text == ''.join(lead + reply for reply in replies)
     assert lost == (0, 0)
-    # Whatever a user spells, control pieces are those of the template.
+    # Only the template makes control pieces, whatever text a user writes.
     ends = sum(token == opened.end_id for token in tokens_N)
     assert ends == (len(turns) if definition == 'chatml' else len(replies))
 
@@ -153,7 +157,7 @@ def test_generation_reads_what_training_read_before_a_reply(template, tokenizer)
 
 
 def test_jinja_tokens_are_those_of_the_library():
-  """Where no text spells a control piece, and a reply begins with a letter."""
+  """They agree where no text spells a control piece and every reply begins with a letter."""
   import tokenizers
 
   tokenizer = with_template(CHATML)

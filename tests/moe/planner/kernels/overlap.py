@@ -1,6 +1,7 @@
-"""One MoE layer, forward, compiled for eight v5e chips that share the experts: prints the schedule.
+"""Prints the schedule of one MoE layer's forward, compiled for eight v5e chips that share the
+experts.
 
-Run by test_overlap.py in the TPU compiler's environment.
+test_overlap.py runs it in the TPU compiler's environment.
 """
 
 import jax

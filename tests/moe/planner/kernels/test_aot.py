@@ -1,4 +1,4 @@
-"""Kernels compiled for machines that are not here:
+"""Kernels compiled ahead of time for machines that are not here:
 a few in the compilers' own environments, and what they cost.
 """
 
@@ -38,7 +38,7 @@ def test_every_op_compiles_forward_and_backward(tmp_path, environment, target):
     command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, check=False
   )
   if environment == 'gpu' and sys.version_info >= (3, 12):
-    # Their jax leaves these kernels to the GPU that runs them, and the program says so.
+    # From Python 3.12 on, the environment's jax compiles these only on the GPU that runs them.
     assert done.returncode == 1 and 'only on the GPU that runs them' in done.stdout
     assert 'make setup-aot PYTHON=python3.11' in done.stdout
     return
@@ -65,7 +65,7 @@ def test_every_op_compiles_forward_and_backward(tmp_path, environment, target):
 
 
 def test_blocks_of_few_or_wide_rows_are_small():
-  """512 rows of 10,944 bfloat16 numbers, two arrays', each twice, would take a whole v5p's VMEM."""
+  """Two arrays of 512 rows of 10,944 bfloat16 numbers, double-buffered, would fill a v5p's VMEM."""
   assert visits.rows_per_block(2**16, 16, 2 * 1408) == 512
   assert visits.rows_per_block(2**16, 64, 2 * 1408) == 256
   assert visits.rows_per_block(2**16, 16, 2 * 10_944) == 256
@@ -76,7 +76,7 @@ def test_blocks_of_few_or_wide_rows_are_small():
 @pytest.mark.parametrize('module', [tpu, gpu], ids=['tpu', 'gpu'])
 @pytest.mark.parametrize('shape', programs.PAPER[:2], ids=lambda shape: shape.name)
 def test_flops_are_close_to_the_least(module, shape):
-  """Read off the traced kernels: 2B and 16B layer, forward and backward, balanced routing."""
+  """Counts the traced kernels of a 2B and a 16B layer: forward and backward, balanced routing."""
   costs = module.layer_costs(shape, jnp.bfloat16)
   assert (
     costs['least_flops']

@@ -1,6 +1,4 @@
-"""Shared experts compute while tokens travel: read off the schedule that the TPU
-compiler makes of a layer.
-"""
+"""Shared experts compute while tokens travel, as the TPU compiler's schedule of a layer shows."""
 
 import re
 import subprocess
@@ -38,7 +36,7 @@ def test_shared_experts_run_between_start_and_end_of_the_exchange():
     ):
       for start in open_exchanges:
         meanwhile[start].add(computes[2])
-  assert len(meanwhile) == 2  # tokens go out, and come back
+  assert len(meanwhile) == 2  # one exchange sends tokens out, one brings them back
   assert not open_exchanges
   assert any(meanwhile.values()), (
     'no product of the shared experts between the start and the end of an exchange'

@@ -1,4 +1,4 @@
-"""What launch.aot writes, of a compiler that is not there."""
+"""What launch.aot records, with a fake in place of the compiler."""
 
 import types
 
