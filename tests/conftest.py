@@ -1,25 +1,25 @@
-"""The suite's own settings: CPU, eight devices, strict shapes, reproducible examples,
-compiled programs shared.
+"""The suite's settings: eight CPU devices, strict shapes, reproducible examples and
+a shared cache of compiled programs.
 """
 
 import importlib.metadata
 import os
 import tempfile
 
-# Before jax is imported; by environment, so that programs the tests start see it too.
+# Set before jax is imported, and in the environment, so that programs the tests start see it too.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Rows of a benchmark that are not there fail at once: nothing is looked for in the network.
+# Missing benchmark rows fail at once instead of being looked for on the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
-# Half the compile time, which is most of the suite's;
-# programs are optimised less, and otherwise the same.
+# Halves the compile time, which is most of the suite's time. Programs are optimised less, and are
+# otherwise the same.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-# Less than half of what is left, where the compiler has a choice: later ones abort on the flag.
+# Cuts the rest by more than half. Only jaxlib 0.10 has the choice: later ones abort on the flag.
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
-# What one test has compiled the others take, in this process, the other workers' and the programs
-# that tests start. The folder is new for each session: nothing survives a change of code or of jax.
-# Names of scopes do not tell programs apart there: a test that reads them, or tests compiling
-# itself, says `with small.compiled_anew()`. tests/test_compiled.py holds the rest.
+# A program that one test compiles is reused by every other test, worker and started program.
+# The folder is new for each session, so nothing survives a change of code or of jax.
+# The cache ignores scope names: a test that reads them, or that tests compiling itself, uses
+# `with small.compiled_anew()`. tests/test_compiled.py tests this cache.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _COMPILED = tempfile.TemporaryDirectory(prefix='tests-compiled-', ignore_cleanup_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
@@ -30,8 +30,8 @@ import hypothesis
 import jax
 import pytest
 
-# Meshes are tested on eight simulated devices, of this process alone: programs that tests start
-# have one, as on most machines. A test of what takes every device there is says
+# Meshes are tested on eight simulated devices, in this process only: programs that tests start
+# have one, as on most machines. A test of code that takes every device uses
 # `with small.one_device()`.
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -41,8 +41,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile('suite')
 
-# Files and folders that take longest, first: what is left at the end is short, and two workers end
-# at about the same time (`--durations=0`, 40 seconds and more).
+# The files and folders that take longest (40 seconds and more by `--durations=0`) run first: only
+# short tests are left at the end, and two workers finish at about the same time.
 _LONGEST_FIRST = (
   'tests/moe/processes/test_runs.py',
   'tests/launch/runs/test_resume.py',
@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope='module', autouse=True)
 def _programs_are_let_go():
-  """A file's compiled programs, several gigabytes by the end of the suite, where XLA's compiler has
-  crashed (jax 0.12).
+  """Frees a file's compiled programs. Kept, they are several gigabytes by the end of the suite,
+  where XLA's compiler has crashed (jax 0.12).
   """
   yield
   jax.clear_caches()
@@ -81,8 +81,8 @@ def _programs_are_let_go():
 
 @pytest.fixture(scope='module')
 def quick_compile():
-  """Leaves out more of XLA's passes, for tests that compile whole models;
-  the ops' own tests do not.
+  """Leaves out more of XLA's passes, for tests that compile whole models.
+  The ops' own tests keep these passes.
   """
   jax.config.update('jax_disable_most_optimizations', True)
   yield

@@ -1,6 +1,6 @@
-"""Debian's packages that some tests need. Tests look for them; this program installs them.
+"""The Debian packages that some tests need. Tests look for them; this program installs them.
 
-python -m tests.debian    # make setup-test: what is missing, where that can be done
+python -m tests.debian    # make setup-test: installs what is missing, as root on Debian
 """
 
 import os
@@ -14,7 +14,7 @@ class CannotRun(Exception):
 
 
 class Needed(NamedTuple):
-  """Packages, and what they bring: of each tuple of programs one must be there."""
+  """Packages and the programs they bring. One program of each tuple must be on PATH."""
 
   name: str
   packages: tuple[str, ...]
@@ -35,7 +35,7 @@ _LONGEST = 600  # seconds that apt-get may take
 
 
 def find(needed: Needed) -> list[str]:
-  """Paths of its programs. CannotRun where one is missing, which names it and how to get it."""
+  """The paths of its programs. Raises CannotRun, which names a missing one and how to get it."""
   paths = []
   for names in needed.programs:
     found = next(filter(None, map(shutil.which, names)), None)
@@ -56,17 +56,17 @@ def missing(needed: Needed) -> bool:
 
 
 def install(packages: list[str]) -> None:
-  """Starts no service. CannotRun where they cannot be installed."""
+  """Installs packages and starts no service. Raises CannotRun if they cannot be installed."""
   if os.geteuid() != 0:
     raise CannotRun('installing needs root')
   if not shutil.which('apt-get'):
     raise CannotRun('there is no apt-get')
-  # RUNLEVEL=1: Debian's init scripts then start nothing after the installation.
+  # With RUNLEVEL=1, Debian's init scripts start nothing after the installation.
   environment = os.environ | {'RUNLEVEL': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
   limits = ('DPkg::Lock::Timeout=30', 'Acquire::http::Timeout=15', 'Acquire::Retries=1')
   command = ['apt-get', '-qq', *(f'-o{limit}' for limit in limits)]
   wanted = ['install', '--yes', '--no-install-recommends', *packages]
-  # `update` only if the lists are missing or old.
+  # A first failure may be due to missing or old package lists: update them and try again.
   for arguments in (wanted, ['update'], wanted):
     try:
       done = subprocess.run(

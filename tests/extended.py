@@ -1,5 +1,5 @@
-"""What docs/extending.md adds, tried all at once;
-run by test_extending.py on a copy of the library that has it.
+"""Tries all the extensions of docs/extending.md at once.
+test_extending.py runs it on a copy of the library that has them.
 
 python -m tests.extended FOLDER     # one JSON line
 """
@@ -46,7 +46,7 @@ TOKENIZER = types.SimpleNamespace(to_bytes=lambda: b'x', tokenizer_config=b'')
 
 
 def train(config, steps, state=None):
-  """(the state after each step, the metrics of each), from the start or from `state`."""
+  """(the states after each step, the metrics of each step), from the start or from `state`."""
   size = int(np.prod([getattr(config.mesh, axis) for axis in mesh_lib.AXES]))
   mesh = mesh_lib.make_mesh(config, jax.devices()[:size])
   states, history = [], []
@@ -62,7 +62,7 @@ def train(config, steps, state=None):
 
 
 def farthest(tree, truth):
-  """The largest difference of two trees, and where."""
+  """The largest difference between two trees' common leaves, and the leaf that has it."""
   flat = lambda x: {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(x)}
   truth = flat(truth)
   found = {
@@ -75,7 +75,7 @@ def farthest(tree, truth):
 
 
 def gone_on(config, states, folder):
-  """The metrics of the last steps of a run that goes on from a checkpoint of its second."""
+  """The metrics after step 2 of a run that is saved at step 2, restored and trained on."""
   with contextlib.closing(Checkpointer(folder, config, TOKENIZER)) as checkpointer:
     checkpointer.save(2, states[1], {}, None)
     checkpointer.wait(2)

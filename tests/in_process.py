@@ -1,7 +1,7 @@
-"""Programs of launch/ run in this process, as the command line would run them:
-for tables of bad input.
+"""Runs programs of launch/ in this process, as the command line would: for tables of bad input.
 
-A process of its own, which a program has at least one test with, costs seconds to import jax.
+A new process takes seconds to import jax. Each program still has at least one test in a process
+of its own.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ from tests.small import one_device
 
 ROOT = Path(__file__).parents[1]
 
-# absl defines its own flags once a process: before the first program, whose flags go with it.
+# absl defines its own flags once a process. Define them before the first program does, or they
+# are removed with that program's flags.
 app.define_help_flags()
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
-  """What `python -m launch.PROGRAM` exits with and writes."""
+  """The exit code and output of `python -m launch.PROGRAM`."""
   path = str(ROOT / f'launch/{program}.py')
   if program == 'train':
     arguments = ('--num_processes=1', *arguments)  # a cluster can be joined only before jax starts
@@ -36,9 +37,9 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def run_elsewhere(commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess]:
-  """What `run(*command)` gives for each, one after another in one new process.
+  """The result of `run(*command)` for each command, one after another in one new process.
 
-  For what leaves work that has failed in the process it is in: that spoils the tests that follow.
+  For commands that leave failed work in their process, which would spoil the tests that follow.
   """
   done = subprocess.run(
     [sys.executable, '-m', 'tests.in_process'],
@@ -54,7 +55,7 @@ def run_elsewhere(commands: Sequence[Sequence[str]]) -> list[subprocess.Complete
 
 
 def run_source(source: str, *arguments: str) -> subprocess.CompletedProcess:
-  """What `python -c SOURCE` exits with and writes."""
+  """The exit code and output of `python -c SOURCE`."""
   return _run(
     ['-c', *arguments], lambda: exec(compile(source, '-c', 'exec'), {'__name__': '__main__'})
   )
@@ -98,8 +99,8 @@ def _run(argv, start):
 
 @contextlib.contextmanager
 def _no_flags_of_programs() -> Iterator[None]:
-  """absl has one set of flags a process; a program's are defined anew inside,
-  and what there was is put back.
+  """Lets a program define its flags anew, then restores the old ones: absl has one set of flags
+  a process.
   """
   known = flags.FLAGS
   ours = [
@@ -116,7 +117,7 @@ def _no_flags_of_programs() -> Iterator[None]:
   try:
     yield
   finally:
-    # Not those of libraries that the program is the first to import.
+    # Keep the flags of libraries that the program was the first to import.
     of_program = {flag.name for flag in known.flags_by_module_dict().get(sys.argv[0], ())}
     for name in set(known) - before:
       if name in of_program or name.startswith('config.'):
@@ -129,8 +130,8 @@ def _no_flags_of_programs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging_to(stream: io.StringIO) -> Iterator[None]:
-  """absl's lines go to `stream`. The root logger's handlers and level, which it takes,
-  are put back.
+  """Sends absl's log lines to `stream`, then restores the root logger's handlers and level,
+  which absl takes over.
   """
   loggers = std_logging.getLogger(), logging.get_absl_logger()
   before = [(list(logger.handlers), logger.level) for logger in loggers]
@@ -150,7 +151,7 @@ def _main():
   for command in json.load(sys.stdin):
     done = run(*command)
     results.append((done.returncode, done.stdout, done.stderr))
-    gc.collect()  # what failed there complains now, not during the next one
+    gc.collect()  # work that failed complains now, not during the next command
   json.dump(results, sys.stdout)
 
 

@@ -22,8 +22,8 @@ class Expert(NamedTuple):
 
 
 class MoEWeights(NamedTuple):
-  """A MoE layer: centroids e_i as columns, routed experts, shared experts one by one, and what
-  weighs these together (none: 1).
+  """A MoE layer: centroids e_i as columns, routed experts, shared experts one by one, and the
+  gate that weighs the shared experts together (None: weight 1).
   """
 
   centroids_DE: np.ndarray
@@ -56,13 +56,13 @@ def log_sum_exp(logits_V) -> float:
 
 
 def largest(values, k: int) -> list[int]:
-  """Indices of the k largest, largest first; of equal ones the lower index."""
+  """Indices of the k largest, largest first; the lower index first among equals."""
   return sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
 
 
 def route(u_D, centroids_DE, k: int, mass: float = 1.0) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Gates of the k chosen experts (raw affinities, not renormalised; 0 beyond the fewest that hold
-  a share `mass` of them), their indices, affinities to all.
+  """(gates of the k chosen experts, their indices, affinities to all experts). Gates are raw
+  affinities, not renormalised; those beyond the fewest that hold a share `mass` of their sum are 0.
   """
   logits = [
     sum(u * e for u, e in zip(u_D, centroids_DE[:, i])) for i in range(centroids_DE.shape[1])
@@ -80,8 +80,9 @@ def route(u_D, centroids_DE, k: int, mass: float = 1.0) -> tuple[np.ndarray, lis
 def chosen_with_bias(
   affinities_E, bias_E, k: int, groups: int = 1, limit: int = 0
 ) -> tuple[list[int], float]:
-  """The k of largest affinity + bias, among `limit` groups of consecutive experts that have the
-  best ones (all with 0), best first; and the cutoff halfway between the last of them and the next.
+  """(the k experts of largest affinity + bias, best first; the cutoff halfway between the last of
+  them and the next). Only the `limit` groups of consecutive experts with the best single expert
+  take part; 0 is all groups.
   """
   ranked = [s + b for s, b in zip(affinities_E, bias_E, strict=True)]
   size = len(ranked) // groups
@@ -93,7 +94,7 @@ def chosen_with_bias(
 
 
 def loss_free_step(bias_E, counts_E, rate: float) -> np.ndarray:
-  """arXiv 2408.15664, Algorithm 1, then centred."""
+  """The bias after one step of Algorithm 1 of arXiv 2408.15664, then centred."""
   mean = sum(counts_E) / len(counts_E)
   moved = [
     b + rate * (int(c < mean) - int(c > mean)) for b, c in zip(bias_E, counts_E, strict=True)
@@ -102,7 +103,7 @@ def loss_free_step(bias_E, counts_E, rate: float) -> np.ndarray:
 
 
 def quantile_thresholds(excess_TE, share: float) -> np.ndarray:
-  """Of every expert, what `share` of the tokens' values are above."""
+  """For every expert, the threshold that a share `share` of its tokens' values exceed."""
   thresholds = []
   for values in np.transpose(excess_TE):
     ordered = sorted(values, reverse=True)
@@ -123,7 +124,7 @@ def ffn(x_D, expert: Expert) -> np.ndarray:
 
 
 def ffn_gradients(x_D, expert: Expert, dy_D) -> tuple[np.ndarray, Expert]:
-  """Of dy · ffn(x): with respect to x and to the three matrices."""
+  """Gradients of dy · ffn(x) with respect to x and to the three matrices."""
   gate_F, up_F = expert.gate_DF.T @ x_D, expert.up_DF.T @ x_D
   d_hidden_F = expert.down_FD @ dy_D
   hidden_F, d_gate_F, d_up_F = (np.zeros(len(gate_F)) for _ in range(3))
@@ -157,7 +158,7 @@ def routed_ffn(x_TD, gates_TK, experts_TK, experts: list[Expert]) -> np.ndarray:
 
 
 def routed_ffn_gradients(x_TD, gates_TK, experts_TK, experts: list[Expert], dy_TD):
-  """Of Σ dy · routed_ffn: with respect to x_TD, gates_TK, each expert."""
+  """Gradients of Σ dy · routed_ffn with respect to x_TD, gates_TK and each expert."""
   dx_TD, d_gates_TK = np.zeros_like(x_TD), np.zeros_like(gates_TK)
   d_experts = [_zeros_like(e) for e in experts]
   for t, x_D in enumerate(x_TD):
@@ -187,7 +188,9 @@ def _shared_gate(u_D, weights: MoEWeights) -> float:
 def moe_layer_gradients(
   u_TD, weights: MoEWeights, k: int, dy_TD, mass: float = 1.0
 ) -> tuple[np.ndarray, MoEWeights]:
-  """Of Σ dy · moe_layer: with respect to u_TD and every weight, the centroids through the gates."""
+  """Gradients of Σ dy · moe_layer with respect to u_TD and every weight; the centroids get theirs
+  through the gates.
+  """
   du_TD, d_centroids_DE = np.zeros_like(u_TD), np.zeros_like(weights.centroids_DE)
   d_shared = [_zeros_like(e) for e in weights.shared]
   d_routed = [_zeros_like(e) for e in weights.routed]
@@ -237,7 +240,7 @@ def expert_balance(affinities, chosen, num_experts: int) -> float:
 
 
 def device_balance(affinities, chosen, num_experts: int, groups: int) -> float:
-  """Σ f'_i P'_i: Eq. 15 without α2; group i has the i-th run of consecutive experts."""
+  """Σ f'_i P'_i: Eq. 15 without α2. A group is a run of consecutive experts."""
   load, probability = load_and_probability(affinities, chosen, num_experts)
   size, total = num_experts // groups, 0.0
   for g in range(groups):
@@ -248,7 +251,9 @@ def device_balance(affinities, chosen, num_experts: int, groups: int) -> float:
 
 
 def over_scope(loss, affinities_BLE, experts_BLK, is_token_BL, scope: str) -> float:
-  """`loss(affinities, chosen)` of all real tokens, or its mean over the sequences that have any."""
+  """`loss(affinities, chosen)` over all real tokens (`scope` 'batch'), or its mean over the
+  sequences that have any.
+  """
   rows = [
     (
       [affinities_BLE[b, t] for t in np.flatnonzero(row)],
@@ -277,7 +282,7 @@ def rms_norm(x_D, scale_D, eps: float) -> np.ndarray:
 
 
 def rope(x_C, position: int, base: float) -> np.ndarray:
-  """Pairs (c, c + C/2), as complex numbers, turned by position · base^(−2c/C)."""
+  """x_C with its pairs (c, c + C/2), as complex numbers, turned by position · base^(−2c/C)."""
   width = len(x_C)
   turned_C = np.zeros(width)
   for c in range(width // 2):
@@ -327,8 +332,8 @@ def cross_entropy(hidden_TD, head_DV, targets_T, weights_T) -> tuple[float, np.n
 
 
 def adamw(p: float, gradients, rates, b1: float, b2: float, eps: float, decay: float) -> float:
-  """One parameter after a step for each of its gradients;
-  weight decay is decoupled and scaled by the rate.
+  """One parameter after a step with each of its gradients.
+  Weight decay is decoupled and scaled by the rate.
   """
   m = v = 0.0
   for step, (g, rate) in enumerate(zip(gradients, rates), start=1):
@@ -338,8 +343,8 @@ def adamw(p: float, gradients, rates, b1: float, b2: float, eps: float, decay: f
 
 
 def sampling_probabilities(logits_V, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-  """Probability of each token: tempered, then the k most likely,
-  then of these the fewest that reach top_p.
+  """The probability of each token: logits / temperature, cut to the k most likely tokens,
+  then to the fewest of these that reach top_p.
   """
   probabilities = softmax([x / temperature for x in logits_V])
   kept = largest(probabilities, top_k or len(probabilities))

@@ -39,8 +39,8 @@ _SMALL = {
 
 
 def small_config(**overrides) -> Config:
-  """A 1 + 6 (2) MoE of two layers, d 16; overrides by dotted key:
-  small_config(**{'moe.num_experts': 4}).
+  """A two-layer MoE of width 16 with 1 shared and 6 routed experts, 2 of them a token.
+  Overrides are by dotted key: small_config(**{'moe.num_experts': 4}).
   """
   config = base.get_config()
   config.update_from_flattened_dict(_SMALL | overrides)
@@ -49,9 +49,9 @@ def small_config(**overrides) -> Config:
 
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
-  """What is called inside finds one device, as on most machines, not the suite's eight.
+  """Code inside finds one device, as on most machines, not the suite's eight.
 
-  For what takes every device there is: `train` on a mesh with −1.
+  For code that takes every device, such as `train` on a mesh with −1.
   """
   first = jax.devices()[0]
   with (
@@ -63,7 +63,7 @@ def one_device() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_anew() -> Iterator[None]:
-  """What is compiled inside is taken from no other test: for a test of compiling itself."""
+  """Code inside takes no compiled program from other tests: for tests of compiling itself."""
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
   try:
@@ -74,14 +74,14 @@ def compiled_anew() -> Iterator[None]:
 
 
 def plain_environment() -> dict[str, str]:
-  """os.environ without what conftest.py sets: for interpreters that have compilers of their own."""
+  """os.environ without conftest.py's settings, for interpreters with a compiler of their own."""
   return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
 
 
 @functools.cache
 def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
-  """Matrices from N(0, std²), norm scales random too;
-  drawn by NumPy, since compiling init_params takes seconds.
+  """Random parameters: matrices from N(0, std²), norm scales from N(1, 0.2²).
+  NumPy draws them, since compiling init_params takes seconds.
   """
   generator = np.random.default_rng(seed)
 
@@ -95,8 +95,8 @@ def small_params(config: Config, seed: int = 0, std: float = 0.3) -> dict:
 
 
 def small_state(config: Config) -> TrainState:
-  """`small_params` before a first step. `init_state` takes seconds to compile,
-  and three times as many outside of jit.
+  """A state with `small_params`, before the first step. `init_state` takes seconds to compile,
+  and three times as long outside jit.
   """
   shapes = jax.eval_shape(lambda: init_state(config))
   state = jax.tree.map(lambda x: jnp.array(np.zeros(x.shape, x.dtype)), shapes)
@@ -104,10 +104,10 @@ def small_state(config: Config) -> TrainState:
 
 
 def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Batch:
-  """Rows of two documents and some padding; row 0 is full.
-  A few targets in the middle are not scored either.
+  """A batch whose rows hold two documents and some padding; row 0 is full.
+  A few targets in the middle have weight 0, like padding.
 
-  Rows are of two domains in turn. `padding_row`: the last row is nothing but padding.
+  Rows alternate between two domains. `padding_row`: the last row is nothing but padding.
   """
   generator = np.random.default_rng(seed)
   batch, length = config.data.batch_size, config.data.seq_len
@@ -127,7 +127,7 @@ def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Ba
 
 
 def assert_close(actual, truth, relative: float, name: str = '') -> None:
-  """Every element of two trees within `relative` times the largest magnitude of its array."""
+  """Asserts that every element is within `relative` times its array's largest magnitude."""
 
   def check(path, truth, actual):
     truth, actual = np.asarray(truth, np.float64), np.asarray(actual, np.float64)

@@ -1,5 +1,5 @@
-"""The session's folder of compiled programs (conftest.py):
-what is read back is what would be compiled anew.
+"""The session's folder of compiled programs (conftest.py), and the users' own (moe/compiled.py):
+a program read back is the one that would be compiled anew.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests.small import compiled_anew, packed_batch, small_config, small_params
 
 @pytest.fixture
 def read_back():
-  """Grows by one with each program that is read from the folder."""
+  """A list that grows by one with each program read from the folder."""
   found = []
 
   def listen(event, **unused):

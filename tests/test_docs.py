@@ -1,9 +1,8 @@
-"""README, CONTRIBUTING and docs/: links lead somewhere,
-and every command could be started as it stands.
+"""README, CONTRIBUTING and docs/: links lead somewhere, and every command could be started.
 
-A command is parsed, not run: its program and target exist, each flag is one that the program
-defines, configs and keys are real. What stands for something of the reader's is in CAPITALS or
-under /data; what is optional, in brackets.
+Commands are parsed, not run: the program and the target exist, the program defines each flag, and
+configs and keys are real. Words in CAPITALS or under /data stand for something of the reader's;
+brackets hold what is optional.
 """
 
 import importlib
@@ -26,15 +25,15 @@ _NOT_OURS = ('pip', 'kubectl', 'gcloud', 'sbatch', 'jupyter', '.')
 
 
 def blocks(page: Path, language: str = '') -> list[str]:
-  """The fenced blocks of a page in one language; '' are commands."""
+  """The fenced blocks of a page in one language; blocks of '' hold commands."""
   return [
     text for found, text in _FENCE.findall(page.read_text(encoding='utf-8')) if found == language
   ]
 
 
 def commands(page: Path) -> list[str]:
-  """Every command of a page: lines of its unnamed blocks that begin with a program,
-  and inline ones.
+  """Every command of a page: inline ones, and lines that begin with a program in blocks without
+  a language.
   """
   lines = []
   for block in blocks(page):

@@ -1,5 +1,5 @@
-"""docs/extending.md, applied to a copy of the library:
-it trains, spreads, resumes, is counted and intervened on.
+"""docs/extending.md applied to a copy of the library: the result trains, runs on a mesh, resumes,
+has its parameters counted, and can be intervened on.
 """
 
 import json
@@ -17,8 +17,8 @@ BLOCKS = re.findall(r'^```(python|diff)\n(.*?)^```$', PAGE, re.MULTILINE | re.DO
 
 
 def changed(text: str, change: str) -> str:
-  """`text` with one block's changes: runs of context and removed lines are found in it,
-  in order.
+  """`text` with one block's changes. Its context and removed lines must be in `text`,
+  in this order.
   """
   at = 0
   for old, new in hunks(change):
@@ -29,8 +29,8 @@ def changed(text: str, change: str) -> str:
 
 
 def hunks(change: str) -> list[list[str]]:
-  """[old, new] of every context or removed line: what is added belongs behind it,
-  at the top before the first.
+  """[old, new] of every context or removed line. Added lines go with the line before them;
+  those at the top, with the first line.
   """
   found, first = [], ''
   for line in change.splitlines(keepends=True):
@@ -47,7 +47,7 @@ def hunks(change: str) -> list[list[str]]:
 
 @pytest.fixture(scope='module')
 def extended(tmp_path_factory):
-  """What tests/extended.py says of a copy that has everything on the page."""
+  """The output of tests/extended.py on a copy that has everything on the page."""
   copy = tmp_path_factory.mktemp('extended')
   for folder in ('moe', 'experiments', 'tests'):
     unused = shutil.ignore_patterns('results', '__pycache__', 'fixtures')
@@ -78,12 +78,14 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(extended):
 
 
 def test_the_bias_moves_by_the_rule_alone(extended):
-  """Neither by the optimizer nor by weight decay, which here takes half a per cent a step."""
+  """The optimizer leaves the bias alone, and so does weight decay, which here takes half a per cent
+  a step.
+  """
   assert extended['bias'][0] < 1e-7 and extended['bias_moved'] > 0.009
 
 
 def test_parameters_are_counted(extended):
-  """Two layers: a bias of 6 experts, and scales of queries and keys, 8 features each."""
+  """Each of two layers adds a bias for 6 experts, and scales for queries and keys, 8 each."""
   assert extended['counted'] == 2 * 6 + 2 * 2 * 8
 
 
@@ -92,14 +94,18 @@ def test_without_a_tokens_best_experts_gates_still_add_up_to_one(extended):
 
 
 def test_its_choices_are_replayed(extended):
-  """Bit for bit; and those of a masked model, whose gates are made anew."""
+  """Replayed choices give the logits bit for bit; so do those of a masked model, whose gates are
+  computed anew.
+  """
   assert extended['replayed'][0] == extended['replayed_masked'][0] == 0
-  # Sigmoids, before gates make them add up to one.
+  # Affinities are the sigmoids before the gates are normalised.
   assert 0.1 < extended['affinities'] < 1
 
 
 def test_every_weight_moves_by_the_rate_under_lion(extended):
-  """The sign of a mean gradient is ±1: every column of the head has had a gradient."""
+  """Lion's update is the sign of a mean gradient, which is ±1 as every column of the head has a
+  gradient.
+  """
   least, most, rate = extended['lion']
   assert least == pytest.approx(rate, rel=1e-3) and most == pytest.approx(rate, rel=1e-3)
 

@@ -1,5 +1,5 @@
-"""Imports point one way, and what only reads configs starts without jax.
-Read from the sources with ast.
+"""Imports point one way, and programs that only read configs start without jax.
+Imports are read from the sources with ast.
 """
 
 import ast
@@ -55,7 +55,7 @@ ORDER = [
   ['moe.tasks'],
   ['moe.warm_start'],
   ['moe.train', 'moe.convert', 'moe.planner', 'moe.finetune.select'],
-  ['experiments'],  # the config files, right in it
+  ['experiments'],  # the config files, directly in the folder
   ['experiments.studies'],
   ['experiments.corpora', 'experiments.benchmarks'],
   ['experiments.sweeps'],
@@ -88,7 +88,7 @@ WITHOUT_JAX += [
 
 
 def sources() -> dict[str, Path]:
-  """Module name → file, of the library, the programs and the configs."""
+  """Module name → file, for the library, the programs and the configs."""
   found = {}
   for package in OURS:
     for path in (ROOT / package).rglob('*.py'):
@@ -167,7 +167,7 @@ def test_starts_without_jax(module):
 
 
 def test_describe_all_starts_no_device():
-  """Layers and routers are asked for their counts; that loads jax, and no more."""
+  """Layers and routers are asked for their counts. That imports jax, but starts no device."""
   run_python(
     "import sys; sys.argv = ['describe', '--all']\n"
     'from launch import describe\nfrom moe import cli\n'

@@ -11,7 +11,9 @@ _STEP = 1e-5
 
 
 def _difference(function, x):
-  """Gradient of a scalar function of nothing, which reads `x`, by changing x in place."""
+  """The gradient with respect to `x`, changed in place, of a function that takes no argument and
+  reads x.
+  """
   gradient = np.zeros_like(x)
   for index in np.ndindex(x.shape):
     value = x[index]

@@ -10,8 +10,8 @@ from moe.config import from_config_dict
 
 B, T = 1e9, 1e12
 
-# What the formulas give for the settings of each row, rounded as printed. Beside it, for the
-# reader, what the paper prints where that differs. Keys: fields of Accounting.
+# The formulas' values for the settings of each row, rounded as printed. The comment beside a value
+# is what the paper prints, where that differs. Keys are fields of Accounting.
 VALIDATION = {
   'dense': {
     'total_params': 0.197 * B,
@@ -121,8 +121,8 @@ def test_every_variant_of_the_tables_has_a_row():
 
 
 def _small(**changes):
-  """2 layers, the first dense; d 4, 2 heads of 2 with 1 key/value head;
-  1 + 3 (2) experts; vocabulary 10; 8 tokens.
+  """The counts of 2 layers, the first dense; d 4, 2 heads of 2 with 1 key/value head;
+  1 shared and 3 routed experts, 2 of them a token; vocabulary 10; 8 tokens.
   """
   config = base.get_config()
   config.update_from_flattened_dict(
@@ -155,7 +155,7 @@ def test_a_small_model_counted_by_hand():
   assert numbers.non_embedding_params == attention + norms + router + dense + 4 * expert
   assert numbers.total_params == numbers.non_embedding_params + 2 * embedding
   assert numbers.active_params == numbers.total_params - expert
-  # `embedding` is the head; the look-up multiplies nothing.
+  # `embedding` counts the head, which has the same size; the embedding's look-up has no matmul.
   matmuls = attention + router + dense + 3 * expert + embedding
   assert numbers.train_flops_per_sequence == 6 * matmuls * 8 + 12 * 2 * 64 * 4
   assert numbers.train_flops_per_token * 8 == numbers.train_flops_per_sequence
@@ -163,7 +163,9 @@ def test_a_small_model_counted_by_hand():
 
 
 def test_wider_experts_count_by_their_width_and_are_used_by_their_mean():
-  """Of 3 experts of width 5 one three times as wide; a token goes through 2 of them, of 25/3."""
+  """One of 3 experts of width 5 is three times as wide. A token goes through 2 of them, counted
+  at the mean width, 25/3.
+  """
   one = 3 * 4 * 5
   plain, wide = _small(), _small(**{'moe.wide_experts': 1, 'moe.wide_factor': 3})
   assert wide.total_params - plain.total_params == 2 * one

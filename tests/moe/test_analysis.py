@@ -1,4 +1,4 @@
-"""Interventions against the model as loops over tokens; counts and measures against brute force."""
+"""Interventions are compared with the model as loops over tokens, and counts with brute force."""
 
 import functools
 import itertools
@@ -116,7 +116,7 @@ def test_against_the_loops(overrides, intervention, masked, k, with_shared):
     real = row.segment_ids_BL > 0
     assert_close(hidden_BLD[b][real], hidden_LD[real], 2e-5)
     assert (choices.experts_NBLK[:, b] == experts_NLK).all()
-    # Raw: over all experts, masked ones too.
+    # Gates are not renormalised: their softmax is over all experts, masked ones too.
     assert_close(choices.gates_NBLK[:, b], gates_NLK, 2e-5)
     counts_NE = [
       np.bincount(experts_LK[real].reshape(-1), minlength=E) for experts_LK in experts_NLK
@@ -163,7 +163,7 @@ def test_without_shared_is_shared_experts_that_give_zero():
 
 @pytest.mark.parametrize(('platform', 'kernels'), [('tpu', 'pallas_tpu'), ('gpu', 'pallas_gpu')])
 def test_masking_behind_fused_routers(platform, kernels):
-  """The router's kernels, interpreted: as the reference, which the loops have checked."""
+  """The router's kernels, interpreted, give the reference's result, which the loops check."""
   generator = np.random.default_rng(0)
   u_BLD, experts_DE = (
     generator.normal(size=shape).astype(np.float32) for shape in ((2, 9, 16), (16, 16))
@@ -266,7 +266,9 @@ def _data_config(**overrides):
 
 
 def test_counts_against_a_loop_over_tokens():
-  """A hash router's choices too, which need no probabilities; and where some are not taken."""
+  """Also for a hash router, whose choices need no probabilities, and with a gate mass, which drops
+  some choices.
+  """
   for changed in ({}, {'moe.router': 'hash'}, {'moe.experts_per_token': 4, 'moe.gate_mass': 0.7}):
     config = small_config(**changed)
     params, batch = small_params(config), packed_batch(config)
@@ -330,7 +332,7 @@ def test_survey_and_loss_of_all_held_out_text(data):
   assert (survey.classes_NCE.sum(axis=1) == counts_NE).all()
   assert (np.diagonal(survey.pairs_NEE, axis1=1, axis2=2) == counts_NE).all()
   assert survey.class_tokens_C.sum() == tokens
-  # The beginning of each document; its end is a target only.
+  # Only the beginning of each document is an input of class control; the end is only a target.
   assert survey.class_tokens_C[TOKEN_CLASSES.index('control')] == sum(
     data.totals('held_out', domain)['documents'] for domain in data.held_out_domains
   )
@@ -350,7 +352,7 @@ def test_a_router_with_gates_of_its_own_is_masked_and_surveyed(data, monkeypatch
     for each in (Intervention(), masked)
   )
   assert_close(rest.gates_NBLK.sum(axis=-1), np.ones(rest.gates_NBLK.shape[:3]), 1e-6)
-  # Of the first layer: what the others see is changed with it.
+  # Only the first layer is compared: masking it changes the inputs of the others.
   first, second = best.experts_NBLK[0], rest.experts_NBLK[0]
   assert not (first[..., :, None] == second[..., None, :]).any()
   surveyed = analysis.survey(config, params, data, masked, max_batches=1)
@@ -390,6 +392,3 @@ def test_token_classes(data):
     'digit',
     'digit',
   ]
-
-
-# Measures

@@ -1,6 +1,7 @@
-"""A conversation: what the model is asked, what of its history is kept, what a terminal says.
+"""A conversation: the prompts the model gets, the history that is kept, the terminal's output.
 
-The model is a script here; tests/moe/test_generate.py has the tokens, tests/launch the program.
+Scripted replies stand in for the model. tests/moe/test_generate.py tests real tokens, tests/launch
+the program.
 """
 
 import io
@@ -24,7 +25,7 @@ TOKENIZER = train_tokenizer(
 
 
 class Script:
-  """Replies in turn, as tokens; notes what was asked."""
+  """A stand-in for `stream_tokens`: gives the replies in turn, as tokens, and notes the calls."""
 
   def __init__(self, *replies: str, ends=True):
     self.replies, self.asked, self.ends = list(replies), [], ends
@@ -47,7 +48,7 @@ def script(monkeypatch):
 
 
 def of(context=200, **options):
-  """A conversation with a run of this context."""
+  """A conversation with a run that has a context of `context` tokens."""
   data = DataConfig(seq_len=context, format='chat', chat_template='deepseek')
   run = types.SimpleNamespace(config=types.SimpleNamespace(data=data), tokenizer=TOKENIZER)
   return Conversation(run, Options(**{'sampling': Sampling(), 'max_new_tokens': 20} | options))
@@ -75,7 +76,7 @@ def test_each_question_is_asked_with_all_before_it(script):
     ids_of(('system', 'rules'), *first, *second, ('user', 'third')),
     ids_of(('system', 'rules'), ('user', 'fourth')),
   ]
-  # Another question draws by another seed.
+  # Each question samples with a seed of its own.
   assert [seed for *_, seed in model.asked] == [0, 1, 2, 3]
 
 
@@ -110,7 +111,7 @@ def test_a_question_longer_than_the_context_is_refused_and_forgotten(script):
     list(talked.ask('y ' * 60))
   assert '\n' not in str(e.value)
   assert [turn.content for turn in talked.turns] == ['x', 'a']
-  # One that leaves less room than a reply may take is answered in what there is.
+  # A question that leaves less room than a reply may take is answered in the room there is.
   long = next('y' * n for n in range(10, 60) if len(ids_of(('user', 'y' * n))) == 35)
   list(talked.ask(long))
   assert [turn.content for turn in talked.turns] == [long, 'b'] and talked.forgotten == 2
@@ -122,7 +123,7 @@ def test_text_comes_as_soon_as_it_is_characters():
   pieces = list(texts_of([*ids, 2, *ids], TOKENIZER, end_id=2))
   assert ''.join(pieces) == text[1:] and len(ids) - 4 < len(pieces) < len(ids)
   assert not any('\ufffd' in piece for piece in pieces)
-  # What ends within a character is shown as such.
+  # A text that ends within a character shows the replacement character.
   byte = TOKENIZER.pieces.index('<0xF0>')
   assert list(texts_of([byte], TOKENIZER, end_id=2)) == ['\ufffd']
   assert list(texts_of([2], TOKENIZER, end_id=2)) == []

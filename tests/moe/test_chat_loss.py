@@ -1,4 +1,6 @@
-"""The loss of packed conversations: that of each alone, of the replies' tokens and no other."""
+"""The loss of packed conversations is that of each conversation alone, over the replies' tokens
+only.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,13 @@ CONFIG = {
   'data.format': 'chat',
   'data.seq_len': LENGTH,
   'data.batch_size': 8,
-  'moe.expert_balance_weight': 0.0,  # which is of all tokens, learnt or not
+  'moe.expert_balance_weight': 0.0,  # this loss is over all tokens, learnt or not
   'ops.implementation': 'reference',
 }
 
 
 def conversations(count=20):
-  """[(tokens, learnt)] of 5 to 17 tokens with one reply or two."""
+  """[(tokens, which of them are learnt)] of conversations with one reply or two."""
   dice, made = np.random.default_rng(3), []
   for _ in range(count):
     learnt = []
@@ -38,7 +40,7 @@ def conversations(count=20):
 
 
 def rows(chats, groups):
-  """A row of each group of conversations, written out token by token."""
+  """A batch with a row for each group of conversations, written out token by token."""
   batch = packing.empty_rows(len(groups), LENGTH)
   for row, group in enumerate(groups):
     at = 0
@@ -75,7 +77,9 @@ def plain():
 
 
 def test_packed_is_what_each_conversation_is_alone(plain):
-  """Σ of −log p over the replies' tokens, from logits of each conversation in a row of its own."""
+  """The truth is the mean of −log p over the replies' tokens, with each conversation in a row of
+  its own.
+  """
   alone, model = rows(CHATS, [[number] for number in range(len(CHATS))]), Transformer(config())
   learnt = [
     (row, place - 1, tokens[place])
@@ -101,7 +105,7 @@ def test_packed_is_what_each_conversation_is_alone(plain):
 
 
 def test_no_token_of_a_prompt_contributes(plain):
-  """Other targets where nothing is learnt change no bit; one more that is learnt does."""
+  """Changing targets that are not learnt changes no bit. Learning one more changes the loss."""
   others = np.where(BATCH.weights_BL > 0, BATCH.targets_BL, (BATCH.targets_BL + 7) % VOCAB)
   changed = computed(config(), BATCH._replace(targets_BL=others))
   jax.tree.map(np.testing.assert_array_equal, changed, plain)

@@ -1,4 +1,4 @@
-"""What a checkpointer makes of faults that go away by themselves, and of those that do not."""
+"""A checkpointer asks to try again after faults that pass by themselves, and not after others."""
 
 import contextlib
 import errno
@@ -73,7 +73,7 @@ def test_a_restore_sets_nothing_aside_for_a_fault_that_goes_away(
 
 @pytest.mark.parametrize('sizes', [{}, {'mesh.fsdp': 2, 'mesh.expert': 2, 'mesh.tensor': 2}])
 def test_large_parameters_are_stored_in_pieces(tmp_path, monkeypatch, sizes):
-  """A checkpoint in pieces is restored as any other, and what writes weights out reads pieces."""
+  """A checkpoint in pieces is restored like any other, and moe.convert finds the pieces."""
   monkeypatch.setattr(checkpoint, '_PIECE', 600)
   config = small_config(**{'data.batch_size': 8, 'mesh.data': 1} | sizes)
   shapes = jax.eval_shape(lambda: init_state(config))

@@ -1,4 +1,4 @@
-"""The command line as users meet it: launch.describe, and small programs on moe.cli."""
+"""The command line as users meet it: launch.describe, and small programs built on moe.cli."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def describe_json(*arguments):
 
 
 def fails(done, *words):
-  """One line on stderr that has every word; nothing on stdout; exit code 2."""
+  """Asserts exit code 2, nothing on stdout, and one line on stderr that has every word."""
   assert done.returncode == 2, done
   assert done.stdout == ''
   assert 'Traceback' not in done.stderr
@@ -296,7 +296,7 @@ def test_describe_all_has_every_variant():
 def test_describe_one_is_the_same_object_and_follows_overrides():
   alone = describe_json(VALIDATION)
   assert alone.pop('name') == 'validation:deepseek_moe'
-  # Asked of one config alone: it takes jax.
+  # Only `--config` gives these two: they need jax.
   assert alone.pop('trained_params') == alone['total_params']
   assert alone.pop('optimizer_bytes') > 8 * alone['total_params']
   assert alone == describe_json('--all')['validation:deepseek_moe']

@@ -1,4 +1,4 @@
-"""The keys of moe/config.py: what each may be, and configs of other versions of the code."""
+"""The keys of moe/config.py: their allowed values, and configs of other versions of the code."""
 
 import dataclasses
 import json
@@ -20,8 +20,8 @@ def names(text):
   return text.split()
 
 
-# The least that each number may be, from what its use needs.
-# The keys that are absent have a row of their own.
+# The least value of each number, from what its use needs.
+# Every key that is a number is in one of these lists.
 AT_LEAST_1 = names("""
   model.vocab_size model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim
   model.rope_base moe.device_groups mesh.receive_buffer data.seq_len data.batch_size
@@ -60,7 +60,7 @@ def of(changes):
 
 
 def refusal(name, value) -> str:
-  """The error for one value, which is one line."""
+  """The error for one value; it must be one line."""
   with pytest.raises(UserError) as error:
     of({name: value})
   assert '\n' not in str(error.value)
@@ -99,7 +99,7 @@ def test_no_number_may_be_one_that_no_run_can_use(value):
 
 
 def test_a_size_or_seed_is_bounded():
-  """2³¹ − 1 is what int32 counters hold; jax.random.key takes 32 bits of a seed,
+  """int32 counters hold at most 2³¹ − 1. jax.random.key takes 32 bits of a seed
   and would drop the others.
   """
   for name in NUMBERS:
@@ -210,8 +210,8 @@ def test_a_stored_config_is_read_back():
 
 @pytest.fixture
 def later(monkeypatch):
-  """A later version of the code: train.seed is new to it,
-  and moe.num_experts had another name before.
+  """An older config. The code is patched to a later version, which has the new key train.seed and
+  another name for moe.num_experts.
   """
   new = KEYS | {'train.seed': dataclasses.replace(KEYS['train.seed'], default=5, before=3)}
   monkeypatch.setattr(moe_config, 'KEYS', new)
@@ -226,7 +226,7 @@ def test_an_older_config_means_what_it_meant_then(later):
   config = moe_config.from_stored(later, 'config.json')
   assert (config.moe.num_experts, config.train.seed) == (31, 3)
   assert moe_config.defaults().train.seed == 5
-  # A config file of today has to have every key, under its name of today.
+  # A config file, unlike a stored config, must have every key under its present name.
   with pytest.raises(UserError, match=r"'moe\.experts' is now called 'moe\.num_experts'"):
     moe_config.from_config_dict(later)
   del later['moe']
@@ -307,7 +307,7 @@ def test_the_page_of_keys_is_the_one_made_from_them():
 
 @pytest.mark.parametrize('value', ['head', ('head', 3), (True,), ('a\nb',)])
 def test_patterns_of_parameters_are_texts(value):
-  # Nor one text, whose items would be its letters.
+  # A single text is refused too: its items would be its letters.
   assert refusal('train.init_skip', value).startswith('config.train.init_skip must be ')
 
 

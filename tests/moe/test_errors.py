@@ -11,7 +11,7 @@ CASES = [
   (OSError(errno.ESTALE, 'Stale file handle', '/share/run'), True),
   (TimeoutError('x'), True),
   (ConnectionResetError(), True),
-  # Of tensorstore.
+  # tensorstore's messages.
   (ValueError('UNKNOWN: Error writing "params/d/1": Input/output error [OS error 5: EIO]'), True),
   (
     ValueError(

@@ -1,4 +1,4 @@
-"""How scores of domains become one, and the rows of a report."""
+"""How the domains' scores become one, and the rows of a report."""
 
 import math
 import types
@@ -11,7 +11,7 @@ from moe.data.packing import Batch
 from moe.train_step import forward
 from tests.small import packed_batch, small_config, small_params
 
-# Σ loss and tokens of each batch, all held-out targets and bytes, by domain.
+# By domain: Σ loss and tokens of each batch, held-out targets, held-out bytes.
 BATCHES = {'a': [(10.0, 5), (30.0, 5)], 'b': [(4.0, 4), (8.0, 4), (12.0, 4)]}
 TARGETS = {'a': 10, 'b': 12}
 BYTES = {'a': 40, 'b': 60}
@@ -29,7 +29,7 @@ def evaluator(monkeypatch):
   monkeypatch.setattr(evaluate.data_batches, 'held_out_bytes', lambda data, domain: BYTES[domain])
   monkeypatch.setattr(evaluate.data_batches, 'lost_bytes', lambda data, domain: 0)
   made = evaluate.Evaluator(small_config(), types.SimpleNamespace(held_out_domains=('a', 'b')))
-  # Of as many real tokens as are scored; what a layer measured: the loss a token.
+  # As many tokens are real as are scored. The layers' reading is the loss a token.
   reading = lambda loss, tokens: ({'openness': np.array([loss / tokens, 0.0])}, tokens)
   made._score = lambda params, batch: (*batch[0], 0, reading(*batch[0]))
   return made
@@ -37,7 +37,7 @@ def evaluator(monkeypatch):
 
 def test_a_sample_weighs_the_domains_as_the_whole_text_does(evaluator):
   found = evaluator({}, max_batches=1)
-  # 2 nats a token of a, 1 of b; 10 and 12 of their tokens, though 5 and 4 were scored.
+  # a has 2 nats a token, b 1. They weigh as their 10 and 12 tokens, though 5 and 4 were scored.
   assert found.total.loss == pytest.approx((2 * 10 + 1 * 12) / 22)
   assert (found.total.tokens, found.total.bits_per_byte, found.is_sample) == (9, None, True)
 

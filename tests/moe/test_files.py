@@ -1,4 +1,4 @@
-"""Small files: whole or not at all, strict JSON, tried before work."""
+"""Small files are written whole or not at all, JSON is strict, folders are tried before work."""
 
 import errno
 import json

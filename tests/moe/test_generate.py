@@ -1,5 +1,5 @@
 """Sampling: the cache against recomputing everything, the choice of a token against a loop,
-where it stops.
+and where completions stop.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Letters:
 
 
 class EndsOn(Letters):
-  """Takes another token for the end."""
+  """Letters with another end token."""
 
   def __init__(self, eos_id):
     self.eos_id = eos_id
@@ -67,7 +67,7 @@ def _run(name='dense_first_gqa', seed=0, tokenizer=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _next(config, params, tokens_BL, lengths_B):
-  """The likeliest allowed token after each row's first `lengths_B`, without a cache."""
+  """The logits after each row's first `lengths_B` tokens, without a cache."""
   positions_L = jnp.arange(CONTEXT)
   real_BL = (positions_L[None] < lengths_B[:, None]).astype(jnp.int32)
   positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
@@ -125,7 +125,9 @@ def test_what_is_used_in_float32_stays_so_on_an_accelerator():
 
 
 def test_weights_in_bfloat16_are_read_where_they_lie():
-  """Experts' as bits, where the op takes them; and the tokens are those of the whole sequence."""
+  """Experts' weights are passed as bits where the op takes them, and the tokens equal those of
+  recomputing the whole sequence.
+  """
   run = _run(seed=2)
   params = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), run.params)
   run = dataclasses.replace(run, params=params)
@@ -146,8 +148,8 @@ def test_weights_in_bfloat16_are_read_where_they_lie():
   ('platform', 'interpret'), [('gpu', True), ('tpu', TPU)], ids=['gpu', 'tpu']
 )
 def test_accelerators_go_through_layers_in_place(platform, interpret, monkeypatch):
-  """Their kernels, interpreted: experts read out of all layers' stack, prompts put into the cache
-  that is there, two at a time, of a prompt two pieces.
+  """The kernels, interpreted, read experts from the stack of all layers. Prompts go into the
+  existing cache, two at a time, the longest in two pieces.
   """
   run = _run(seed=3)
   prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
@@ -159,7 +161,7 @@ def test_accelerators_go_through_layers_in_place(platform, interpret, monkeypatc
 
 
 def test_a_run_that_only_generates_keeps_no_stacks():
-  """But the experts', which are read out of them."""
+  """It keeps only the experts' stacks, which the kernels read in place."""
   run = _run(seed=3)
   run = dataclasses.replace(run, params=jax.tree.map(jnp.array, run.params))
   assert only_generating(run) is run  # on a CPU layers are views
@@ -185,7 +187,7 @@ def test_a_stream_is_the_same_tokens_one_by_one(sampling):
 
 
 def test_a_stream_ends_with_the_token_it_is_told():
-  """Which is drawn alone of all control pieces."""
+  """That token is the only control piece that can be drawn."""
   run, ids = _run(seed=1), [Letters.bos_id, *Letters().encode('abc')]
   whole = list(stream_tokens(run, ids, 20, GREEDY, 0))
   end = whole[2]
@@ -211,7 +213,7 @@ def test_where_completions_stop():
     assert completion.text == run.tokenizer.decode(
       [t for t in completion.tokens if t != Letters.eos_id]
     )
-    if completion.stopped_by == 'context':  # one more than fits: the last token needs no position
+    if completion.stopped_by == 'context':  # one more than fits: the last needs no position
       assert 1 + len(prompt) + len(completion.tokens) == CONTEXT + 1
     else:
       assert (completion.stopped_by, completion.tokens[-1]) == ('end', Letters.eos_id)
@@ -220,8 +222,8 @@ def test_where_completions_stop():
 
 
 def test_an_end_token_and_the_length_asked_for():
-  """Of the greedy completions, what comes before their second token, called the end of text,
-  or the fifth.
+  """The second token of the longest greedy completion becomes the end of text. Every completion
+  is then cut at that token, or after the five asked for.
   """
   run = _run(seed=1)
   whole = generate(run, PROMPTS, 20, GREEDY)
@@ -321,8 +323,8 @@ def test_a_token_that_is_not_allowed_is_never_drawn(temperature, top_p, top_k):
 
 
 class Words:
-  """A tokenizer as spm_train makes it by default: a leading space belongs to a piece,
-  and decoding drops the first.
+  """A tokenizer like spm_train's default: a piece includes its leading space, and decoding drops
+  the first space.
   """
 
   bos_id, eos_id, vocab_size = 26, 27, 28
@@ -383,7 +385,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 
 
 def _sampled_without_a_cache(run, prompt_ids, max_new, sampling, seed):
-  """Tokens drawn from the whole sequence's logits, by the oracle's probabilities and rows' keys."""
+  """Tokens drawn with the oracle's probabilities of the whole sequence, and each row's own key."""
   key, rows = jax.random.key(seed), []
   for number, ids in enumerate(prompt_ids):
     row_key, ids, new = jax.random.fold_in(key, number), list(ids), []
@@ -408,7 +410,7 @@ def _sampled_without_a_cache(run, prompt_ids, max_new, sampling, seed):
   ids=str,
 )
 def test_samples_do_not_depend_on_what_shapes_are_filled_up_with(sampling, count):
-  """One after another, two together with others waiting, and all at once."""
+  """Rows run one after another, two together with others waiting, and all at once."""
   run = _run()
   prompt_ids = [[Letters.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS[:count]]
   for max_new in (1, 4, 20):
@@ -435,13 +437,13 @@ def test_few_programs_serve_all_requests(long_run):
   assert (sizes() - before == 1).all()
   for length in (1, 40, 100, 130, 250, 400):
     generate(long_run, ['a' * length], 4, GREEDY)
-  # Of one row: pieces of 32, 64, 128, 256 and 512 tokens; caches of 128, 256 and 500 positions.
+  # One row has pieces of 32, 64, 128, 256 and 512 tokens, and caches of 128, 256 and 500 positions.
   pieces, steps, puts = sizes() - before - 1
   assert (pieces, steps) == (5, 3) and puts <= 6
 
 
 def test_a_prompt_in_pieces_and_a_cache_that_grows(long_run, monkeypatch):
-  """With less of both than there is of the prompts, the same tokens."""
+  """Pieces and a first cache that are shorter than the prompts give the same tokens."""
   prompts = ['a' * 3, '', 'q' * 33, 'bcd' * 40]
   sampling = Sampling(1.5)
   whole = [c.tokens for c in generate(long_run, prompts, 9, sampling, rows=2)]
@@ -456,7 +458,7 @@ def test_a_prompt_in_pieces_and_a_cache_that_grows(long_run, monkeypatch):
 
 
 def test_a_row_that_has_ended_makes_room(monkeypatch):
-  """Of two places, with an end that comes soon, none is free while a prompt waits."""
+  """With two places and completions that end early, no place is free while a prompt waits."""
   run = _run(seed=1)
   prompts = ['abc', 'q', 'hello', '', 'zz', 'yxw', 'm', 'no']
   whole = generate(run, prompts, 20, Sampling(2.0))

@@ -1,4 +1,4 @@
-"""The memory of a step on CPU stays with the process."""
+"""The process keeps a step's memory on CPU, and too little memory is told before jax starts."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from moe import host_memory
 from moe.errors import UserError
 from tests.launch.runs import programs
 
-# Takes and frees blocks as a step does, from a thread that is not the first, as XLA's are.
+# Allocates and frees blocks as a step does, from a second thread, as XLA does.
 _STEPS = """
 import ctypes, resource, sys, threading
 from moe.host_memory import keep_freed_memory
@@ -49,8 +49,8 @@ def _page_faults(which, platforms='cpu', devices=1):
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone is told to keep memory')
 def test_a_large_block_of_a_thread_is_not_mapped_again_at_every_step():
   assert _page_faults('keep') < 10
-  assert _page_faults('leave') > 50  # 33,280; where the kernel gives huge pages unasked, 65
-  assert _page_faults('keep', 'cuda') > 50  # a host that feeds others
+  assert _page_faults('leave') > 50  # 33,280, or 65 where the kernel gives huge pages unasked
+  assert _page_faults('keep', 'cuda') > 50  # a host that only feeds accelerators
   assert _page_faults('keep', devices=8) > 50
 
 

@@ -54,20 +54,20 @@ def test_load_information_and_effective_experts_against_loops():
 def test_measures_at_their_ends():
   assert analysis.effective_experts(np.array([[5, 5, 5], [0, 7, 0]])) == pytest.approx([3, 1])
   assert np.isnan(analysis.load(np.zeros((1, 3), np.int64))).all()
-  # Each domain has an expert of its own: a choice tells the domain, of entropy 1 bit.
-  # Shuffled it tells less.
+  # Each domain has an expert of its own, so a choice tells the domain: 1 bit.
+  # With the domains shuffled, it tells only what chance does.
   own_NXE = np.tile(np.eye(2, dtype=np.int64), (1, 20, 1))
   told = analysis.information(own_NXE, np.arange(40) % 2, 2)
   assert told.bits_N == pytest.approx([1])
-  # About 1 / (2 ln 2 · 40), the bias of one degree of freedom.
+  # Chance is about 1 / (2 ln 2 · 40), the bias of one degree of freedom.
   assert 0.005 < told.chance_N[0] < 0.05
   assert told.share_N == pytest.approx(1 - told.chance_N)
   assert analysis.information(own_NXE, np.zeros(40, int), 1).share_N == pytest.approx([0])
 
 
 def test_sequences_that_differ_for_no_reason_of_domain_tell_nothing_beyond_chance():
-  """Sequences each fond of an expert of their own:
-  the plug-in estimate alone would see domains in that.
+  """Each sequence favours experts of its own. The plug-in estimate alone would take that for
+  a difference between domains.
   """
   generator = np.random.default_rng(0)
   choices_NXE = np.stack(
@@ -99,14 +99,16 @@ def test_co_activation_against_loops(k):
 
 
 def test_co_activation_of_every_pair_equally_often_is_one():
-  # Each of the 15 pairs once: an expert in five of them.
+  # Each of the 15 pairs is chosen once, so an expert is in five of them.
   pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 2)
   lift_EE = analysis.co_activation(pairs_EE[None])[0]
   assert lift_EE[~np.eye(E, dtype=bool)] == pytest.approx(1)
 
 
 def test_co_activation_where_tokens_choose_different_numbers():
-  """Every expert alone and every pair once: no two go together more often than by chance."""
+  """Every expert is chosen once alone, and every pair once: no two go together more often than by
+  chance.
+  """
   pairs_EE = np.full((E, E), 1) + np.eye(E, dtype=int) * (E - 1)
   tokens = E + E * (E - 1) // 2
   lift_EE = analysis.co_activation(pairs_EE[None], tokens)[0]

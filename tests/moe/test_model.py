@@ -1,5 +1,5 @@
-"""The whole model: against the loops; no leaks over documents or from the future;
-the same however computed.
+"""The whole model agrees with the loops, leaks nothing across documents or from the future, and
+gives the same result however it is computed.
 """
 
 import functools
@@ -64,7 +64,7 @@ _compiled = jax.jit(loss_and_gradients, static_argnums=0)
 
 
 def gradients(config, params, batch):
-  """As NumPy arrays: indexing those compiles nothing."""
+  """(gradients, metrics) as NumPy arrays, since indexing them compiles nothing."""
   return jax.device_get(_compiled(config, params, batch))
 
 
@@ -127,13 +127,13 @@ def test_loss_against_the_loops_and_a_gradient_for_every_parameter(variant):
 
   for path, gradient in jax.tree_util.tree_leaves_with_path(computed):
     assert np.isfinite(gradient).all(), path
-    # Of stacked layers, each one. An expert may be unused; not all of a layer can.
+    # Every stacked layer has a gradient. An expert may be unused, but not all of a layer's.
     layers = [gradient] if path[0].key in ('embedding', 'head', 'final_norm') else gradient
     assert all(np.abs(layer).max() > 0 for layer in layers), path
 
 
-# Row 0: document 1 has ids 0–4, document 2 ids 5–10, then padding with id 31. Rows 1
-# and 2 have one of them each.
+# In row 0, document 1 has ids 0–4 and document 2 ids 5–10, before padding with id 31. Row 1 holds
+# document 1 alone, row 2 document 2.
 TOKENS_BL = np.array(
   [[*range(11), 31], [*range(5), *[31] * 7], [*range(5, 11), *[31] * 6], [31] * 12], np.int32
 )
@@ -212,7 +212,7 @@ def test_how_it_is_computed_changes_nothing(changes):
 def test_bfloat16_is_close_to_float32():
   plain = small_config(**VARIANTS['moe'])
   half = small_config(**VARIANTS['moe'] | {'model.dtype': 'bfloat16'})
-  # Parameters not far from a real start: large ones turn roundings into other experts.
+  # Parameters are near a real initialisation. With large ones, rounding would choose other experts.
   params, batch = small_params(plain, std=0.1), packed_batch(plain)
   expected, expected_metrics = gradients(plain, params, batch)
   computed, metrics = gradients(half, params, batch)

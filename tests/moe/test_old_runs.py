@@ -1,9 +1,10 @@
-"""A run that commit c9dcf36 has written opens, and goes on as that commit went on.
+"""A run written by commit c9dcf36 opens, and goes on with the numbers that commit itself logged.
 
-tests/fixtures/run_c9dcf36/run is its folder after 6 of 12 steps of 40 pages of arithmetic
-(corpus.jsonl), and expected.json what the same commit logged after it, in hexadecimal. It was made
-with the flags of tests/conftest.py and `python -m launch.train --config=tests/runs/config.py`;
-run/config.json has the keys that were changed.
+tests/fixtures/run_c9dcf36/run is its folder after 6 of 12 steps on 40 pages of arithmetic
+(corpus.jsonl). expected.json holds what the same commit logged in the other 6, in hexadecimal. They
+were made with the flags of tests/conftest.py and
+`python -m launch.train --config=tests/runs/config.py`; run/config.json has the keys that were
+changed.
 """
 
 import json
@@ -56,8 +57,8 @@ def test_an_old_run_goes_on_with_the_same_numbers(gone_on):
   assert [line['step'] for line in lines] == list(range(1, 13))
   old = [json.loads(line) for line in (FIXTURE / 'run/metrics.jsonl').read_text().splitlines()]
   assert lines[:6] == old
-  # Another version of XLA, or a processor with other vector units,
-  # adds up the same floats in another order.
+  # Another version of XLA, or a processor with other vector units, sums the same floats in another
+  # order.
   same = (expected['jax'], expected['machine']) == (
     jax.__version__,
     machine.describe_without_device(),

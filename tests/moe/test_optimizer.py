@@ -1,4 +1,4 @@
-"""Schedules at the steps that matter, AdamW against a scalar loop, clipping."""
+"""Schedules at the steps where they change, AdamW against a scalar loop, and clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def _schedule(num_steps, **changes):
 @pytest.mark.parametrize(
   ('kind', 'share_of_peak'),
   [
-    # 1000 steps with 100 of warm-up. The rate of step s is that of s + 1 hundredths of warm-up.
+    # 1000 steps, 100 of them warm-up: there, step s has (s + 1) hundredths of the peak rate.
     (
       'step_decay',
       {
@@ -57,7 +57,7 @@ def test_schedule(kind, share_of_peak):
 def test_schedule_without_warmup_or_decay():
   rate = _schedule(10, warmup_steps=0, decay_at=())
   assert [float(rate(step)) for step in (0, 9)] == pytest.approx([PEAK, PEAK])
-  # Warm-up to the end.
+  # The warm-up lasts to the end.
   cosine = _schedule(10, schedule='cosine', warmup_steps=10)
   assert float(cosine(9)) == pytest.approx(PEAK)
 

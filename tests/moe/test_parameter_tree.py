@@ -1,5 +1,5 @@
-"""The real parameter tree of every published config, by shape only, against accounting;
-and how it starts.
+"""The real parameter tree of every published config is compared with moe/accounting.py, by shape
+only. The initial values are tested on a small one.
 """
 
 import importlib
@@ -23,7 +23,7 @@ CONFIGS = [(file, name) for file, module in MODULES.items() for name in module.V
 
 
 def _sizes(config):
-  """{path: (elements, type)}. Sizes are Python integers: 145B does not fit 32 bits."""
+  """{path: (number of elements, dtype)}, in Python integers as 145B does not fit 32 bits."""
   tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return {
     tuple(key.key for key in path): (int(np.prod(x.shape, dtype=object)), x.dtype)
@@ -70,7 +70,7 @@ def test_a_tree_of_another_size_than_is_counted_is_refused_by_its_part():
 
 def test_every_matrix_starts_from_the_same_normal_distribution_and_no_two_are_alike():
   config = small_config(**{'moe.d_expert': 64})
-  # 'rbg' compiles faster than the default generator, which serves the same code.
+  # The 'rbg' generator compiles faster than the default one; init_params is the same for both.
   init = jax.jit(init_params, static_argnums=0)
   params, again, other = (init(config, jax.random.key(seed, impl='rbg')) for seed in (0, 0, 1))
   assert all((a == b).all() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again)))
@@ -79,7 +79,7 @@ def test_every_matrix_starts_from_the_same_normal_distribution_and_no_two_are_al
     if path[-1].key == 'scale':
       assert (leaf == 1).all(), path
       continue
-    # Layers and experts are stacked in front of the matrix.
+    # Axes of layers and experts come before those of the matrix.
     matrices += list(np.asarray(leaf).reshape(-1, *leaf.shape[-2:]))
     size = leaf.size
     assert abs(leaf.mean()) < 5 * 0.006 / size**0.5, path

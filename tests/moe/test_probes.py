@@ -1,4 +1,4 @@
-"""What is asked of a trained model's attention and experts: rows of probes, and one expert in
+"""Probes of a trained model: rows that ask its attention to copy and look up, and one expert in
 another's place.
 """
 
@@ -21,7 +21,7 @@ def test_the_second_stretch_is_the_first():
   assert tokens_BM.shape == (4, 12) and is_scored_BL.shape == (4, 11)
   for row, scored in zip(tokens_BM, is_scored_BL):
     assert (row[:6] == row[6:]).all() and set(row) <= set(PIECES)
-    # Each scored target stood right behind an earlier copy of its input.
+    # Each scored target also follows an earlier copy of its input.
     for place in np.flatnonzero(scored):
       assert (row[place], row[place + 1]) == (row[place - 6], row[place - 5])
     assert scored.sum() == scored[::-1][:6].sum() == 5 and not scored[:6].any()
@@ -41,7 +41,7 @@ def test_a_lookup_has_one_answer():
 
 
 def test_a_model_of_nothing_is_at_chance():
-  """Its logits are 0: every piece of the vocabulary is as likely, everywhere."""
+  """With all weights 0 the logits are 0: every piece of the vocabulary is equally likely."""
   config = small_config()
   params = jax.tree.map(np.zeros_like, small_params(config))
   is_text = np.arange(config.model.vocab_size) >= 4
@@ -53,7 +53,7 @@ def test_a_model_of_nothing_is_at_chance():
 
 @pytest.fixture
 def batches(monkeypatch):
-  """Held-out text of one batch of random ids, whatever the data."""
+  """Makes one batch of random ids, given twice, the held-out text of any data."""
   config = small_config()
   batch = packed_batch(config)
   monkeypatch.setattr(redundancy, 'held_out_batches', lambda *_: [('a', batch)] * 2)
@@ -83,7 +83,7 @@ def _loss(config, params, batch):
 
 
 def test_a_wide_expert_is_stood_in_for_by_another_wide_one(batches):
-  """Both units of it; and of a single wide one there is no other."""
+  """Both units of a wide expert are replaced. A single wide expert is left out."""
   _, batch = batches
   config = small_config(**{'moe.wide_experts': 2})
   params = small_params(config)

@@ -1,5 +1,5 @@
-"""A model with quantized matrices says what one of the same numbers, unquantized, says: on meshes,
-by kernels.
+"""A model with quantized matrices gives the results of an unquantized one with the same numbers,
+also on meshes and with kernels.
 """
 
 import functools
@@ -27,8 +27,8 @@ from tests.small import packed_batch, small_config, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
-# A device of two along `tensor` has whole groups of 32 rows of every matrix, and experts that TPU
-# fills up.
+# With two devices along `tensor`, each has whole groups of 32 rows of every matrix, and experts
+# that TPU kernels pad.
 WIDE = {
   'model.d_model': 256,
   'model.num_heads': 4,
@@ -63,7 +63,7 @@ def few(kind):
 
 @functools.cache
 def same_numbers(kind):
-  """A run of floats that are what the quantized ones stand for."""
+  """A run whose float parameters are the numbers that the quantized ones stand for."""
   back = lambda w: as_numbers(w, np.float32) if is_quantized(w) else w
   return run_of(jax.tree.map(back, few(kind), is_leaf=is_quantized))
 
@@ -121,7 +121,7 @@ def test_meshes_that_do_not_go_with_it(axis):
 
 
 def test_matrices_that_groups_do_not_divide(caplog):
-  """Are int8, and it is said."""
+  """Such matrices are int8, and a warning says so."""
   config = small_config(**WIDE | {'moe.d_expert': 40})
   with caplog.at_level('WARNING', 'absl'):
     made = quantized(config, dict(small_params(config)), 'int4')

@@ -1,4 +1,4 @@
-"""A run's folder: names, what lies in it, and what it must go on with."""
+"""A run's folder: its name, its files, and the config, tokenizer and text it must go on with."""
 
 import contextlib
 import functools

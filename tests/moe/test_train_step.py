@@ -1,4 +1,4 @@
-"""The training step: gradients in parts, AdamW with clipping, and what a non-finite step does."""
+"""The training step: microbatches, AdamW with clipping, and non-finite steps."""
 
 import functools
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 MOE = {
   'model.num_layers': 1,
-  'moe.expert_balance_weight': 0.5,  # large, for its errors to show
+  'moe.expert_balance_weight': 0.5,  # large, so that its errors show
   'moe.device_balance_weight': 0.5,
   'moe.device_groups': 3,
   'moe.router_z_weight': 0.1,
@@ -33,14 +33,14 @@ _compiled = jax.jit(loss_and_gradients, static_argnums=0)
 
 
 def gradients(config, params, batch):
-  """As NumPy arrays: indexing those compiles nothing."""
+  """(gradients, metrics) as NumPy arrays, since indexing them compiles nothing."""
   return jax.device_get(_compiled(config, params, batch))
 
 
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
 def test_microbatches_change_nothing(scope):
-  """Rows hold different numbers of tokens and targets, one of them none:
-  parts must not be averaged as equals.
+  """Rows hold different numbers of tokens and targets, one of them none, so a plain mean over
+  microbatches would be wrong.
   """
   config = lambda parts: small_config(
     **MOE
@@ -104,7 +104,7 @@ def test_steps_are_adamw_on_the_clipped_gradient(train_step):
     for index in list(np.ndindex(now.shape))[:: max(1, now.size // 10)]:
       gradient = [float(at(g)[index]) for g in history]
       if min(map(abs, gradient)) < 1e-6:
-        continue  # of rounding size, where Adam's quotient magnifies it
+        continue  # it is of rounding size, which Adam's quotient magnifies
       truth = oracles.adamw(
         float(at(start)[index]), gradient, rates, b1=0.9, b2=0.95, eps=1e-8, decay=decay
       )
@@ -146,7 +146,7 @@ def test_a_good_step_ends_the_streak_and_too_long_a_streak_halts(train_step):
     state, _ = train_step(state, _poisoned(batch))
   assert _numbers(state) == {'step': 6, 'bad_steps': 5, 'bad_streak': 3}
   before = _copy(state)
-  state, _ = train_step(state, batch)  # a good one, too late
+  state, _ = train_step(state, batch)  # a good step, but too late
   assert _same(before, _copy(state))
   assert _numbers(state)['bad_streak'] == 4
 
@@ -175,8 +175,8 @@ def test_routing_metrics(train_step):
 
 
 def test_the_implementation_changes_no_loss_beyond_rounding():
-  """50 steps on other data each: through the readable reference,
-  and through what this platform prefers.
+  """Compares 50 steps, each on new data, of the readable reference and of the implementation that
+  this platform prefers.
   """
   programs, curves = [], []
   for implementation in ('reference', 'auto'):

@@ -1,4 +1,4 @@
-"""What of another run's parameters fits a config."""
+"""Which of another run's parameters fit a config."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.small import small_config
 
 
 def test_as_many_units_of_other_experts_do_not_fit():
-  """Every shape is the same; the units would be other experts'."""
+  """Every shape is the same, but the units would belong to other experts."""
   here, there = (
     small_config(**{'moe.wide_experts': wide, 'moe.wide_factor': factor})
     for wide, factor in ((4, 2), (2, 3))

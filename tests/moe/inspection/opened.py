@@ -1,4 +1,4 @@
-"""Runs that are not trained, of tiny models, with a tokenizer made on the spot."""
+"""Untrained runs of tiny models, with a tokenizer made on the spot."""
 
 from typing import ClassVar
 
@@ -13,20 +13,20 @@ from tests.moe.data.helpers import write_corpus
 from tests.small import small_config, small_params
 
 ONE_MOE_LAYER = {'model.num_layers': 2, 'model.num_dense_layers': 1, 'model.d_ff': 12}
-# Several windows of most texts.
+# Most texts take several windows.
 SIZES = {'model.vocab_size': 400, 'ops.implementation': 'reference', 'evaluation.batch_size': 3}
 IDS = [[1, 2, 3], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], [5], [3, 3, 9, 27, 1, 0, 31]]
 
 
 class Renormalised(SoftmaxRouter):
-  """Gates that add up to one, as a router of one's own may have them."""
+  """A custom router whose gates add up to one."""
 
   def gates(self, affinities_BLK):
     return affinities_BLK / affinities_BLK.sum(axis=-1, keepdims=True)
 
 
 class Stubborn(Router):
-  """Takes the same experts always, and lets nothing be changed."""
+  """A router that allows no intervention."""
 
   interventions: ClassVar[tuple[str, ...]] = ()
 
@@ -36,7 +36,7 @@ def config_of(**overrides):
 
 
 def run_of(tokenizer=None, mesh=None, **overrides) -> Run:
-  """`mesh`: sizes of its axes."""
+  """A run with random weights. `mesh` is {axis: size}; None is no mesh."""
   config = config_of(**overrides, **{f'mesh.{axis}': n for axis, n in (mesh or {}).items()})
   params = small_params(config_of(**overrides))
   if mesh:
@@ -53,7 +53,7 @@ def corpus_config(folder, **overrides):
 
 
 def with_params(run: Run, change) -> Run:
-  """`change(moe_blocks' MoE layer)` → its new parameters."""
+  """`run` with changed parameters: `change` maps those of the stacked MoE layers to new ones."""
   blocks = run.params['moe_blocks']
   params = run.params | {'moe_blocks': blocks | {'moe': change(blocks['moe'])}}
   return Run(run.model, params, run.tokenizer, run.config, run.step, run.mesh)

@@ -1,5 +1,5 @@
-"""Every question to a Run against loops over tokens, against evaluation,
-and against itself on other batches and devices.
+"""Every method of a Run, compared with loops over tokens, with evaluation, and with itself on other
+batches and devices.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ TEXTS = ['the expert router', 'one', '', 'gate, gate and gate again: a longer te
 
 
 def truth(run, ids, masked=0, k=None, with_shared=True):
-  """(logits_LV, experts_NLK, gates_NLK) of the model as loops over tokens in float64."""
+  """(logits_LV, experts_NLK, gates_NLK) of the model, by loops over tokens in float64."""
   ids_L = np.array(ids)
   row = Batch(ids_L, ids_L, np.arange(len(ids_L)), np.ones_like(ids_L), ids_L)
   k = k or run.config.moe.experts_per_token
@@ -57,7 +57,7 @@ def test_logits_losses_and_choices_are_those_of_the_loops(overrides):
 
 
 def test_logits_are_what_applying_the_model_gives(data):
-  """A text at a time, without padding."""
+  """The model is applied to one text at a time, without padding."""
   run = run_of(data.tokenizer)
   apply = jax.jit(run.model.apply, static_argnames='method')
   for text, logits_LV in zip(TEXTS[:3], run.logits(TEXTS[:3]), strict=True):
@@ -105,7 +105,7 @@ def test_the_residual_stream_ends_in_the_logits_and_is_what_routers_see(variant)
 
 
 def test_losses_add_up_to_what_evaluation_has_and_bytes_to_the_text(data):
-  """Documents of several windows each."""
+  """The longest documents take several windows."""
   run = run_of(data.tokenizer)
   scores = Evaluator(run.config, data)(run.params)
   assert run.evaluate(data).domains == scores.domains
@@ -137,8 +137,8 @@ def test_a_long_text_is_read_in_windows_as_evaluation_reads_it(data):
   log_sums = np.log(np.exp(exact(logits_LV)).sum(axis=1))
   losses = log_sums - exact(logits_LV)[rows, loss.tokens_L]
   np.testing.assert_allclose(loss.losses_L, losses, rtol=1e-5, atol=1e-5)
-  # The second window begins half a window before its first scored token. Alone it is in other
-  # places of a batch, and jax 0.12 sums it in another order than 0.10.
+  # The second window begins half a window before its first scored token. Alone, it has another
+  # place in its batch, and jax 0.12 sums it in another order than 0.10.
   second = run.logits(ids[length // 2 :][:length])[length // 2 :]
   assert_close(logits_LV[length:][: len(second)], second, 2e-6)
 
@@ -341,7 +341,7 @@ def test_interventions_that_a_model_cannot_do(monkeypatch):
 def test_a_runs_own_routing_gives_its_own_logits_bit_for_bit(variant, gates, monkeypatch):
   if variant == 'renormalised':
     monkeypatch.setitem(ROUTERS, 'softmax', opened.Renormalised)
-  # A config of its own: compiled programs are told apart by it.
+  # A name of its own, as compiled programs are cached by config.
   run = run_of(**VARIANTS.get(variant, {}), **{'name': f'{variant}-{gates}'})
   replayed = run.replay(IDS, run.routing(IDS), gates=gates)
   for logits_LV, loss, replay in zip(run.logits(IDS), run.loss(IDS), replayed, strict=True):
@@ -360,7 +360,7 @@ def test_without_each_tokens_best_expert_it_is_the_intervention_that_masks_it(mo
     without_best = [each._replace(experts_NLK=each.experts_NLK[..., 1:]) for each in more]
     for replay, logits_LV in zip(run.replay(IDS, without_best), masked.logits(IDS), strict=True):
       np.testing.assert_array_equal(replay.logits_LV, logits_LV)
-    # In several layers, too, once the masked model itself has chosen.
+    # This also holds with several layers, if the choices are the masked model's own.
     deep = run_of(**DENSE_FIRST, **{'name': f'{variant} deep'})
     masked = deep.intervene(masked_share=1 / 6)
     replayed = deep.replay(IDS, masked.routing(IDS))
@@ -389,7 +389,8 @@ def test_anothers_routing_and_tokens_left_to_the_router():
   replay = run.replay(ids, theirs)
   assert_close(replay.logits_LV, _by_given_experts(run, ids, theirs.experts_NLK), 2e-5)
   assert (replay.loss.losses_L != run.loss(ids).losses_L).all()
-  # From the fifth token on theirs: what came before is as it was.
+  # Only tokens from the fifth on have given experts, their own in reverse order: nothing changes
+  # but rounding, and nothing at all before.
   own = run.routing(ids).experts_NLK
   mixed = np.where(np.arange(len(ids))[:, None] >= 4, own[..., ::-1], -1)
   partly = run.replay(ids, run.routing(ids)._replace(experts_NLK=mixed))

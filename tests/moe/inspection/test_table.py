@@ -1,4 +1,4 @@
-"""Routing as rows: against the arrays, through Parquet and back, and streamed."""
+"""Routing as a table of rows: compared with the arrays, through Parquet and back, and streamed."""
 
 import numpy as np
 import pyarrow
@@ -46,7 +46,7 @@ def test_a_row_a_token_and_layer_through_parquet_and_back(data, tmp_path, affini
 def test_of_ids_without_a_tokenizer():
   table = run_of().routing_table(IDS)
   assert table['piece'].null_count == table.num_rows == 2 * sum(map(len, IDS))
-  # Nothing is known to follow the last one.
+  # The last token has no loss: the next one is unknown.
   rows = table.to_pylist()
   last = [row['loss'] is None for row in rows]
   assert last == [row['position'] == len(IDS[row['document']]) - 1 for row in rows]
@@ -60,7 +60,7 @@ def test_held_out_text_is_streamed_in_row_groups(data, tmp_path):
   table = file.read()
   assert [each.name for each in path.parent.iterdir()] == ['routing.parquet']
   assert table.num_rows == count and table.column_names[0] == 'domain'
-  # No more than a batch of windows each.
+  # A row group holds at most a batch of windows.
   limit = run.config.evaluation.batch_size * run.config.data.seq_len * 2
   groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
   assert len(groups) > 3 and max(groups) <= limit

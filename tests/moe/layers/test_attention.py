@@ -58,8 +58,8 @@ def test_against_a_loop_over_pairs(kv_heads, dtype):
 
 
 def test_a_cache_filled_in_pieces_gives_the_same():
-  """A prompt right-padded to four, then one token at a time:
-  the padding's slots are written over.
+  """A prompt comes first, right-padded to four, then one token at a time: these overwrite the
+  padding's slots.
   """
   config = small_config(**{'model.num_heads': 4, 'model.num_kv_heads': 2})
   params, x_BLD = _params(config.model), _normal(1, 7, 16)
@@ -81,7 +81,7 @@ def test_rope():
   x_BLHC, positions_BL = _normal(2, 3, 2, 6), np.array([[0, 1, 500], [4095, 2, 2]], np.int32)
   turned = apply_rope(x_BLHC, positions_BL, 10_000.0)
   for b, t, h in np.ndindex(2, 3, 2):
-    # float32 angles: 4095 · 2⁻²⁴ radians.
+    # Angles are float32, with errors up to 4095 · 2⁻²⁴ radians.
     assert_close(
       turned[b, t, h], oracles.rope(exact(x_BLHC[b, t, h]), positions_BL[b, t], 10_000.0), 3e-4
     )
@@ -94,7 +94,7 @@ def test_rope_scores_depend_on_the_distance_only():
   score = lambda i, j: float((turn(query, i) * turn(key, j)).sum())
   assert score(7, 3) == pytest.approx(score(4, 0), abs=1e-4)
   assert score(1007, 1003) == pytest.approx(score(4, 0), abs=1e-3)
-  assert abs(score(7, 3) - score(3, 7)) > 0.1  # in one direction
+  assert abs(score(7, 3) - score(3, 7)) > 0.1  # the sign of the distance matters
   assert (turn(query, 0) == query).all()
 
 

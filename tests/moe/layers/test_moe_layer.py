@@ -1,6 +1,4 @@
-"""The MoE layer against the loop over tokens, against computing every expert densely,
-and against a dense FFN.
-"""
+"""The MoE layer against the loop over tokens, every expert computed densely, and a dense FFN."""
 
 import dataclasses
 import functools
@@ -26,7 +24,7 @@ IMPLEMENTATIONS = ('reference', 'xla')
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(config, params, u_BLD, ids_BL, dy_BLD):
-  """Output; gradients of parameters and input; statistics."""
+  """(output, gradients of parameters, gradient of input, statistics)."""
   is_token_BL = jnp.ones((B, L), bool).at[1, -2:].set(False)
 
   def apply(params, u_BLD):
@@ -65,8 +63,8 @@ def _params(shared, units=E):
 
 
 def _weights(params, shared, wide=0, factor=1) -> oracles.MoEWeights:
-  """Shared experts are cut out of the joint FFN: expert s has the s-th F hidden units. The first
-  `wide` routed ones are `factor` stored ones side by side.
+  """The layer's weights for the oracle. Shared experts are cut out of the joint FFN: expert s has
+  the s-th F hidden units. Each of the first `wide` routed experts joins `factor` stored units.
   """
   matrices = lambda tree: [exact(tree[name]) for name in ('gate', 'up', 'down')]
   gate, up, down = matrices(params['experts'])
@@ -99,8 +97,8 @@ def _weights(params, shared, wide=0, factor=1) -> oracles.MoEWeights:
   ],
 )
 def test_against_a_loop_over_tokens(k, shared, gated, mass, wide, factor, implementation):
-  """Shared plus routed experts, some wider than others; gradients of the input, of all weights,
-  and through the gates of the router and of the shared experts.
+  """Compares the output, and the gradients of the input and of all weights, those of the router and
+  of the shared gate included. Some experts are wider than others.
   """
   config = small_config(
     **{
@@ -134,8 +132,8 @@ def test_against_a_loop_over_tokens(k, shared, gated, mass, wide, factor, implem
 
 
 def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
-  """Tokens 0, 1, … get experts (0, 1), (2, 3), (4, 5), (0, 1), …;
-  each the gates that the router had for its own.
+  """Tokens 0, 1, … get experts (0, 1), (2, 3), (4, 5), (0, 1), …, with the gates that the router
+  had for the token's own choices.
   """
   k = 2
   config = small_config(
@@ -149,7 +147,7 @@ def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
   params, u_BLD, dy_BLD = _params(0), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
   y_BLD, d_params, _, stats = run(config, params, u_BLD, _ids(), dy_BLD)
   weights, u_TD, dy_TD = _weights(params, 0), *(exact(x).reshape(-1, D) for x in (u_BLD, dy_BLD))
-  # Two of the ten tokens, the last ones, are padding; the first of them takes what would be next.
+  # The last two of the ten tokens are padding: both take the experts that would be next.
   experts_TK = np.array([[2 * min(t, 8) % E, (2 * min(t, 8) + 1) % E] for t in range(10)])
   routes = [oracles.route(u_D, weights.centroids_DE, k) for u_D in u_TD]
   gates_TK = np.array([gates for gates, _, _ in routes])
@@ -171,8 +169,8 @@ def test_forced_balance_deals_out_the_experts_and_keeps_the_routers_gradients():
 
 
 def test_equals_every_expert_computed_densely():
-  """Σ_e gate_e · FFN_e(u) over all experts, gates zero where not chosen,
-  by plain einsums and autodiff.
+  """The truth is Σ_e gate_e · FFN_e(u) over all experts, with gates of zero where not chosen, by
+  plain einsums and autodiff.
   """
   config = small_config(**{'moe.num_shared_experts': 0})
   params, u_BLD, dy_BLD = _params(0), _normal(B, L, D, seed=1), _normal(B, L, D, seed=2)
@@ -195,8 +193,8 @@ def test_equals_every_expert_computed_densely():
 
 @pytest.mark.parametrize('router', ['hash', 'softmax'])
 def test_a_dense_ffn_copied_into_every_expert(router):
-  """With a gate of one the layer is that FFN; with softmax gates it is scaled by their sum,
-  and with K = E by one.
+  """The layer is that FFN times the sum of the gates: here one, from the hash router's gate of one
+  or from a softmax over all K = E experts.
   """
   k = 1 if router == 'hash' else E
   config = small_config(
@@ -271,7 +269,7 @@ def _telemetry(config, gates=None):
 
 
 def test_the_width_that_tokens_go_through_does_not_overflow():
-  """Tokens times width are more than int32 holds where many experts are wide."""
+  """With many wide experts, tokens times width exceeds int32."""
   config = small_config(**{'moe.wide_experts': 5, 'moe.wide_factor': 4})
   _, plain = _telemetry(config)
   assert F * 2 <= float(plain['routed_width'].value) <= F * 8

@@ -36,8 +36,8 @@ def _config(**changes):
 
 
 def _routing(k, seed=0):
-  """Logits of every layer and token, a mask with one row of padding,
-  and what the paper derives from them.
+  """(logits of every layer and token, their affinities, the chosen experts, a mask with one row of
+  padding).
   """
   generator = np.random.default_rng(seed)
   logits_NBLE = generator.normal(size=(N, B, L, E))
@@ -69,7 +69,7 @@ def _totals(is_token_BL):
 
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
 def test_where_tokens_take_fewer_experts_the_load_is_over_what_they_take(scope):
-  """K of Eq. 13 is the mean number taken, whatever the most is."""
+  """K of Eq. 13 is the mean number of experts taken, whatever experts_per_token is."""
   _, affinities, chosen, is_token_BL = _routing(4)
   generator = np.random.default_rng(1)
   taken_NBL = generator.integers(1, 5, (N, B, L))
@@ -124,7 +124,7 @@ def test_balance_terms(scope, k, groups):
 
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
 def test_gradient_of_the_balance_terms_flows_through_the_probabilities(scope):
-  """dloss/dP_i = α f_i: f counts choices and has no gradient."""
+  """dloss/dP_i = α f_i, since f counts choices and has no gradient."""
   logits, affinities, chosen, is_token_BL = _routing(2)
   config = _config(expert_balance_weight=0.01, balance_scope=scope)
   stats, totals = _stats(logits, affinities, chosen, is_token_BL), _totals(is_token_BL)
@@ -150,7 +150,9 @@ def test_gradient_of_the_balance_terms_flows_through_the_probabilities(scope):
 @pytest.mark.parametrize('scope', ['sequence', 'batch'])
 @pytest.mark.parametrize('groups', [1, 3, 6])
 def test_uniform_routing_gives_exactly_alpha(scope, groups):
-  """Six tokens choose experts (0, 1), (2, 3), (4, 5) twice each, all affinities 1/6; one layer."""
+  """In each of three sequences of one layer, six tokens choose experts (0, 1), (2, 3), (4, 5) twice
+  each, and all affinities are 1/6.
+  """
   config = _config(
     expert_balance_weight=0.01,
     device_balance_weight=0.05,
@@ -165,8 +167,8 @@ def test_uniform_routing_gives_exactly_alpha(scope, groups):
 
 
 def test_balance_by_hand():
-  """2 tokens, E = 2, K = 1, both to expert 0 with affinity 3/4: f = (2, 0), P = (3/4, 1/4),
-  Σ f P = 3/2.
+  """With E = 2 and K = 1, 2 tokens both go to expert 0 with affinity 3/4: f = (2, 0),
+  P = (3/4, 1/4), Σ f P = 3/2.
   """
   config = _config(
     num_experts=2, experts_per_token=1, expert_balance_weight=1.0, device_balance_weight=1.0

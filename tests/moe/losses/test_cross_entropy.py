@@ -64,7 +64,7 @@ def _losses(hidden_TD, head_DV, targets_T):
 
 @pytest.mark.parametrize('chunk', [5, 100])
 def test_losses_beside_the_gradient(chunk):
-  """They are not weighted, and what is done with them has no gradient."""
+  """The losses are unweighted, and no gradient flows back through them."""
   hidden_TD, head_DV, targets_T, weights_T = _inputs(jnp.float32)
 
   def run(hidden_TD):
@@ -93,7 +93,7 @@ def test_token_losses():
 
 
 def _shapes(jaxpr):
-  """Shapes of every value of a program, inner ones too."""
+  """Shapes of every value of a program and of its inner programs."""
   for equation in jaxpr.eqns:
     yield from (
       v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, 'shape')
@@ -115,7 +115,6 @@ def test_logits_of_all_tokens_never_exist(gradient):
   )
   sizes = [math.prod(shape) for shape in _shapes(jax.make_jaxpr(function)(*shapes).jaxpr)]
   assert max(sizes) == chunk * vocab
-  # What the compiled program keeps at once: a few chunks' logits in float32, beside
-  # the head and its gradients.
+  # The compiled program keeps only a few chunks' logits in float32, the head and its gradients.
   memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 8 * 4 * (chunk * vocab + width * vocab)

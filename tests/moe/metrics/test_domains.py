@@ -14,7 +14,8 @@ from tests.small import packed_batch, small_config, small_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
-# Three domains, of which the second has no row, and the third only the row of padding.
+# The domain of each row, by its number in NAMES. 'none' has no row, 'padding' only the row of
+# padding.
 DOMAIN_OF_ROW = [0, 0, 3, 0, 3, 3, 3, 2]
 NAMES = ('a', 'none', 'padding', 'b')
 
@@ -30,7 +31,7 @@ def _config(**changes):
 
 
 def _truth(config):
-  """{domain: mean loss of its targets}, float64, from every token's own loss."""
+  """{domain: mean loss of its targets} in float64, from the loss of every token."""
   params, batch = small_params(config), _batch(config)
 
   @jax.jit

@@ -37,11 +37,11 @@ NULS = b'\0' * 100
     (content(1, 2) + NULS, 2, content(1, 2)),
     (content(1, 2) + NULS + b'\n', 2, content(1, 2)),
     (content(1, 2) + b'\n\n', 2, content(1, 2)),
-    # After the checkpoint, damage is written anew with the rest.
+    # Damage after the checkpoint is removed with the later steps, which the run writes again.
     (content(1, 2, 3) + b'\xff\n' + content(5), 2, content(1, 2)),
-    # Before the end, nothing is read that need not be.
+    # Lines further back than needed are not read.
     (b'\xff\n' + content(2, 3), 3, b'\xff\n' + content(2, 3)),
-    # Two programs wrote once.
+    # Two programs once wrote the same file.
     (content(1, 2, 3, 1, 2, 3, 4), 3, content(1, 2, 3, 1, 2, 3)),
   ],
 )

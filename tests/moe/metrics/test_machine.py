@@ -56,7 +56,7 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
 
 def test_on_cpu_memory_is_the_process_s_own():
   before = machine.memory()
-  # Pages that the process has not had before, whatever it has freed.
+  # A new mapping gives pages that the process does not have yet, whatever memory it has freed.
   held = mmap.mmap(-1, 256 << 20)
   for page in range(0, len(held), 1 << 12):
     held[page] = 1

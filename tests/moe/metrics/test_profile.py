@@ -1,4 +1,4 @@
-"""The table of time by named scope, of a small program and of names as XLA writes them."""
+"""The table of time by named scope, for a small program and for names as XLA writes them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Readings of microbatches and of stacks of layers, joined by their own reducers."""
+"""Readings of microbatches and of stacks of layers are joined by their own reducers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from moe.metrics.telemetry import Reading
   [('sum', [-4.0, 3.0]), ('max', [-1.0, 2.0]), ('mean', [-1.5, 1.75])],
 )
 def test_two_microbatches(reduce, expected):
-  """The first has a quarter of the tokens: means weigh by that."""
+  """The first microbatch has a quarter of the tokens, which is its weight in a mean."""
   parts = [[-3.0, 1.0], [-1.0, 2.0]]
   whole = {'x': Reading(jnp.zeros(2), reduce)}
   whole = telemetry.nothing(whole)

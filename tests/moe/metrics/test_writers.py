@@ -1,4 +1,4 @@
-"""metrics.jsonl and the writers beside it, from numbers made by hand."""
+"""metrics.jsonl and the writers beside it, with numbers made by hand."""
 
 import json
 
@@ -98,11 +98,11 @@ def test_a_writer_that_does_not_exist_is_named():
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
   wandb = pytest.importorskip('wandb')
   monkeypatch.setenv('WANDB_MODE', 'offline')
-  for step in (1, 2):  # opened twice, as by a run that goes on
+  for step in (1, 2):  # opened twice, as when a run is resumed
     writer = MetricWriter(config('wandb'), tmp_path, step - 1)
     writer.write(step, METRICS, heatmap=True)
     writer.close()
-  wandb.teardown()  # its own process has then written everything
+  wandb.teardown()  # waits until wandb's own process has written everything
   runs = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
   assert len(runs) == 2 and len({path.name for path in runs}) == 1
   for path in runs:

@@ -1,7 +1,7 @@
-"""The implementations that the ops' suites run over: kernels on CPU, in Pallas' interpreters.
+"""The implementations that the ops' tests run over. Kernels run on CPU, in Pallas' interpreters.
 
-A suite is one test of a table: `@over('shape, dtype', {implementation: its
-rows})`. The fixture `implementation` (conftest.py) enters what the implementation needs.
+A suite is one test over a table: `@over('shape, dtype', {implementation: its rows})`. The fixture
+`implementation` (conftest.py) sets up what the implementation needs.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 from moe.ops.implementation import compiling_for
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-# The TPU's interpreter runs DMAs and semaphores and prints the races that it sees.
-# A DMA takes milliseconds there.
+# The TPU interpreter simulates DMAs and semaphores, and prints the races that it sees.
+# Each DMA takes milliseconds there.
 TPU = pltpu.InterpretParams(detect_races=True)
 
 
@@ -35,8 +35,8 @@ def over(names: str, rows: Mapping[str, Sequence]) -> pytest.MarkDecorator:
 
 @contextlib.contextmanager
 def interpreted(implementation: str) -> Iterator[None]:
-  """What is traced inside chooses as on the platform that the name ends with, if any,
-  and is interpreted.
+  """Code traced inside picks implementations as on the platform that the name ends with, if any,
+  and interprets the kernels.
   """
   if implementation.endswith('tpu'):
     with compiling_for('tpu', interpret=TPU):

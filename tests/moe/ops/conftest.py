@@ -1,4 +1,4 @@
-"""What the ops' suites share."""
+"""The fixture that the ops' suites share."""
 
 import pytest
 
@@ -8,18 +8,18 @@ from tests.moe.ops.backends import interpreted
 
 @pytest.fixture
 def implementation(request, monkeypatch):
-  """The parameter's name, with its platform's kernels interpreted;
-  on TPU in blocks of 16 rows, and without a race.
+  """The implementation's name, with its platform's kernels interpreted. TPU kernels use blocks of
+  16 rows, and fail the test on a race.
 
-  Block sizes are no part of jit's cache key: nothing but these suites may trace
-  their functions for a TPU.
+  Block sizes are not part of jit's cache key: only these suites may trace their functions for
+  a TPU.
   """
   name = request.param
   if not name.endswith('tpu'):
     with interpreted(name):
       yield name
     return
-  # Shapes are tiny, so several blocks arise in small ones only.
+  # Shapes are tiny: only small blocks give several of them.
   for module, constant in (
     (visits, 'LEAST_ROWS'),
     (visits, 'MOST_ROWS'),

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-# random: any; hot: every token chooses expert E−1 (and others); few:
-# only K experts are ever chosen; first: 0 … K−1.
+# random: any experts; hot: every token chooses expert E−1 and others; few: all tokens choose the
+# same K experts; first: all choose experts 0 … K−1.
 PATTERNS = ('random', 'hot', 'few', 'first')
 
 
 def routing(seed: int, tokens: int, num_experts: int, k: int, pattern: str) -> np.ndarray:
-  """experts_TK int32, distinct within a token, in any order."""
+  """experts_TK int32. A token's experts are distinct, in any order."""
   generator = np.random.default_rng(seed)
   few = generator.permutation(num_experts)[:k]
 

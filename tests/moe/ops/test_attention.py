@@ -1,5 +1,5 @@
-"""attention, every implementation, against float64 NumPy:
-values, gradients, lengths beyond a block of queries.
+"""Every implementation of attention against float64 NumPy: values, gradients, and lengths beyond
+a block of queries.
 """
 
 import functools
@@ -19,8 +19,8 @@ SEGMENTS_BL = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0], [1] * 11], np.int32)
 
 
 def truth(query_BLHC, keys_BLGC, values_BLGC, d_BLHC, segments_BL):
-  """attended_BLHC, and the gradients of Σ d · attended with respect to query, keys and values;
-  a loop over pairs.
+  """attended_BLHC, and the gradients of Σ d · attended with respect to query, keys and values,
+  by a loop over pairs.
   """
   group, scale = query_BLHC.shape[2] // keys_BLGC.shape[2], query_BLHC.shape[3] ** -0.5
   y, dq, dk, dv = (np.zeros_like(x) for x in (query_BLHC, query_BLHC, keys_BLGC, values_BLGC))
@@ -39,7 +39,7 @@ def truth(query_BLHC, keys_BLGC, values_BLGC, d_BLHC, segments_BL):
   return y, dq, dk, dv
 
 
-# (L, G, C) beside four query heads, type, queries at a time.
+# ((L, G, C), dtype, queries at a time), with four query heads.
 CASES = [
   ((11, kv_heads, 6), dtype, queries)
   for kv_heads in (1, 2, 4)
@@ -47,7 +47,7 @@ CASES = [
   for queries in (512, 4)
 ]
 ROWS = {
-  # Queries at a time are XLA's alone.
+  # Only XLA reads the number of queries at a time.
   'reference': [case for case in CASES if case[2] == 512],
   'xla': CASES,
   # A length that fills no block; an L and a C that are no multiples of 128.
@@ -66,8 +66,8 @@ def _arrays(length, kv_heads, width, dtype):
 
 @functools.partial(jax.jit, static_argnames=('implementation', 'queries'))
 def run(arrays, d_BLHC, segments_BL, implementation, queries):
-  """attended_BLHC and the gradients; `queries`, which the module knows,
-  as a part of the cache's key.
+  """attended_BLHC and the gradients. `queries` is here only to be part of jit's cache key: the
+  module reads its own constant.
   """
   y, pull = jax.vjp(lambda *x: attention(*x, segments_BL, implementation=implementation), *arrays)
   return y, *pull(d_BLHC)

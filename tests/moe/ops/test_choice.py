@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: the one asked for, and no other."""
+"""The implementation of an op that runs is the one asked for, and no other."""
 
 import typing
 
@@ -24,12 +24,12 @@ from moe.ops.router import api as router_api
 from moe.ops.router import route
 
 TOKENS_TD, GATES_TK = jnp.ones((2, 3)), jnp.ones((2, 1))
-# In one program: every worker imports every file.
+# Jitted to compile one program only, since every worker imports every file.
 PLAN = jax.jit(make_plan, static_argnums=1)(np.array([[1], [0]]), 2)
 WEIGHTS = ExpertWeights(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 3)))
 HEADS, ROW = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
 
-# The implementations of each op, and a call of its api.
+# The implementations of each op, and a call of its API.
 CALLS = {
   'dispatch': (
     dispatch_api.IMPLEMENTATIONS,
@@ -56,8 +56,8 @@ CALLS = {
     lambda i: attention(HEADS, HEADS, HEADS, ROW, implementation=i),
   ),
 }
-# asked for, platform → the module that runs, or None where that platform has none.
-# Of routed_ffn's XLA, see below.
+# (asked for, platform) → the module that runs, or None where it cannot run on that platform.
+# A test below checks what routed_ffn's 'xla' runs.
 RUNS = {
   ('auto', 'cpu'): 'xla',
   ('auto', 'tpu'): 'pallas_tpu',
@@ -72,7 +72,7 @@ RUNS = {
 
 
 class Ran(Exception):
-  """Raised by what stands in for an implementation."""
+  """Raised by the stand-in for an implementation."""
 
 
 def run(*arguments):
@@ -100,7 +100,7 @@ def test_where_kernels_refuse_auto_takes_the_next_and_an_explicit_choice_fails(
   monkeypatch, caplog, op, kernels
 ):
   implementations, call = CALLS[op]
-  # What was logged once is not logged again.
+  # A message that was logged once is not logged again.
   _log_once.cache_clear()
   monkeypatch.setitem(implementations, kernels, refuse)
   monkeypatch.setitem(implementations, 'xla', run)
@@ -125,9 +125,7 @@ def test_an_error_of_a_kernel_that_is_no_refusal_is_not_hidden(monkeypatch):
 
 
 def test_a_jitted_function_is_traced_again_for_another_platform(monkeypatch):
-  """One function, one shape: what it was traced for at first must not
-  answer for another platform.
-  """
+  """A trace of the same function and shape for one platform must not be reused for another."""
   implementations, traced = dispatch_api.IMPLEMENTATIONS, []
 
   def standing_in(name):
@@ -152,7 +150,7 @@ def test_a_jitted_function_is_traced_again_for_another_platform(monkeypatch):
   ('platform', 'arrangement'), [('cpu', tiled), ('gpu', grouped), ('tpu', grouped)]
 )
 def test_plain_xla_tiles_experts_on_cpu_only(monkeypatch, platform, arrangement):
-  """And runs one expert after another for a few tokens, wherever it is."""
+  """For a few tokens, it runs one expert after another on every platform."""
   with monkeypatch.context() as few_tokens:
     few_tokens.setattr(few, 'routed_ffn', run)
     with pytest.raises(Ran), compiling_for(platform):
@@ -181,7 +179,7 @@ def test_a_kernel_elsewhere_than_at_home_says_so_in_one_line():
 def test_implementations_are_not_the_same_function(op):
   implementations, _ = CALLS[op]
   assert set(implementations) == set(Implementation) - {'auto'}
-  # The router's readable reference is what XLA does best.
+  # The router's readable reference is also its fastest XLA implementation.
   same = {'xla'} if op == 'router' else set()
   names = set(implementations) - same
   assert len({id(implementations[name]) for name in names}) == len(names)

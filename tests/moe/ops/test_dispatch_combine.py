@@ -1,4 +1,6 @@
-"""dispatch and combine, every implementation: values, gradients, and each the other's transpose."""
+"""Every implementation of dispatch and combine: values, gradients, and that each is the other's
+transpose.
+"""
 
 import functools
 
@@ -16,7 +18,7 @@ from tests.oracles import exact
 from tests.small import assert_close
 
 D = 5
-# T, E, K; all K = E experts; of one token.
+# Shapes are (T, E, K). The last is one token that chooses all K = E experts.
 CASES = [
   (shape, dtype, PATTERNS) for shape in ((17, 6, 3), (17, 6, 1), (1, 4, 4)) for dtype in DTYPES
 ]
@@ -61,7 +63,7 @@ def test_dispatch(implementation, shape, dtype, patterns):
     for r, t in enumerate(np.asarray(plan.token_R)):
       assert (exact(rows_RD)[r] == exact(tokens_TD)[t]).all()
       truth[t] += exact(d_rows_RD)[r]
-    # K rows are added in bfloat16 by the reference's scatter-add: 2⁻⁸ for each addition.
+    # The reference's scatter-add sums K rows in bfloat16, with an error of 2⁻⁸ an addition.
     assert_close(d_tokens_TD, truth, 1e-6 if dtype == jnp.float32 else k * 2**-8)
 
 
@@ -81,7 +83,7 @@ def test_combine(implementation, shape, dtype, patterns):
       y[t] += gates[t, choice] * rows[r]
       d_rows[r] = gates[t, choice] * dy[t]
       d_gates[t, choice] = rows[r] @ dy[t]
-    # Sums are float32 whatever the rows' type; only the rows' gradient is rounded to it.
+    # Sums are float32 whatever the rows' dtype. Only the rows' gradient is rounded to that dtype.
     assert_close((y_TD, d_gates_TK), (y, d_gates), 1e-6)
     assert_close(d_rows_RD, d_rows, 1e-6 if dtype == jnp.float32 else 2**-8)
 

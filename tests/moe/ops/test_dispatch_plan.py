@@ -19,8 +19,7 @@ def test_sorted_by_expert_and_stable(shape, pattern, seed):
   experts_TK = routing(seed, tokens, num_experts, k, pattern)
   plan = jax.tree.map(np.asarray, make(experts_TK, num_experts))
 
-  # One row after another: expert by expert, in each the tokens in their order.
-  # Experts of a token are distinct.
+  # Rows are sorted by expert, then by token. A token's experts are distinct.
   expected = [(e, t) for e in range(num_experts) for t in range(tokens) if e in experts_TK[t]]
   assert plan.token_R.tolist() == [t for _, t in expected]
   for t in range(tokens):
@@ -47,8 +46,8 @@ def test_by_hand():
 
 
 @given(
-  # Groups and rows of an array: a compilation each, so few,
-  # and many ways to cut the rows into groups.
+  # (groups, rows): each shape compiles, so there are few of them, and many ways to cut the rows
+  # into groups.
   shape=st.sampled_from([(1, 33), (9, 100)]),
   cuts=st.lists(st.integers(0, 100), min_size=9, max_size=9),
   rows_per_tile=st.sampled_from([1, 4, 16]),
@@ -56,7 +55,7 @@ def test_by_hand():
   visit_empty=st.booleans(),
 )
 def test_tiles_hold_every_row_of_every_group_once(shape, cuts, rows_per_tile, aligned, visit_empty):
-  """Rows behind the last group are in no tile."""
+  """Rows after the last group are in no tile."""
   num_groups, num_rows = shape
   ends = sorted(min(cut, num_rows) for cut in cuts[:num_groups])
   sizes = np.diff([0, *ends]).tolist()

@@ -1,4 +1,4 @@
-"""grouped_matmul, every implementation, over patterns of empty groups."""
+"""Every implementation of grouped_matmul, over patterns of empty groups."""
 
 import functools
 
@@ -30,7 +30,7 @@ def test_against_a_loop_over_rows(implementation, dtype):
     jnp.asarray(normal(size=(20, D)), dtype),
     jnp.asarray(normal(size=(4, D, F)), dtype),
   )
-  # A cotangent that bfloat16 holds: an implementation may round it to the operands' type.
+  # bfloat16 holds the cotangent exactly: an implementation may round it to the operands' dtype.
   dy_RF = jnp.asarray(normal(size=(20, F)), jnp.bfloat16).astype(jnp.float32)
   for sizes in SIZES:
     y_RF, dx_RD, dw_EDF = run(
@@ -48,8 +48,8 @@ def test_against_a_loop_over_rows(implementation, dtype):
 
 @over('dtype', {'pallas_tpu': DTYPES})
 def test_column_tiles(implementation, dtype, monkeypatch):
-  """Tiles of 128 of 200 columns each way, the second overhanging;
-  the last block of rows overhangs too.
+  """Columns are cut into tiles of 128. The second tile overhangs, forward and backward, and so does
+  the last block of rows.
   """
   monkeypatch.setattr(visits, 'BLOCK_BYTES', 1)
   generator = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_column_tiles(implementation, dtype, monkeypatch):
   sizes_E, x_RD, w_EDF = np.array([3, 0, 30, 8], np.int32), draw(41, 136), draw(4, 136, 200)
   dy_RF, results = draw(41, 200).astype(jnp.float32), []
   for chosen in (implementation, 'reference'):
-    # Not `run`: its cache does not know the size of blocks.
+    # Jitted anew: block sizes are not in the cache key of `run`.
     anew = jax.jit(lambda *a, i=chosen: run.__wrapped__(*a, i))
     results.append(anew(x_RD, w_EDF, sizes_E, dy_RF))
   assert_close(*results, 2e-6 if dtype == jnp.float32 else 2**-7)

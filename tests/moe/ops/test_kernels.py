@@ -1,5 +1,5 @@
-"""The kernels: which run, that nothing else multiplies, that a race would be seen,
-and batches without a token.
+"""The kernels: which ones run, that nothing else multiplies, that a race would be seen, and batches
+without a token.
 """
 
 import jax
@@ -23,7 +23,7 @@ from tests.moe.ops.backends import DTYPES, TPU, over
 from tests.moe.ops.routing import routing
 from tests.small import assert_close
 
-# What an op and its gradient run, in this order.
+# The kernels that an op and its gradient run, in this order.
 KERNELS = {
   'pallas_tpu': {
     'dispatch': ['dispatch', 'dispatch_d_tokens'],
@@ -56,13 +56,13 @@ KERNELS = {
     'attention': ['mha_forward', 'mha_preprocess_backward', 'mha_backward'],
   },
 }
-# Kernels that prepare operands of others and belong to no op.
+# Kernels that prepare operands for others and belong to no op.
 HELPERS = {'to_words'}
 
 
 def kernels(function, *arguments):
   """Names of the Pallas kernels that the function and its gradient run.
-  No other equation is a product.
+  Asserts that there is no matrix product outside a kernel.
   """
 
   def run(*floats):
@@ -88,7 +88,7 @@ def kernels(function, *arguments):
 
 
 def calls(dtype, tokens, implementation):
-  """A call of each op, of `tokens` tokens, and its float arguments."""
+  """{op: (a call on `tokens` tokens, its float arguments)}."""
   e, k, d, f = 4, 2, 8, 5
   plan = make_plan(jnp.asarray(routing(0, tokens, e, k, 'random')), e)
   x_TD, rows_RD, gates_TK = (
@@ -133,7 +133,9 @@ def test_auto_runs_the_declared_kernels_and_nothing_else_multiplies(implementati
 
 @pytest.mark.parametrize('implementation', KERNELS, indirect=True)
 def test_the_routed_ffn_of_three_ops_runs_their_kernels(implementation):
-  """dispatch, three products, combine; backward combine's first. No product is left to XLA."""
+  """Forward runs dispatch, three products and combine; backward runs theirs in reverse. XLA
+  computes no product.
+  """
   plan = make_plan(jnp.asarray(routing(0, 8, 4, 2, 'random')), 4)
   weights = ExpertWeights(*[jnp.ones((4, 8, 8))] * 3)
   ffn = lambda x, g, w: grouped.routed_ffn(x, g, plan, w, jnp.bfloat16, implementation)
@@ -177,11 +179,11 @@ def test_the_gpu_that_is_compiled_for_says_where_products_take_operands(kind, ex
   mesh = jax.sharding.AbstractMesh((1,), ('device',), abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
     assert out_of_registers() == expected
-  assert not out_of_registers()  # a CPU, which interprets
+  assert not out_of_registers()  # on a CPU, which interprets kernels
 
 
 def test_half_of_the_columns_where_operands_need_registers(monkeypatch):
-  """Several tiles of columns, of all products; against the others' loops."""
+  """Every product has several tiles of columns. The reference gives the truth."""
   plan = make_plan(jnp.asarray(routing(0, 40, 3, 2, 'random')), 3)
   draw = iter(jax.random.split(jax.random.key(0), 6))
   of = lambda *shape: jax.random.normal(next(draw), shape) / 8
@@ -217,7 +219,7 @@ def test_a_race_would_be_seen(capfd):
   try:
     jax.block_until_ready(call(x))
     seen = capfd.readouterr().out
-  except jax.errors.JaxRuntimeError as error:  # newer interpreters raise where others print
+  except jax.errors.JaxRuntimeError as error:  # newer interpreters raise instead of printing
     seen = str(error)
     capfd.readouterr()
   assert 'race' in seen.lower()

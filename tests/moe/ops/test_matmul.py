@@ -1,4 +1,4 @@
-"""The matrix products: values, gradients and their types."""
+"""The matrix products: values, gradients and their dtypes."""
 
 import functools
 
@@ -68,7 +68,7 @@ def test_swiglu(dtype):
   up_F, d_F = _normal(9, dtype=dtype), _normal(9)
   truth, d_gate, d_up = [], [], []
   for g, u, d in zip(exact(gate_F), exact(up_F), exact(d_F)):
-    expert = oracles.Expert(np.array([[g]]), np.array([[u]]), np.eye(1))  # of the input 1
+    expert = oracles.Expert(np.array([[g]]), np.array([[u]]), np.eye(1))  # its input is 1
     truth += oracles.ffn(np.ones(1), expert).tolist()
     gradients = oracles.ffn_gradients(np.ones(1), expert, np.array([d]))[1]
     d_gate.append(gradients.gate_DF.item())

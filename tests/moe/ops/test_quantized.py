@@ -1,4 +1,4 @@
-"""Quantized weights against NumPy loops: what they stand for, and every product that takes them."""
+"""Quantized weights against NumPy loops: the numbers they stand for, and every product of them."""
 
 import jax
 import numpy as np
@@ -16,12 +16,12 @@ from tests.moe.ops.routing import routing
 from tests.oracles import exact
 from tests.small import assert_close
 
-# Widths that TPU's kernels take without padding; no multiples of their blocks.
+# TPU kernels take these widths without padding, though they are not multiples of their blocks.
 LAYERS, E, D, F = 2, 5, 128, 96
 
 
 def numbers(w: Quantized) -> np.ndarray:
-  """float64 of one matrix, entry by entry from the bytes."""
+  """The numbers of one matrix in float64, entry by entry from the bytes."""
   values, scales = np.asarray(w.values), exact(w.scales)
   result = np.empty(w.shape)
   for x, y in np.ndindex(*w.shape):
@@ -40,7 +40,9 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize('kind', FEW_BITS)
 def test_every_number_is_the_nearest_there_is(kind):
-  """To half a step. int4 has no 8: beyond its 7th step a value may be a whole step off."""
+  """A number is at most half a step off. int4 has no 8: beyond its 7th step, it may be a whole
+  step off.
+  """
   w_XY = drawn(64, 6)
   w_XY[:, 2] = 0
   w_XY[:32, 3] = np.abs(w_XY[:32, 3])
@@ -52,7 +54,7 @@ def test_every_number_is_the_nearest_there_is(kind):
     of_group = w_XY[x // rows * rows :][:rows, y]
     step = np.abs(of_group).max() / (127 if kind == 'int8' else 8)
     most = 0.5 if kind == 'int8' or abs(w_XY[x, y]) < 7.5 * step else 1
-    # The scale itself is rounded, int4's to bfloat16.
+    # Scales are rounded too, int4's to bfloat16.
     assert abs(stands_for[x, y] - w_XY[x, y]) <= step * (most + 8 / 256) + 1e-6
   assert not stands_for[:, 2].any()
 
@@ -68,7 +70,7 @@ def test_groups_must_divide_the_rows():
     quantize(drawn(40, 8), 'int4')
 
 
-# A GPU takes 256 of 40 columns in two parts. 320 are no whole number of TPU's blocks.
+# (kind, rows, x, y). A GPU takes 256 × 40 in two parts. 320 is not a multiple of TPU's blocks.
 PRODUCTS = [(kind, *row) for row in ((1, 256, 40), (5, 320, 40), (40, 64, 24)) for kind in FEW_BITS]
 
 
@@ -84,7 +86,7 @@ ROWS = [(kind, *row) for row in ((1, 3), (9, 2), (40, 2)) for kind in FEW_BITS]
 
 @over('kind, tokens, k', dict.fromkeys(('reference', 'xla', 'pallas_gpu', 'pallas_tpu'), ROWS))
 def test_routed_ffn(implementation, kind, tokens, k):
-  """Of one layer and of a stack, against a loop over tokens."""
+  """Compares one layer, alone and in a stack, with a loop over tokens."""
   x_TD, gates_TK = drawn(tokens, D, seed=2), drawn(tokens, k, seed=3)
   experts_TK = routing(0, tokens, E, k, 'hot')
   shapes = ((D, F), (D, F), (F, D))

@@ -1,4 +1,4 @@
-"""The routed FFN, every implementation, against a loop over tokens: outputs and all gradients."""
+"""Every implementation of the routed FFN against a loop over tokens: outputs and all gradients."""
 
 import functools
 import itertools
@@ -35,17 +35,17 @@ FUNCTIONS = {
   'pallas_tpu': pallas_tpu.routed_ffn,
   'pallas_gpu': pallas_gpu.routed_ffn,
 }
-# Those that are fast on CPU: they run every case.
+# The functions that are fast on CPU run every case.
 FAST = ('reference', 'grouped', 'tiled', 'pallas_gpu')
 D, F = 8, 12
-# Every product rounds its operands, activations and result to 2⁻⁹ of themselves,
-# errors partly cancel in sums.
+# Every product rounds its operands, activations and result by 2⁻⁹ of themselves. Errors partly
+# cancel in sums.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 
 @functools.partial(jax.jit, static_argnames=('implementation', 'dtype'))
 def run(tokens_TD, gates_TK, experts_TK, weights, dy_TD, implementation, dtype):
-  """Output, gradients of tokens, gates and weights."""
+  """The output, and the gradients of tokens, gates and weights."""
   plan = make_plan(experts_TK, weights.gate_EDF.shape[0])
   ffn = lambda x, g, w: FUNCTIONS[implementation](x, g, plan, w, dtype)
   y_TD, pull = jax.vjp(ffn, tokens_TD, gates_TK, weights)
@@ -54,7 +54,7 @@ def run(tokens_TD, gates_TK, experts_TK, weights, dy_TD, implementation, dtype):
 
 @functools.cache
 def _case(assignments, num_experts):
-  """Inputs, which bfloat16 holds exactly so that both types have one truth, and that truth."""
+  """(inputs, truth). bfloat16 holds the inputs exactly, so both dtypes have the same truth."""
   experts_TK = np.array(assignments, np.int32)
   tokens, k = experts_TK.shape
   generator = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def _case(assignments, num_experts):
 
 
 def _truth(tokens_TD, gates_TK, experts_TK, weights, dy_TD):
-  """What `run` computes, in float64."""
+  """The results of `run`, in float64."""
   x, gates, dy = exact(tokens_TD), exact(gates_TK), exact(dy_TD)
   experts = [oracles.Expert(*matrices) for matrices in zip(*map(exact, weights), strict=True)]
   y = oracles.routed_ffn(x, gates, experts_TK, experts)
@@ -106,7 +106,7 @@ CASES = [
   *(((40, 7, 3), dtype, PATTERNS) for dtype in DTYPES),
   ((1, 4, 4), jnp.float32, PATTERNS),
 ]
-# On TPU: blocks shared by groups; a few rows in one block; two experts a token.
+# Cases for TPU: blocks shared by groups; a few rows in one block; two experts a token.
 IN_BLOCKS = [
   ((13, 7, 3), jnp.bfloat16, ('random',)),
   ((1, 4, 4), jnp.float32, ('random',)),
@@ -126,9 +126,9 @@ def test_against_a_loop_over_tokens(implementation, shape, dtype, patterns):
     check(routing(0, tokens, num_experts, k, pattern), num_experts, implementation, dtype)
 
 
-# The rungs of tiled.py are 32, 64, 96, 128, 192 and 256 rows, those that so many tokens
-# can fill; sizes of the same sum and number compile once. Where one expert has 1029 rows or more
-# it has tiles in both steps of a turn.
+# Group sizes. The rungs of tiled.py are 32, 64, 96, 128, 192 and 256 rows, as far as the tokens can
+# fill them. Sizes of the same sum and number compile once. An expert with 1029 rows or more has
+# tiles in both steps of a turn.
 BOUNDARIES = [
   (31, 32, 33, 330, 64, 65, 127, 128, 129, 0, 0, 121),
   (255, 0, 256, 0, 0, 0, 549, 0, 0, 0, 0, 0),
@@ -138,18 +138,18 @@ BOUNDARIES = [
   (1, 0, 0, 1, 0, 0, 1057, 0, 0, 0, 0, 1),
   (1029, 0, 31, 0, 0, 0, 0, 0, 0, 0, 0, 0),
 ]
-# Tokens for one rung and for two.
+# Enough tokens for one rung, and for two.
 FEW_RUNGS = [(0, 32), (33, 0)]
-# 128 rows an expert on the mean: the rungs are the multiples of 64.
+# With 128 rows an expert on average, the rungs are multiples of 64.
 MANY_ROWS = [
   (64, 65, 128, 129, 192, 193),
   (63, 127, 191, 390, 0, 0),
   (255, 256, 257, 0, 3, 0),
   (1, 0, 0, 0, 0, 770),
 ]
-# Blocks of 16 rows, which 32 rows fill: an empty group's visit is the first to its block, which the
-# next group still needs fetched; one group that has all rows, behind five empty ones; empty groups
-# that begin behind the last row; empty groups between.
+# 32 rows fill two blocks of 16. In turn: an empty group is the first to visit a block that the next
+# group still needs fetched; one group has all rows, after five empty ones; empty groups begin after
+# the last row; empty groups lie between others.
 AT_BLOCKS = [
   (0, 16, 0, 0, 16, 0),
   (0, 0, 0, 0, 0, 32),
@@ -163,7 +163,7 @@ AT_BLOCKS = [
   {name: [(dtype, BOUNDARIES) for dtype in DTYPES] for name in FAST}
   | {'tiled': [(dtype, BOUNDARIES + FEW_RUNGS + MANY_ROWS) for dtype in DTYPES]}
   | {'pallas_tpu': [(jnp.float32, AT_BLOCKS)]}
-  # Its three ops have suites of their own, with empty groups everywhere.
+  # One case is enough: its three ops have suites of their own, with empty groups everywhere.
   | {'grouped_by_pallas_tpu': [(jnp.float32, AT_BLOCKS[1:2])]},
 )
 def test_group_sizes_around_every_block_boundary(implementation, dtype, boundaries):
@@ -189,7 +189,7 @@ def test_types(implementation, dtype, x_dtype):
 
 
 def _drawn(tokens, num_experts, k, d, f, scale):
-  """x_TD, gates_TK, weights, dy_TD that bfloat16 holds exactly, and experts_TK."""
+  """(x_TD, gates_TK, weights, dy_TD), which bfloat16 holds exactly, and experts_TK."""
   generator = np.random.default_rng(0)
   rounded = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.bfloat16).astype(
     jnp.float32
@@ -202,8 +202,8 @@ def _drawn(tokens, num_experts, k, d, f, scale):
 
 @over('dtype', {'pallas_gpu': DTYPES})
 def test_several_tiles_each_way(implementation, dtype):
-  """D = 150 and F = 140 are three tiles in float32, and no multiple of a
-  loop's step in either type.
+  """D = 150 and F = 140 are three tiles in float32, and not a multiple of a loop's step in either
+  dtype.
   """
   (x_TD, gates_TK, weights, dy_TD), experts_TK = _drawn(150, 3, 2, 150, 140, 16)
   true = _truth(x_TD, gates_TK, experts_TK, weights, dy_TD)
@@ -221,16 +221,16 @@ def test_several_tiles_each_way(implementation, dtype):
   {'pallas_tpu': [(500_000, (2, 128, 1, 150)), (1, (1, 256, 2, 128))]},
 )
 def test_columns_in_tiles(implementation, block_bytes, tiles, monkeypatch):
-  """Two tiles of D or of F, an F that overhangs, D padded;
-  every kernel's columns are cut somewhere.
+  """Covers two tiles of D or of F, an F that overhangs and a padded D: every kernel's columns are
+  cut somewhere.
 
-  Of the gradients of gate and up: D, as long as half of it has room with the whole of F, else F.
+  The gradients of gate and up are cut along D if half of D fits with the whole of F, else along F.
   """
   monkeypatch.setattr(visits, 'BLOCK_BYTES', block_bytes)
   assert pallas_tpu._gradient_tiles(256, 150, 16, jnp.dtype(jnp.float32)) == tiles
   (x_TD, gates_TK, weights, dy_TD), experts_TK = _drawn(13, 3, 2, 200, 150, 10)
   arguments = x_TD, gates_TK, experts_TK, weights, dy_TD
-  # Not `run`: its cache does not know the size of blocks, which the reference has none of.
+  # Jitted anew: block sizes are not in the cache key of `run`. The reference has no blocks.
   anew = jax.jit(lambda *a: run.__wrapped__(*a, implementation, jnp.float32))
   results = anew(*arguments), run(*arguments, 'reference', jnp.float32)
   assert_close(*results, 2e-6)
@@ -238,7 +238,7 @@ def test_columns_in_tiles(implementation, block_bytes, tiles, monkeypatch):
 
 @functools.partial(jax.jit, static_argnames='num_experts')
 def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
-  """As `run` with the plain XLA of this platform and a cotangent of ones."""
+  """Like `run`, with this platform's plain XLA and a cotangent of ones."""
   plan = make_plan(experts_TK, num_experts)
   ffn = lambda x, g, w: routed_ffn(x, g, plan, w, dtype=jnp.float32, implementation='xla')
   y_TD, pull = jax.vjp(ffn, x_TD, gates_TK, weights)
@@ -247,7 +247,7 @@ def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
 
 @settings(max_examples=15)
 @given(
-  # T, E, K, D, F: a compilation each, so few, and many routings of each.
+  # (T, E, K, D, F): each shape compiles, so there are few of them, with many routings each.
   shape=st.sampled_from(
     [(0, 3, 2, 3, 5), (1, 1, 1, 1, 1), (2, 6, 3, 8, 4), (33, 6, 6, 3, 5), (300, 5, 2, 8, 4)]
   ),
@@ -255,9 +255,7 @@ def run_on_cpu(x_TD, gates_TK, experts_TK, weights, num_experts):
   seed=st.integers(0, 10_000),
 )
 def test_the_routed_ffn_is_the_gated_sum_of_its_experts(shape, favourite, seed):
-  """`favourite` tilts the routing towards the first experts.
-  Weights' gradients through d · y, d of ones.
-  """
+  """`favourite` tilts the routing towards the first experts. The cotangent is ones."""
   tokens, num_experts, k, d, f = shape
   generator = np.random.default_rng(seed)
   scores_TE = generator.normal(size=(tokens, num_experts)) - favourite * np.arange(num_experts)

@@ -1,4 +1,4 @@
-"""The routed FFN of a few tokens against a loop over them; weights in every type they may have."""
+"""The routed FFN of a few tokens against a loop over them, with weights in every allowed dtype."""
 
 import functools
 
@@ -25,7 +25,7 @@ def run(function, x_TD, gates_TK, experts_TK, weights, dtype):
 
 
 def _case(tokens, pattern):
-  """Inputs that bfloat16 holds exactly; weights of experts that no token chose are NaN."""
+  """Inputs that bfloat16 holds exactly. Weights of experts that no token chose are NaN."""
   generator = np.random.default_rng(0)
   rounded = lambda *shape: np.array(jnp.asarray(generator.normal(size=shape), jnp.bfloat16))
   experts_TK = routing(0, tokens, E, K, pattern)
@@ -38,7 +38,7 @@ def _case(tokens, pattern):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('tokens', [1, 2, 9, FEW])
 def test_against_a_loop_over_tokens(tokens, dtype):
-  """Weights in float32, in bfloat16, and in its bits: three ways to keep the same numbers."""
+  """The same weights in float32, in bfloat16, and as the bits of bfloat16 give the same output."""
   for pattern in PATTERNS:
     x_TD, gates_TK, experts_TK, weights = _case(tokens, pattern)
     experts = [oracles.Expert(*matrices) for matrices in zip(*map(exact, weights), strict=True)]
@@ -57,7 +57,7 @@ def _by_xla(x_TD, gates_TK, plan, weights, dtype):
 
 
 def test_a_row_is_the_same_whoever_is_beside_it():
-  """Bit for bit: a token's products are its own."""
+  """Rows agree bit for bit: a token's products do not depend on other tokens."""
   x_TD, gates_TK, experts_TK, weights = _case(FEW, 'random')
   whole_TD = run(few.routed_ffn, x_TD, gates_TK, experts_TK, weights, jnp.float32)
   for part in (slice(8, 16), slice(3, 12)):

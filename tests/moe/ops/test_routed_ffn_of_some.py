@@ -1,4 +1,6 @@
-"""The routed FFN of rows with fewer experts than others, against a loop; outputs and gradients."""
+"""The routed FFN where tokens have different numbers of experts, against a loop: outputs and
+gradients.
+"""
 
 import functools
 
@@ -28,7 +30,7 @@ def run(x_TD, gates_TK, experts_TK, weights, dy_TD, room, implementation):
 
 @over('tokens', dict.fromkeys(('reference', 'xla', 'pallas_gpu', 'pallas_tpu'), TOKENS))
 def test_against_a_loop_over_tokens(implementation, tokens):
-  """Rows of no expert to K; of no more room than they need, and of more."""
+  """Tokens have from no expert to K, and `room` is just enough or more than that."""
   generator = np.random.default_rng(tokens)
   normal = lambda *shape: generator.normal(size=shape).astype(np.float32)
   experts_TK = np.stack([generator.permutation(E)[:K] for _ in range(tokens)]).astype(np.int32)
@@ -39,7 +41,7 @@ def test_against_a_loop_over_tokens(implementation, tokens):
   x_TD, gates_TK, dy_TD = normal(tokens, D), normal(tokens, K), normal(tokens, D)
   weights = ExpertWeights(*(normal(E, *shape) / 2 for shape in ((D, F), (D, F), (F, D))))
   experts = [oracles.Expert(*matrices) for matrices in zip(*map(exact, weights), strict=True)]
-  # None is an expert of zeros, whose gate says nothing.
+  # A missing expert is one of zeros, so its gate has no effect.
   experts.append(oracles.Expert(*(np.zeros(w.shape[1:]) for w in weights)))
   chosen_TK = np.where(is_none_TK, E, experts_TK)
   given = exact(x_TD), exact(gates_TK), chosen_TK, experts
@@ -54,7 +56,7 @@ def test_against_a_loop_over_tokens(implementation, tokens):
 
 @pytest.mark.parametrize('kind', [None, 'int8', 'int4'])
 def test_many_rows_of_few_tokens_read_weights_as_few_do(kind, monkeypatch):
-  """Quantized ones are then never made whole."""
+  """Quantized weights are then never dequantized as a whole."""
   generator = np.random.default_rng(0)
   normal = lambda *shape: generator.normal(size=shape).astype(np.float32)
   tokens, experts, width, hidden, k = 9, 6, 2 * GROUP, 2 * GROUP, 5
@@ -76,9 +78,7 @@ def test_many_rows_of_few_tokens_read_weights_as_few_do(kind, monkeypatch):
 
 
 def test_what_lies_past_the_last_group_is_never_read():
-  """Kernels leave those rows as they find them: even NaN must reach
-  neither results nor gradients.
-  """
+  """Kernels leave those rows as they find them. NaN there must not reach results or gradients."""
   slots, width, here, choices, room = 6, 4, 2, 2, 16
   generator = np.random.default_rng(0)
   x_AD = jnp.asarray(generator.normal(size=(slots, width)), jnp.float32)

@@ -1,4 +1,4 @@
-"""The routed FFN of one layer among the stacked weights of several, every implementation."""
+"""Every implementation of the routed FFN of one layer, given the stacked weights of several."""
 
 import jax
 import numpy as np
@@ -17,7 +17,9 @@ ROWS = [(1, 3), (9, 3), (40, 2)]
 
 @over('tokens, k', dict.fromkeys(('reference', 'xla', 'pallas_gpu', 'pallas_tpu'), ROWS))
 def test_a_layer_is_read_out_of_the_stack(implementation, tokens, k):
-  """Against a loop over tokens. Other layers' weights, and those nobody chose, are NaN."""
+  """Compares with a loop over tokens. Other layers' weights are NaN, and for kernels also those of
+  experts that no token chose.
+  """
   generator = np.random.default_rng(0)
   normal = lambda *shape: np.float32(generator.normal(size=shape))
   x_TD, gates_TK, experts_TK = normal(tokens, D), normal(tokens, k), routing(0, tokens, E, k, 'hot')

@@ -1,5 +1,5 @@
-"""The router, every implementation: the paper's loop over tokens, gradients, ties,
-and logits that are no numbers.
+"""Every implementation of the router: values against the paper's loop over tokens, gradients, ties,
+and logits that are NaN or infinite.
 """
 
 import functools
@@ -28,7 +28,7 @@ def choose(logits_BLE, is_token_BL, k):
   seed=st.integers(0, 10_000),
 )
 def test_ties_go_to_the_lower_index_and_no_expert_is_chosen_twice(shape, levels, seed):
-  """Logits take `levels` values only, so that most choices are ties."""
+  """Logits take only `levels` values, so that most choices are ties."""
   b, length, e, k = shape
   generator = np.random.default_rng(seed)
   logits_BLE = generator.integers(0, levels, (b, length, e)).astype(np.float32)
@@ -44,8 +44,8 @@ def test_ties_go_to_the_lower_index_and_no_expert_is_chosen_twice(shape, levels,
   assert (stats.counts_BE == counts_BE).all()
 
 
-# (B, L, E), K. 70 tokens are several of the GPU's blocks;
-# 21 are several of the TPU's steps, the last overhanging.
+# ((B, L, E), K, tolerance). 70 tokens take several blocks on a GPU. 21 take several steps on a TPU,
+# the last overhanging.
 ROWS = {
   'xla': [((2, 70, 5), 2, 1e-5)],
   'pallas_gpu': [((2, 70, 5), 2, 1e-5), ((2, 70, 3), 3, 1e-5), ((2, 70, 40), 7, 1e-5)],
@@ -55,7 +55,9 @@ ROWS = {
 
 @over('shape, k, tolerance', ROWS)
 def test_values_and_gradients(implementation, shape, k, tolerance, monkeypatch):
-  """Values and gradients as the reference's, values also as the paper's loop's; many ties."""
+  """Values and gradients equal the reference's, and values also the paper's loop; there are many
+  ties.
+  """
   monkeypatch.setattr(pallas_tpu, 'TOKENS', 8)
   generator = np.random.default_rng(0)
   logits_BLE = np.float32(np.round(4 * generator.normal(size=shape)) / 2)

@@ -1,4 +1,4 @@
-"""Routers against the paper's equations, and the hash table's promises."""
+"""Routers against the paper's equations, and the guarantees of the hash table."""
 
 import functools
 import hashlib
@@ -77,7 +77,7 @@ def test_routing_by_hand():
   ids_BL, real_BL = np.zeros((1, 3), np.int32), np.array([[True, True, False]])
   gates_BLK, experts_BLK, stats = route(SoftmaxRouter, config, centroids_DE, u_BLD, ids_BL, real_BL)
   assert experts_BLK.tolist() == [[[3, 0], [1, 0], [0, 1]]]
-  # Raw: they add up to 6/9, not to 1.
+  # Gates are not renormalised: they add up to 6/9, not to 1.
   assert_close(gates_BLK, np.array([[[4, 2], [4, 2], [2.25, 2.25]]]) / 9, 1e-6)
   assert stats.counts_BE.tolist() == [[2, 1, 0, 1]]
   assert_close(stats.probability_sums_BE, np.array([[4, 5, 4, 5]]) / 9, 1e-6)

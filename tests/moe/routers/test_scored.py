@@ -90,7 +90,8 @@ def test_choices_gates_and_sums(kind, changed):
   measured = {f'{balancing.EXCESS}_N': telemetry[balancing.EXCESS].value[None]}
   moved_E = balancing.moved(params['bias'][None], measured, config)[0]
   true_E = -oracles.quantile_thresholds(excess, k / E)
-  # A bin is a twenty-fifth of its distance from 0 wide; between neighbours any value does.
+  # A bin is a twenty-fifth of its distance from 0 wide. Any threshold between two neighbouring
+  # values is right.
   gaps_E = [np.diff(sorted(values)).max() for values in np.transpose(excess)]
   allowed_E = 0.05 * np.abs(true_E) + 2e-4 + np.minimum(gaps_E, 0.05)
   assert (np.abs(moved_E - (true_E - true_E.mean())) <= allowed_E + allowed_E.mean()).all()
@@ -120,7 +121,7 @@ def test_loss_free_steps():
 
 @pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
 def test_quantiles_balance_a_batch_in_few_steps(kind):
-  """Of tokens that prefer the same experts."""
+  """The tokens of the batch prefer the same experts."""
   config = small_config(
     **{'moe.router': kind, 'moe.balancing': 'quantile', 'moe.experts_per_token': 2}
   )
@@ -146,14 +147,14 @@ def test_no_gradient_by_way_of_the_choice():
 
 
 def test_groups_by_hand():
-  """Of groups (0, 1), (2, 3), (4, 5) the two with the best experts."""
+  """Of the groups (0, 1), (2, 3), (4, 5), the two with the best experts are kept."""
   ranked = np.array([[[0.1, 0.5, 0.3, 0.2, 0.4, 0.0]]], np.float32)
   kept = np.isfinite(within_groups(ranked, 3, 2))
   assert kept.tolist() == [[[True, True, False, False, True, True]]]
 
 
 def test_groups_are_chosen_of_what_a_mask_leaves():
-  """A loop: the best taken off, then the groups with the best of the rest, then the K."""
+  """A loop removes the best expert, chooses the groups with the best of the rest, then the K."""
   limit = {'moe.device_groups': 3, 'moe.device_limit': 2}
   config = small_config(**{'moe.router': 'sigmoid', 'moe.experts_per_token': 2} | limit)
   u_BLD, is_token_BL, params = batch()
@@ -233,8 +234,8 @@ def test_what_other_programs_would_not_read_is_not_exported(key, value):
 
 @pytest.mark.parametrize('changed', [{}, {'moe.balancing': 'bias'}, {'moe.normalize_gates': True}])
 def test_a_token_takes_the_fewest_that_hold_the_mass_in_whatever_order(changed):
-  """With a bias the best are not those of the largest affinity; forced to its own choices a token
-  takes the same again.
+  """With a bias, choices are not in the order of their affinities. Forced to its own choices,
+  a token takes the same experts again.
   """
   config = small_config(**{'moe.experts_per_token': 4, 'moe.gate_mass': 0.6} | changed)
   u_BLD, is_token_BL, params = batch()

@@ -1,4 +1,4 @@
-"""Runs and requests for the tests of moe.tasks, and the truth about them: loops in float64."""
+"""Runs for the tests of moe.tasks, and the true answers, by loops in float64."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def tokenizer(config: bytes = b'') -> Tokenizer:
 
 
 def asked_run(tokens: Tokenizer, mesh: dict | None = None, **overrides) -> Run:
-  """A dense layer and one of experts, which read 32 tokens."""
+  """A run with a dense layer and an MoE layer, and a context of 32 tokens."""
   sizes = {'data.seq_len': 32, 'evaluation.batch_size': 2}
   return run_of(tokens, mesh, **ONE_MOE_LAYER | sizes | overrides)
 
@@ -43,7 +43,9 @@ def logits(run: Run, ids) -> np.ndarray:
 
 
 def score(run: Run, context, continuation) -> tuple[float, bool]:
-  """Log-probability and greedy flag of token ids after token ids."""
+  """(log-probability of `continuation` after `context`, whether it is the greedy one); both are
+  token ids.
+  """
   logits_LV = logits(run, [*context, *continuation][:-1])[len(context) - 1 :]
   total, greedy = 0.0, True
   for logits_V, target in zip(logits_LV, continuation, strict=True):

@@ -1,4 +1,4 @@
-"""A few rows of every benchmark of the paper, with the fields that docs/evaluation.md names."""
+"""A row of every benchmark of the paper, with the fields that docs/evaluation.md names."""
 
 ROWS = {
   'pile_text': {'text': 'the quick brown fox 专家'},
@@ -96,12 +96,12 @@ ROWS = {
 }
 ROWS['arc_challenge'] = ROWS['arc_easy']
 
-# A text of a row that may be another one.
+# Fields whose text `several` may vary.
 _TEXTS = ('question', 'Question', 'text', 'goal', 'article', 'passage', 'problem', 'sentence')
 
 
 def several(name: str, fields, count: int) -> list[dict]:
-  """Rows with these fields only, no two of them equal."""
+  """`count` rows with these fields only, no two equal if one of the fields can be varied."""
   row = {key: ROWS[name][key] for key in fields}
   varied = next((key for key in _TEXTS if key in row), None)
   change = lambda number: {varied: f'{number} {row[varied]}'} if varied else {}

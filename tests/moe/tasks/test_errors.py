@@ -1,4 +1,4 @@
-"""The standard error of bits per byte, beside drawing the documents again and again."""
+"""The standard error of bits per byte, compared with a bootstrap over documents."""
 
 import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, mean_stderr

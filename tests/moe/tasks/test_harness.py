@@ -18,11 +18,11 @@ PAIRS = [
   *((CONTEXT, each) for each in (' expert', ' expert of one', ' token', '😀')),
   ('', 'the lazy dog'),
   ('the quick ', 'brown'),  # the space goes with the continuation
-  ('the qui', 'ck brown'),  # within a piece
+  ('the qui', 'ck brown'),  # cut within a piece
   ('专家混合', '模型把每个词'),
   ('smiles \n\n', '😢 and tears'),
   (' ', 'gate'),
-  (f'{CONTEXT} {CONTEXT} {CONTEXT} {CONTEXT} 专家', ' of one token'),  # is cut
+  (f'{CONTEXT} {CONTEXT} {CONTEXT} {CONTEXT} 专家', ' of one token'),  # longer than the context
 ]
 
 
@@ -34,9 +34,9 @@ def requests(kind, *arguments):
 
 
 def ids_of(run, context, continuation):
-  """What the harness defines: white space at the context's end is the continuation's; the context
-  has the ids that it has alone, the continuation those that the whole has after as many, or, where
-  it has no more, its own.
+  """(context ids, continuation ids), as the harness defines them. White space at the context's end
+  goes to the continuation. The context is encoded alone. The continuation's ids are those of the
+  whole text after as many as the context has; if there are none, it is encoded alone.
   """
   cut = len(context.rstrip())
   context, continuation = context[:cut], context[cut:] + continuation
@@ -65,8 +65,8 @@ def test_a_continuation_that_the_model_cannot_read_is_refused(run):
 
 
 def test_rolling_scores_every_token_once(run):
-  """Windows as the harness has them: as much context as the model reads, but no more than a token
-  where windows follow each other.
+  """Windows are those of the harness: full windows follow each other with one token of context, and
+  the last has as much context as the model reads.
   """
   texts = ['an expert', '专家 ' * 40 + ' 😀', ' '.join(SENTENCES), '']
   found = Harness(run).loglikelihood_rolling(requests('rolling', *((text,) for text in texts)))
@@ -82,7 +82,7 @@ def test_rolling_scores_every_token_once(run):
 
 
 def greedy(run, ids, count):
-  """Token ids of the likeliest continuation that is text, by loops."""
+  """Token ids of the greedy continuation among text pieces, by loops, up to the end token."""
   allowed = np.flatnonzero(run.tokenizer.is_text).tolist() + [run.tokenizer.eos_id]
   new = []
   while len(new) < count and (not new or new[-1] != run.tokenizer.eos_id):
@@ -98,7 +98,7 @@ def test_generation_ends_at_the_first_stop_string(run):
   whole = [
     tokenizer.decode([*a, *b])[len(tokenizer.decode(a)) :] for a, b in zip(ids, new, strict=True)
   ]
-  # Inside of the answer, over the border of two of its tokens where it has them.
+  # The stop string lies within the answer, across the border of two of its tokens if it has them.
   middle = len(tokenizer.decode([*ids[0], *new[0][:5]])) - len(tokenizer.decode(ids[0]))
   stop = whole[0][middle - 1 : middle + 1]
   until = [stop, '\n\nnever']
@@ -142,5 +142,5 @@ def test_the_chat_template_is_the_tokenizers_own(run):
   assert harness.tok_encode(text) == wanted
   begun = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'so'}]
   assert harness.apply_chat_template(begun, False) == f'{bos}user: x{eos}assistant:so'
-  # Plain text spells no control piece.
+  # In plain text, a control piece's spelling is not read as that piece.
   assert tokens.eos_id not in Harness(asked.asked_run(tokens)).tok_encode(text)

@@ -1,5 +1,5 @@
-"""The paper's benchmarks: which column a model belongs to, what the page says of rows, and that
-such rows are enough.
+"""The paper's benchmarks: the column that a model belongs to, the row fields that the page names,
+and that rows with these fields are enough.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.moe.tasks.asked import write_rows
 from tests.moe.tasks.rows import ROWS, several
 
 PAGE = Path(__file__).parents[3] / 'docs/evaluation.md'
-# Of groups with a file a subject: parsing them takes seconds each.
+# Groups with a file for each subject, left out because parsing each group takes seconds.
 GROUPS = ('mmlu_', 'cmmlu_', 'ceval-valid_', 'bbh_fewshot_', 'hendrycks_math_')
 
 
@@ -49,7 +49,9 @@ def test_the_page_names_every_benchmark_as_it_is():
 
 
 def test_rows_with_these_fields_are_enough(tmp_path):
-  """Every task makes its requests, with the paper's examples, of rows that have nothing else."""
+  """Every task can build its requests, with the paper's number of shots, from rows that have only
+  these fields.
+  """
   names = [name for name in ROWS if not name.startswith(GROUPS)]
   for name in names:
     for split, fields in paper.fields(name).items():

@@ -1,4 +1,4 @@
-"""Code of a model: what passes, and what the kernel keeps from it."""
+"""Code written by a model: which answers pass, and what the kernel keeps code from doing."""
 
 import platform
 import sys

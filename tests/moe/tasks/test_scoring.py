@@ -50,7 +50,9 @@ def test_of_no_token_the_probability_is_one(scores):
 
 
 def test_a_context_is_computed_once(run, monkeypatch):
-  """Its tokens are in one row, its continuations in another, and what nothing shares is packed."""
+  """A shared context's tokens are in one row and its continuations in another. Pairs that share
+  nothing are packed.
+  """
   seen = []
   programs = {
     kind: lambda params, rows: seen.append(rows) or _nothing(rows) for kind in (Packed, Shared)
@@ -74,7 +76,7 @@ def _nothing(rows):
 
 
 def test_on_several_devices(scores, tokens):
-  """One context that is shared, and one that is not."""
+  """The pairs have one context that is shared, and one that is not."""
   run = asked_run(tokens, mesh={'data': 1, 'fsdp': 4, 'tensor': 2})
   numbers = [0, 1, 2, 3, 10]
   again = scoring.score(parts(run), [PAIRS[number] for number in numbers], 64)
@@ -86,7 +88,7 @@ def test_on_several_devices(scores, tokens):
 
 
 def test_few_programs_serve_all_requests(run, monkeypatch):
-  """Of questions of every size."""
+  """Questions of every size share a few compiled shapes."""
   generator, shapes = np.random.default_rng(0), set()
   ids = lambda count: generator.integers(3, 300, count).tolist()
   pairs = []

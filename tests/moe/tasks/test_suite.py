@@ -1,4 +1,4 @@
-"""Tasks with rows of a folder, through launch.evaluate in this process."""
+"""Tasks with rows from a folder, through launch.evaluate in this process."""
 
 import json
 import math
@@ -21,7 +21,7 @@ PIQA = [
 
 @pytest.fixture(scope='module')
 def workdir(run, tmp_path_factory):
-  """The run as a folder: a checkpoint of its weights."""
+  """A run's folder with a checkpoint of `run`'s weights."""
   return write_run(run, tmp_path_factory.mktemp('runs') / 'run')
 
 
@@ -38,7 +38,7 @@ def flags(workdir, folder, tasks, *more):
 
 
 def test_a_task_from_a_folder(workdir, folder, run):
-  """Its accuracies are those of the loops; what has no rows is told, not raised."""
+  """Accuracies are those of the loops. A task without rows is reported, not an error."""
   told = json.loads(
     in_process.check(
       'evaluate', *flags(workdir, folder, 'piqa,winogrande,pile_text', '--format=json')

@@ -1,10 +1,11 @@
-"""Scores of launch.evaluate beside those of the harness's Hugging Face backend on exported weights.
+"""Compares scores of moe.tasks with the harness's Hugging Face backend on exported weights.
 
   python -m tests.moe.tasks.verify
 
-By hand, in an environment with torch and transformers: 208 questions of four choices, 24 documents
-longer than the model reads among them, and 32 generated answers, of a DeepSeekMoE and of a dense
-model of random weights. Writes experiments/results/evaluation.json. Some minutes.
+Run it by hand, in an environment with torch and transformers; it takes some minutes. It compares
+208 questions of four choices, 24 documents, some longer than the model reads, and 32 generated
+answers, for a DeepSeekMoE and a dense model with random weights. It writes
+experiments/results/evaluation.json.
 """
 
 import importlib.metadata
@@ -34,7 +35,7 @@ from tests.small import small_config, small_params
 
 RESULTS = Path(__file__).parents[3] / 'experiments/results/evaluation.json'
 QUESTIONS, DOCUMENTS, ANSWERS = 208, 24, 32
-# Chinese and emoji between the corpus's English and code.
+# Adds Chinese and emoji to the corpus's English and code.
 MORE = '专家混合模型把每个词交给少数几个专家。😀 结果由门控加权。'
 SHAPE = {
   **{'model.num_layers': 4, 'model.d_model': 128, 'model.num_heads': 4, 'model.num_kv_heads': 2},
@@ -107,7 +108,9 @@ def requests(kind, asked):
 
 
 def questions(texts):
-  """(context, choice) of contexts of 100 to 700 characters, the last ones longer than is read."""
+  """(context, choice) pairs. Contexts have 100 to 700 characters; the last 8 have up to 1200, more
+  than the model reads.
+  """
   generator, asked = np.random.default_rng(0), []
   for number in range(QUESTIONS):
     text = texts[number % len(texts)]
