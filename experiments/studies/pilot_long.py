@@ -27,6 +27,8 @@ minutes. The studies have about 25 configs; with 5 seeds each, and with Dense×1
 times as long as DeepSeekMoE, they take 12, 17 or 22 hours of two cores.
 """
 
+from fractions import Fraction
+
 from experiments.studies.analysis import NONE, Results
 from experiments.studies.common import LONG, Run, Scale, long_scale
 from experiments.studies.intervals import difference
@@ -37,16 +39,20 @@ _RATE = 3e-3
 FACTORS = (0.25, 0.5, 1, 2)
 # One more for those that were best at the first or the last, by variant and width.
 _FURTHER_FACTORS = {('dense', 96): 0.125, ('deepseek_moe', 24): 4}
+_ALL_FACTORS = sorted({*FACTORS, *_FURTHER_FACTORS.values()})
 # The last rate was added when 6e-3 was the best of the first three for all that had been tried.
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 # One more for those that were best at the last.
 _FURTHER = 2.4e-2
-_WANT_MORE = ('dense', 'hash', 'dense_x16')
 _COMPARED = (
   *('dense', 'hash', 'switch', 'gshard', 'deepseek_moe'),
   *('dense_x4', 'dense_x16'),
 )
-_SHARED = ('shared_2', 'shared_4')
+_RATES_OF = (
+  dict.fromkeys(_COMPARED, RATES)
+  | dict.fromkeys(('dense', 'hash', 'dense_x16'), (*RATES, _FURTHER))
+  | dict.fromkeys(('shared_2', 'shared_4'), RATES[1:])
+)
 SCALE = 'long'
 TITLE = 'The pilot of the long scale'
 CHOICE = (
@@ -88,8 +94,8 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 def _rates(scale):
   return [
     _quarter(scale, variant, f'{variant}_rate_{rate:g}', rate)
-    for variant in (*_COMPARED, *_SHARED)
-    for rate in _rates_of(variant)
+    for variant, rates in _RATES_OF.items()
+    for rate in rates
   ]
 
 
@@ -129,12 +135,6 @@ def _factors_of(variant, width):
   return FACTORS if further is None else (*FACTORS, further)
 
 
-def _rates_of(variant):
-  if variant in _SHARED:
-    return RATES[1:]
-  return (*RATES, _FURTHER) if variant in _WANT_MORE else RATES
-
-
 def _shapes():
   return [
     long_scale(width, head_dim, vocabulary, steps).run(
@@ -155,14 +155,14 @@ def tables(results: Results) -> tuple[Table, ...]:
     shapes.append((name, *(_text(loss) for loss in (gshard, moe, difference(moe, gshard)))))
   rates = tuple(
     (variant, *(_text(results.loss(f'{variant}_rate_{rate:g}')) for rate in (*RATES, _FURTHER)))
-    for variant in (*_COMPARED, *_SHARED)
+    for variant in _RATES_OF
   )
   widths = tuple(
     (
       f'{variant}, d {width}',
       *(
         _text(results.loss(_of_width(variant, width, _best(LONG, variant) * factor)))
-        for factor in (0.125, *FACTORS, 4)
+        for factor in _ALL_FACTORS
       ),
     )
     for variant, width in _other_widths(LONG)
@@ -170,7 +170,7 @@ def tables(results: Results) -> tuple[Table, ...]:
   return (
     (('shape', 'GShard', 'DeepSeekMoE', 'DeepSeekMoE − GShard'), tuple(shapes)),
     (('held-out loss at peak learning rate', *(f'{rate:g}' for rate in (*RATES, _FURTHER))), rates),
-    (('times the best rate at d 48', '1/8', '1/4', '1/2', '1', '2', '4'), widths),
+    (('times the best rate at d 48', *(str(Fraction(each)) for each in _ALL_FACTORS)), widths),
   )
 
 

@@ -11,6 +11,8 @@ from moe.errors import UserError
 
 INIT_FROM, _TOKENIZER = 'train.init_from', 'data.tokenizer'
 TRAINABLE, EXPERTS = 'finetune.trainable', 'finetune.experts'
+# What a run has only because of its start: nothing that is made before it, or for it, has these.
+_OF_THE_START = (INIT_FROM, TRAINABLE, EXPERTS)
 _LOGGED: jsonl.Shape = {
   'step': int,
   'loss': jsonl.NUMBER_OR_NULL,
@@ -93,6 +95,12 @@ class Job:
     """
     values = flat(self.config)
     return values | self.origin.named(self.config) if self.origin else values
+
+  @property
+  def converted_config(self) -> Config:
+    """The config that launch.convert makes for this job. UserError if it contradicts itself."""
+    values = flat(self.config) | {key: moe_config.KEYS[key].default for key in _OF_THE_START}
+    return moe_config.from_config_dict(moe_config.unflatten(values))
 
   @property
   def is_transfer(self) -> bool:
@@ -183,7 +191,7 @@ class Job:
 
   def _flags_of_text(self):
     """The flags without those that name the run it starts from, which may not be there yet."""
-    of_the_start = tuple(f'--config.{key}=' for key in (INIT_FROM, TRAINABLE, EXPERTS))
+    of_the_start = tuple(f'--config.{key}=' for key in _OF_THE_START)
     return [flag for flag in self.flags if not (self.origin and flag.startswith(of_the_start))]
 
   def metrics(self) -> list[dict]:

@@ -16,7 +16,11 @@ from moe.warm_start import fitting
 
 def check(jobs: Iterable[Job]) -> None:
   """UserError, one line that names the run, for the first job that its start will not fit."""
+  # All seeds of a run have the same shapes.
+  of_runs = {}
   for job in jobs:
+    of_runs.setdefault(job.config_hash, job)
+  for job in of_runs.values():
     try:
       _check(job)
     except UserError as error:
@@ -25,21 +29,15 @@ def check(jobs: Iterable[Job]) -> None:
 
 def _check(job):
   # Shapes are the same on every platform; with one named, jax is not asked for a device.
-  ours, theirs = (
-    dataclasses.replace(config, ops=OpsConfig('auto'))
-    for config in (job.config, job.origin.job.config)
-  )
+  ours, theirs = _any_platform(job.config), _any_platform(job.origin.job.config)
   where = f'the run {job.origin.job.label}'
   with compiling_for('cpu'):
     if job.origin.upcycle:
-      made = _plain(ours)
+      made = _any_platform(job.converted_config)
       upcycle.check(theirs, made, where)
       theirs, where = made, f'what is made of {where}'
     fitting.check(ours, theirs, where)
 
 
-def _plain(config: Config) -> Config:
-  """The config that launch.convert makes: without what only the run that starts from it has."""
-  train = dataclasses.replace(config.train, init_from='')
-  finetune = dataclasses.replace(config.finetune, trainable='all', experts='')
-  return dataclasses.replace(config, train=train, finetune=finetune)
+def _any_platform(config: Config) -> Config:
+  return dataclasses.replace(config, ops=OpsConfig('auto'))

@@ -72,7 +72,7 @@ def upcycle(
   """
   target = new_folder('workdir', workdir)
   opened = checkpoints.open_checkpoint(source, options.step, '--upcycle')
-  check(opened.config, config, opened.path)
+  _check(opened.config, config, opened.path)
   generator = np.random.Generator(np.random.PCG64(options.seed))
   division = divide(config, opened.config.model.d_ff, generator)
   dense = Dense(opened)
@@ -96,6 +96,11 @@ def check(dense: Config, config: Config, where: object) -> None:
   """UserError unless the new config differs from the dense one only in the FFNs, and a token's
   experts can hold a dense FFN. `where`: the dense run's name in messages.
   """
+  _check(dense, config, where)
+  divide(config, dense.model.d_ff, np.random.Generator(np.random.PCG64(0)))
+
+
+def _check(dense, config, where):
   model, moe = config.model, config.moe
   if dense.model.num_moe_layers:
     raise UserError(
@@ -137,7 +142,6 @@ def check(dense: Config, config: Config, where: object) -> None:
     raise UserError(
       f'{where} has other values: {", ".join(different)}; set these keys to its values'
     )
-  divide(config, dense.model.d_ff, np.random.Generator(np.random.PCG64(0)))
 
 
 class _Maker:

@@ -48,7 +48,7 @@ def fitting(
   theirs = dataclasses.replace(
     from_stored(small.config, f'{directory}/checkpoints/{step}/config'), ops=OpsConfig('auto')
   )
-  stored = {name: x for name, x in stored.items() if name not in adapters_of(theirs)}
+  stored = _without_adapters(stored, theirs)
   if config.train.init_data and 'data' not in small.checksums:
     raise UserError(
       f'train.init_data: {where} holds weights only, without a place in the data: leave it out'
@@ -70,9 +70,13 @@ def check(config: Config, theirs: Config, where: str) -> None:
   parameters, and, if they are asked for, optimizer and place in the data.
   `where`: what messages call `theirs`. Starts no device.
   """
-  own = adapters_of(theirs)
-  stored = {name: x for name, x in parameters(theirs).items() if name not in own}
-  _new(config, theirs, stored, where)
+  _new(config, theirs, _without_adapters(parameters(theirs), theirs), where)
+
+
+def _without_adapters(stored, theirs):
+  """The parameters that a run of `theirs` hands on: its adapters are merged into them."""
+  adapters = adapters_of(theirs)
+  return {name: x for name, x in stored.items() if name not in adapters}
 
 
 def _new(config, theirs, stored, where) -> frozenset[Name]:

@@ -164,6 +164,15 @@ def test_a_start_that_cannot_be_is_found_before_training(run, message, tmp_path)
       '^b, seed 0: moe.num_shared_experts=.*cannot hold the FFN: give it more or wider experts',
     ),
     (
+      Run(
+        'b',
+        CONFIG,
+        {'finetune.trainable': 'lora', 'finetune.lora_rank': 2},
+        start=Start('dense', 'even'),
+      ),
+      '^b, seed 0: finetune.lora_rank=2 goes with finetune.trainable',
+    ),
+    (
       Run('b', CONFIG, _DENSE | {'train.init_skip': ('*x',)}, start=Start('dense')),
       "^b, seed 0: train.init_skip: '.x' matches no parameter",
     ),
