@@ -120,7 +120,7 @@ def test_a_model_with_nothing_to_replace_is_refused(batches):
     none = {'moe.num_experts': 0, 'moe.experts_per_token': 0, 'moe.expert_balance_weight': 0.0}
     redundancy.measure(small_config(**none), {}, None)
   config = small_config(**{'moe.num_experts': 1, 'moe.experts_per_token': 1})
-  with pytest.raises(UserError, match='no other to stand in'):
+  with pytest.raises(UserError, match='num_experts=1: no expert has another'):
     redundancy.measure(config, {}, None)
 
 
