@@ -44,12 +44,8 @@ def routed_ffn_of_some(
   gates_R1 = spread(gates_AK.reshape(-1, 1), Moves(flat_R, row_AK.reshape(-1, 1)))
   # Already sorted, one expert a row. Rows past the last group have no expert: nothing reads them.
   row_R = jnp.arange(room, dtype=jnp.int32)
-  expert_R = jnp.searchsorted(
-    offsets_G + sizes_G, row_R, side='right', method='compare_all'
-  ).astype(jnp.int32)
-  plan = DispatchPlan(
-    jnp.minimum(expert_R, here - 1)[:, None], row_R[:, None], row_R, sizes_G, offsets_G
-  )
+  expert_R = jnp.take(experts_AK.reshape(-1), flat_R, mode='fill', fill_value=here - 1)
+  plan = DispatchPlan(expert_R[:, None], row_R[:, None], row_R, sizes_G, offsets_G)
   return collect(run(spread(x_AD, assignments), gates_R1, plan, weights), assignments).astype(
     x_AD.dtype
   )
