@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import types
 from collections.abc import Iterator
 from unittest import mock
 
@@ -124,6 +125,25 @@ def packed_batch(config: Config, seed: int = 0, padding_row: bool = False) -> Ba
   return Batch(
     *(ids(), ids(), positions_BL, segment_ids_BL, weights_BL.astype(np.float32), domains_BJ)
   )
+
+
+class HeldOut:
+  """Held-out documents by domain, lists of ids, as PreparedData has them."""
+
+  def __init__(self, **texts):
+    self._texts, self.held_out_domains = texts, tuple(texts)
+    self.tokenizer = types.SimpleNamespace(bos_id=1, eos_id=2)
+
+  def documents(self, split, domain):
+    assert split == 'held_out'
+    texts = self._texts[domain]
+
+    class Documents:
+      is_chat = False
+      __len__ = lambda self: len(texts)
+      document = staticmethod(lambda number: np.array(texts[number]))
+
+    return Documents()
 
 
 def assert_close(actual, truth, relative: float, name: str = '') -> None:

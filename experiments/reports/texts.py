@@ -8,7 +8,8 @@ RULES = (
   'lies within 0.02 of 0. (This outcome was added after the runs of Figure 6 had been seen: '
   'before, that claim was undecided, and so was the one of Upcycling.)',
   'The verdict is on the claim as it is worded: only the comparisons that the table marks with '
-  '"yes" or "presupposed" count. The others test what else the paper leads one to expect.',
+  '"yes" or "presupposed" count. The others test what else the paper leads one to expect; those '
+  'that do not hold are named after the verdict.',
   'The claim does not hold if a comparison marked "yes" does not hold, whatever the presupposed '
   'ones show. It holds if all comparisons marked "yes" or "presupposed" hold. It is level if those '
   'that do not hold are all marked "yes" and level. Otherwise it is undecided.',

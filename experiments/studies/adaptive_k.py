@@ -20,6 +20,7 @@ from experiments.studies.analysis import (
   beside_reading,
   differences,
   dots,
+  sided,
   spread,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale
@@ -49,13 +50,20 @@ def analyse(results: Results) -> Analysis:
     what, values, digits=2, unit='experts', **expected
   )
   comparisons = (
-    against(results, _ADAPTIVE_K, _FIXED_K, below=0.0),
+    against(
+      results,
+      _ADAPTIVE_K,
+      _FIXED_K,
+      below=0.0,
+      words=sided('with a varying number the loss is', after=' than with 7 for every token'),
+    ),
     experts(
       'mean K − 7',
       {seed: value - _MEAN for seed, value in of_all.items()},
       above=-0.5,
       below=0.5,
       role=Role.PREMISE,
+      words=sided('in the mean a token takes', ('more', 'fewer'), ' than 7 experts'),
     ),
     experts('K, most − least, of domains', spread(taken), above=0.1, role=Role.BESIDE),
   )

@@ -203,8 +203,11 @@ def against(
   above: float = -math.inf,
   below: float = math.inf,
   role: Role = Role.CLAIM,
+  words: tuple[str, str] | None = None,
 ) -> Comparison:
-  """The loss of `entry` minus that of `other`, expected between `above` and `below`."""
+  """The loss of `entry` minus that of `other`, expected between `above` and `below`.
+  `words`: as in Comparison; by default the labels say them.
+  """
   return Comparison(
     f'{entry.label} − {other.label}',
     difference(
@@ -214,7 +217,7 @@ def against(
     below=below,
     paper=None if entry.paper is None or other.paper is None else entry.paper - other.paper,
     role=role,
-    words=beside(entry.label, other.label),
+    words=words or beside(entry.label, other.label),
   )
 
 
@@ -228,6 +231,17 @@ def sided(
 ) -> tuple[str, str]:
   """`Comparison.words`: the clause for a positive mean, and the one for a negative mean."""
   return tuple(f'{before} {{}} {side}{after}' for side in sides)
+
+
+def over_tokens(title: str, axis: str, of: Mapping[str, Mapping[int, Values]]) -> Panel:
+  """A curve for each label over how long its runs were: {tokens an activated parameter: values}."""
+  series = tuple(
+    Series(label, tuple((tokens, interval(values)) for tokens, values in by_tokens.items()))
+    for label, by_tokens in of.items()
+  )
+  return Panel(
+    title, axis, series, x_axis='tokens an activated parameter of DeepSeekMoE', log_x=True
+  )
 
 
 def sizes(results: Results, run: str) -> tuple[str, str]:

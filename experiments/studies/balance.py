@@ -156,7 +156,7 @@ def _comparisons(loss, max_vio, idle, group):
       'loss: α1 0.1 − α1 0.001',
       difference(loss[large], loss[small]),
       above=0.0,
-      words=beside('that of α1 0.1', 'that of α1 0.001'),
+      words=beside('the loss of α1 0.1', 'that of α1 0.001'),
     ),
     also('idle experts', idle, without, small, digits=1, above=0.0),
     also('MaxVio', max_vio, without, usual, above=0.0),

@@ -120,6 +120,7 @@ def analyse(results: Results) -> Analysis:
 
 def _beside_the_loss(model, way, max_vio, loss, role):
   what = f'{model}, {way} − loss 0.001'
+  than = f' with the {way} than with a balance loss of 0.001'
   beside = lambda measure: difference(measure[way], measure['loss 0.001'])
   return [
     Comparison(
@@ -129,14 +130,14 @@ def _beside_the_loss(model, way, max_vio, loss, role):
       digits=3,
       role=role,
       unit='MaxVio',
-      words=sided('MaxVio is', after=f' with the {way}'),
+      words=sided('MaxVio is', after=than),
     ),
     Comparison(
       what,
       beside(loss),
       below=ABOUT,
       role=role,
-      words=sided('its loss is'),
+      words=sided('the held-out loss is', after=than),
     ),
   ]
 

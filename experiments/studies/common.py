@@ -34,7 +34,7 @@ DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 # How a start takes the other run's weights: as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
 # What a run may be measured by besides losses (experiments/sweeps/measures.py).
-MEASURES = ('specialisation', 'probes')
+MEASURES = ('specialisation', 'recall')
 # How a start's experts to train are chosen: not at all, or as --by of launch.select_experts says.
 CHOICES = ('', 'gate', 'share', 'random')
 
@@ -206,6 +206,8 @@ def only_long(scale: Scale, study: str) -> None:
 
 
 # The shape and the rates that pilot_long.py chose. Variants that it did not compare have the rate
-# of DeepSeekMoE, GShard and Switch.
-LONG = long_scale(48, 24, 2048, 3360, rates=dict.fromkeys(('dense', 'hash', 'dense_x16'), 1.2e-2))
+# of DeepSeekMoE, GShard and Switch; Dense of d 24 has that of d 48.
+_RATES = dict.fromkeys(('dense', 'hash', 'dense_x16'), 1.2e-2)
+_RATES_OF_WIDTHS = {'dense_d72': 6e-3, 'dense_d96': 3e-3, 'deepseek_moe_d24': 1.2e-2}
+LONG = long_scale(48, 24, 2048, 3360, rates=_RATES | _RATES_OF_WIDTHS)
 SCALES = {scale.name: scale for scale in (PROXY, LONG, PAPER)}

@@ -15,7 +15,7 @@ experts. Beside the claim: the chosen experts' loss and exact replies are better
 parameters, which is more than ESFT says.
 """
 
-from experiments.studies.analysis import NONE, Analysis, Results, dots, shown
+from experiments.studies.analysis import NONE, Analysis, Results, dots, shown, sided
 from experiments.studies.common import INSTRUCTIONS, LONG, NEW_SKILLS, Run, Scale, Start
 from experiments.studies.intervals import difference
 from experiments.studies.sft import forgotten, on_text, percent, transferred, tuning
@@ -84,17 +84,36 @@ def _row(results, skill, by):
   )
 
 
+_LOSS_IS = 'the loss of replies is'
+
+
 def _comparisons(results, skill):
-  def compared(what, of, ours, other, **expected):
+  def compared(what, said, of, ours, other, **expected):
     values = [of(results, _name(skill, by)) for by in (ours, other)]
     title = f'{skill}, {_TRAINED[ours]} − {_TRAINED[other]}: {what}'
-    return Comparison(title, difference(*values), **expected)
+    words = sided(f'{skill}: {said}', after=f' with {_TRAINED[ours]} than with {_TRAINED[other]}')
+    return Comparison(title, difference(*values), words=words, **expected)
 
   return [
-    compared('rise of the old skills’ loss', forgotten, 'gate', '', below=0.0),
-    compared('loss of replies', _learnt, 'gate', 'random', below=0.0),
-    compared('loss of replies', _learnt, 'gate', '', below=0.0, role=Role.BESIDE),
-    compared('exact replies', _exact, 'gate', '', above=0.0, role=Role.BESIDE),
+    compared(
+      'rise of the old skills’ loss',
+      "the old skills' loss is",
+      forgotten,
+      'gate',
+      '',
+      below=0.0,
+    ),
+    compared('loss of replies', _LOSS_IS, _learnt, 'gate', 'random', below=0.0),
+    compared('loss of replies', _LOSS_IS, _learnt, 'gate', '', below=0.0, role=Role.BESIDE),
+    compared(
+      'exact replies',
+      'the share of exact replies is',
+      _exact,
+      'gate',
+      '',
+      above=0.0,
+      role=Role.BESIDE,
+    ),
   ]
 
 

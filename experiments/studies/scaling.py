@@ -166,7 +166,7 @@ def _comparisons(
       paper=0.405,
       digits=3,
       unit='share',
-      words=('DeepSeekMoE needs {} of the compute', ''),
+      words=('DeepSeekMoE needs {} of the compute of the best Dense', ''),
     ),
     Comparison(
       'what the law leaves of loss',
@@ -174,6 +174,7 @@ def _comparisons(
       below=ABOUT,
       role=Role.PREMISE,
       unit='root mean square',
+      words=('the law misses losses by {} (root mean square)', ''),
     ),
     read_off(
       share,

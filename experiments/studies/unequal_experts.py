@@ -20,6 +20,7 @@ from experiments.studies.analysis import (
   beside_reading,
   differences,
   dots,
+  sided,
   spread,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale, only_long
@@ -62,12 +63,21 @@ def analyse(results: Results) -> Analysis:
     what, values, digits=1, unit='hidden width', **expected
   )
   comparisons = (
-    against(results, _TWO_WIDTHS, _EQUAL, below=0.0),
+    against(
+      results,
+      _TWO_WIDTHS,
+      _EQUAL,
+      below=0.0,
+      words=sided('with two widths the loss is', after=' than with one'),
+    ),
     width(
       f'mean routed width − {equal}',
       {seed: value - equal for seed, value in of_all.items()},
       below=equal / 20,
       role=Role.PREMISE,
+      words=sided(
+        'in the mean a token goes through a width', ('more', 'less'), f' than the {equal} of one'
+      ),
     ),
     width(
       'routed width, most − least, of domains',

@@ -208,16 +208,26 @@ def why_open(comparison: Comparison) -> str:
 
 def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> Verdict:
   """The verdict by the rule, undecided until all runs have finished. Comparisons that are only
-  beside the claim decide nothing.
+  beside the claim decide nothing; the reason ends with those that do not hold.
   """
   if finished < expected:
     return Verdict(UNDECIDED, f'{finished} of {expected} runs finished')
-  claimed, premises = (
-    [pair for pair in zip(comparisons, outcomes(comparisons)) if pair[0].role is role]
-    for role in (Role.CLAIM, Role.PREMISE)
+  decided = list(zip(comparisons, outcomes(comparisons)))
+  claimed, premises, also = (
+    [pair for pair in decided if pair[0].role is role]
+    for role in (Role.CLAIM, Role.PREMISE, Role.BESIDE)
   )
   if not claimed:
     return Verdict(UNDECIDED, 'no comparison decides the claim')
+  found = _decided(claimed, premises)
+  unmet = [f'{each.in_words} (expected: {each.needs})' for each, out in also if out == FAILS]
+  if not unmet:
+    return found
+  return Verdict(found.outcome, f'{found.reason}; beside the claim: {", ".join(unmet)}')
+
+
+def _decided(claimed, premises) -> Verdict:
+  """The verdict by (comparison, outcome) of those that count."""
   failed = [each for each, outcome in claimed if outcome == FAILS]
   if failed:
     return Verdict(FAILS, '; '.join(f'{each.in_words} (claimed: {each.needs})' for each in failed))

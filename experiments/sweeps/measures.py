@@ -32,17 +32,18 @@ def specialisation(run: Run, data: PreparedData) -> dict[str, list[float]]:
   )
 
 
-def losses_of_probes(run: Run, data: PreparedData) -> dict[str, list[float]]:
-  """The losses of copying and lookup (moe/analysis/probes.py), in nats, each a list of one."""
-  del data
-  found = probes.losses(run.config, run.params, run.tokenizer)
+def recall(run: Run, data: PreparedData) -> dict[str, list[float]]:
+  """The losses of copying and lookup, after the same text and after other
+  (moe/analysis/probes.py), in nats, each a list of one.
+  """
+  found = probes.losses(run.config, run.params, data)
   return _rounded({name: np.array([value]) for name, value in found._asdict().items()})
 
 
 # The names are those of experiments.studies.common.MEASURES, a module that does not import jax.
 MEASURE: dict[str, Callable[[Run, PreparedData], dict[str, list[float]]]] = {
   'specialisation': specialisation,
-  'probes': losses_of_probes,
+  'recall': recall,
 }
 
 

@@ -1,11 +1,15 @@
-"""A model's loss on text of random pieces, which only attention can predict.
+"""What a model's attention recalls from the text before: the loss on held-out pieces that stand
+there, and the loss on the same pieces after other text.
 
-copying   a stretch of pieces, and the same again; the second is scored, but for its first piece
-lookup    pairs of a key and a value, then one of the keys; its value is scored
+copying   a stretch of held-out text, and the same again, all of it but its first piece scored
+lookup    a stretch, then one of its pieces again; the piece that follows it there is scored
 
-B sequences, L tokens of one, P pairs.
+Both stretches, with which the text begins and which replaces it, are from documents of one domain.
+
+B rows, S pieces of a stretch, M tokens of a row.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,106 +17,119 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe.config import Config
+from moe.data.batches import held_out_stream
 from moe.data.packing import Batch
-from moe.data.tokenizers import Tokenizer
+from moe.data.store import HELD_OUT, PreparedData
+from moe.errors import UserError
 from moe.evaluate import summed_loss
 from moe.parallel.feeding import place_whole
 from moe.parallel.sharding import replicated
 
 
 class Losses(NamedTuple):
-  """Nats a scored token. `chance` is log(pieces), the best loss without attention."""
+  """Nats a scored piece. How much lower it is after its own stretch than after another is the gain
+  of attention: without it the two are equal but for the text's subject.
+  """
 
   copying: float
-  copying_first: float  # of the first stretch, which nothing predicts
+  copying_after_other: float
   lookup: float
-  chance: float
+  lookup_after_other: float
 
 
 def losses(
   config: Config,
   params: dict,
-  tokenizer: Tokenizer,
-  rows: int = 64,
-  pairs: int = 8,
+  data: PreparedData,
+  rows: int = 256,
   seed: int = 0,
   mesh: Mesh | None = None,
 ) -> Losses:
-  """The losses on `rows` sequences of each kind. A stretch is half of data.seq_len long.
-  A lookup has `pairs` keys, or as many as a sequence holds.
+  """The losses on at most `rows` stretches of every domain, each from a document of its own and
+  half of data.seq_len long. `seed` draws stretches and what is looked up.
 
-  `mesh`: the mesh in use, if params lie on one.
+  UserError if no domain has two held-out documents of that length. `mesh`: the mesh in use, if
+  params lie on one.
   """
-  pieces = np.flatnonzero(tokenizer.is_text)
-  generator = np.random.default_rng(seed)
+  generator, length = np.random.default_rng(seed), config.data.seq_len // 2
   compiled = jax.jit(
     lambda params, batch: summed_loss(config, params, batch), out_shardings=replicated(mesh)
   )
 
-  def loss(tokens_BM, is_scored_BL):
-    total = scored = 0.0
-    size = config.data.batch_size
-    for start in range(0, len(tokens_BM), size):
-      batch = _batch(tokens_BM[start : start + size], is_scored_BL[start : start + size], config)
-      one, weight = jax.device_get(compiled(params, place_whole(batch, mesh)))
-      total, scored = total + float(one), scored + float(weight)
-    return total / scored
+  def loss(tokens_BM, scored):
+    """The mean over the last `scored` targets of every row."""
+    total = weight = 0.0
+    for batch in _batches(tokens_BM, scored, config):
+      sums = jax.device_get(compiled(params, place_whole(batch, mesh)))
+      total, weight = total + float(sums[0]), weight + float(sums[1])
+    return total / weight
 
-  copied_BM, second_BL = copying_rows(generator, pieces, rows, config.data.seq_len)
-  first_BL = second_BL[:, ::-1]
-  found_BM, value_BL = lookup_rows(generator, pieces, rows, pairs, config.data.seq_len)
+  of_domains = [
+    found
+    for domain in data.held_out_domains
+    if len(found := stretches(data, domain, length, rows, generator)) > 1
+  ]
+  if length < 2 or not of_domains:
+    raise UserError(
+      f'data.seq_len={config.data.seq_len}: no domain has two held-out documents of half as many '
+      'pieces, and at least two, to copy'
+    )
+  stretch_BS = np.concatenate(of_domains)
+  other_BS = np.concatenate([np.roll(found, 1, axis=0) for found in of_domains])
+  asked_B = places_to_look_up(stretch_BS, generator)[:, None]
+  question_B2 = np.take_along_axis(stretch_BS, np.concatenate([asked_B, asked_B + 1], 1), 1)
+  after = lambda first, then, scored: loss(np.concatenate([first, then], axis=1), scored)
   return Losses(
-    copying=loss(copied_BM, second_BL),
-    copying_first=loss(copied_BM, first_BL),
-    lookup=loss(found_BM, value_BL),
-    chance=float(np.log(len(pieces))),
+    copying=after(stretch_BS, stretch_BS, length - 1),
+    copying_after_other=after(other_BS, stretch_BS, length - 1),
+    lookup=after(stretch_BS, question_B2, 1),
+    lookup_after_other=after(other_BS, question_B2, 1),
   )
 
 
-def copying_rows(
-  generator: np.random.Generator, pieces: np.ndarray, rows: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """int32 tokens (B, 2 · (L // 2)), and bool (B, 2 · (L // 2) − 1): which targets are scored, those
-  of the second stretch but its first. The mirrored mask scores as many targets of the first
-  stretch.
+def stretches(
+  data: PreparedData, domain: str, length: int, rows: int, generator: np.random.Generator
+) -> np.ndarray:
+  """int32 (B, length): a stretch from somewhere in each of at most `rows` documents."""
+  documents, found = data.documents(HELD_OUT, domain), []
+  for number in generator.permutation(len(documents)):
+    text_N = held_out_stream(data, documents, int(number))[0][1:-1]  # not BOS and EOS
+    if len(text_N) >= length:
+      first = generator.integers(len(text_N) - length + 1)
+      found.append(text_N[first : first + length])
+    if len(found) == rows:
+      break
+  return np.array(found, np.int32).reshape(-1, length)
+
+
+def places_to_look_up(stretch_BS: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  """int64 (B,): the place of a piece in each stretch that has one after it; of a piece that is
+  there once, so that one piece alone follows it, unless there is none.
   """
-  half = length // 2
-  stretch = generator.choice(pieces, (rows, half))
-  is_scored = np.zeros((rows, 2 * half - 1), bool)
-  is_scored[:, half:] = True
-  return np.concatenate([stretch, stretch], axis=1).astype(np.int32), is_scored
+  counts_BS = (stretch_BS[:, :, None] == stretch_BS[:, None, :]).sum(axis=2)
+  drawn_BS = generator.random(counts_BS.shape) + (counts_BS == 1)  # these come before all others
+  return drawn_BS[:, :-1].argmax(axis=1)
 
 
-def lookup_rows(
-  generator: np.random.Generator, pieces: np.ndarray, rows: int, pairs: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """int32 tokens (B, 2P + 2), all keys and values of a row different, and bool (B, 2P + 1): which
-  targets are scored, the last alone.
-  """
-  pairs = max(1, min(pairs, (length - 1) // 2, len(pieces) // 2))
-  drawn = np.stack([generator.choice(pieces, 2 * pairs, replace=False) for _ in range(rows)])
-  asked_B = generator.integers(0, pairs, rows)
-  question = np.stack([drawn[range(rows), 2 * asked_B + last] for last in (0, 1)], axis=1)
-  is_scored = np.zeros((rows, 2 * pairs + 1), bool)
-  is_scored[:, -1] = True
-  return np.concatenate([drawn, question], axis=1).astype(np.int32), is_scored
-
-
-def _batch(tokens_BM, is_scored, config):
+def _batches(tokens_BM, scored, config) -> Iterator[Batch]:
   """Inputs and targets of rows, padded to whole batches and sequences."""
   shape = config.data.batch_size, config.data.seq_len
-  rows, used = is_scored.shape
-  fill = lambda values, dtype: _padded(values, shape, dtype)
-  return Batch(
-    fill(tokens_BM[:, :-1], np.int32),
-    fill(tokens_BM[:, 1:], np.int32),
-    fill(np.broadcast_to(np.arange(used), (rows, used)), np.int32),
-    fill(np.ones((rows, used)), np.int32),
-    fill(is_scored, np.float32),
-  )
+  used = tokens_BM.shape[1] - 1
+  is_scored_BL = np.broadcast_to(np.arange(used) >= used - scored, (len(tokens_BM), used))
+  for start in range(0, len(tokens_BM), shape[0]):
+    here = slice(start, start + shape[0])
+    ones_BL = np.ones_like(tokens_BM[here, 1:])
+    of_rows = (
+      tokens_BM[here, :-1],
+      tokens_BM[here, 1:],
+      ones_BL * np.arange(used, dtype=np.int32),
+      ones_BL,
+      is_scored_BL[here].astype(np.float32),
+    )
+    yield Batch(*(_padded(values, shape) for values in of_rows))
 
 
-def _padded(values, shape, dtype):
-  whole = np.zeros(shape, dtype)
+def _padded(values, shape):
+  whole = np.zeros(shape, values.dtype)
   whole[: values.shape[0], : values.shape[1]] = values
   return whole

@@ -2,8 +2,6 @@
 another's place.
 """
 
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -11,44 +9,78 @@ import pytest
 from moe.analysis import probes, redundancy
 from moe.errors import UserError
 from moe.evaluate import Evaluator
-from tests.small import packed_batch, small_config, small_params
-
-PIECES = np.arange(5, 30)
+from tests.small import HeldOut, packed_batch, small_config, small_params
 
 
-def test_the_second_stretch_is_the_first():
-  tokens_BM, is_scored_BL = probes.copying_rows(np.random.default_rng(0), PIECES, 4, 13)
-  assert tokens_BM.shape == (4, 12) and is_scored_BL.shape == (4, 11)
-  for row, scored in zip(tokens_BM, is_scored_BL):
-    assert (row[:6] == row[6:]).all() and set(row) <= set(PIECES)
-    # Each scored target also follows an earlier copy of its input.
-    for place in np.flatnonzero(scored):
-      assert (row[place], row[place + 1]) == (row[place - 6], row[place - 5])
-    assert scored.sum() == scored[::-1][:6].sum() == 5 and not scored[:6].any()
+def test_stretches_are_of_documents_that_hold_them():
+  texts = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32], [40, 41, 42, 43]]
+  drawn = set()
+  for seed in range(20):
+    found_BS = probes.stretches(HeldOut(a=texts), 'a', 3, 9, np.random.default_rng(seed))
+    assert found_BS.dtype == np.int32 and sorted(found_BS[:, 0] // 10) == [1, 3, 4]
+    assert (np.diff(found_BS) == 1).all()  # text in its order, without BOS and EOS
+    drawn |= set(found_BS[:, 0])
+    assert len(probes.stretches(HeldOut(a=texts), 'a', 3, 2, np.random.default_rng(seed))) == 2
+  assert drawn == {10, 11, 12, 30, 40, 41}
 
 
-def test_a_lookup_has_one_answer():
-  tokens_BM, is_scored_BL = probes.lookup_rows(np.random.default_rng(0), PIECES, 20, 5, 16)
-  assert tokens_BM.shape == (20, 12) and (is_scored_BL.sum(axis=0) == [0] * 10 + [20]).all()
-  asked = []
-  for row in tokens_BM:
-    *pairs, key, value = row
-    assert len(set(pairs)) == 10 and dict(zip(pairs[::2], pairs[1::2]))[key] == value
-    asked.append(pairs.index(key) // 2)
-  assert set(asked) == set(range(5))
-  shorter, _ = probes.lookup_rows(np.random.default_rng(0), PIECES, 2, 8, 8)
-  assert shorter.shape == (2, 8)  # three pairs fit
+def test_what_is_looked_up_has_one_answer():
+  stretch_BS = np.array([[5, 6, 5, 7, 6, 8]] * 40 + [[5, 5, 5, 6, 6, 6]])
+  found_B = probes.places_to_look_up(stretch_BS, np.random.default_rng(0))
+  assert set(found_B[:-1]) == {3} and 0 <= found_B[-1] < 5
+  other_BS = np.array([[5, 6, 7, 8]] * 40)
+  found_B = probes.places_to_look_up(other_BS, np.random.default_rng(0))
+  assert set(found_B) == {0, 1, 2}  # not the last, which nothing follows
 
 
-def test_a_model_of_nothing_is_at_chance():
+def test_what_is_scored_after_what(monkeypatch):
+  """Every row that is scored, by a stand-in for the model that keeps what it is asked."""
+  asked, config = [], small_config(**{'data.batch_size': 3, 'data.seq_len': 9})
+
+  def keep(config, params, batch):
+    jax.debug.callback(lambda *arrays: asked.append([np.array(a) for a in arrays]), *batch[:5])
+    return batch.weights_BL.sum() * 2, batch.weights_BL.sum()
+
+  monkeypatch.setattr(probes, 'summed_loss', keep)
+  texts = {'a': [[10, 11, 12, 13], [20, 21, 22, 23], [14] * 3], 'b': [[30, 31, 32, 33]] * 2}
+  assert probes.losses(config, {}, HeldOut(**texts, c=[[40, 41, 42, 43]])) == (2.0, 2.0, 2.0, 2.0)
+  rows = []
+  for tokens_BL, targets_BL, positions_BL, segment_ids_BL, weights_BL in asked:
+    for b in np.flatnonzero(segment_ids_BL.any(axis=1)):
+      used = segment_ids_BL[b].sum()
+      assert (positions_BL[b, :used] == np.arange(used)).all() and used <= 7
+      assert (tokens_BL[b, 1:used] == targets_BL[b, : used - 1]).all()
+      rows.append(([*tokens_BL[b, :used], targets_BL[b, used - 1]], weights_BL[b, :used]))
+      assert not weights_BL[b, used:].any()
+  same, other, found, not_found = (rows[n : n + 4] for n in range(0, 16, 4))
+  for copied, changed, lookup, changed_lookup in zip(same, other, found, not_found):
+    assert copied[0][:4] == copied[0][4:] == changed[0][4:] and (
+      list(copied[1]) == list(changed[1]) == [0, 0, 0, 0, 1, 1, 1]
+    )
+    assert lookup[0][:4] == copied[0][:4] and changed_lookup[0][:4] == changed[0][:4]
+    assert lookup[0][4:] == changed_lookup[0][4:] and list(lookup[1]) == [0, 0, 0, 0, 1]
+    place = lookup[0].index(lookup[0][4])
+    assert lookup[0][place : place + 2] == lookup[0][4:]
+    # Of the same domain, and another document.
+    assert (copied[0][0] // 30, copied[0][0] == changed[0][0]) in (
+      (changed[0][0] // 30, False),
+      (1, True),  # of b, whose documents are alike
+    )
+
+
+def test_a_model_of_nothing_recalls_nothing():
   """With all weights 0 the logits are 0: every piece of the vocabulary is equally likely."""
   config = small_config()
   params = jax.tree.map(np.zeros_like, small_params(config))
-  is_text = np.arange(config.model.vocab_size) >= 4
-  tokenizer = types.SimpleNamespace(is_text=is_text)
-  found = probes.losses(config, params, tokenizer, rows=7, pairs=3)
-  even = np.log(config.model.vocab_size)
-  assert found == pytest.approx((even, even, even, np.log(is_text.sum())))
+  texts = np.random.default_rng(0).integers(4, config.model.vocab_size, (7, config.data.seq_len))
+  found = probes.losses(config, params, HeldOut(a=texts), rows=5)
+  assert found == pytest.approx([np.log(config.model.vocab_size)] * 4)
+
+
+@pytest.mark.parametrize('texts', [[[5] * 99], [[5] * 2] * 9, []], ids=['one', 'short', 'none'])
+def test_text_too_short_to_copy_is_refused(texts):
+  with pytest.raises(UserError, match='no domain has two held-out documents'):
+    probes.losses(small_config(), {}, HeldOut(a=texts))
 
 
 @pytest.fixture

@@ -61,7 +61,11 @@ def _whole(study, seeds):
       value = 3.0 + _noise(seed) if seed != 1 else None
       layers = [value and value / 10] * 3
       measures = {
-        'probes': {name: layers[:1] for name in ('copying', 'copying_first', 'lookup')},
+        'recall': {
+          f'{probe}{after}': layers[:1]
+          for probe in ('copying', 'lookup')
+          for after in ('', '_after_other')
+        },
         'specialisation': {
           name: layers for name in ('domain', 'class', 'next_class', 'substituted', 'removed')
         },
@@ -103,7 +107,7 @@ def test_they_say_what_is_there(study, seeds):
 
 def test_a_run_without_a_measurement_has_not_diverged():
   lines = [
-    _line('a', seed, loss, mean_readings=found and {'openness': found}, measures={'probes': found})
+    _line('a', seed, loss, mean_readings=found and {'openness': found}, measures={'recall': found})
     for seed, loss, found in (
       (0, 3.0, [1.0, 2.0]),
       (1, 3.0, None),
@@ -223,10 +227,11 @@ def test_attention_share():
       seed,
       3.0 + _noise(seed),
       measures={
-        'probes': {
-          'copying_first': [11.0 + seed],
+        'recall': {
+          'copying_after_other': [11.0 + seed],
           'copying': [value + seed + _noise(seed) * value],
-          'lookup': [value],
+          'lookup_after_other': [8.0 + seed],
+          'lookup': [value + seed],
         }
       },
     )
@@ -235,8 +240,12 @@ def test_attention_share():
   ]
   found, decided = _analysed(attention_share, lines)
   assert decided[:5] == [HOLDS] * 5
-  assert found['gain of copying: 3 heads − 2 heads'].interval.mean == pytest.approx(2.0, abs=0.01)
-  assert found['gain of copying: 2 heads'].interval.mean == pytest.approx(5.0, abs=0.01)
+  assert found['copying gains: 3 heads − 2 heads'].interval.mean == pytest.approx(2.0, abs=0.01)
+  assert found['copying gains: 2 heads'].interval.mean == pytest.approx(5.0, abs=0.01)
+  assert found['lookup gains: 1 head − 2 heads'].interval.mean == pytest.approx(-1.5)
+  assert found['copying gains: 3 heads − 2 heads'].in_words == (
+    'copying gains 2.001 more with 3 heads than with 2 heads'
+  )
 
 
 def test_specialisation():

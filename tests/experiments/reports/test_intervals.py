@@ -162,7 +162,7 @@ def test_only_comparisons_of_the_claim_decide_it():
   )
   assert (
     verdicts.verdict([holding, holding, beside], 6, 6).reason
-    == 'a − b is −1.0000; a − b is −1.0000'
+    == 'a − b is −1.0000; a − b is −1.0000; beside the claim: c − d is 1.0000 (expected: below 0)'
   )
 
 

@@ -78,7 +78,7 @@ _OF_THE_CLAIM = {
 
 
 @pytest.mark.parametrize('name', _OF_THE_CLAIM)
-def test_what_else_is_expected_is_in_the_table_and_not_in_the_verdict(name, results):
+def test_what_else_is_expected_does_not_decide_the_claim(name, results):
   comparisons = study.load(name, results).analysis.comparisons
   assert [each.what for each in comparisons if each.role is Role.CLAIM] == _OF_THE_CLAIM[name]
   assert any(each.role is Role.BESIDE for each in comparisons)
@@ -96,6 +96,10 @@ def test_an_order_that_the_claim_does_not_state_does_not_fail_it(tmp_path):
   assert loaded.verdict.outcome == HOLDS
   text = blocks.to_markdown(study.blocks(loaded))
   assert re.search(rf'\| Switch − Hash Layer \|.*\| {FAILS} \| no \|', text)
+  assert re.search(
+    r'beside the claim: Switch is [\d.]+ above Hash Layer \(expected: below 0\)$',
+    loaded.verdict.reason,
+  )
 
 
 def test_being_level_with_larger_models_that_are_no_better_decides_nothing(tmp_path):

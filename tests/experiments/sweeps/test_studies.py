@@ -4,6 +4,7 @@ and that are comparable with each other.
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,9 @@ _OWN = (
   'model.num_kv_heads',
 )
 
-# dense_x16 has room for fewer rows at a time; in LONG.rates the pilot gives another learning rate.
-_OF_ITS_OWN = {('validation:dense_x16', 'train.microbatches')} | {
-  (f'proxy:{name}', 'optimizer.peak_lr') for name in LONG.rates
-}
+# dense_x16 has room for fewer rows at a time.
+_OF_ITS_OWN = {('validation:dense_x16', 'train.microbatches')}
+_RATE = 'optimizer.peak_lr'
 
 
 def jobs(name, scale=PROXY, seeds=(0,)):
@@ -46,6 +46,21 @@ def jobs(name, scale=PROXY, seeds=(0,)):
 @pytest.fixture(autouse=True)
 def from_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)
+
+
+def test_the_learning_rates_are_the_best_that_the_pilot_recorded():
+  best, lines = {}, (ROOT / 'experiments/results/pilot_long/runs.jsonl').read_text()
+  for line in map(json.loads, lines.splitlines()):
+    searched = re.fullmatch(r'(?P<what>.+)_rate_(?P<rate>[\d.]+)', line['run'])
+    if searched:
+      found = (line['final']['total']['loss'], float(searched['rate']))
+      best[searched['what']] = min(found, best.get(searched['what'], found))
+  widths = {f'{variant}_d{d}' for variant, each in LONG.widths.items() for d in each if d != 48}
+  assert widths - best.keys() <= {'deepseek_moe_d72'}  # not tried yet
+  for job in jobs('scaling', LONG) + jobs('table1', LONG) + jobs('larger', LONG):
+    for run in job.runs:
+      if run.name.removesuffix('_d48') in best:
+        assert job.config.optimizer.peak_lr == best[run.name.removesuffix('_d48')][1], run.name
 
 
 def test_all_ten_are_there():
@@ -64,7 +79,7 @@ def test_runs_differ_in_their_experts_alone(name, scale):
     flat = [moe_config.flatten(job.config.to_dict()) for job in planned if job.seed == seed]
     assert {(config['train.seed'], config['data.seed']) for config in flat} == {(seed, seed)}
     for key in flat[0]:
-      if key != 'name' and not key.startswith(_OWN):
+      if key not in ('name', *([_RATE] if scale is LONG else ())) and not key.startswith(_OWN):
         assert (
           len({config[key] for config in flat if (config['name'], key) not in _OF_ITS_OWN}) == 1
         ), key

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.studies.common import PROXY
 from experiments.sweeps import plan, sweep
+from moe.analysis.probes import Losses
 from moe.errors import UserError
 from tests import in_process
 from tests.experiments.reports import synthetic
@@ -120,7 +121,7 @@ def test_a_line_has_everything_a_figure_needs(swept):
       line['dead_experts'] >= 0 and 0 <= line['idle_experts'] <= 8 and len(line['expert_load']) == 2
     )
     assert line['evaluations'].keys() == ({'masked', 'shared off'} if name == 'top 2' else set())
-    assert line['measures'].keys() == ({'specialisation', 'probes'} if name == 'top 2' else set())
+    assert line['measures'].keys() == ({'specialisation', 'recall'} if name == 'top 2' else set())
   assert (
     lines['top 1']['config_hash']
     != lines['top 2']['config_hash']
@@ -129,7 +130,7 @@ def test_a_line_has_everything_a_figure_needs(swept):
   found = lines['top 2']['measures']
   assert {len(values) for values in found['specialisation'].values()} == {2}  # layers
   assert all(0 <= share <= 1 for share in found['specialisation']['class'])
-  assert found['probes'].keys() == {'copying', 'copying_first', 'lookup', 'chance'}
+  assert found['recall'].keys() == set(Losses._fields)
   for made in lines['top 2']['evaluations'].values():
     assert made['domains'].keys() == {'prose', 'code'}
     assert made['total']['loss'] != lines['top 2']['final']['total']['loss']
@@ -261,7 +262,7 @@ _ONE = 'sweep = lambda scale: [scale.run("dense")]'
     (
       'sweep = lambda scale: [scale.run("dense", measures=("x",))]',
       {},
-      ["'dense'", "'x'", 'probes'],
+      ["'dense'", "'x'", 'recall'],
     ),
     (_ONE, {'seeds': 0}, ['--seeds']),
     (_ONE, {'watch': True}, ['--watch', '--launcher=gke']),

@@ -19,7 +19,7 @@ def sweep(scale):
   config = 'tests/launch/runs/config.py'
   return [
     Run('too large', config, {**_SHORT, 'mesh.data': 64, 'moe.num_experts': 5}),
-    Run('top 2', config, _SHORT, _MEASURED, measures=('specialisation', 'probes')),
+    Run('top 2', config, _SHORT, _MEASURED, measures=('specialisation', 'recall')),
     Run('top 1', config, {**_SHORT, 'moe.experts_per_token': 1}),
     Run('the same', config, {**_SHORT, 'moe.experts_per_token': 2, 'name': 'another'}),
   ]

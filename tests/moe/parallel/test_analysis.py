@@ -3,7 +3,6 @@ which share the parameters and the batch, as on one.
 """
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from moe.parallel import mesh as mesh_lib
 from moe.parallel.feeding import place_whole
 from moe.parameters import shardings
 from tests.moe.parallel.cases import distance
-from tests.small import packed_batch, small_config, small_params
+from tests.small import HeldOut, packed_batch, small_config, small_params
 
 INTERVENTION = Intervention(masked_share=1 / 6, experts_per_token=3, without_shared=True)
 
@@ -44,13 +43,13 @@ def measure(config, params, batch):
 def test_probes_and_redundancy_of_parameters_on_a_mesh(monkeypatch):
   """Both take a mesh explicitly here, since a sweep scores on one device."""
   batch = packed_batch(small_config())
-  tokenizer = types.SimpleNamespace(is_text=np.arange(small_config().model.vocab_size) >= 4)
   held_out = lambda data, config, mesh, *_: [('a', place_whole(batch, mesh))]
   monkeypatch.setattr(redundancy, 'held_out_batches', held_out)
+  data = HeldOut(a=np.random.default_rng(0).integers(4, small_config().model.vocab_size, (6, 40)))
 
   def asked(config, params, mesh):
     found = redundancy.measure(config, params, None, pairs=2, mesh=mesh)
-    return found, probes.losses(config, params, tokenizer, rows=5, pairs=3, mesh=mesh)
+    return found, probes.losses(config, params, data, rows=5, mesh=mesh)
 
   common = {'ops.implementation': 'reference', 'mesh.data': 1}
   config = small_config(**common)
