@@ -29,6 +29,7 @@ STUDIES = (
 BEYOND = (
   'longer',
   'balancing',
+  'routers',
   'shared_gate',
   'adaptive_k',
   'unequal_experts',

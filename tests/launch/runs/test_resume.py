@@ -15,6 +15,8 @@ from tests import in_process
 from tests.launch.runs import programs
 from tests.launch.runs.programs import CONFIG
 
+_TWENTY = '--config.train.num_steps=20'
+
 
 def _flags(data_flags, workdir):
   # Without pictures: drawing them, with its imports, takes a sixth of so short a run.
@@ -49,6 +51,26 @@ def test_sigterm_saves_exits_cleanly_and_resumes_to_the_same_bits(data_flags, fi
   output = programs.check('train', *flags)
   assert f'going on from step {stopped_at}' in output
   assert programs.losses(tmp_path) == programs.losses(finished)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    '--config.moe.router=sigmoid --config.moe.balancing=bias --config.moe.bias_update_rate=0.01 '
+    '--config.moe.gate_mass=0.6 --config.moe.shared_gate=True',
+    '--config.moe.balancing=quantile --config.moe.wide_experts=2 --config.moe.wide_factor=2',
+  ],
+  ids=['bias, mass, gate', 'quantile, widths'],
+)
+def test_routing_options_resume_to_the_same_bits(data_flags, tmp_path, options):
+  """The state that a router has of its own goes on from the checkpoint as well."""
+  whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+  flags = lambda workdir: (*_flags(data_flags, workdir), *options.split(), _TWENTY)
+  in_process.check('train', *flags(whole))
+  shutil.copytree(whole, resumed)
+  shutil.rmtree(resumed / 'checkpoints' / '20')
+  assert 'going on from step 10' in in_process.check('train', *flags(resumed))
+  assert programs.losses(resumed) == programs.losses(whole)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(data_flags, finished, tmp_path):
