@@ -91,7 +91,8 @@ def _comparisons(results, skill):
   def compared(what, said, of, ours, other, **expected):
     values = [of(results, _name(skill, by)) for by in (ours, other)]
     title = f'{skill}, {_TRAINED[ours]} − {_TRAINED[other]}: {what}'
-    words = sided(f'{skill}: {said}', after=f' with {_TRAINED[ours]} than with {_TRAINED[other]}')
+    than = f' with {_TRAINED[ours]} than with {_TRAINED[other]}'
+    words = sided(f'for {skill} {said}', after=than)
     return Comparison(title, difference(*values), words=words, **expected)
 
   return [
@@ -113,6 +114,7 @@ def _comparisons(results, skill):
       '',
       above=0.0,
       role=Role.BESIDE,
+      unit='share',
     ),
   ]
 

@@ -20,7 +20,7 @@ exactly, and it forgets no more of the text that it was trained on before.
 import functools
 from collections.abc import Mapping
 
-from experiments.studies.analysis import Analysis, Results, dots, shown, sizes
+from experiments.studies.analysis import Analysis, Results, dots, shown, sided, sizes
 from experiments.studies.common import INSTRUCTIONS, LONG, Run, Scale, Start
 from experiments.studies.intervals import difference, interval
 from experiments.studies.verdicts import Comparison, Role
@@ -122,9 +122,28 @@ def _comparisons(results):
         lambda name: forgotten(results, tuned(name)),
       )
     )
-    yield Comparison(f'{between}: loss of replies', loss, below=0.0)
-    yield Comparison(f'{between}: exact replies', exact, above=0.0, role=Role.BESIDE)
-    yield Comparison(f'{between}: rise of the old text’s loss', rise, below=0.0, role=Role.BESIDE)
+    than = f' with {_MODELS[ours]} than with {_MODELS[other]}'
+    yield Comparison(
+      f'{between}: loss of replies',
+      loss,
+      below=0.0,
+      words=sided('the loss of replies is', after=than),
+    )
+    yield Comparison(
+      f'{between}: exact replies',
+      exact,
+      above=0.0,
+      role=Role.BESIDE,
+      unit='share',
+      words=sided('the share of exact replies is', after=than),
+    )
+    yield Comparison(
+      f'{between}: rise of the old text’s loss',
+      rise,
+      below=0.0,
+      role=Role.BESIDE,
+      words=sided('the loss of the old text rises by', ('more', 'less'), than),
+    )
 
 
 def forgotten(results: Results, run: str) -> dict[int, float]:

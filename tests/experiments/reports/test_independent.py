@@ -33,19 +33,48 @@ _RUN = {
   'without the shared expert': ('deepseek_moe', 'shared off, 8 routed'),
   'with it': 'deepseek_moe',
 }
-_SHARED_RATIO = {'1+7/63': 'shared_1', '2+6/62': 'shared_2', '4+4/60': 'shared_4'}
-_STUDIES = {
-  name: _RUN
-  for name in ('table1', 'larger', 'granularity', 'half_active', 'fewer_active', 'shared_off')
-} | {'shared_ratio': _SHARED_RATIO}
-_FIGURE_4 = r"top (\d)/16 masked: rise − GShard×1.5's"
+_TABLES = {
+  **dict.fromkeys(
+    ('table1', 'larger', 'granularity', 'half_active', 'fewer_active', 'shared_off'), _RUN
+  ),
+  'shared_ratio': {'1+7/63': 'shared_1', '2+6/62': 'shared_2', '4+4/60': 'shared_4'},
+  'routers': {
+    'DeepSeekMoE': 'deepseek_moe',
+    'gates that sum to 1': 'normalised',
+    'sigmoid, gates that sum to 2.5': 'sigmoid',
+    '3 of 7 groups': 'limited',
+  },
+  'shared_gate': {'gated shared expert': 'gated', 'DeepSeekMoE': 'deepseek_moe'},
+  'adaptive_k': {'adaptive': 'adaptive', '7 for every token': 'deepseek_moe'},
+  'unequal_experts': {'42 of 16, 21 of 64': 'unequal', '63 of 32': 'deepseek_moe'},
+  'coarse_shared': {
+    '0+2/16': 'granularity_0_2_16',
+    '1+1/15': 'granularity_1_1_15',
+    '1+1/15, bias': 'bias',
+    '1+1/15, rate 0.003': 'rate_0.003',
+    '1+1/15, rate 0.012': 'rate_0.012',
+    '1+1/15, sigmoid': 'sigmoid',
+    '1+1/15, gates × 4': 'gates_4',
+    '1+1/15, α1 0.001': 'alpha1_0.001',
+  },
+  'attention_share': {'1 head': 'heads_1', '2 heads': 'deepseek_moe', '3 heads': 'heads_3'},
+  'upcycling': {
+    'dense, before': 'dense',
+    'dense, gone on with': 'dense_on',
+    'MoE from scratch': 'scratch',
+    'MoE upcycled': 'upcycled',
+  },
+}
 
 
 def _folders():
   """The studies' result folders, of both scales, that exist."""
-  names = [*_STUDIES, 'disable_top', 'balance', 'scaling']
-  folders = [RESULTS / part / name for part in ('', 'earlier') for name in names]
-  return [folder for folder in folders if (folder / 'README.md').is_file()]
+  return sorted(
+    path.parent
+    for pattern in ('*/runs.jsonl', 'earlier/*/runs.jsonl')
+    for path in RESULTS.glob(pattern)
+    if not path.parent.name.startswith('pilot')
+  )
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -66,33 +95,194 @@ def _table(folder: Path) -> list[dict[str, str]]:
   """The table of comparisons: each row as {column: cell}."""
   text = (folder / 'README.md').read_text(encoding='utf-8')
   [table] = re.findall(r'^\| paired difference \|.*?(?=\n\n)', text, re.DOTALL | re.MULTILINE)
-  lines = table.replace('−0', '-0').splitlines()  # numbers, not the names of differences
+  lines = re.sub(r'−(?=\d)', '-', table).splitlines()  # numbers, not names of differences
   header, _, *rows = [line.strip('| ').split(' | ') for line in lines]
   return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def _differences(name: str, lines, what: str) -> np.ndarray | None:
-  """The paired differences, one a seed; None for a comparison that is not computed here."""
-  if name == 'scaling':
-    return _shares(lines) if what.endswith('by the law') else None
-  if name == 'balance':
-    kind, _, pair = what.partition(': ')
-    first, second = (_balance(lines, kind, _BALANCE[side]) for side in pair.split(' − '))
-  elif name == 'disable_top':
-    share = re.fullmatch(_FIGURE_4, what)[1]
-    rises = []
-    for run in ('deepseek_moe', 'gshard_x1_5'):
-      plain, masked = _losses(lines, run), _losses(lines, (run, f'masked {share}/16'))
-      rises.append({seed: masked[seed] - plain[seed] for seed in plain})
-    first, second = rises
+def _differences(name: str, lines, what: str) -> np.ndarray:
+  """The numbers that a comparison is about, one a seed: as a rule paired differences."""
+  of_study = _OF_STUDIES.get(name)
+  values = of_study(lines, what) if of_study else None
+  if values is None:
+    values = _paired(*(_losses(lines, _TABLES[name][side]) for side in what.split(' − ')))
+  return np.array([values[seed] for seed in sorted(values)])
+
+
+def _paired(first: dict, second: dict) -> dict:
+  return {seed: first[seed] - second[seed] for seed in first.keys() & second.keys()}
+
+
+def _figure_4(lines, what):
+  share = re.fullmatch(r"top (\d)/16 masked: rise − GShard×1.5's", what)[1]
+  return _paired(*(_rise(lines, run, f'masked {share}/16') for run in _MASKED))
+
+
+_MASKED = 'deepseek_moe', 'gshard_x1_5'
+
+
+def _fewer_active(lines, what):
+  falls = re.fullmatch(r'fall to (\d) − fall to (\d)', what)
+  loss = lambda active: _losses(lines, _RUN[f'{active} routed'])
+  fall = lambda active: _paired(loss(active), loss(active - 1))
+  return _paired(*(fall(int(active)) for active in falls.groups())) if falls else None
+
+
+def _rise(lines, run, evaluation):
+  return _paired(_losses(lines, (run, evaluation)), _losses(lines, run))
+
+
+def _longer(lines, what):
+  def at(tokens):
+    if 'without the shared expert' in what:
+      return _rise(lines, f'deepseek_moe_{tokens}', 'shared off, 8 routed')
+    return _paired(*(_rise(lines, f'{run}_{tokens}', 'masked 1/16') for run in _MASKED))
+
+  return at(100) if what.startswith('at 100') else _paired(at(100), at(10))
+
+
+def _by_seed(lines, run, number):
+  return {line['seed']: number(line) for line in lines if line['run'] == run}
+
+
+def _shared_gate(lines, what):
+  return _spread(lines, 'gated', 'shared_gate') if what.startswith('openness') else None
+
+
+def _adaptive_k(lines, what):
+  return _of_readings(lines, what, 'adaptive', 'experts_taken', 7)
+
+
+def _unequal_experts(lines, what):
+  return _of_readings(lines, what, 'unequal', 'routed_width', 224)
+
+
+def _of_readings(lines, what, run, name, usual):
+  if what.startswith('mean '):
+    return _by_seed(lines, run, lambda line: np.mean(line['mean_readings'][name]) - usual)
+  return _spread(lines, run, name) if 'most − least' in what else None
+
+
+def _spread(lines, run, name):
+  """How far a reading, the mean over layers, is apart between its two farthest domains."""
+  return _by_seed(
+    lines, run, lambda line: np.ptp([np.mean(each[name]) for each in line['readings'].values()])
+  )
+
+
+def _coarse_shared(lines, what):
+  if what != '1+1/15, bias − 1+1/15':
+    return None
+  unseen = [line for line in lines if line['seed'] > 0]  # seed 0 suggested the claim
+  return _paired(_losses(unseen, 'bias'), _losses(unseen, 'granularity_1_1_15'))
+
+
+def _balancing(lines, what):
+  kind, _, pair = what.rpartition(': ')
+  way, usual = pair.split(' − ')
+  model, _, way = way.partition(', ')
+  run = {'DeepSeekMoE': 'deepseek_moe', 'GShard': 'gshard'}[model]
+  number = lambda line: line['max_vio']['last_tenth'] if kind else line['final']['total']['loss']
+  first, second = (
+    _by_seed(lines, f'{run}_{each.replace(" ", "_")}', number) for each in (way, usual)
+  )
+  return _paired(first, second)
+
+
+def _attention_share(lines, what):
+  probe, _, labels = what.partition(' gains: ')
+  if not labels:
+    return None
+
+  def gain(label):
+    def number(line):
+      found = line['measures']['recall']
+      return found[f'{probe}_after_other'][0] - found[probe][0]
+
+    return _by_seed(lines, _TABLES['attention_share'][label], number)
+
+  sides = [gain(label) for label in labels.split(' − ')]
+  return _paired(*sides) if len(sides) == 2 else sides[0]
+
+
+def _specialisation(lines, what):
+  models = {'DeepSeekMoE': 'deepseek_moe', 'GShard': 'gshard'}
+  keys = {'domain': 'domain', "piece's class": 'class', "next piece's class": 'next_class'}
+  whole = re.fullmatch(r'(?P<kind>[^:,]+)(, (?P<one>\w+): at 40 − at (\d+)|: (?P<of>.+))', what)
+
+  def measured(run):
+    def number(line):
+      found = line['measures']['specialisation']
+      of = lambda name: np.mean(found[name])
+      if whole['kind'] != 'ratio':
+        return of(keys[whole['kind']])
+      return of('substituted') / of('removed') if of('removed') > 0 else None
+
+    return {
+      seed: value for seed, value in _by_seed(lines, run, number).items() if value is not None
+    }
+
+  if whole['one']:
+    return _paired(*(measured(f'{models[whole["one"]]}_{tokens}') for tokens in (40, whole[4])))
+  sides = [measured(f'{models[label]}_40') for label in whole['of'].split(' − ')]
+  return _paired(*sides) if len(sides) == 2 else sides[0]
+
+
+_REPLIES = {
+  'loss of replies': lambda found: found['after']['own'],
+  'exact replies': lambda found: np.mean(list(found['after']['answers'].values())),
+  'rise of the old text’s loss': lambda found: found['after']['start'] - found['before']['start'],
+}
+_REPLIES['rise of the old skills’ loss'] = _REPLIES['rise of the old text’s loss']
+
+
+def _tuned(lines, what):
+  """Of the studies sft and esft."""
+  pair, _, kind = what.partition(': ')
+  first, second = pair.split(' − ')
+  if first.startswith('DeepSeekMoE'):
+    runs = ('deepseek_moe_tuned', {'GShard': 'gshard_tuned'}.get(second, 'dense_x2_tuned'))
   else:
-    sides = what.split(' − ')
-    if len(sides) != 2 or not set(sides) <= _STUDIES[name].keys():
-      return None
-    first, second = (_losses(lines, _STUDIES[name][side]) for side in sides)
-  return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+    runs = (first, f'{first.partition(", ")[0]}, {second}')
+  return _paired(
+    *(_by_seed(lines, run, lambda line: _REPLIES[kind](line['transfer'])) for run in runs)
+  )
 
 
+def _balance_differs(lines, what):
+  kind, _, pair = what.partition(': ')
+  return _paired(*(_balance(lines, kind, _BALANCE[side]) for side in pair.split(' − ')))
+
+
+def _scaling(lines, what):
+  found = _laws(lines)
+  which = next(number for number, begin in enumerate(_OF_LAWS) if what.startswith(begin))
+  return {seed: numbers[which] for seed, numbers in found.items()}
+
+
+_FAILS = 'does not hold at this scale'
+_OF_LAWS = (
+  "DeepSeekMoE's share of the compute at the best Dense's, by the law",
+  'what the law leaves of loss',
+  "DeepSeekMoE's share of the compute at the best Dense's loss",
+  "DeepSeekMoE's loss − the best Dense's, at equal compute",
+)
+_OF_STUDIES = {
+  'disable_top': _figure_4,
+  'fewer_active': _fewer_active,
+  'balance': _balance_differs,
+  'scaling': _scaling,
+  'longer': _longer,
+  'shared_gate': _shared_gate,
+  'adaptive_k': _adaptive_k,
+  'unequal_experts': _unequal_experts,
+  'coarse_shared': _coarse_shared,
+  'balancing': _balancing,
+  'attention_share': _attention_share,
+  'specialisation': _specialisation,
+  'sft': _tuned,
+  'esft': _tuned,
+}
 _BALANCE = {
   'none': 'alpha1_0',
   'α1 0.001': 'alpha1_0.001',
@@ -116,13 +306,13 @@ def _balance(lines, kind: str, run: str) -> dict[int, float]:
   return {line['seed']: measures[kind](line) for line in lines if line['run'] == run}
 
 
-def _shares(lines) -> np.ndarray:
-  """For each seed, the MoE's compute over that of the best dense run, at equal loss: by power laws
-  of loss over compute, fitted to both models with one shared floor.
+def _laws(lines) -> dict[int, tuple[float, ...]]:
+  """For each seed, the numbers of `_OF_LAWS`: of power laws of loss over compute, fitted to both
+  models with one shared floor, and read off straight lines over log compute.
   """
   from scipy.optimize import brentq, curve_fit
 
-  shares = []
+  made = {}
   for seed in sorted({line['seed'] for line in lines}):
     points = {'dense': [], 'deepseek_moe': []}
     for line in lines:
@@ -139,11 +329,18 @@ def _shares(lines) -> np.ndarray:
     losses = np.concatenate([dense[1], moe[1]])
     start = (losses.min() / 2, losses.min() / 2, 0.1, losses.min() / 2, 0.1)
     bounds = ([0, 1e-4, 0.01, 1e-4, 0.01], [losses.min(), 1e4, 10, 1e4, 10])
-    _, a, b, c, d = curve_fit(law, x, losses, start, bounds=bounds, max_nfev=20000)[0]
-    best = dense[0][dense[1].argmin()]
+    found = curve_fit(law, x, losses, start, bounds=bounds, max_nfev=20000)[0]
+    _, a, b, c, d = found
+    best, lowest = dense[:, dense[1].argmin()]
     above = lambda log_x: c * np.exp(log_x) ** -d - a * best**-b  # noqa: B023
-    shares.append(np.exp(brentq(above, -20, 20)) / best)
-  return np.array(shares)
+    falls = np.minimum.accumulate(moe[1])
+    made[seed] = (
+      np.exp(brentq(above, -20, 20)) / best,
+      np.sqrt(np.mean((law(x, *found) - losses) ** 2)),
+      np.exp(np.interp(-lowest, -falls, np.log(moe[0]))) / best,
+      np.interp(np.log(best), np.log(moe[0]), moe[1]) - lowest,
+    )
+  return made
 
 
 @pytest.mark.parametrize(
@@ -154,9 +351,8 @@ def test_a_study_says_what_its_lines_say(folder):
 
   lines, checked = _lines(folder), []
   for row in _table(folder):
-    values = _differences(folder.name, lines, row['paired difference'])
-    if values is None:
-      continue
+    what = re.sub(r', at (most|least)$', '', row['paired difference'])
+    values = _differences(folder.name, lines, what)
     checked.append(row)
     assert row['seeds'] == str(len(values))
     if not len(values) or not np.isfinite(values).all():
@@ -173,14 +369,13 @@ def test_a_study_says_what_its_lines_say(folder):
     found = [float(end) for end in row['95% interval'].split(' to ')]
     assert found == [pytest.approx(low, **near), pytest.approx(high, **near)]
     row['p'], row['sides'] = _p(stats, values, row['expected']), (low, high)
-  assert checked
   _check_outcomes(checked)
+  _check_verdict(folder, checked)
 
 
 def _is_of_loss(row) -> bool:
-  others = 'MaxVio:', 'idle experts:', 'group load:'
-  what = row['paired difference']
-  return not what.startswith(others) and not what.endswith('by the law')
+  others = 'MaxVio|idle experts|group load|by the law|gains|ratio|class|domain|exact replies'
+  return not re.search(others, row['paired difference'])
 
 
 def _bounds(expected: str) -> tuple[float, float]:
@@ -210,15 +405,55 @@ def _check_outcomes(rows):
     if 'p' not in row:
       continue
     (above, below), (low, high) = _bounds(row['expected']), row['sides']
-    inside = above < low and high < below
+    low = -np.inf if row['paired difference'].endswith(', at most') else low
+    high = np.inf if row['paired difference'].endswith(', at least') else high
+    inside = (above < low or above == -np.inf) and (high < below or below == np.inf)
     outside = high <= above or low >= below
-    expected = 'holds' if inside else 'does not hold at this scale' if outside else 'undecided'
+    expected = 'holds' if inside else _FAILS if outside else 'undecided'
     if row.get('open'):
       expected = 'undecided'
     assert row['outcome'].partition(':')[0] == expected, row
     is_level = expected == 'undecided' and not row.get('open') and -0.02 <= low <= high <= 0.02
     is_level &= row['expected'] in ('below 0', 'above 0') and _is_of_loss(row)
     assert row['outcome'].startswith('undecided: level') == is_level, row
+
+
+def _check_verdict(folder, rows):
+  """Checks the verdict's outcome by those of the comparisons, and that it has the numbers of those
+  that it is for, and of those beside the claim that do not hold.
+  """
+  text = (folder / 'README.md').read_text(encoding='utf-8')
+  said, reason = re.search(r'^\*\*Verdict: (.+?)\.\*\* (.+)$', text, re.MULTILINE).groups()
+  if re.fullmatch(r'\d+ of \d+ runs finished\.', reason):
+    assert said == 'undecided'
+    return
+  outcome = lambda row: row['outcome'].partition(':')[0]
+  role = lambda name: [row for row in rows if row['decides the claim'] == name]
+  claimed, premises = role('yes'), role('presupposed')
+  of = lambda rows, outcomes: [row for row in rows if outcome(row) in outcomes]
+  failed = of(claimed, [_FAILS])
+  not_met = of(claimed, ['undecided']) + of(premises, [_FAILS, 'undecided'])
+  if failed:
+    expected, named = _FAILS, failed
+  elif not not_met:
+    expected, named = 'holds', claimed
+  elif all(row['outcome'].startswith('undecided: level') for row in not_met) and not (
+    of(premises, [_FAILS, 'undecided'])
+  ):
+    expected, named = 'level within 0.02 at this scale', not_met
+  else:
+    expected, named = 'undecided', not_met
+  assert said == expected
+  for row in named + of(role('no'), [_FAILS]):
+    if row['mean'] != '–':
+      digits = min(len(row['mean'].partition('.')[2]), 3)
+      shown = float(row['mean'])
+      # A mean that the table has rounded already may round the other way.
+      near = {f'{abs(shown) + more * 10**-4:.{digits}f}' for more in (-0.5, 0, 0.5)}
+      assert any(number in reason for number in near | {row['mean'].lstrip('-')}), row
+  readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+  if f'({folder.relative_to(ROOT)}/README.md)' in readme:
+    assert f'| {said}: {reason.removesuffix(".")} |'.lower() in readme.lower()
 
 
 def test_five_seeds_are_what_the_spread_of_three_asks_for():
