@@ -42,7 +42,7 @@ SCALE = flags.DEFINE_enum(
   'scale', None, list(common.SCALES), "Size of all runs; by default the study's own."
 )
 PARALLEL = flags.DEFINE_integer(
-  'parallel', 1, 'With --launcher=local: runs at a time, each on its own cores and GPUs.'
+  'parallel', 1, 'With --launcher=local: runs at a time, each on cores of its own.'
 )
 WORKDIR = flags.DEFINE_string('workdir', str(_DEFAULT.workdir), 'Folder of all runs.')
 RESULTS = flags.DEFINE_string('results', str(_DEFAULT.results), 'Folder of STUDY/runs.jsonl.')

@@ -61,7 +61,7 @@ class Lines:
       yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{self._width - RIGHT}"/>'
       yield (
         f'<text class="soft" x="{_LEFT - 6}" y="{y + 4:.1f}" '
-        f'text-anchor="end">{tick:.{digits}f}</text>'
+        f'text-anchor="end">{axes.signed(tick, digits)}</text>'
       )
     middle = self._bottom - _PLOT / 2
     yield (
@@ -90,7 +90,7 @@ class Lines:
     if not self._panel.log_x and len(xs) > MOST_MARKED:
       xs = [x for x in axes.ticks(xs[0], xs[-1]) if low <= x <= high]
     if not self._panel.log_x or len(xs) <= _FEW:
-      return [(x, f'{x:g}') for x in xs]  # the points themselves
+      return [(x, _point(x)) for x in xs]  # the points themselves
     decades = range(math.floor(low), math.ceil(high) + 1)
     inside = [
       (factor, power)
@@ -134,10 +134,22 @@ class Lines:
       yield f'<text x="{x + 13:g}" y="{y + 4}">{escape(self._panel.series[number].name)}</text>'
 
 
+def _point(x: float) -> str:
+  """A point's place as text: plain where that is short, else with a power of ten."""
+  if x == 0 or 1e-4 <= abs(x) < 1e6:
+    return f'{x:g}'
+  power = math.floor(math.log10(abs(x)))
+  return _power(f'{x / 10.0**power:.3g}', power)
+
+
 def _round(factor: int, power: int) -> str:
   """A round number as text: plain where that is short, else with a power of ten."""
   if -3 <= power <= 3:
     return f'{factor * 10.0**power:g}'
+  return _power(str(factor), power)
+
+
+def _power(factor: str, power: int) -> str:
   return f'{factor}×10{str(power).translate(_SUPERSCRIPT)}'
 
 

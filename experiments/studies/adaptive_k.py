@@ -7,12 +7,14 @@ a token takes the fewest that hold a share of their affinities, `moe.gate_mass` 
 What is claimed (arXiv 2403.07652 claims it for models of two experts a token): at the same mean
 number of experts the loss is lower. Presupposed: the mean number, over all held-out text, is within
 0.5 of 7. Beside the claim: domains differ in how many experts they take. The share was chosen
-before the runs by that mean alone: at 0.6 it is 6.1 after all tokens (seed 0); after a quarter of
-the tokens it is 4.4 at 0.4, and 6.4 at 0.55.
+before the runs by that mean alone: at 0.6 it is 6.1 after all tokens (seed 0; this command with
+--runs=adaptive --seeds=1 --config.moe.gate_mass=0.6 --results=runs/mass); after a quarter of the
+tokens it is 4.4 at 0.4, and 6.4 at 0.55.
 """
 
 from experiments.studies.analysis import (
   HELD_OUT_LOSS,
+  NONE,
   Analysis,
   Entry,
   Results,
@@ -20,10 +22,12 @@ from experiments.studies.analysis import (
   beside_reading,
   differences,
   dots,
+  in_flops,
   sided,
   spread,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale
+from experiments.studies.intervals import Values, interval
 from experiments.studies.verdicts import Comparison, Role
 
 SCALE, SEEDS = 'long', 5
@@ -38,7 +42,10 @@ def sweep(scale: Scale = LONG) -> list[Run]:
 
 
 _FIXED_K, _ADAPTIVE_K = Entry('7 for every token', 'deepseek_moe'), Entry('adaptive', 'adaptive')
-_COLUMNS = ('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean K', *DOMAINS)
+_COLUMNS = (
+  *('model', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval', 'mean K', *DOMAINS),
+  'training FLOPs at the mean K',
+)
 
 
 def analyse(results: Results) -> Analysis:
@@ -46,6 +53,7 @@ def analyse(results: Results) -> Analysis:
   rows, of_all, taken = beside_reading(
     results, _FIXED_K, _ADAPTIVE_K, 'experts_taken', _MEAN, DOMAINS, digits=2
   )
+  rows = tuple((*row, flops) for row, flops in zip(rows, _flops(results, of_all), strict=True))
   experts = lambda what, values, **expected: Comparison(
     what, values, digits=2, unit='experts', **expected
   )
@@ -77,3 +85,15 @@ def analyse(results: Results) -> Analysis:
     ),
     'Other shares and limits; how much time fewer experts save.',
   )
+
+
+def _flops(results: Results, taken: Values) -> tuple[str, str]:
+  """The training FLOPs of both models, the second's at the mean number of experts that its tokens
+  take on held-out text. Accounting has them at the limit; each expert less costs the same.
+  """
+  fixed, at_most = (results.of(each.run, 'train_flops') for each in (_FIXED_K, _ADAPTIVE_K))
+  found = interval(taken)
+  if fixed is None or at_most is None or found is None:
+    return tuple(NONE if flops is None else in_flops(flops) for flops in (fixed, None))
+  of_one = (at_most - fixed) / (_MOST - _MEAN)
+  return in_flops(fixed), in_flops(fixed + of_one * (found.mean - _MEAN))

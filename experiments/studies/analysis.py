@@ -253,7 +253,12 @@ def sizes(results: Results, run: str) -> tuple[str, str]:
 def costs(results: Results, run: str) -> tuple[str, str, str]:
   """Total and activated parameters, and training FLOPs, as text."""
   flops = results.of(run, 'train_flops')
-  return *sizes(results, run), NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')
+  return *sizes(results, run), NONE if flops is None else in_flops(flops)
+
+
+def in_flops(flops: float) -> str:
+  """FLOPs as a table has them: 2.33e13."""
+  return f'{flops:.2e}'.replace('e+', 'e')
 
 
 def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:

@@ -125,6 +125,8 @@ def analyse(results: Results) -> Analysis:
       ),
     ),
     'Whether the share falls further with size, as from 16B (40.5%) to 145B (28.5%) in the paper. '
+    'The law has five numbers for seven runs of a seed, so it would fit many curves; where the '
+    "best Dense's loss is not between those of DeepSeekMoE's runs, it extrapolates. "
     'Every width is trained on the same few tokens, so that the compute here buys width alone. '
     'Attention and the output head, equal in both models, take a larger part of the compute of a '
     'small model. The comparisons that do not decide the claim read the loss between two runs off '
