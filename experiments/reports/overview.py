@@ -16,14 +16,21 @@ from moe.errors import UserError, of_file
 
 FIGURE = 'claims.svg'
 CAPTION = (
-  'Paired differences of held-out loss that the claims are about, with 95% intervals. Diamonds are '
-  "the paper's differences, at its scale. The range that a claim expects is shaded. An arrow "
-  'stands for a point beyond the axis, with its number beside it.'
+  'Paired differences of held-out loss that the claims are about, and the share of compute of '
+  "Tables 3 and 6, with 95% intervals. Diamonds are the paper's, at its scale. The range that a "
+  'claim expects is shaded. An arrow stands for a point beyond the axis, with its number beside it.'
 )
-_TITLE = "Differences of loss that decide the paper's claims"
 _WIDTH = 920
-# Nats; in the paper Dense − DeepSeekMoE is 0.25.
-_LIMITS = (-0.3, 0.3)
+_PANELS = (
+  # In the paper Dense − DeepSeekMoE is 0.25.
+  (
+    LOSS,
+    "Differences of loss that decide the paper's claims",
+    'difference of loss, nats a token',
+    (-0.3, 0.3),
+  ),
+  ('share', 'Compute at equal loss', "share of the best Dense's training FLOPs", (0.0, 1.0)),
+)
 # The mark before the verdicts: on all studies of the paper, or on those that it names.
 _START = re.compile('<!-- verdicts(?: of ([a-z0-9_ ]+))?: make report -->')
 _END = '<!-- end of verdicts -->'
@@ -36,10 +43,14 @@ def figure(studies: Sequence[Study]) -> str:
     for study in studies
     if study.of_the_paper
     for each in study.analysis.comparisons
-    if each.role is Role.CLAIM and each.unit == LOSS and each.interval
+    if each.role is Role.CLAIM and each.interval
   ]
-  panel = analysis.differences(_TITLE, rows, limits=_LIMITS, intervals=True)
-  return svg.figure('claims', CAPTION, [panel], _WIDTH) if rows else ''
+  panels = [
+    analysis.differences(title, rows, unit, axis, limits=limits, intervals=True)
+    for unit, title, axis, limits in _PANELS
+    if any(each.unit == unit for each in rows)
+  ]
+  return svg.figure('claims', CAPTION, panels, _WIDTH, columns=1) if panels else ''
 
 
 def table(studies: Sequence[Study]) -> Table:

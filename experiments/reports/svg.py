@@ -43,15 +43,18 @@ _STYLE = """
 """  # noqa: E501
 
 
-def figure(name: str, description: str, panels: Sequence[Panel], alone: float = _ALONE) -> str:
+def figure(
+  name: str, description: str, panels: Sequence[Panel], alone: float = _ALONE, columns: int = 2
+) -> str:
   """The whole SVG file. `name`: becomes its id; `description`: for those who cannot see it;
-  `alone`: the width of a single panel.
+  `alone`: the width of a panel that has a row to itself; `columns`: the most panels of a row.
   """
-  width = _WIDTH if len(panels) > 1 else alone
+  columns = min(columns, len(panels))
+  width = _WIDTH if columns > 1 else alone
   drawn = [(Rows if panel.categories else Lines)(panel, width) for panel in panels]
-  pairs = [drawn[first : first + 2] for first in range(0, len(drawn), 2)]
-  heights = [max(each.height for each in pair) for pair in pairs]
-  whole, height = width * len(pairs[0]), sum(heights)
+  rows = [drawn[first : first + columns] for first in range(0, len(drawn), columns)]
+  heights = [max(each.height for each in row) for row in rows]
+  whole, height = width * columns, sum(heights)
   parts = [
     f'<svg xmlns="http://www.w3.org/2000/svg" id="figure-{identifier(name)}" class="figure" '
     f'role="img" viewBox="0 0 {whole} {height}" width="{whole}" height="{height}">',
@@ -59,8 +62,8 @@ def figure(name: str, description: str, panels: Sequence[Panel], alone: float = 
     f'<style>{_STYLE}</style>',
     f'<rect class="page" width="{whole}" height="{height}"/>',
   ]
-  for pair, y in zip(pairs, itertools.accumulate(heights, initial=0)):
-    for column, each in enumerate(pair):
+  for row, y in zip(rows, itertools.accumulate(heights, initial=0)):
+    for column, each in enumerate(row):
       parts += [f'<g transform="translate({column * width} {y})">', *each.draw(), '</g>']
   return '\n'.join([*parts, '</svg>', ''])
 

@@ -291,12 +291,18 @@ def dots(title: str, y_axis: str, values: Mapping[str, Values], **options) -> Pa
   return Panel(title, y_axis, (Series('', found),), tuple(values), **options)
 
 
-def differences(title: str, comparisons: Sequence[Comparison], **options) -> Panel:
-  """One row per comparison of losses, with the paper's value beside ours where it gives one.
+def differences(
+  title: str,
+  comparisons: Sequence[Comparison],
+  unit: str = LOSS,
+  axis: str = 'difference of loss, nats a token',
+  **options,
+) -> Panel:
+  """One row per comparison of this unit, with the paper's value beside ours where it gives one.
   `options`: other fields of `Panel`.
   """
   # A comparison that is listed in two roles is drawn once.
-  rows = {each.what: each for each in comparisons if each.unit == LOSS}
+  rows = {each.what: each for each in comparisons if each.unit == unit}
   ours = tuple((x, each.interval) for x, each in enumerate(rows.values()))
   paper = tuple((x, given(each.paper)) for x, each in enumerate(rows.values()))
   series = [Series('here', ours)]
@@ -305,7 +311,7 @@ def differences(title: str, comparisons: Sequence[Comparison], **options) -> Pan
   expected = tuple((each.above, each.below) for each in rows.values())
   return Panel(
     title,
-    'difference of loss, nats a token',
+    axis,
     tuple(series),
     tuple(rows),
     expected=expected,
