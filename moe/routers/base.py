@@ -155,8 +155,9 @@ def holds_mass(affinities_BLK: jax.Array, share: float) -> jax.Array:
   # undone.
   comes_before = (second > first) | ((second == first) & earlier_KK[None, None])
   before_BLK = jnp.where(comes_before, second, 0).sum(axis=-1)
+  is_best_BLK = ~comes_before.any(axis=-1)  # taken even where all affinities are 0
   # Negated, so that an affinity that is not finite is taken, and shows.
-  return ~(before_BLK >= share * affinities_BLK.sum(axis=-1, keepdims=True))
+  return is_best_BLK | ~(before_BLK >= share * affinities_BLK.sum(axis=-1, keepdims=True))
 
 
 def sums_of(

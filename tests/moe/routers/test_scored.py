@@ -13,6 +13,7 @@ from moe.errors import UserError
 from moe.model import init_params
 from moe.parameters import decayed
 from moe.routers import ROUTERS, Forced, Probe, balancing
+from moe.routers.base import holds_mass
 from moe.routers.scored import within_groups
 from tests import oracles
 from tests.oracles import exact
@@ -263,3 +264,9 @@ def test_a_token_takes_the_fewest_that_hold_the_mass_in_whatever_order(changed):
     again = route(forced)
     assert (again.gates_BLK == own.gates_BLK).all()
     assert (again.stats.counts_BE == own.stats.counts_BE).all()
+
+
+def test_a_token_takes_its_best_expert_where_no_affinity_holds_any_mass():
+  """Sigmoids of large negative logits are exactly 0."""
+  found = holds_mass(np.array([[[0.0, 0.0, 0.0], [0.0, 2.0, 1.0], [np.nan, 1.0, 0.5]]]), 0.5)
+  assert found.tolist() == [[[True, False, False], [False, True, False], [True, True, True]]]
