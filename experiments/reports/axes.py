@@ -23,13 +23,15 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def span(panel: Panel) -> tuple[float, float]:
-  """The lowest and the highest value of a panel, intervals included. With `from_zero` the lowest is
-  0: an interval of a quantity that cannot be negative is cut off there.
+  """The lowest and the highest value of a panel, intervals and expected bounds included.
+  With `from_zero` the lowest is 0: an interval of a quantity that cannot be negative is cut off
+  there.
   """
   found = [each for series in panel.series for _, each in series.points if each]
   found += [panel.level[1]] if panel.level and panel.level[1] else []
+  bounds = [end for ends in panel.expected for end in ends if math.isfinite(end)]
   low, high = min(each.low for each in found), max(each.high for each in found)
-  return (0.0 if panel.from_zero else low), high
+  return (0.0 if panel.from_zero else min(low, *bounds, low)), max(high, *bounds, high)
 
 
 def decimals(numbers: Iterable[float]) -> int:
@@ -42,7 +44,8 @@ def number(found: Interval, panel: Panel) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-  return f'{value:.{digits}f}'.replace('-', '−')
+  """A number with a minus sign if it is negative once it is rounded."""
+  return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
 
 
 def length(text: str) -> float:

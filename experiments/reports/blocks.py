@@ -122,7 +122,8 @@ def _html(block: Block) -> str:
 
 
 def _text(cell: str) -> str:
-  """A cell with minus signs in place of the hyphens before its numbers."""
+  """A cell with minus signs in place of the hyphens before its numbers, and none before zero."""
+  cell = re.sub(r'(?<![\w.])-(?=0(\.0*)?(?![\d.]))', '', cell)
   return re.sub(r'(?<![\w.])-(?=\d)', '−', cell)
 
 

@@ -118,14 +118,14 @@ class Lines:
     colour = number % _COLOURS
     yield f'<path class="line stroke{colour}{kind}" d="M{path}"/>'
     for x, found in points if len(points) <= MOST_MARKED else ():
-      yield from self._whisker(x, found)
+      yield from self._whisker(x, found, colour)
       yield (f'<circle class="fill{colour}" cx="{x:.1f}" cy="{self._y(found.mean):.1f}" r="3.5"/>')
 
-  def _whisker(self, x: float, found: Interval):
+  def _whisker(self, x: float, found: Interval, colour: int):
     if found.half is not None:
       low, high = self._y(max(found.low, self._ticks[0])), self._y(found.high)
       caps = ''.join(f'M{x - 4:.1f} {y:.1f}h8' for y in (low, high))
-      yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
+      yield f'<path class="whisker stroke{colour}" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
 
   def _names(self):
     for number, (x, row) in enumerate(self._legend):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from xml.sax.saxutils import escape
 
 from experiments.reports import axes
-from experiments.studies.analysis import Panel, Series
+from experiments.studies.analysis import NONE, Panel, Series
 from experiments.studies.intervals import Interval
 
 _LEFT, _TOP, _BOTTOM = 14, 36, 44
@@ -34,7 +34,7 @@ class Rows:
     self.height = self._tops[-1] + _BOTTOM
     widest = max(axes.length(line) for lines in self._labels for line in lines)
     self._numbers = [
-      max(map(axes.length, (series.name, *(self._text(found) for _, found in series.points))))
+      max(map(axes.length, (series.name, *(self._text(each, series) for _, each in series.points))))
       for series in panel.series
     ]
     self._from = _LEFT + widest + _GAP
@@ -79,7 +79,7 @@ class Rows:
     for tick in self._ticks:
       kind = 'axis' if tick == 0 else 'grid'
       yield f'<path class="{kind}" d="M{self._x(tick):.1f} {top}V{bottom}"/>'
-      text = f'{tick:.{digits}f}'.replace('-', '−')
+      text = axes.signed(tick, digits)
       yield (
         f'<text class="soft" x="{self._x(tick):.1f}" y="{bottom + 15}" '
         f'text-anchor="middle">{text}</text>'
@@ -102,7 +102,8 @@ class Rows:
         yield self._mark(found, y, series.paper)
       kind = '' if found and not series.paper else 'class="soft" '
       yield (
-        f'<text {kind}x="{right:.1f}" y="{y + 4:.1f}" text-anchor="end">{self._text(found)}</text>'
+        f'<text {kind}x="{right:.1f}" y="{y + 4:.1f}" text-anchor="end">'
+        f'{self._text(found, series)}</text>'
       )
 
   def _mark(self, found: Interval, y: float, paper: bool) -> str:
@@ -123,9 +124,9 @@ class Rows:
       caps = ''.join(f'M{self._x(end):.1f} {y - 4:.1f}v8' for end in (low, high))
       yield f'<path class="whisker" d="M{self._x(low):.1f} {y:.1f}H{self._x(high):.1f}{caps}"/>'
 
-  def _text(self, found: Interval | None) -> str:
+  def _text(self, found: Interval | None, series: Series) -> str:
     if not found:
-      return _NOT_GIVEN
+      return _NOT_GIVEN if series.paper else NONE
     number = axes.number(found, self._panel)
     if not self._panel.intervals or found.half is None:
       return number

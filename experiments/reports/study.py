@@ -1,6 +1,7 @@
 """The report on one study, from its finished runs."""
 
 import dataclasses
+import importlib
 import math
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from experiments.reports import svg, texts
 from experiments.reports.blocks import Block, Code, Figure, Heading, List, Table, Text
-from experiments.studies import STUDIES, common
+from experiments.studies import BEYOND, STUDIES, common
 from experiments.studies.analysis import NONE, Analysis, Results
 from experiments.studies.common import Run, Scale
 from experiments.studies.intervals import detectable
@@ -23,6 +24,7 @@ from experiments.studies.verdicts import (
 from experiments.sweeps import ledger, plan
 from moe.errors import UserError
 
+_OF_THE_PAPER = ('paper', 'Pile loss (paper)')
 _COMPARISONS = (
   'paired difference',
   'mean',
@@ -53,7 +55,7 @@ class Study:
   verdict: Verdict | None  # None without comparisons to decide by
   missing: tuple[str, ...]
   diverged: tuple[str, ...]
-  figure: str  # SVG; '' until every run has a seed whose loss is finite
+  figure: str  # SVG; '' until every run has a seed
   commands: str  # those that make its lines and this report
 
   @property
@@ -149,7 +151,7 @@ def made(
     for panel in analysis.panels
     if any(found for series in panel.series for _, found in series.points)
   ]
-  whole = {line['run'] for line in finite} == set(runs)
+  whole = {line['run'] for line in lines} == set(runs)
   described = f'{source}: {claim}' if source else claim or name
   return Study(
     name=name,
@@ -186,17 +188,48 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
     ]
     parts += [Text(texts.CAPTION)]
   if study.lines:
-    parts += [Table(analysis.columns, analysis.rows)]
-    parts += [Text(texts.OTHER_SEEDS)] if _seeds_differ(study.lines) else []
+    parts += [_table(analysis.columns, analysis.rows)]
+    parts += [Text(texts.OTHER_SEEDS)] if _seeds_differ(filter(_is_finite, study.lines)) else []
     if analysis.comparisons:
       decided = zip(analysis.comparisons, outcomes(analysis.comparisons))
-      parts += [Table(_COMPARISONS, tuple(_row(*each) for each in decided))]
+      parts += [_table(_COMPARISONS, tuple(_row(*each) for each in decided))]
       parts += [List(texts.RULES)] if alone else []
+    parts += _measured(study.name, level + 1) if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
   parts += [Code(study.commands)] if study.commands else []
   if analysis.cannot_show:
     parts += [Heading('What a proxy cannot show', level + 1), Text(analysis.cannot_show)]
   return [*parts, *([Text(texts.ALL_PROXIES)] if alone and study.of_the_paper else [])]
+
+
+def _measured(name: str, level: int) -> list[Block]:
+  """What a study's module says of itself, without its title and its command; [] for a user's own
+  study.
+  """
+  if name not in (*STUDIES, *BEYOND):
+    return []
+  said = importlib.import_module(f'experiments.studies.{name}').__doc__
+  _, _, *paragraphs = said.strip().split('\n\n')
+  return [Heading('What is measured', level), *map(_paragraph, paragraphs)]
+
+
+def _paragraph(text: str) -> Block:
+  """Indented lines are a table."""
+  lines = text.split('\n')
+  if all(line.startswith('  ') for line in lines):
+    return Code('\n'.join(line.removeprefix('  ') for line in lines))
+  return Text(' '.join(lines))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+  """The table without the columns for the paper's values that have none."""
+  kept = [
+    column
+    for column, name in enumerate(columns)
+    if name not in _OF_THE_PAPER or any(row[column] not in ('', NONE) for row in rows)
+  ]
+  of_kept = lambda cells: tuple(cells[column] for column in kept)
+  return Table(of_kept(columns), tuple(map(of_kept, rows)))
 
 
 def runs_in_words(lines: Sequence[Mapping]) -> str:

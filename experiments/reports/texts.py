@@ -9,15 +9,17 @@ RULES = (
   'before, that claim was undecided, and so was the one of Upcycling.)',
   'The verdict is on the claim as it is worded: only the comparisons that the table marks with '
   '"yes" or "presupposed" count. The others test what else the paper leads one to expect; those '
-  'that do not hold are named after the verdict.',
+  'that do not hold are named after the verdict. A change that was only tried is expected by '
+  'nobody: its outcome says whether it helps.',
   'The claim does not hold if a comparison marked "yes" does not hold, whatever the presupposed '
-  'ones show. It holds if all comparisons marked "yes" or "presupposed" hold. It is level if those '
-  'that do not hold are all marked "yes" and level. Otherwise it is undecided.',
+  'ones show, which are named if they do not hold. It holds if all comparisons marked "yes" or '
+  '"presupposed" hold. It is level if those that do not hold are all marked "yes" and level. '
+  'Otherwise it is undecided.',
   'A value that is known only as "at most" so much can be shown to be below a bound, but not above '
   'it; with "at least" it is the other way round.',
   'A comparison that needs a diverged run is undecided. Only in the study of the balance losses is '
-  'divergence an outcome, worse than any number; all seeds must then be on the same side of the '
-  'bound.',
+  'divergence an outcome, worse than any number; the seeds that have not diverged must then say '
+  'the same by their interval.',
   "If several comparisons decide a claim, each must still be decided after Holm's correction for "
   'their number. The intervals are not widened for it.',
   'Detectable is the true distance from the bound that this number of seeds shows with a '

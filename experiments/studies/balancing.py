@@ -34,6 +34,7 @@ from experiments.studies.verdicts import ABOUT, Comparison, Role
 SCALE, SEEDS = 'long', 5
 CLAIM = 'Loss-free balancing is more even than a balance loss of 0.001, and costs almost no loss.'
 _MODELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard'}
+_WARM_UP = LONG.settings['optimizer.warmup_steps']
 _GROUPS = {'deepseek_moe': 7, 'gshard': 4}  # of 9 and of 4 experts
 _ALPHA = 'moe.expert_balance_weight'
 _WAYS = {
@@ -72,7 +73,7 @@ _COLUMNS = (
 
 def analyse(results: Results) -> Analysis:
   """Loss, MaxVio and idle experts for both models and every way; MaxVio over training."""
-  rows, panels, comparisons = [], [], []
+  rows, panels, curves, comparisons = [], [], [], []
   for variant, model in _MODELS.items():
     loss = {way: results.loss(_name(variant, way)) for way in _WAYS}
     max_vio = {
@@ -103,9 +104,9 @@ def analyse(results: Results) -> Analysis:
         from_zero=True,
         digits=2,
       ),
-      _curves(f'{model}: MaxVio over training', results, variant),
     ]
-  panels.append(differences('Paired differences of loss', comparisons))
+    curves.append(_curves(f'{model}: MaxVio over training', results, variant))
+  panels += [*curves, differences('Paired differences of loss', comparisons)]
   return Analysis(
     _COLUMNS,
     tuple(rows),
@@ -120,7 +121,7 @@ def analyse(results: Results) -> Analysis:
 
 def _beside_the_loss(model, way, max_vio, loss, role):
   what = f'{model}, {way} − loss 0.001'
-  than = f' with the {way} than with a balance loss of 0.001'
+  than = f' with the {way} than with a balance loss of 0.001 in {model}'
   beside = lambda measure: difference(measure[way], measure['loss 0.001'])
   return [
     Comparison(
@@ -133,7 +134,7 @@ def _beside_the_loss(model, way, max_vio, loss, role):
       words=sided('MaxVio is', after=than),
     ),
     Comparison(
-      what,
+      f'loss: {what}',
       beside(loss),
       below=ABOUT,
       role=role,
@@ -143,6 +144,7 @@ def _beside_the_loss(model, way, max_vio, loss, role):
 
 
 def _curves(title: str, results: Results, variant: str) -> Panel:
+  """The curves after the warm-up, during which MaxVio is many times as high."""
   return Panel(
     title,
     "busiest expert's load ÷ mean − 1",
@@ -159,4 +161,8 @@ def _mean_curve(results: Results, run: str):
   curves = [dict(line['max_vio_curve'] or ()) for line in results.lines if line['run'] == run]
   steps = set.intersection(*map(set, curves)) if curves else set()
   values = {step: [curve[step] for curve in curves] for step in sorted(steps)}
-  return tuple((step, given(mean(each))) for step, each in values.items() if None not in each)
+  return tuple(
+    (step, given(mean(each)))
+    for step, each in values.items()
+    if None not in each and step > _WARM_UP
+  )

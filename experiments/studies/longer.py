@@ -85,6 +85,7 @@ def analyse(results: Results) -> Analysis:
     f'{what}: at {last} − at {first}',
     difference(values[last], values[first]),
     above=0.0,
+    unit='growth of a rise',
     words=sided(before, ('more', 'less'), f' after {last} tokens a parameter than after {first}'),
   )
   comparisons = (

@@ -56,10 +56,10 @@ def analyse(results: Results) -> Analysis:
     (
       _LABELS[key[0]],
       str(key[1]),
-      shown(ratio[key])[0],
+      shown(shares['domain'][key])[0],
       *(shown(shares[name][key], 3)[1] for name in _SHARES),
       *(shown(of(key, name), 4)[1] for name in ('substituted', 'removed')),
-      *shown(ratio[key], 2)[1:],
+      *_shown_ratio(ratio[key], shares['domain'][key]),
     )
     for key in keys
   )
@@ -131,6 +131,12 @@ def analyse(results: Results) -> Analysis:
     'A choice is one of 63 in DeepSeekMoE and one of 16 in GShard, so in DeepSeekMoE it can tell '
     'more.',
   )
+
+
+def _shown_ratio(ratio: Values, all_seeds: Values) -> tuple[str, str]:
+  """The mean with its interval, as text; and of how many seeds, if not of all."""
+  seeds, found, limits = shown(ratio, 2)
+  return found if len(ratio) == len(all_seeds) else f'{found} ({seeds} seeds)', limits
 
 
 def _ratio(first: Values, second: Values) -> dict[int, float]:

@@ -46,7 +46,10 @@ def sweep(scale: Scale = LONG) -> list[Run]:
   return [scale.run('deepseek_moe'), scale.run('deepseek_moe', 'unequal', _UNEQUAL)]
 
 
-_EQUAL, _TWO_WIDTHS = Entry('63 of 32', 'deepseek_moe'), Entry('42 of 16, 21 of 64', 'unequal')
+_EQUAL, _TWO_WIDTHS = (
+  Entry('one width, 63 of 32', 'deepseek_moe'),
+  Entry('two widths, 42 of 16 and 21 of 64', 'unequal'),
+)
 _COLUMNS = (
   *('routed experts', 'parameters', 'seeds', HELD_OUT_LOSS, '95% interval'),
   *('mean width', *DOMAINS),

@@ -36,6 +36,10 @@ class Role(enum.Enum):
   CLAIM = 'yes'
   PREMISE = 'presupposed'  # unless it holds, a claim that holds says nothing
   BESIDE = 'no'  # what else the paper leads one to expect
+  TRIED = 'no, only tried'  # a change that was tried to see whether it helps, expected by nobody
+
+
+_DECIDE = (Role.CLAIM, Role.PREMISE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Comparison:
   """A difference, by seed, expected between `above` and `below`.
   `paper`: the paper's difference, where it has one.
 
-  A value may be infinite, where a study takes divergence for an outcome. Then there is no interval,
-  and the seeds must all agree.
+  A value may be infinite, where a study takes divergence for an outcome. Then there is no interval:
+  all infinite ones must be within the bounds, or all outside, and the finite ones must say the
+  same by theirs.
   `at_most`, `at_least`: the values are only upper, or lower, bounds of what is meant.
   `unit`: what the difference is of. `words`: the finding as a clause, one for a positive mean and
   one for a negative mean, with {} where its size goes.
@@ -83,18 +88,28 @@ class Comparison:
     """What was found, with its number: '1+1/15 is 0.086 above 0+2/16'."""
     found = self.interval
     if found is None:
-      return self.what
+      apart = [str(seed) for seed in sorted(self.values) if math.isinf(self.values[seed])]
+      return f'{self.what}: diverged with seed {", ".join(apart)}' if apart else self.what
     if self.words is None:
       return f'{self.what} is {found.mean:.{self.digits}f}'.replace('-', '−')
     digits = min(self.digits, 3)
     return self.words[found.mean < 0].format(f'{abs(found.mean):.{digits}f}')
 
   @property
+  def _finite(self) -> 'Comparison | None':
+    """This comparison of the seeds whose value is finite; None if there are none."""
+    values = {seed: value for seed, value in self.values.items() if math.isfinite(value)}
+    return dataclasses.replace(self, values=values) if values else None
+
+  @property
   def p_value(self) -> float:
     """The p-value against the nearest bound. Where there is no interval, or all seeds say the same:
-    0 if the outcome is decided, as by divergence, and 1 if it is not, as for want of runs.
+    0 if the outcome is decided, as by divergence, and 1 if it is not, as for want of runs. Where
+    some seeds have diverged: that of the others.
     """
     found = self.interval
+    if found is None and self.outcome != UNDECIDED and self._finite:
+      return self._finite.p_value
     if found is None or not found.half:
       return 1.0 if self.outcome == UNDECIDED else 0.0
     return max(p_value(found, bound) for bound in (self.above, self.below) if math.isfinite(bound))
@@ -106,8 +121,13 @@ class Comparison:
       return UNDECIDED
     found = self.interval
     if found is None:
-      inside = set(map(self._is_inside, self.values.values()))
-      return UNDECIDED if len(inside) > 1 else HOLDS if inside == {True} else FAILS
+      apart = {
+        HOLDS if self._is_inside(value) else FAILS
+        for value in self.values.values()
+        if math.isinf(value)
+      }
+      said = apart | ({self._finite.outcome} if self._finite else set())
+      return said.pop() if len(said) == 1 else UNDECIDED
     return self._between(found.low, found.high)
 
   @property
@@ -159,7 +179,7 @@ class Comparison:
     if len(self.values) < 2:
       return 'an interval needs at least 2 seeds'
     if self.interval is None:
-      return 'seeds differ in whether they diverge'
+      return 'seeds that diverge do not say the same as the others'
     if self.is_level:
       return f'level, within {ABOUT:g} of the same loss'
     in_the_end = self._between(self.interval.mean, self.interval.mean)
@@ -187,7 +207,7 @@ def outcomes(comparisons: Sequence[Comparison]) -> list[str]:
   number m: the smallest p-value has to be below 0.05 ÷ m, the next below 0.05 ÷ (m − 1), and so on;
   from the first that is not, all are undecided. Those beside the claim keep their own outcome.
   """
-  family = [number for number, each in enumerate(comparisons) if each.role is not Role.BESIDE]
+  family = [number for number, each in enumerate(comparisons) if each.role in _DECIDE]
   found, rejected = [each.outcome for each in comparisons], True
   for left, number in zip(
     range(len(family), 0, -1), sorted(family, key=lambda number: comparisons[number].p_value)
@@ -223,14 +243,18 @@ def verdict(comparisons: Sequence[Comparison], finished: int, expected: int) -> 
   unmet = [f'{each.in_words} (expected: {each.needs})' for each, out in also if out == FAILS]
   if not unmet:
     return found
-  return Verdict(found.outcome, f'{found.reason}; beside the claim: {", ".join(unmet)}')
+  return Verdict(found.outcome, f'{found.reason}; beside the claim: {"; ".join(unmet)}')
 
 
 def _decided(claimed, premises) -> Verdict:
   """The verdict by (comparison, outcome) of those that count."""
   failed = [each for each, outcome in claimed if outcome == FAILS]
   if failed:
-    return Verdict(FAILS, '; '.join(f'{each.in_words} (claimed: {each.needs})' for each in failed))
+    reasons = [f'{each.in_words} (claimed: {each.needs})' for each in failed]
+    reasons += [
+      f'{each.in_words} (presupposed: {each.needs})' for each, out in premises if out != HOLDS
+    ]
+    return Verdict(FAILS, '; '.join(reasons))
   open_ones = [pair for pair in (*claimed, *premises) if pair[1] != HOLDS]
   if open_ones and all(each.role is Role.CLAIM and each.is_level for each, _ in open_ones):
     return Verdict(LEVEL, _in_words([each for each, _ in open_ones]))

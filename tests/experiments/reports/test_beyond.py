@@ -153,7 +153,7 @@ def test_balancing():
       seed,
       3.0 + 0.1 * _noise(seed) * len(way),
       max_vio={'last_tenth': max_vio.get(way, 0.5) + _noise(seed)},
-      max_vio_curve=[(20, 3.0), (40, 1.0 + seed)],
+      max_vio_curve=[(20, 9.0), (160, 3.0), (180, 1.0 + seed)],
       idle_experts=1.0,
     )
     for variant in balancing._MODELS

@@ -101,10 +101,13 @@ def test_a_comparison_with_a_diverged_run_is_undecided_and_says_so():
 @pytest.mark.parametrize(
   ('values', 'bounds', 'outcome'),
   [
-    ((math.inf, 0.2, 0.3), {'above': 0.0}, HOLDS),
+    ((math.inf, 0.2, 0.21), {'above': 0.0}, HOLDS),
+    ((math.inf, 0.2, 0.3), {'above': 0.0}, UNDECIDED),  # by the interval of the finite ones
     ((math.inf, -0.2, 0.3), {'above': 0.0}, UNDECIDED),
     ((math.inf, math.inf), {'below': 0.02}, FAILS),
-    ((-math.inf, 0.01), {'below': 0.02}, HOLDS),
+    ((-math.inf, 0.01), {'below': 0.02}, UNDECIDED),  # one seed has no interval
+    ((-math.inf, 0.01, 0.011), {'below': 0.02}, HOLDS),
+    ((-math.inf, 0.019, 0.001, 0.0195, 0.0185), {'below': 0.02}, UNDECIDED),
     ((math.inf - math.inf, 1.0), {'below': 0.02}, UNDECIDED),  # both have diverged
     ((math.inf,), {'above': 0.0}, UNDECIDED),
   ],
@@ -156,6 +159,8 @@ def test_only_comparisons_of_the_claim_decide_it():
   failing = Comparison('c − d', {0: 1.0, 1: 1.0}, below=0.0)
   beside = dataclasses.replace(failing, role=Role.BESIDE)
   assert verdicts.verdict([holding, beside], 6, 6).outcome == HOLDS
+  tried = dataclasses.replace(failing, role=Role.TRIED)
+  assert verdicts.verdict([holding, tried], 6, 6) == verdicts.Verdict(HOLDS, 'a − b is −1.0000')
   assert (
     verdicts.verdict([failing, dataclasses.replace(holding, role=Role.BESIDE)], 6, 6).outcome
     == FAILS
@@ -182,7 +187,9 @@ def test_a_claim_is_undecided_unless_what_it_presupposes_holds():
     'the claim)'
   )
   assert second.startswith('e − f is −0.2500 (presupposed: about ')
-  assert of(failing, presupposed(failing)).outcome == FAILS
+  assert of(failing, presupposed(failing)) == verdicts.Verdict(
+    FAILS, 'c − d is 1.0000 (claimed: below 0); c − d is 1.0000 (presupposed: below 0)'
+  )
   diverged = Comparison('g − h', {0: -1.0, 1: math.nan}, below=0.0)
   assert (
     of(holding, presupposed(diverged)).reason == 'g − h (presupposed: a run of seed 1 has diverged)'
