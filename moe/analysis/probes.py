@@ -41,12 +41,12 @@ def losses(
   config: Config,
   params: dict,
   data: PreparedData,
-  rows: int = 256,
+  rows: int = 128,
   seed: int = 0,
   mesh: Mesh | None = None,
 ) -> Losses:
-  """The losses on at most `rows` stretches of every domain, each from a document of its own and
-  half of data.seq_len long. `seed` draws stretches and what is looked up.
+  """The losses on at most `rows` stretches of every domain, half of data.seq_len long. `seed` draws
+  them, the text in their place, and what is looked up.
 
   UserError if no domain has two held-out documents of that length. `mesh`: the mesh in use, if
   params lie on one.
@@ -64,18 +64,18 @@ def losses(
       total, weight = total + float(sums[0]), weight + float(sums[1])
     return total / weight
 
-  of_domains = [
-    found
+  pairs = [
+    (found_BS, found_BS[of_another(document_B, generator)])
     for domain in data.held_out_domains
-    if len(found := stretches(data, domain, length, rows, generator)) > 1
+    for found_BS, document_B in [stretches(data, domain, length, rows, generator)]
+    if len(set(document_B)) > 1
   ]
-  if length < 2 or not of_domains:
+  if length < 2 or not pairs:
     raise UserError(
       f'data.seq_len={config.data.seq_len}: no domain has two held-out documents of half as many '
       'pieces, and at least two, to copy'
     )
-  stretch_BS = np.concatenate(of_domains)
-  other_BS = np.concatenate([np.roll(found, 1, axis=0) for found in of_domains])
+  stretch_BS, other_BS = map(np.concatenate, zip(*pairs))
   asked_B = places_to_look_up(stretch_BS, generator)[:, None]
   question_B2 = np.take_along_axis(stretch_BS, np.concatenate([asked_B, asked_B + 1], 1), 1)
   after = lambda first, then, scored: loss(np.concatenate([first, then], axis=1), scored)
@@ -89,17 +89,29 @@ def losses(
 
 def stretches(
   data: PreparedData, domain: str, length: int, rows: int, generator: np.random.Generator
-) -> np.ndarray:
-  """int32 (B, length): a stretch from somewhere in each of at most `rows` documents."""
-  documents, found = data.documents(HELD_OUT, domain), []
+) -> tuple[np.ndarray, np.ndarray]:
+  """int32 (B, length): at most `rows` stretches that do not overlap, as few of each document as
+  possible; and int64 (B,): which document each is of.
+  """
+  documents, texts = data.documents(HELD_OUT, domain), []
   for number in generator.permutation(len(documents)):
     text_N = held_out_stream(data, documents, int(number))[0][1:-1]  # not BOS and EOS
     if len(text_N) >= length:
-      first = generator.integers(len(text_N) - length + 1)
-      found.append(text_N[first : first + length])
-    if len(found) == rows:
+      first = int(generator.integers(len(text_N) % length + 1))
+      texts.append(text_N[first:][: (len(text_N) - first) // length * length].reshape(-1, length))
+    if len(texts) == rows:
       break
-  return np.array(found, np.int32).reshape(-1, length)
+  # The first of every document, then the second of every one that has it, ….
+  order = sorted((turn, number) for number, text in enumerate(texts) for turn in range(len(text)))
+  order = order[:rows]
+  found = [texts[number][turn] for turn, number in order]
+  return np.array(found, np.int32).reshape(-1, length), np.array([n for _, n in order], np.int64)
+
+
+def of_another(document_B: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  """int64 (B,): for each stretch the place of one of another document."""
+  apart_BB = document_B[:, None] != document_B[None]
+  return (generator.random(apart_BB.shape) + apart_BB).argmax(axis=1)
 
 
 def places_to_look_up(stretch_BS: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -12,16 +12,26 @@ from moe.evaluate import Evaluator
 from tests.small import HeldOut, packed_batch, small_config, small_params
 
 
-def test_stretches_are_of_documents_that_hold_them():
-  texts = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32], [40, 41, 42, 43]]
+def test_stretches_are_of_as_many_documents_as_there_are():
+  texts = [list(range(10, 17)), [20, 21], [30, 31, 32], [40, 41, 42, 43]]
   drawn = set()
   for seed in range(20):
-    found_BS = probes.stretches(HeldOut(a=texts), 'a', 3, 9, np.random.default_rng(seed))
-    assert found_BS.dtype == np.int32 and sorted(found_BS[:, 0] // 10) == [1, 3, 4]
+    generator = lambda: np.random.default_rng(seed)  # noqa: B023
+    found_BS, document_B = probes.stretches(HeldOut(a=texts), 'a', 3, 9, generator())
+    assert found_BS.dtype == np.int32 and sorted(found_BS[:, 0] // 10) == [1, 1, 3, 4]
     assert (np.diff(found_BS) == 1).all()  # text in its order, without BOS and EOS
+    assert sorted(document_B[:3]) == [0, 1, 2] and found_BS[3, 0] >= 13  # each before a second one
+    assert (found_BS[:, 0] // 10 == found_BS[:3, 0][document_B] // 10).all()
     drawn |= set(found_BS[:, 0])
-    assert len(probes.stretches(HeldOut(a=texts), 'a', 3, 2, np.random.default_rng(seed))) == 2
-  assert drawn == {10, 11, 12, 30, 40, 41}
+    assert len(probes.stretches(HeldOut(a=texts), 'a', 3, 2, generator())[0]) == 2
+  assert drawn == {10, 11, 13, 14, 30, 40, 41}
+
+
+def test_the_other_text_is_of_another_document():
+  document_B = np.array([0, 1, 2, 0, 0, 0])
+  found = np.array([probes.of_another(document_B, np.random.default_rng(n)) for n in range(50)])
+  assert (document_B[found] != document_B).all()
+  assert set(found[:, 0]) == {1, 2} and set(found[:, 1]) == {0, 2, 3, 4, 5}
 
 
 def test_what_is_looked_up_has_one_answer():
