@@ -34,7 +34,7 @@ DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 # How a start takes the other run's weights: as they are, or upcycled.
 UPCYCLES = ('', 'even', 'random')
 # What a run may be measured by besides losses (experiments/sweeps/measures.py).
-MEASURES = ('specialisation', 'recall')
+MEASURES = ('specialisation', 'recall', 'shared_gate')
 # How a start's experts to train are chosen: not at all, or as --by of launch.select_experts says.
 CHOICES = ('', 'gate', 'share', 'random')
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from moe import analysis
-from moe.analysis import measures, probes, redundancy
+from moe.analysis import gates, measures, probes, redundancy
 from moe.data.store import PreparedData
 from moe.inspection import Run
 
@@ -40,10 +40,24 @@ def recall(run: Run, data: PreparedData) -> dict[str, list[float]]:
   return _rounded({name: np.array([value]) for name, value in found._asdict().items()})
 
 
+CLOSED = 0.1
+
+
+def shared_gate(run: Run, data: PreparedData) -> dict[str, list[float]]:
+  """How open the gate of the shared experts is, by MoE layer, over held-out text: its mean for each
+  class of piece that occurs, and for what share of all tokens it is below CLOSED.
+  """
+  found = gates.openness(run.config, run.params, data)
+  of_classes = zip(analysis.TOKEN_CLASSES, found.mean_NC.T, strict=True)
+  means = {name: mean_N for name, mean_N in of_classes if np.isfinite(mean_N).all()}
+  return _rounded(means | {'closed': found.share_below(CLOSED)})
+
+
 # The names are those of experiments.studies.common.MEASURES, a module that does not import jax.
 MEASURE: dict[str, Callable[[Run, PreparedData], dict[str, list[float]]]] = {
   'specialisation': specialisation,
   'recall': recall,
+  'shared_gate': shared_gate,
 }
 
 

@@ -307,6 +307,8 @@ def _check_can_be_measured(run, config):
     raise UserError(
       f"run {run.name!r}: the measure 'specialisation' needs two routed experts of one width"
     )
+  if 'shared_gate' in run.measures and not config.moe.shared_gate:
+    raise UserError(f"run {run.name!r}: the measure 'shared_gate' needs moe.shared_gate=True")
 
 
 def _changed(config_dict, values):

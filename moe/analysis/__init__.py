@@ -8,6 +8,7 @@ counts          which experts the tokens of a batch, or of all held-out text, ch
 measures        from counts, in NumPy: load, mutual information, co-activation,
                 effective number of experts
 redundancy      the loss with one expert's weights in another's place
+gates           how open the gate of the shared experts is, by class of token
 probes          what attention recalls: text that stands there twice, and one piece of it
 """
 

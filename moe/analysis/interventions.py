@@ -80,6 +80,16 @@ def routing(
   return Choices(lay_out(choices.experts_BLK), lay_out(choices.gates_BLK), batch.segment_ids_BL > 0)
 
 
+def shared_gates(config: Config, params: dict, batch: Batch) -> jax.Array:
+  """float32 gate_NBL: σ(u · w) of every token, the weight of the shared experts in each MoE layer.
+  UserError for a model without `moe.shared_gate`.
+  """
+  if not config.moe.shared_gate:
+    raise UserError(f'{config.name} has moe.shared_gate=False: its shared experts have no gate')
+  gate_NBL = _run(config, params, batch, Intervention(), choices=True)[1].shared_gate_BL
+  return constrain(gate_NBL, None, 'batch', None)
+
+
 def check_routed(config: Config) -> None:
   """Raises UserError for a model without routed experts."""
   if not config.has_routed_experts:

@@ -35,6 +35,7 @@ class Aside(NamedTuple):
   stats: RoutingStats | None  # for the balance terms; None where nothing is routed
   telemetry: Telemetry
   choices: Choices | None = None  # where a probe asks for them
+  shared_gate_BL: jax.Array | None = None  # float32, beside the choices (`moe.shared_gate`)
   # The residual stream after the block, dense or MoE, where a probe asks for it. A whole model of N
   # blocks also has the stream before the first one: N + 1 entries.
   hidden_BLD: jax.Array | None = None
@@ -91,7 +92,10 @@ class MoELayer(nn.Module):
         gate_BL = self._shared_gate(u_BLD)
         shared_BLD = (gate_BL[..., None] * shared_BLD).astype(shared_BLD.dtype)
         mean = jnp.where(is_token_BL, gate_BL, 0).sum() / jnp.maximum(is_token_BL.sum(), 1)
-        aside = aside._replace(telemetry=aside.telemetry | {'shared_gate': Reading(mean, 'mean')})
+        aside = aside._replace(
+          telemetry=aside.telemetry | {'shared_gate': Reading(mean, 'mean')},
+          shared_gate_BL=gate_BL if self.probe.choices else None,
+        )
       y_BLD += shared_BLD
     return y_BLD, aside
 

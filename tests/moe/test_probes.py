@@ -2,11 +2,15 @@
 another's place.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from moe.analysis import probes, redundancy
+from moe import analysis
+from moe.analysis import TOKEN_CLASSES, Intervention, gates, probes, redundancy
+from moe.analysis.interventions import shared_gates
 from moe.errors import UserError
 from moe.evaluate import Evaluator
 from tests.small import HeldOut, packed_batch, small_config, small_params
@@ -171,3 +175,29 @@ def test_the_measures_of_sweeps_are_those_that_studies_may_name():
   from experiments.sweeps.measures import MEASURE
 
   assert tuple(MEASURE) == MEASURES
+
+
+def test_gates_of_shared_experts_by_class_of_token():
+  config = small_config(**{'moe.shared_gate': True})
+  params, batch = small_params(config), packed_batch(config)
+  gate_NBL = np.array(jax.jit(functools.partial(shared_gates, config))(params, batch))
+  telemetry = analysis.forward(config, params, batch, Intervention())[1].telemetry
+  is_token_BL = batch.segment_ids_BL > 0
+  np.testing.assert_allclose(
+    gate_NBL[:, is_token_BL].mean(axis=1), telemetry['shared_gate'].value, rtol=1e-5
+  )
+  class_V = np.arange(config.model.vocab_size) % len(TOKEN_CLASSES)
+  counts_NCH, sum_NC = gates.histogram(gate_NBL, batch, class_V)
+  is_scored_BL = batch.weights_BL > 0
+  for n, c in np.ndindex(*sum_NC.shape):
+    of_class = gate_NBL[n][is_scored_BL & (class_V[batch.tokens_BL] == c)]
+    assert (counts_NCH[n, c] == np.histogram(of_class, gates.BINS, (0, 1))[0]).all()
+    assert sum_NC[n, c] == pytest.approx(of_class.sum(), rel=1e-5)
+  found = gates.Openness(np.array(counts_NCH), np.array(sum_NC))
+  np.testing.assert_allclose(
+    found.share_below(0.5), (gate_NBL[:, is_scored_BL] < 0.5).mean(axis=1), rtol=1e-6
+  )
+  empty = gates.Openness(np.zeros((1, 2, gates.BINS), int), np.zeros((1, 2)))
+  assert np.isnan(empty.mean_NC).all()
+  with pytest.raises(UserError, match='its shared experts have no gate'):
+    shared_gates(small_config(), params, batch)

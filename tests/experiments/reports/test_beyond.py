@@ -69,6 +69,7 @@ def _whole(study, seeds):
         'specialisation': {
           name: layers for name in ('domain', 'class', 'next_class', 'substituted', 'removed')
         },
+        'shared_gate': {name: layers for name in (*shared_gate._CLASSES, 'closed')},
       }
       readings = {name: layers for name in ('shared_gate', 'experts_taken', 'routed_width')}
       made.append(
@@ -171,14 +172,22 @@ def test_shared_gate():
     domain: {'shared_gate': [0.5 + 0.1 * place + _noise(seed), 0.5 + 0.1 * place]}
     for place, domain in enumerate(_DOMAINS)
   }
+  off = lambda seed: {
+    domain: {'loss': 3.1 + _noise(seed) + (0.2 + _noise(seed)) * place}
+    for place, domain in enumerate(_DOMAINS)
+  }
+  measures = {'shared_gate': {name: [0.5] for name in (*shared_gate._CLASSES, 'closed')}}
   lines = [
-    _line(run, seed, 3.0 + _noise(seed), readings=made)
+    _line(run, seed, 3.0 + _noise(seed), readings=made, measures=measures)
+    | {'evaluations': {'shared off': {'domains': off(seed)}} if made else {}}
     for seed in range(3)
     for run, made in (('deepseek_moe', None), ('gated', readings(seed)))
   ]
   found, decided = _analysed(shared_gate, lines)
   apart = found['openness, most − least open domain']
-  assert decided == [HOLDS] * 2 and apart.interval.mean == pytest.approx(0.3)
+  assert decided == [HOLDS] * 3 and apart.interval.mean == pytest.approx(0.3)
+  needed = found['rise without the shared expert, most − least open domain']
+  assert needed.interval.mean == pytest.approx(0.6, abs=0.01)
 
 
 def test_adaptive_k():

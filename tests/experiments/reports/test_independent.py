@@ -149,7 +149,22 @@ def _by_seed(lines, run, number):
 
 
 def _shared_gate(lines, what):
-  return _spread(lines, 'gated', 'shared_gate') if what.startswith('openness') else None
+  if what.startswith('openness'):
+    return _spread(lines, 'gated', 'shared_gate')
+  if not what.startswith('rise'):
+    return None
+  gated = [line for line in lines if line['run'] == 'gated']
+  openness = {
+    domain: np.mean([np.mean(line['readings'][domain]['shared_gate']) for line in gated])
+    for domain in gated[0]['readings']
+  }
+
+  def rise(line, domain):
+    scored = line['evaluations']['shared off']['domains'], line['final']['domains']
+    return scored[0][domain]['loss'] - scored[1][domain]['loss']
+
+  ends = max(openness, key=openness.get), min(openness, key=openness.get)
+  return {line['seed']: rise(line, ends[0]) - rise(line, ends[1]) for line in gated}
 
 
 def _adaptive_k(lines, what):

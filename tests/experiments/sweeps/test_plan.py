@@ -115,6 +115,10 @@ def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
       "the measure 'specialisation' needs two routed experts of one width",
     ),
     (
+      Run('a', 'experiments/proxy.py:deepseek_moe', measures=('shared_gate',)),
+      "the measure 'shared_gate' needs moe.shared_gate=True",
+    ),
+    (
       Run('a', 'experiments/proxy.py:hash', evaluations={'b': {'masked_share': 0.25}}),
       "evaluation 'b': masked_share=0.25 needs a router that ranks all experts",
     ),
