@@ -66,11 +66,11 @@ def losses(
 
   pairs = [
     (found_BS, found_BS[of_another(document_B, generator)])
-    for domain in data.held_out_domains
+    for domain in (data.held_out_domains if length > 1 else ())
     for found_BS, document_B in [stretches(data, domain, length, rows, generator)]
     if len(set(document_B)) > 1
   ]
-  if length < 2 or not pairs:
+  if not pairs:
     raise UserError(
       f'data.seq_len={config.data.seq_len}: no domain has two held-out documents of half as many '
       'pieces, and at least two, to copy'

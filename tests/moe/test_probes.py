@@ -95,6 +95,8 @@ def test_a_model_of_nothing_recalls_nothing():
 def test_text_too_short_to_copy_is_refused(texts):
   with pytest.raises(UserError, match='no domain has two held-out documents'):
     probes.losses(small_config(), {}, HeldOut(a=texts))
+  with pytest.raises(UserError, match='no domain has two held-out documents'):
+    probes.losses(small_config(**{'data.seq_len': 1}), {}, HeldOut(a=[[5] * 99] * 3))
 
 
 @pytest.fixture
