@@ -193,13 +193,15 @@ def blocks(study: Study, alone: bool = True) -> list[Block]:
     if analysis.comparisons:
       decided = zip(analysis.comparisons, outcomes(analysis.comparisons))
       parts += [_table(_COMPARISONS, tuple(_row(*each) for each in decided))]
-      parts += [List(texts.RULES)] if alone else []
     parts += _measured(study.name, level + 1) if alone else []
     parts += [Heading('Runs', level + 1), Text(runs_in_words(study.lines))]
   parts += [Code(study.commands)] if study.commands else []
   if analysis.cannot_show:
     parts += [Heading('What a proxy cannot show', level + 1), Text(analysis.cannot_show)]
-  return [*parts, *([Text(texts.ALL_PROXIES)] if alone and study.of_the_paper else [])]
+  parts += [Text(texts.ALL_PROXIES)] if alone and study.of_the_paper else []
+  if alone and study.lines and analysis.comparisons:
+    parts += [Heading('How a verdict is reached', level + 1), List(texts.RULES)]
+  return parts
 
 
 def _measured(name: str, level: int) -> list[Block]:
