@@ -431,11 +431,10 @@ def _check_outcomes(rows):
     high = np.inf if row['paired difference'].endswith(', at least') else high
     inside = (above < low or above == -np.inf) and (high < below or below == np.inf)
     outside = high <= above or low >= below
-    expected = 'holds' if inside else _FAILS if outside else 'undecided'
-    if row.get('open'):
-      expected = 'undecided'
+    own = 'holds' if inside else _FAILS if outside else 'undecided'
+    expected = 'undecided' if row.get('open') else own
     assert row['outcome'].partition(':')[0] == expected, row
-    is_level = expected == 'undecided' and not row.get('open') and -0.02 <= low <= high <= 0.02
+    is_level = own == 'undecided' and -0.02 <= low <= high <= 0.02
     is_level &= row['expected'] in ('below 0', 'above 0') and _is_of_loss(row)
     assert row['outcome'].startswith('undecided: level') == is_level, row
 
