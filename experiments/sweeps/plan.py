@@ -301,14 +301,12 @@ def _check_can_be_measured(run, config):
     try:
       intervention.check(config, intervention.Intervention(**changes))
     except UserError as error:
-      raise UserError(f'run {run.name!r}, evaluation {name!r}: {error}') from error
+      raise UserError(f'the evaluation {name!r}: {error}') from error
   alike = max(config.moe.wide_experts, config.moe.num_experts - config.moe.wide_experts)
   if 'specialisation' in run.measures and not (config.has_routed_experts and alike > 1):
-    raise UserError(
-      f"run {run.name!r}: the measure 'specialisation' needs two routed experts of one width"
-    )
+    raise UserError("the measure 'specialisation' needs two routed experts of one width")
   if 'shared_gate' in run.measures and not config.moe.shared_gate:
-    raise UserError(f"run {run.name!r}: the measure 'shared_gate' needs moe.shared_gate=True")
+    raise UserError("the measure 'shared_gate' needs moe.shared_gate=True")
 
 
 def _changed(config_dict, values):

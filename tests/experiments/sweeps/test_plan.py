@@ -104,7 +104,7 @@ def test_an_override_may_be_written_as_a_user_writes_it(tmp_path):
     (Run('a', CONFIG, evaluations={'b': {'masked_share': {1}}}), "'b' is no plain JSON"),
     (
       Run('a', CONFIG, evaluations={'b': {'experts_per_token': 99}}),
-      "run 'a', evaluation 'b': experts_per_token=99 must be a whole number from 1 to",
+      "the evaluation 'b': experts_per_token=99 must be a whole number from 1 to",
     ),
     (
       Run('a', CONFIG, evaluations={'b': {'without_shared': 'no'}}),
