@@ -31,7 +31,7 @@ def span(panel: Panel) -> tuple[float, float]:
   found += [panel.level[1]] if panel.level and panel.level[1] else []
   bounds = [end for ends in panel.expected for end in ends if math.isfinite(end)]
   low, high = min(each.low for each in found), max(each.high for each in found)
-  return (0.0 if panel.from_zero else min(low, *bounds, low)), max(high, *bounds, high)
+  return (0.0 if panel.from_zero else min([low, *bounds])), max([high, *bounds])
 
 
 def decimals(numbers: Iterable[float]) -> int:

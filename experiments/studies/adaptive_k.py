@@ -94,6 +94,6 @@ def _flops(results: Results, taken: Values) -> tuple[str, str]:
   fixed, at_most = (results.of(each.run, 'train_flops') for each in (_FIXED_K, _ADAPTIVE_K))
   found = interval(taken)
   if fixed is None or at_most is None or found is None:
-    return tuple(NONE if flops is None else in_flops(flops) for flops in (fixed, None))
+    return in_flops(fixed), NONE
   of_one = (at_most - fixed) / (_MOST - _MEAN)
   return in_flops(fixed), in_flops(fixed + of_one * (found.mean - _MEAN))

@@ -38,12 +38,7 @@ class Results:
 
   def score(self, run: str, what: str, evaluation: str = '') -> dict[int, float]:
     """As `loss`, for the score `what`: loss or bits_per_byte."""
-    return self.values(
-      run,
-      lambda line: (line['evaluations'][evaluation] if evaluation else line['final'])['total'][
-        what
-      ],
-    )
+    return self.values(run, lambda line: _scored(line, evaluation)['total'][what])
 
   def reading(self, run: str, name: str, domain: str = '') -> dict[int, float]:
     """What layers measured over a domain's held-out text, or over all of it: the mean over layers,
@@ -64,9 +59,11 @@ class Results:
       run, lambda line: ((line['measures'] or {}).get(measure) or {}).get(name)
     )
 
-  def domain_loss(self, run: str, domain: str) -> dict[int, float]:
+  def domain_loss(self, run: str, domain: str, evaluation: str = '') -> dict[int, float]:
     """As `loss`, on one domain."""
-    return self.values(run, lambda line: line['final']['domains'].get(domain, {}).get('loss'))
+    return self.values(
+      run, lambda line: _scored(line, evaluation)['domains'].get(domain, {}).get('loss')
+    )
 
   def _over_layers(self, run, of_line):
     """The mean of each line's list, by seed. Leaves out lines without one unless they diverged."""
@@ -81,6 +78,10 @@ class Results:
 def _mean(by_layer):
   """The mean; None without values, and if one was not finite."""
   return None if not by_layer or None in by_layer else mean(by_layer)
+
+
+def _scored(line, evaluation):
+  return line['evaluations'][evaluation] if evaluation else line['final']
 
 
 def _has_diverged(line):
@@ -233,6 +234,11 @@ def sided(
   return tuple(f'{before} {{}} {side}{after}' for side in sides)
 
 
+def valued(before: str, after: str = '') -> tuple[str, str]:
+  """`Comparison.words` for a value that is no difference: a clause with its sign."""
+  return f'{before} {{}}{after}', f'{before} −{{}}{after}'
+
+
 def over_tokens(title: str, axis: str, of: Mapping[str, Mapping[int, Values]]) -> Panel:
   """A curve for each label over how long its runs were: {tokens an activated parameter: values}."""
   series = tuple(
@@ -252,13 +258,12 @@ def sizes(results: Results, run: str) -> tuple[str, str]:
 
 def costs(results: Results, run: str) -> tuple[str, str, str]:
   """Total and activated parameters, and training FLOPs, as text."""
-  flops = results.of(run, 'train_flops')
-  return *sizes(results, run), NONE if flops is None else in_flops(flops)
+  return *sizes(results, run), in_flops(results.of(run, 'train_flops'))
 
 
-def in_flops(flops: float) -> str:
+def in_flops(flops: float | None) -> str:
   """FLOPs as a table has them: 2.33e13."""
-  return f'{flops:.2e}'.replace('e+', 'e')
+  return NONE if flops is None else f'{flops:.2e}'.replace('e+', 'e')
 
 
 def shown(values: Values, digits: int = 4) -> tuple[str, str, str]:

@@ -32,6 +32,7 @@ from experiments.studies.analysis import (
   shown,
   sided,
   sizes,
+  valued,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale, only_long
 from experiments.studies.intervals import Values, difference
@@ -108,7 +109,7 @@ def analyse(results: Results) -> Analysis:
       digits=3,
       role=Role.PREMISE,
       unit=_UNIT,
-      words=(f'{_COPYING} {{}} with {two.label}', f'{_COPYING} −{{}} with {two.label}'),
+      words=valued(_COPYING, f' with {two.label}'),
     ),
     gains(_LOOKUP, three, two, Role.BESIDE, above=0.0),
     gains(_LOOKUP, one, two, Role.BESIDE, below=0.0),

@@ -34,7 +34,7 @@ from experiments.studies.verdicts import ABOUT, Comparison, Role
 SCALE, SEEDS = 'long', 5
 CLAIM = 'Loss-free balancing is more even than a balance loss of 0.001, and costs almost no loss.'
 _MODELS = {'deepseek_moe': 'DeepSeekMoE', 'gshard': 'GShard'}
-_WARM_UP = LONG.settings['optimizer.warmup_steps']
+_WARM_UP = LONG.settings['optimizer.warmup_steps']  # in which MaxVio is many times as high
 _GROUPS = {'deepseek_moe': 7, 'gshard': 4}  # of 9 and of 4 experts
 _ALPHA = 'moe.expert_balance_weight'
 _WAYS = {
@@ -144,7 +144,6 @@ def _beside_the_loss(model, way, max_vio, loss, role):
 
 
 def _curves(title: str, results: Results, variant: str) -> Panel:
-  """The curves after the warm-up, during which MaxVio is many times as high."""
   return Panel(
     title,
     "busiest expert's load ÷ mean − 1",
@@ -155,14 +154,11 @@ def _curves(title: str, results: Results, variant: str) -> Panel:
 
 
 def _mean_curve(results: Results, run: str):
-  """MaxVio at each step, the mean over seeds (no interval: it would hide the other curves). Leaves
-  out steps that a seed lacks since it has diverged.
+  """MaxVio at each step after the warm-up, the mean over seeds (no interval: it would hide the
+  other curves). Leaves out steps that a seed lacks since it has diverged.
   """
   curves = [dict(line['max_vio_curve'] or ()) for line in results.lines if line['run'] == run]
   steps = set.intersection(*map(set, curves)) if curves else set()
-  values = {step: [curve[step] for curve in curves] for step in sorted(steps)}
-  return tuple(
-    (step, given(mean(each)))
-    for step, each in values.items()
-    if None not in each and step > _WARM_UP
-  )
+  later = sorted(step for step in steps if step > _WARM_UP)
+  values = {step: [curve[step] for curve in curves] for step in later}
+  return tuple((step, given(mean(each))) for step, each in values.items() if None not in each)

@@ -33,6 +33,7 @@ from experiments.studies.analysis import (
   costs,
   given,
   shown,
+  valued,
 )
 from experiments.studies.common import EARLIER_SEEDS, PROXY, Run, Scale
 from experiments.studies.intervals import interval
@@ -168,7 +169,7 @@ def _comparisons(
       paper=0.405,
       digits=3,
       unit='share',
-      words=('DeepSeekMoE needs {} of the compute of the best Dense', ''),
+      words=valued('DeepSeekMoE needs', ' of the compute of the best Dense'),
     ),
     Comparison(
       'what the law leaves of loss',
@@ -176,7 +177,7 @@ def _comparisons(
       below=ABOUT,
       role=Role.PREMISE,
       unit='root mean square',
-      words=('the law misses losses by {} (root mean square)', ''),
+      words=valued('the law misses losses by', ' (root mean square)'),
     ),
     read_off(
       share,

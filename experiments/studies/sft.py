@@ -112,37 +112,40 @@ def analyse(results: Results) -> Analysis:
 
 def _comparisons(results):
   ours, *others = _MODELS
+  after = functools.partial(_of, results, when='after')
+
+  def compared(other, what, measured, said, **expected):
+    return Comparison(
+      f'{_MODELS[ours]} − {_MODELS[other]}: {what}',
+      difference(measured(ours), measured(other)),
+      words=sided(said, after=f' with {_MODELS[ours]} than with {_MODELS[other]}'),
+      **expected,
+    )
+
   for other in others:
-    between = f'{_MODELS[ours]} − {_MODELS[other]}'
-    loss, exact, rise = (
-      difference(measured(ours), measured(other))
-      for measured in (
-        functools.partial(_of, results, when='after', what='own'),
-        functools.partial(_of, results, when='after', what='answers'),
-        lambda name: forgotten(results, tuned(name)),
-      )
-    )
-    than = f' with {_MODELS[ours]} than with {_MODELS[other]}'
-    yield Comparison(
-      f'{between}: loss of replies',
-      loss,
+    yield compared(
+      other,
+      'loss of replies',
+      functools.partial(after, what='own'),
+      'the loss of replies is',
       below=0.0,
-      words=sided('the loss of replies is', after=than),
     )
-    yield Comparison(
-      f'{between}: exact replies',
-      exact,
+    yield compared(
+      other,
+      'exact replies',
+      functools.partial(after, what='answers'),
+      'the share of exact replies is',
       above=0.0,
       role=Role.BESIDE,
       unit='share',
-      words=sided('the share of exact replies is', after=than),
     )
-    yield Comparison(
-      f'{between}: rise of the old text’s loss',
-      rise,
+    yield compared(
+      other,
+      'rise of the old text’s loss',
+      lambda name: forgotten(results, tuned(name)),
+      "the rise of the old text's loss is",
       below=0.0,
       role=Role.BESIDE,
-      words=sided('the loss of the old text rises by', ('more', 'less'), than),
     )
 
 

@@ -24,8 +24,10 @@ from experiments.studies.analysis import (
   differences,
   dots,
   shown,
+  sided,
   sizes,
   spread,
+  valued,
 )
 from experiments.studies.common import DOMAINS, LONG, Run, Scale
 from experiments.studies.intervals import Values, difference
@@ -81,7 +83,7 @@ def analyse(results: Results) -> Analysis:
       above=_APART,
       digits=3,
       unit='openness',
-      words=(f'the gate is {{}} more open for {most} than for {least}', ''),  # never negative
+      words=valued('the gate is', f' more open for {most} than for {least}'),
     ),
     against(results, _GATED, _PLAIN, below=ABOUT),
     Comparison(
@@ -90,9 +92,10 @@ def analyse(results: Results) -> Analysis:
       above=0.0,
       role=Role.BESIDE,
       unit='rise',
-      words=tuple(
-        f'without the shared expert the loss rises by {{}} {side} on {most} than on {least}'
-        for side in ('more', 'less')
+      words=sided(
+        'without the shared expert the loss rises by',
+        ('more', 'less'),
+        f' on {most} than on {least}',
       ),
     ),
   )
@@ -115,14 +118,11 @@ def analyse(results: Results) -> Analysis:
 
 def _rise(results: Results, domain: str) -> dict[int, float]:
   """By how much the gated model's loss on a domain rises without the shared expert."""
-  off = results.values(
-    _GATED.run,
-    lambda line: line['evaluations'].get(_OFF, {}).get('domains', {}).get(domain, {}).get('loss'),
-  )
-  return difference(off, results.domain_loss(_GATED.run, domain))
+  off, on = (results.domain_loss(_GATED.run, domain, evaluation) for evaluation in (_OFF, ''))
+  return difference(off, on)
 
 
 def _extremes(open_for: Mapping[str, Values]) -> tuple[str, str]:
   """The domain for which the gate is most open in the mean, and that for which it is least."""
-  by_openness = sorted(open_for, key=lambda domain: mean(open_for[domain].values() or [0.0]))
-  return by_openness[-1], by_openness[0]
+  openness = lambda domain: mean(open_for[domain].values() or [0.0])
+  return max(open_for, key=openness), min(open_for, key=openness)

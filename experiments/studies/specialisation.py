@@ -16,7 +16,7 @@ stand in for another. (This was added when DeepSeekMoE had been scored at 40, wh
 the other measures.
 """
 
-from experiments.studies.analysis import Analysis, Results, over_tokens, shown, sided
+from experiments.studies.analysis import Analysis, Results, over_tokens, shown, sided, valued
 from experiments.studies.common import LONG, Run, Scale, only_long
 from experiments.studies.intervals import Values, difference
 from experiments.studies.verdicts import Comparison, Role
@@ -63,6 +63,34 @@ def analyse(results: Results) -> Analysis:
     )
     for key in keys
   )
+  over_training = lambda title, axis, of: over_tokens(
+    title,
+    axis,
+    {label: {n: of[variant, n] for n in _TOKENS} for variant, label in _LABELS.items()},
+  )
+  return Analysis(
+    _COLUMNS,
+    rows,
+    tuple(_comparisons(ratio, shares)),
+    (
+      over_training('Rise with another expert ÷ with none', 'ratio', ratio),
+      *(
+        over_training(f'What a choice tells of the {_SHARES[name]}', 'share of its entropy', values)
+        for name, values in shares.items()
+      ),
+    ),
+    'Whether several experts together can replace one; what experts know beyond domain and class '
+    'of piece: of the next piece only its class is asked, since held-out text has each piece too '
+    'rarely to say more. Twelve experts of each layer were replaced, on one batch of each domain. '
+    'A choice is one of 63 in DeepSeekMoE and one of 16 in GShard, so in DeepSeekMoE it can tell '
+    'more.',
+  )
+
+
+def _comparisons(ratio, shares):
+  """The comparisons. `ratio`: values by seed for each (variant, tokens); `shares`: the same for
+  each of _SHARES.
+  """
   moe, gshard = (('deepseek_moe', _WHOLE), ('gshard', _WHOLE))
   compared = lambda what, values, role, words=None: Comparison(
     what, values, above=0.0, digits=3, role=role, unit='share', words=words
@@ -82,7 +110,7 @@ def analyse(results: Results) -> Analysis:
       digits=2,
       role=Role.PREMISE,
       unit='share',
-      words=("GShard's ratio is {}", "GShard's ratio is −{}"),
+      words=valued("GShard's ratio is"),
     ),
     *(
       compared(
@@ -109,28 +137,7 @@ def analyse(results: Results) -> Analysis:
       )
       for what, values in grown.items()
     ]
-  over_training = lambda title, axis, of: over_tokens(
-    title,
-    axis,
-    {label: {n: of[variant, n] for n in _TOKENS} for variant, label in _LABELS.items()},
-  )
-  return Analysis(
-    _COLUMNS,
-    rows,
-    tuple(comparisons),
-    (
-      over_training('Rise with another expert ÷ with none', 'ratio', ratio),
-      *(
-        over_training(f'What a choice tells of the {_SHARES[name]}', 'share of its entropy', values)
-        for name, values in shares.items()
-      ),
-    ),
-    'Whether several experts together can replace one; what experts know beyond domain and class '
-    'of piece: of the next piece only its class is asked, since held-out text has each piece too '
-    'rarely to say more. Twelve experts of each layer were replaced, on one batch of each domain. '
-    'A choice is one of 63 in DeepSeekMoE and one of 16 in GShard, so in DeepSeekMoE it can tell '
-    'more.',
-  )
+  return comparisons
 
 
 def _shown_ratio(ratio: Values, all_seeds: Values) -> tuple[str, str]:

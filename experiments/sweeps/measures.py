@@ -11,6 +11,8 @@ from moe.analysis import gates, measures, probes, redundancy
 from moe.data.store import PreparedData
 from moe.inspection import Run
 
+CLOSED = 0.1  # below this a gate is closed
+
 
 def specialisation(run: Run, data: PreparedData) -> dict[str, list[float]]:
   """How specialised experts are, by MoE layer, over held-out text. What one choice of a token tells
@@ -38,9 +40,6 @@ def recall(run: Run, data: PreparedData) -> dict[str, list[float]]:
   """
   found = probes.losses(run.config, run.params, data)
   return _rounded({name: np.array([value]) for name, value in found._asdict().items()})
-
-
-CLOSED = 0.1
 
 
 def shared_gate(run: Run, data: PreparedData) -> dict[str, list[float]]:

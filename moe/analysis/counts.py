@@ -106,12 +106,9 @@ def count(
   """
   choices = routing(config, params, batch, intervention)
   is_counted_BL = batch.weights_BL > 0
-
-  def classes(ids_BL):
-    class_BL = jnp.where(is_counted_BL, jnp.asarray(class_V)[ids_BL], -1)  # −1: of no class
-    return jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
-
-  is_class_BLC, is_next_BLC = classes(batch.tokens_BL), classes(batch.targets_BL)
+  is_class_BLC, is_next_BLC = (
+    counted_classes(ids_BL, batch, class_V) for ids_BL in (batch.tokens_BL, batch.targets_BL)
+  )
 
   def of_layer(taken_BLK):
     chosen_BLE = jax.nn.one_hot(taken_BLK, config.moe.num_experts).sum(axis=2)
@@ -126,6 +123,14 @@ def count(
   class_tokens_C = is_class_BLC.sum(axis=(0, 1))
   counts = Counts(sequences_NBE, classes_NCE, class_tokens_C, pairs_NEE, next_NCE)
   return jax.tree.map(lambda x: x.astype(jnp.int32), counts)
+
+
+def counted_classes(ids_BL: jax.Array, batch: Batch, class_V: np.ndarray) -> jax.Array:
+  """float32 is_class_BLC: 1 at the class of each id; all 0 where the batch's target is not scored,
+  which is then not counted.
+  """
+  class_BL = jnp.where(batch.weights_BL > 0, jnp.asarray(class_V)[ids_BL], -1)  # −1: of no class
+  return jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
 
 
 def survey(

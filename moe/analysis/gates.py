@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.analysis.counts import TOKEN_CLASSES, token_classes
+from moe.analysis.counts import counted_classes, token_classes
 from moe.analysis.interventions import shared_gates
 from moe.config import Config
 from moe.data.packing import Batch
@@ -67,8 +67,7 @@ def histogram(
   gate_NBL: jax.Array, batch: Batch, class_V: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
   """int32 counts_NCH and float32 sum_NC of a batch's scored tokens."""
-  class_BL = jnp.where(batch.weights_BL > 0, jnp.asarray(class_V)[batch.tokens_BL], -1)
-  is_class_BLC = jax.nn.one_hot(class_BL, len(TOKEN_CLASSES))
+  is_class_BLC = counted_classes(batch.tokens_BL, batch, class_V)
   bin_NBL = jnp.minimum((gate_NBL * BINS).astype(jnp.int32), BINS - 1)
   # Sums of zeros and ones are exact below 2²⁴ tokens.
   counts_NCH = jnp.einsum('blc,nblh->nch', is_class_BLC, jax.nn.one_hot(bin_NBL, BINS))

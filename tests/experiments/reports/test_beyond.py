@@ -25,10 +25,12 @@ _DOMAINS = ('english', 'chinese', 'code', 'mathematics')
 
 def _line(run, seed, loss, **rest):
   """A line with the fields that analyses read. `evaluations`: losses by name."""
-  scored = lambda value: {'total': {'loss': value, 'bits_per_byte': value}}
+  scored = lambda value: {
+    'total': {'loss': value, 'bits_per_byte': value},
+    'domains': {domain: {'loss': value} for domain in _DOMAINS},
+  }
   evaluations = {name: scored(value) for name, value in rest.pop('evaluations', {}).items()}
-  final = scored(loss) | {'domains': {domain: {'loss': loss} for domain in _DOMAINS}}
-  line = {'run': run, 'seed': seed, 'final': final, 'evaluations': evaluations}
+  line = {'run': run, 'seed': seed, 'final': scored(loss), 'evaluations': evaluations}
   line |= {'total_params': 1e6, 'active_params': 3e5, 'train_flops': 1e12, 'measures': {}}
   line |= {'readings': None, 'mean_readings': None, 'max_vio': None, 'max_vio_curve': None}
   return line | rest
